@@ -1,0 +1,1 @@
+"""langevin-xtal: candidate crystals from elements and a space group."""

@@ -1,0 +1,59 @@
+"""Everything langevin-xtal raises on purpose, in one tree.
+
+.. code-block:: text
+
+    LangevinXtalError
+    ├─ InputError            what the user handed in; the command line exits with 2
+    │  ├─ LatticeError       a cell that is singular or has the wrong shape
+    │  ├─ SymmetryError      a space group that does not exist, or does not fit the cell
+    │  ├─ RequestError       elements, sites or formula that cannot be asked for
+    │  ├─ DataError          a structure file or packed dataset that cannot be used
+    │  └─ CheckpointError    weights that are truncated, foreign or of another version
+    ├─ GraphError            a crystal too large for the multigraph's stated limits
+    ├─ SamplingError         chains that diverged more often than they may
+    └─ BackendError          an explicitly requested graph builder that is not available
+
+Messages name the input, say what was wrong, and what would be right.
+"""
+
+from __future__ import annotations
+
+
+class LangevinXtalError(Exception):
+    """Root of the tree: catch this to catch everything the package raises on purpose."""
+
+
+class InputError(LangevinXtalError, ValueError):
+    """Something the caller handed in cannot be used."""
+
+
+class LatticeError(InputError):
+    """A cell that is singular, not finite or at odds with its crystal system."""
+
+
+class SymmetryError(InputError):
+    """A space group that does not exist, or operations that do not fit the cell."""
+
+
+class RequestError(InputError):
+    """Elements, site counts or a formula that cannot be asked for."""
+
+
+class DataError(InputError):
+    """A structure file or packed dataset that cannot be read."""
+
+
+class CheckpointError(InputError):
+    """Weights that are truncated, foreign or of another version."""
+
+
+class GraphError(LangevinXtalError):
+    """A crystal beyond the stated limits of the multigraph builders."""
+
+
+class SamplingError(LangevinXtalError):
+    """Chains that diverged more often than they may."""
+
+
+class BackendError(LangevinXtalError):
+    """An explicitly requested graph builder that is not available here."""

@@ -1,0 +1,31 @@
+"""Space groups, lattice degrees of freedom, orbits and site symmetry."""
+
+from langevin_xtal.symmetry.groups import CRYSTAL_SYSTEMS, SpaceGroup, operation_table
+from langevin_xtal.symmetry.lattice import (
+    axis_coordinate,
+    cell_directions,
+    cell_lengths,
+    coordinate_from_length,
+    free_lengths,
+    has_fixed_angles,
+    length_from_coordinate,
+)
+from langevin_xtal.symmetry.sites import orbit, site_projector, snap_site, stabiliser, wrap
+
+__all__ = [
+    "CRYSTAL_SYSTEMS",
+    "SpaceGroup",
+    "axis_coordinate",
+    "cell_directions",
+    "cell_lengths",
+    "coordinate_from_length",
+    "free_lengths",
+    "has_fixed_angles",
+    "length_from_coordinate",
+    "operation_table",
+    "orbit",
+    "site_projector",
+    "snap_site",
+    "stabiliser",
+    "wrap",
+]
