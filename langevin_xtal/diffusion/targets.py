@@ -1,0 +1,133 @@
+"""What the network should predict: the noise, plain or averaged over equivalent images.
+
+A site noised by σ may be nearer to another image of its orbit than to the one it came from; both
+describe the same crystal. The density of the noised orbit is
+
+    p(x̃) ∝ Σ_{h, n} exp(−|x̃ − h(x) − n|² / 2σ²),
+
+and its score is the responsibility-weighted mean of −(x̃ − h(x) − n)/σ². The orbit target is −σ
+times it; the plain target, (x̃ − x)/σ, has the same mean and more variance.
+
+Sums over lattice vectors factorise where the cell is rectangular; a hexagonal cell is rectangular
+after a doubling. Other cells sum over a box of lattice vectors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from langevin_xtal.graph.snapping import Operations, SitePairs
+
+AXIS_IMAGES = 4
+"""Lattice vectors summed on either side of the nearest one, along each axis."""
+
+BOX_IMAGES = 2
+"""The same for cells that are not rectangular, in each of three directions."""
+
+
+def orbit_noise(
+    noised: Tensor,
+    clean: Tensor,
+    lattice: Tensor,
+    site_crystal: Tensor,
+    sigma: Tensor,
+    pairs: SitePairs,
+    operations: Operations,
+) -> Tensor:
+    """Responsibility-weighted noise of every site.
+
+    Parameters
+    ----------
+    noised, clean
+        (A, 3) fractional coordinates x̃ and x, float64.
+    lattice
+        (B, 3, 3) rows [Å]: the noised cell, in whose metric the noise is isotropic.
+    sigma
+        (B,) position noise [Å].
+
+    Returns
+    -------
+    Tensor
+        (A, 3) Cartesian, in units of σ; −σ² times the score of the orbit density, over σ.
+    """
+    cell = lattice[site_crystal]
+    scale = sigma[site_crystal]
+    w, t = operations.rotations[pairs.op], operations.translations[pairs.op]
+    image = (w @ clean[pairs.site].unsqueeze(-1)).squeeze(-1) + t
+    delta = noised[pairs.site] - image
+    delta = delta - delta.round()  # (P, 3) fractional, from the nearest lattice copy
+    log_weight = delta.new_empty(len(delta))
+    mean = torch.empty_like(delta)
+    kind = _cell_kind(lattice)[site_crystal][pairs.site]
+    pair_cell, pair_sigma = cell[pairs.site], scale[pairs.site]
+    for which, summed in ((0, _rectangular), (1, _hexagonal), (2, _general)):
+        own = torch.nonzero(kind == which).squeeze(1)
+        if len(own):
+            log_weight[own], mean[own] = summed(delta[own], pair_cell[own], pair_sigma[own])
+    top = torch.full_like(scale, -torch.inf).scatter_reduce(0, pairs.site, log_weight, "amax")
+    weight = (log_weight - top[pairs.site]).exp()
+    total = torch.zeros_like(scale).index_add(0, pairs.site, weight)
+    average = torch.zeros_like(noised).index_add(0, pairs.site, weight.unsqueeze(1) * mean)
+    return average / (total * scale).unsqueeze(1)
+
+
+def _cell_kind(lattice: Tensor) -> Tensor:
+    """(B,) 0 rectangular, 1 hexagonal with c along z, 2 anything else."""
+    gram = lattice @ lattice.transpose(1, 2)
+    size = gram.diagonal(dim1=1, dim2=2)
+    ab, ac, bc = gram[:, 0, 1], gram[:, 0, 2], gram[:, 1, 2]
+    tiny = 1e-9 * size.amax(1)
+    upright = (ac.abs() < tiny) & (bc.abs() < tiny)
+    rectangular = upright & (ab.abs() < tiny)
+    hexagonal = upright & ((ab + 0.5 * size[:, 0]).abs() < tiny)
+    hexagonal &= (size[:, 0] - size[:, 1]).abs() < tiny
+    return torch.where(rectangular, 0, torch.where(hexagonal, 1, 2))
+
+
+def _along_axes(delta: Tensor, axes: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Log of the sum over lattice vectors, and the mean vector, for orthogonal rows ``axes``."""
+    length = torch.linalg.vector_norm(axes, dim=2)  # (P, 3)
+    steps = torch.arange(-AXIS_IMAGES, AXIS_IMAGES + 1, dtype=delta.dtype, device=delta.device)
+    reach = (delta.unsqueeze(2) - steps) * length.unsqueeze(2)  # (P, 3, S) signed distance [Å]
+    log_each = -0.5 * (reach / sigma.view(-1, 1, 1)) ** 2
+    log_axis = torch.logsumexp(log_each, dim=2)
+    mean_axis = ((log_each - log_axis.unsqueeze(2)).exp() * reach).sum(2)
+    # σ above one period: uniform to 1e-8, which the truncated sum would not show
+    mean_axis = torch.where(sigma.unsqueeze(1) > length, 0.0, mean_axis)
+    unit = axes / length.unsqueeze(2)
+    return log_axis.sum(1), (mean_axis.unsqueeze(1) @ unit).squeeze(1)
+
+
+def _rectangular(delta: Tensor, cell: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    return _along_axes(delta, cell, sigma)
+
+
+def _hexagonal(delta: Tensor, cell: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows a, a + 2b, c span a rectangular cell with two lattice points: 0 and a + b."""
+    a, b, c = cell.unbind(1)
+    axes = torch.stack([a, a + 2 * b, c], dim=1)
+    parts = []
+    for copy in (0.0, 1.0):
+        u, v, z = (delta + copy * delta.new_tensor([1.0, 1.0, 0.0])).unbind(1)
+        # u a + v b = (u − v/2) a + (v/2) (a + 2b)
+        own = torch.stack([u - 0.5 * v, 0.5 * v, z], dim=1)
+        parts.append(_along_axes(own - own.round(), axes, sigma))
+    return _mixture(
+        torch.stack([p[0] for p in parts], dim=1), torch.stack([p[1] for p in parts], dim=1)
+    )
+
+
+def _general(delta: Tensor, cell: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    one = torch.arange(-BOX_IMAGES, BOX_IMAGES + 1, dtype=delta.dtype, device=delta.device)
+    box = torch.cartesian_prod(one, one, one)
+    cart = (delta.unsqueeze(1) - box) @ cell  # (P, S, 3)
+    log_total, mean = _mixture(-0.5 * (cart / sigma.view(-1, 1, 1)).square().sum(2), cart)
+    longest = torch.linalg.vector_norm(cell, dim=2).amax(1)
+    return log_total, torch.where((sigma > longest).unsqueeze(1), 0.0, mean)
+
+
+def _mixture(log_weight: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    total = torch.logsumexp(log_weight, dim=1)
+    share = (log_weight - total.unsqueeze(1)).exp()
+    return total, (share.unsqueeze(2) * mean).sum(1)

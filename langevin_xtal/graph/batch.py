@@ -1,0 +1,225 @@
+"""From a batch of crystals to what the network reads: edges, turned directions, padded rows.
+
+Two additions to the plain multigraph:
+
+* **Snap edges.** Sites within ``snap_radius(σ)`` of a special position are moved there before the
+  multigraph is built, so a cluster of coincident images counts as one atom. What was lost, the
+  displacement of the site, comes back as one extra edge from the site to the special position,
+  flagged as a self-image. It takes part in messages only as a receiver.
+* **Rows.** The sum over triplets is a small dense product: for every site the edges that leave it
+  (up to K) against the edges that arrive, cut into rows of ``ROW`` edges. Only the cosine of each
+  pair is stored, never a feature vector per triplet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from langevin_xtal.graph.backends import build_multigraph
+from langevin_xtal.graph.contract import CrystalArrays, GraphSettings, SymmetryMultigraph
+from langevin_xtal.graph.snapping import Snapped
+from langevin_xtal.symmetry.sites import IDENTICAL
+
+ROW = 16
+"""Arriving edges in one row of the dense triplet product."""
+
+SNAP_SIGMAS = 3.0
+SNAP_LIMIT = 0.6
+"""Largest snap displacement [Å]; below it, three standard deviations."""
+
+
+def snap_radius(sigma: Tensor) -> Tensor:
+    """Radius [Å] within which a site noised by ``sigma`` [Å] counts as a special position."""
+    return (SNAP_SIGMAS * sigma).clamp(max=SNAP_LIMIT)
+
+
+@dataclass(frozen=True)
+class GraphBatch:
+    """What the network reads, on one device. E counts multigraph edges, then snap edges."""
+
+    numbers: Tensor  #: (A,) atomic numbers
+    site_crystal: Tensor  #: (A,) crystal of each site
+    volume_per_atom: Tensor  #: (B,) [Å^3]
+    multiplicity: Tensor  #: (A,) atoms of each site in the cell
+    source: Tensor  #: (E,)
+    target: Tensor  #: (E,)
+    vec: Tensor  #: (E, 3) from the source to the image [Å]
+    dist: Tensor  #: (E,) [Å]
+    reach: Tensor  #: (E,) reach of the source [Å]
+    is_self_image: Tensor  #: (E,) bool
+    is_long_range: Tensor  #: (E,) bool
+    is_snap: Tensor  #: (E,) bool
+    axes: Tensor  #: (E, 3) ∂d_e / ∂(a, b, c) along the edge, dimensionless
+    out_edge: Tensor  #: (A, K) edges leaving each site and within reach, E where none
+    row_site: Tensor  #: (R,) site at which the edges of a row arrive
+    row_edge: Tensor  #: (R, ROW) arriving edges, E where none
+    row_of_edge: Tensor  #: (E,) position of each edge in ``row_edge.flatten()``
+    cosine: Tensor  #: (R, ROW, K) cosine of the angle of each triplet
+    is_triplet: Tensor  #: (R, ROW, K) bool: false for padding and exact back-tracking
+
+    def to(self, device: torch.device | str) -> GraphBatch:
+        """The same batch on another device."""
+        return GraphBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def make_batch(
+    numbers: Tensor,
+    crystals: CrystalArrays,
+    settings: GraphSettings,
+    *,
+    snapped: Snapped | None = None,
+    dtype: torch.dtype = torch.float32,
+    backend: str | None = None,
+) -> GraphBatch:
+    """Build the multigraph of ``crystals`` and lay it out for the network.
+
+    Parameters
+    ----------
+    numbers
+        (A,) atomic numbers.
+    crystals
+        Crystals whose sites are already snapped.
+    snapped
+        Where the sites came from; adds the snap edges.
+    dtype
+        Of the floating-point fields; geometry is computed in float64 before.
+    """
+    graph = build_multigraph(crystals, settings, backend=backend)
+    turned, axes = _turned_directions(graph, crystals)
+    site_crystal = np.repeat(np.arange(len(crystals)), np.diff(crystals.site_start))
+    atoms = np.bincount(site_crystal, graph.multiplicity, minlength=len(crystals))
+    volume = np.abs(np.linalg.det(crystals.lattice)) / np.maximum(atoms, 1)
+    tensors = {
+        "source": torch.from_numpy(graph.edge_index[0].copy()),
+        "target": torch.from_numpy(graph.edge_index[1].copy()),
+        "vec": torch.from_numpy(graph.edge_vec),
+        "turned": torch.from_numpy(turned),
+        "axes": torch.from_numpy(axes),
+        "is_self_image": torch.from_numpy(graph.edge_is_self_image),
+        "is_long_range": torch.from_numpy(graph.edge_is_long_range),
+    }
+    return assemble(
+        numbers,
+        torch.from_numpy(site_crystal),
+        torch.from_numpy(volume),
+        torch.from_numpy(graph.multiplicity),
+        torch.from_numpy(graph.site_reach),
+        tensors,
+        None if snapped is None else snapped.displacement,
+        dtype,
+    )
+
+
+def _turned_directions(
+    graph: SymmetryMultigraph, crystals: CrystalArrays
+) -> tuple[np.ndarray, np.ndarray]:
+    """(E, 3) R_h⁻¹(−d_e), the way back seen by the stored target; (E, 3) ∂d/∂(a, b, c)."""
+    crystal = np.searchsorted(crystals.site_start, graph.edge_index[0], side="right") - 1
+    inverse = np.linalg.inv(crystals.lattice)
+    frac = np.einsum("ei,eij->ej", graph.edge_vec, inverse[crystal])
+    w = crystals.rotations[crystals.op_start[crystal] + graph.edge_op].astype(float)
+    back = np.linalg.solve(w, -frac[..., None])[..., 0]
+    turned = np.einsum("ei,eij->ej", back, crystals.lattice[crystal])
+    lengths = np.linalg.norm(crystals.lattice, axis=2)
+    along = np.einsum("ekj,ej->ek", crystals.lattice[crystal], graph.edge_vec)
+    dist = np.maximum(graph.edge_dist, IDENTICAL)[:, None]
+    axes = frac * along / (lengths[crystal] * dist)
+    return turned, axes
+
+
+def assemble(
+    numbers: Tensor,
+    site_crystal: Tensor,
+    volume_per_atom: Tensor,
+    multiplicity: Tensor,
+    site_reach: Tensor,
+    edges: dict[str, Tensor],
+    displacement: Tensor | None,
+    dtype: torch.dtype,
+) -> GraphBatch:
+    """Lay out edges for the network; runs on whatever device the tensors are on."""
+    n_sites, device = len(numbers), numbers.device
+    source, target = edges["source"], edges["target"]
+    vec, turned, axes = edges["vec"], edges["turned"], edges["axes"]
+    self_image, long_range = edges["is_self_image"], edges["is_long_range"]
+    is_snap = torch.zeros_like(long_range)
+    if displacement is not None:
+        site = torch.nonzero(torch.linalg.vector_norm(displacement, dim=1) > 1e-6).squeeze(1)
+        yes = torch.ones(len(site), dtype=torch.bool, device=device)
+        source, target = torch.cat([source, site]), torch.cat([target, site])
+        vec = torch.cat([vec, -displacement[site]])
+        turned = torch.cat([turned, displacement[site]])  # the site itself: identity
+        axes = torch.cat([axes, torch.zeros_like(displacement[site])])
+        self_image, is_snap = torch.cat([self_image, yes]), torch.cat([is_snap, yes])
+        long_range = torch.cat([long_range, ~yes])
+    dist = torch.linalg.vector_norm(vec, dim=1)
+    leaving = ~long_range & ~is_snap
+    out_edge = _padded(source, leaving, n_sites)
+    row_site, row_edge, row_of_edge = _rows(target, n_sites)
+
+    # geometry of every (arriving, leaving) pair, in float64 for the test of back-tracking
+    none = vec.new_zeros(1, 3)
+    arriving = torch.cat([turned, none])[row_edge]  # (R, ROW, 3)
+    going = torch.cat([vec, none])[out_edge][row_site]  # (R, K, 3)
+    gap = torch.cdist(arriving, going, compute_mode="donot_use_mm_for_euclid_dist")
+    lengths = torch.cat([dist, none[0, :1]])
+    product = lengths[row_edge].unsqueeze(2) * lengths[out_edge][row_site].unsqueeze(1)
+    cosine = (arriving @ going.transpose(1, 2)) / product.clamp(min=1e-12)
+    is_triplet = (gap > IDENTICAL) & (row_edge < len(source)).unsqueeze(2)
+    is_triplet &= (out_edge < len(source))[row_site].unsqueeze(1)
+    return GraphBatch(
+        numbers=numbers,
+        site_crystal=site_crystal,
+        volume_per_atom=volume_per_atom.to(dtype),
+        multiplicity=multiplicity.to(dtype),
+        source=source,
+        target=target,
+        vec=vec.to(dtype),
+        dist=dist.to(dtype),
+        reach=site_reach[source].to(dtype),
+        is_self_image=self_image,
+        is_long_range=long_range,
+        is_snap=is_snap,
+        axes=axes.to(dtype),
+        out_edge=out_edge,
+        row_site=row_site,
+        row_edge=row_edge,
+        row_of_edge=row_of_edge,
+        cosine=cosine.clamp(-1.0, 1.0).to(dtype),
+        is_triplet=is_triplet,
+    )
+
+
+def _padded(site: Tensor, use: Tensor, n_sites: int) -> Tensor:
+    """(A, K) indices of the used edges of each site, padded with the number of edges."""
+    edge = torch.nonzero(use).squeeze(1)
+    own = site[edge]
+    order = torch.argsort(own, stable=True)
+    edge, own = edge[order], own[order]
+    count = torch.bincount(own, minlength=n_sites)
+    slot = torch.arange(len(edge), device=site.device) - (torch.cumsum(count, 0) - count)[own]
+    width = int(count.max()) if len(edge) else 1
+    table = torch.full((n_sites, width), len(site), device=site.device)
+    table[own, slot] = edge
+    return table
+
+
+def _rows(target: Tensor, n_sites: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Arriving edges of each site in rows of ``ROW``: (R,), (R, ROW), (E,)."""
+    order = torch.argsort(target, stable=True)
+    count = torch.bincount(target, minlength=n_sites)
+    rows = (count + ROW - 1) // ROW
+    row_site = torch.repeat_interleave(torch.arange(n_sites, device=target.device), rows)
+    first_row = torch.cumsum(rows, 0) - rows
+    own = target[order]
+    slot = torch.arange(len(order), device=target.device) - (torch.cumsum(count, 0) - count)[own]
+    position = first_row[own] * ROW + slot
+    row_edge = torch.full((len(row_site) * ROW,), len(target), device=target.device)
+    row_edge[position] = order
+    row_of_edge = torch.empty_like(order)
+    row_of_edge[order] = position
+    return row_site, row_edge.view(-1, ROW), row_of_edge

@@ -1,0 +1,194 @@
+"""Checkpoints: safetensors with a JSON header entry. Data, never code.
+
+A model file holds the network's weights (``network.*``), the tables of
+:class:`~langevin_xtal.model.statistics.Statistics` (``statistics.*``) and one JSON document with
+the configuration, the noise levels and the model card.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from langevin_xtal.errors import CheckpointError
+from langevin_xtal.model.levels import NoiseLevels
+from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
+from langevin_xtal.model.statistics import Statistics
+
+MODEL_FORMAT = "langevin-xtal model 1"
+HEADER = "langevin_xtal"
+SUFFIX = ".safetensors"
+
+ConfigT = TypeVar("ConfigT")
+
+
+@dataclass(frozen=True)
+class ScoreModel:
+    """A trained network with everything sampling needs.
+
+    ``hash`` identifies the weights: the first 16 hexadecimal digits of a SHA-256 over them.
+    """
+
+    name: str
+    network: EdgeNetwork
+    levels: NoiseLevels
+    statistics: Statistics
+    card: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def hash(self) -> str:
+        """Identifies the weights."""
+        return weights_hash(self.network.state_dict())
+
+    def __repr__(self) -> str:
+        weights = sum(p.numel() for p in self.network.parameters())
+        return f"ScoreModel({self.name}, {weights:,} weights, {self.hash})"
+
+
+def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
+    """16 hexadecimal digits over names and values."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def config_from_dict(kind: type[ConfigT], values: Any, where: str) -> ConfigT:
+    """A configuration dataclass from untrusted JSON.
+
+    Raises
+    ------
+    CheckpointError
+        Naming unknown keys or values of the wrong type.
+    """
+    known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{where}: expected a table of settings, got {type(values).__name__}")
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise CheckpointError(f"{where}: unknown keys {unknown}; known: {sorted(known)}")
+    for name, value in values.items():
+        default = known[name].default
+        plain = isinstance(value, bool) == isinstance(default, bool)
+        number = isinstance(default, int | float) and isinstance(value, int | float) and plain
+        if not number and type(value) is not type(default):
+            raise CheckpointError(f"{where}: {name} = {value!r} should be like {default!r}")
+    return kind(**values)
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
+    """Write a safetensors file, complete or not at all."""
+    part = path.with_name(path.name + ".part")
+    contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    save_file(contiguous, part, metadata={HEADER: json.dumps(header, sort_keys=True)})
+    os.replace(part, path)
+
+
+def read_tensors(path: Path, expected: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and header of a file written by :func:`write_tensors`.
+
+    Raises
+    ------
+    CheckpointError
+        When the file is missing, truncated, foreign or of another format than ``expected``.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist")
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            header = json.loads(metadata.get(HEADER, "null"))
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} is truncated or not a safetensors file ({error})"
+        ) from None
+    if not isinstance(header, dict) or "format" not in header:
+        raise CheckpointError(f"checkpoint {path} was not written by langevin-xtal")
+    if header["format"] != expected:
+        raise CheckpointError(
+            f"checkpoint {path} has format {header['format']!r}; this version reads {expected!r}"
+        )
+    return tensors, header
+
+
+def save_model(path: Path, model: ScoreModel) -> None:
+    """Write a model file."""
+    tensors = {f"network.{k}": v for k, v in model.network.state_dict().items()}
+    tables = model.statistics.to_tensors()
+    tensors |= {f"statistics.{k}": torch.from_numpy(v).float() for k, v in tables.items()}
+    header = {
+        "format": MODEL_FORMAT,
+        "name": model.name,
+        "network": dataclasses.asdict(model.network.config),
+        "levels": dataclasses.asdict(model.levels),
+        "card": model.card,
+    }
+    write_tensors(path, tensors, header)
+
+
+def load_model(name_or_path: str | Path = "small") -> ScoreModel:
+    """A shipped model by name, or one of your own by path.
+
+    Parameters
+    ----------
+    name_or_path
+        A name from :func:`shipped_models`, or the path of a ``.safetensors`` file written by
+        ``langevin-xtal train``.
+
+    Raises
+    ------
+    CheckpointError
+        When there is no such model, or the file cannot be used.
+    """
+    text = str(name_or_path)
+    if text in shipped_models():
+        source = resources.files("langevin_xtal.weights").joinpath(text + SUFFIX)
+        with resources.as_file(source) as path:
+            return _read_model(path)
+    if not Path(text).exists() and not text.endswith(SUFFIX):
+        raise CheckpointError(
+            f"model {text!r} is neither shipped ({', '.join(shipped_models()) or 'none'}) nor a "
+            "file; give a shipped name or the path of a .safetensors file"
+        )
+    return _read_model(Path(text))
+
+
+def shipped_models() -> tuple[str, ...]:
+    """Names of the models inside the package."""
+    folder = resources.files("langevin_xtal.weights")
+    names = (entry.name for entry in folder.iterdir())
+    return tuple(sorted(n.removesuffix(SUFFIX) for n in names if n.endswith(SUFFIX)))
+
+
+def _read_model(path: Path) -> ScoreModel:
+    tensors, header = read_tensors(path, MODEL_FORMAT)
+    where = f"checkpoint {path}"
+    config = config_from_dict(NetworkConfig, header.get("network"), where)
+    levels = config_from_dict(NoiseLevels, header.get("levels"), where)
+    state = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
+    try:
+        network = EdgeNetwork(config)
+        network.load_state_dict(state)
+        tables = {
+            f.name: tensors[f"statistics.{f.name}"].double().numpy()
+            for f in dataclasses.fields(Statistics)
+        }
+    except (KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{where} does not fit its own configuration ({reason})") from None
+    network.eval().requires_grad_(False)
+    name, card = str(header.get("name", path.stem)), header.get("card", {})
+    return ScoreModel(name, network, levels, Statistics(**tables), card)

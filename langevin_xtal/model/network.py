@@ -1,0 +1,210 @@
+"""DimeNet++ with outputs on edges (Gasteiger et al. 2020; Sultanov et al. 2023, section 4.2).
+
+Directional messages live on the edges of the symmetry multigraph. What differs from the molecular
+network: angles are turned with the operation of the edge (:mod:`langevin_xtal.graph.batch`), the
+output blocks act on edges and give two numbers each (position weight, relative length change),
+nothing is pooled, and the network is told both noise levels continuously.
+
+The interaction block sums, for every edge e = i → h(j), over the edges f leaving j,
+
+    Σ_f u_f Σ_l P_l(cos α_ef) (W_l R_l(d_f)) ⊙ x_f,
+
+with P_l Legendre polynomials, R_ln spherical Bessel functions and u_f the envelope. Everything but
+P_l depends on f alone, so the sum over triplets is one matrix product per row of edges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from langevin_xtal.graph.batch import ROW, GraphBatch
+from langevin_xtal.graph.contract import GraphSettings
+from langevin_xtal.model.bases import RadialBasis, SphericalBasis, envelope, legendre
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Widths and reach of the network."""
+
+    width: int = 96
+    """Features of an edge message."""
+    triplet_width: int = 32
+    """Features of a message inside the sum over triplets."""
+    blocks: int = 3
+    """Interaction blocks."""
+    radial: int = 8
+    """Radial basis functions."""
+    spherical: int = 5
+    """Orders of the angular basis."""
+    basis_cutoff: float = 8.0
+    """Range of the radial bases [Å]; longer edges keep only their logarithm."""
+    cutoff: float = 6.0
+    """Reach of a site [Å]."""
+    k_min: int = 12
+    """Reach further when a site has fewer neighbours."""
+    k_max: int = 20
+    """Keep only whole shells that fit in this many neighbours."""
+    all_pairs: bool = True
+    """Long-range edges between all pairs of sites."""
+
+    def graph_settings(self) -> GraphSettings:
+        """The multigraph this network reads."""
+        return GraphSettings(
+            cutoff=self.cutoff, k_min=self.k_min, k_max=self.k_max, all_pairs=self.all_pairs
+        )
+
+
+SIZES: dict[str, NetworkConfig] = {
+    "small": NetworkConfig(),
+    "base": NetworkConfig(
+        width=128, triplet_width=64, blocks=4, radial=10, spherical=7, k_max=32
+    ),
+}
+"""The named sizes: ``small`` for two CPU cores, ``base`` for a GPU."""
+
+ELEMENTS = 119
+NOISE_FEATURES = 16
+EDGE_FEATURES = 5
+
+
+def noise_features(sigma: Tensor) -> Tensor:
+    """(B,) noise level to (B, 2 · 16 + 1): sines and cosines of log σ, and a flag for σ = 0."""
+    clean = sigma <= 0
+    log = torch.where(clean, torch.ones_like(sigma), sigma).log()
+    frequency = torch.logspace(-1, 0.7, NOISE_FEATURES, dtype=sigma.dtype, device=sigma.device)
+    phase = log[:, None] * frequency
+    waves = torch.cat([phase.sin(), phase.cos()], dim=1) * (~clean)[:, None]
+    return torch.cat([waves, clean[:, None].to(sigma.dtype)], dim=1)
+
+
+class Residual(nn.Module):
+    """x + SiLU(W2 SiLU(W1 x))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + functional.silu(self.second(functional.silu(self.first(x))))
+
+
+class Interaction(nn.Module):
+    """One DimeNet++ interaction block with the sum over triplets as a dense product."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        w, c = config.width, config.triplet_width
+        self.own, self.sent = nn.Linear(w, w), nn.Linear(w, w)
+        self.radial_gate = nn.Linear(config.radial, w, bias=False)
+        self.angular = nn.Parameter(torch.empty(config.spherical, config.radial, c))
+        nn.init.normal_(self.angular, std=1.0 / config.radial)
+        self.down, self.up = nn.Linear(w, c, bias=False), nn.Linear(c, w, bias=False)
+        self.noise = nn.Linear(w, w, bias=False)
+        self.before = Residual(w)
+        self.skip = nn.Linear(w, w)
+        self.after = Residual(w)
+
+    def forward(
+        self, x: Tensor, radial: Tensor, angular: Tensor, angle: Tensor, noise: Tensor, g: GraphBatch
+    ) -> Tensor:
+        """(E, width) messages to (E, width)."""
+        x_in = x + self.noise(noise)[g.site_crystal[g.source]]
+        sent = functional.silu(self.sent(x_in)) * self.radial_gate(radial)
+        sent = functional.silu(self.down(sent))  # (E, C)
+        parts = torch.einsum("eln,lnc->elc", angular, self.angular) * sent.unsqueeze(1)
+        parts = torch.cat([parts, parts.new_zeros(1, *parts.shape[1:])])[g.out_edge]
+        c = parts.shape[-1]
+        parts = parts.reshape(len(parts), -1, c)[g.row_site]  # (R, K · L, C)
+        heard = torch.bmm(angle.view(len(angle), ROW, -1), parts)  # (R, ROW, C)
+        heard = heard.view(-1, c)[g.row_of_edge]
+        x = functional.silu(self.own(x_in)) + functional.silu(self.up(heard))
+        return self.after(functional.silu(self.skip(self.before(x))) + x_in)
+
+
+class EdgeNetwork(nn.Module):
+    """Two numbers per edge from a batch of symmetry multigraphs and their noise levels."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        w = config.width
+        self.radial = RadialBasis(config.radial, config.basis_cutoff)
+        self.spherical = SphericalBasis(config.spherical, config.radial, config.basis_cutoff)
+        self.element = nn.Embedding(ELEMENTS, w)
+        self.conditions = nn.Sequential(
+            nn.Linear(2 * (2 * NOISE_FEATURES + 1) + 1, w), nn.SiLU(), nn.Linear(w, w), nn.SiLU()
+        )
+        self.from_source, self.from_target = nn.Linear(w, w), nn.Linear(w, w, bias=False)
+        self.from_edge = nn.Linear(config.radial + EDGE_FEATURES, w, bias=False)
+        self.embed = nn.Linear(w, w)
+        self.blocks = nn.ModuleList(Interaction(config) for _ in range(config.blocks))
+        self.output_gate = nn.Linear(config.radial + EDGE_FEATURES, w)
+        self.output = nn.Sequential(nn.Linear(w, w), nn.SiLU(), nn.Linear(w, 2, bias=False))
+        nn.init.zeros_(self.output[2].weight)
+
+    def forward(self, g: GraphBatch, sigma_pos: Tensor, sigma_lat: Tensor) -> Tensor:
+        """Edge outputs.
+
+        Parameters
+        ----------
+        g
+            The batch; E edges, B crystals.
+        sigma_pos, sigma_lat
+            (B,) noise levels of positions [Å] and lattice coordinates; 0 where clean.
+
+        Returns
+        -------
+        Tensor
+            (E, 2): weight of the edge in the position noise, relative length change.
+        """
+        weight = edge_weight(g)
+        noise = self.conditions(
+            torch.cat(
+                [
+                    noise_features(sigma_pos),
+                    noise_features(sigma_lat),
+                    (g.volume_per_atom / 20.0).log().unsqueeze(1),
+                ],
+                dim=1,
+            )
+        )
+        edge_sigma = sigma_pos[g.site_crystal[g.source]]
+        radial = torch.cat(
+            [self.radial(g.dist), edge_features(g, edge_sigma)], dim=1
+        )
+        leaves = (weight * ~(g.is_long_range | g.is_snap)).view(-1, 1, 1)
+        angular = self.spherical(g.dist) * leaves
+        angle = legendre(self.config.spherical, g.cosine) * g.is_triplet.unsqueeze(-1)
+
+        h = self.element(g.numbers)
+        x = self.from_source(h + noise[g.site_crystal])[g.source] + self.from_target(h)[g.target]
+        x = functional.silu(self.embed(functional.silu(x + self.from_edge(radial))))
+        plain = radial[:, : self.config.radial]
+        for block in self.blocks:
+            x = block(x, plain, angular, angle, noise, g)
+        out = self.output(x * self.output_gate(radial))
+        return out * weight.unsqueeze(1)
+
+
+def edge_weight(g: GraphBatch) -> Tensor:
+    """(E,) the envelope within the source's reach; 1 for snap and long-range edges."""
+    always = g.is_snap | g.is_long_range
+    return torch.where(always, torch.ones_like(g.dist), envelope(g.dist / g.reach))
+
+
+def edge_features(g: GraphBatch, sigma: Tensor) -> Tensor:
+    """(E, 5) what the radial basis does not say: flags, and the distance against σ."""
+    return torch.stack(
+        [
+            g.is_self_image.to(g.dist.dtype),
+            g.is_long_range.to(g.dist.dtype),
+            g.is_snap.to(g.dist.dtype),
+            g.dist / (g.dist + sigma),
+            ((g.dist + 0.05) / 3.0).log(),
+        ],
+        dim=1,
+    )

@@ -1,0 +1,99 @@
+"""From two numbers per edge to noise predictions for positions and lattice (paper, section 4).
+
+The network predicts **noise**: positions were moved by σ ε, lattice coordinates by σ_L ε_L, and the
+score of either is −ε/σ.
+
+Position of site i (paper, section 4.2)
+
+    ε_i = Σ_e w_e d_e / |d_e|        over the edges leaving i; self-images times tanh(|d_e| / σ),
+
+so that a vanishing displacement from a special position is restored linearly.
+
+Lattice (paper, section 4.3): the second output is the change of edge length, Δd_e, per unit of
+noise. With G_e = ∂|d_e| / ∂ℓ, either the mean of minimum-norm solutions, as in the paper,
+
+    Δℓ = mean_e Δd_e G_e / |G_e|²,
+
+which is biased low, or the weighted least-squares solution of Σ G_e G_eᵀ Δℓ = Σ G_e Δd_e. Both
+sums run over the atoms of the cell: an edge counts once for every image of its source.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from langevin_xtal.graph.batch import GraphBatch
+from langevin_xtal.model.network import edge_weight
+from langevin_xtal.symmetry.lattice import SOFTPLUS_LENGTH
+
+LatticeEstimate = Literal["least_squares", "mean"]
+
+RIDGE = 1e-3
+"""Relative ridge of the least-squares lattice estimate: keeps undetermined directions at zero."""
+
+
+def position_noise(g: GraphBatch, edge_output: Tensor, sigma_pos: Tensor) -> Tensor:
+    """(A, 3) predicted Cartesian position noise in units of σ, from (E, 2) edge outputs."""
+    sigma = sigma_pos[g.site_crystal[g.source]]
+    unit = g.vec / g.dist.clamp(min=1e-6).unsqueeze(1)
+    near = torch.where(g.is_self_image, torch.tanh(g.dist / sigma.clamp(min=1e-6)), 1.0)
+    pulls = -(edge_output[:, 0] * near).unsqueeze(1) * unit
+    total = pulls.new_zeros(len(g.numbers), 3)
+    return total.index_add(0, g.source, pulls)
+
+
+def length_gradients(g: GraphBatch, coordinates: Tensor, axis: Tensor) -> Tensor:
+    """(E, 3) G_e = ∂|d_e| / ∂ℓ, closed form.
+
+    Parameters
+    ----------
+    coordinates
+        (B, 3) lattice coordinates ℓ of a, b and c.
+    axis
+        (B, 3) index of the free coordinate that drives a, b and c.
+    """
+    crystal = g.site_crystal[g.source]
+    slope = torch.sigmoid(coordinates / SOFTPLUS_LENGTH)  # da/dℓ
+    by_axis = g.axes * slope[crystal]
+    return torch.zeros_like(by_axis).scatter_add(1, axis[crystal], by_axis)
+
+
+def lattice_noise(
+    g: GraphBatch,
+    edge_output: Tensor,
+    coordinates: Tensor,
+    axis: Tensor,
+    estimate: LatticeEstimate = "least_squares",
+) -> Tensor:
+    """(B, 3) predicted noise of the free lattice coordinates in units of σ_L; unused ones are 0.
+
+    The second edge output is dimensionless: times the edge length and the mean relative change of
+    the cell lengths per unit ℓ it is Δd_e per unit noise [Å].
+    """
+    crystal = g.site_crystal[g.source]
+    gradient = length_gradients(g, coordinates, axis)
+    lengths = SOFTPLUS_LENGTH * torch.nn.functional.softplus(coordinates / SOFTPLUS_LENGTH)
+    strain = (torch.sigmoid(coordinates / SOFTPLUS_LENGTH) / lengths).mean(1)
+    change = edge_output[:, 1] * g.dist * strain[crystal]
+    used = (~g.is_snap & (g.dist > 1e-3)) * g.multiplicity[g.source]
+    n = len(coordinates)
+    if estimate == "mean":
+        norm = (gradient**2).sum(1)
+        each = change.unsqueeze(1) * gradient / norm.clamp(min=1e-6).unsqueeze(1)
+        each = each * used.unsqueeze(1)
+        count = gradient.new_zeros(n).index_add(0, crystal, used)
+        total = gradient.new_zeros(n, 3).index_add(0, crystal, each)
+        return total / count.clamp(min=1.0).unsqueeze(1)
+    weight = (edge_weight(g) * used).unsqueeze(1)
+    outer = (weight * gradient).unsqueeze(2) * gradient.unsqueeze(1)
+    normal = gradient.new_zeros(n, 3, 3).index_add(0, crystal, outer)
+    # the envelope is already in the edge output
+    right = gradient.new_zeros(n, 3).index_add(
+        0, crystal, (change * used).unsqueeze(1) * gradient
+    )
+    diagonal = normal.diagonal(dim1=1, dim2=2)
+    ridge = RIDGE * diagonal.sum(1, keepdim=True) + (diagonal == 0)
+    return torch.linalg.solve(normal + torch.diag_embed(ridge), right)
