@@ -33,9 +33,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from langevin_xtal.errors import DataError, InputError, LangevinXtalError
+from langevin_xtal.errors import DataError, InputError, LangevinXtalError, LatticeError
 from langevin_xtal.symmetry import SpaceGroup, wrap
-from langevin_xtal.train.packed import MAX_ATOMIC_NUMBER, PackedDataset, ideal_cells, pack
+from langevin_xtal.train.packed import (
+    MAX_ATOMIC_NUMBER,
+    PackedDataset,
+    cell_from_parameters,
+    ideal_cells,
+    pack,
+)
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -347,29 +353,15 @@ def _read_npz(path: Path) -> tuple[Iterator[Record], int]:
             s = slice(start[k], start[k + 1])
             properties = {name: float(array[k]) for name, array in values.items()}
             try:
-                lattice = lattice_from_parameters(arrays["lat"][k])
-            except RejectError as reject:
-                yield Record(str(ids[k]), "reject", (reject.reason, reject.detail), properties)
+                lattice = cell_from_parameters(arrays["lat"][k])
+            except LatticeError as error:
+                reason = ("the cell lengths and angles form no cell", str(error))
+                yield Record(str(ids[k]), "reject", reason, properties)
                 continue
             cell = (lattice, arrays["F"][s].astype(float), arrays["Z"][s].astype(np.int64))
             yield Record(str(ids[k]), "cell", cell, properties)
 
     return records(), n
-
-
-def lattice_from_parameters(parameters: ArrayLike) -> FloatArray:
-    """(3, 3) rows [Å] from (6,) a, b, c [Å] and alpha, beta, gamma [degrees]."""
-    a, b, c, *angles = (float(value) for value in np.asarray(parameters, dtype=float))
-    alpha, beta, gamma = np.radians(angles)
-    cx = c * np.cos(beta)
-    with np.errstate(all="ignore"):
-        cy = c * (np.cos(alpha) - np.cos(beta) * np.cos(gamma)) / np.sin(gamma)
-        height = c * c - cx * cx - cy * cy
-    if not math.isfinite(height) or height <= 0 or min(a, b, c) <= 0:
-        raise RejectError("the cell lengths and angles form no cell")
-    return np.array(
-        [[a, 0, 0], [b * np.cos(gamma), b * np.sin(gamma), 0], [cx, cy, np.sqrt(height)]]
-    )
 
 
 def _read_cif_files(files: list[Path], root: Path) -> Iterator[Record]:

@@ -1,0 +1,1 @@
+"""Reference material of langevin-xtal; installed as ``langevin_xtal.reference_data``."""

@@ -1,0 +1,136 @@
+"""``langevin-xtal data``: make packed datasets and look into them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from langevin_xtal.train.packed import PackedDataset
+
+
+@click.group()
+def data() -> None:
+    """Packed datasets: prepare one from structure files, show what one holds."""
+
+
+@data.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The packed file to write; rejects go to FILE.rejects.csv.",
+    metavar="FILE.lxd",
+)
+@click.option(
+    "--symprec",
+    default=0.01,
+    show_default=True,
+    help="Tolerance of the symmetry search [Å].",
+)
+@click.option("--workers", type=int, help="Processes.  [default: one per CPU]", metavar="N")
+@click.option("--limit", type=int, help="Read no more than N structures.", metavar="N")
+@click.option("--licence", default="", help="Licence of the source, stored with the data.")
+@click.option("--attribution", default="", help="Whom to credit, stored with the data.")
+def prepare(
+    source: Path,
+    out: Path,
+    symprec: float,
+    workers: int | None,
+    limit: int | None,
+    licence: str,
+    attribution: str,
+) -> None:
+    """Pack the structures of SOURCE into one file.
+
+    SOURCE is a folder of CIF files (searched at any depth), a single CIF, a CSV with a 'cif'
+    column, extended XYZ, an ASE database, pymatgen JSON, or an .npz of flat arrays. Other numeric
+    columns become properties. Each structure is symmetrised with spglib; what cannot be used, and
+    exact repeats, are listed with their reason in FILE.rejects.csv.
+
+    \b
+    Examples:
+      langevin-xtal data prepare cifs/ --out mine.lxd
+      langevin-xtal data prepare train.csv --out train.lxd --licence "CC-BY 4.0"
+    """
+    from langevin_xtal.train.prepare import prepare as run
+
+    meta = {"licence": licence, "attribution": attribution}
+    summary = run(source, out, symprec, workers=workers, limit=limit, meta=meta)
+    kept = summary.dataset
+    click.echo(f"{len(kept)} of {summary.read} structures packed into {out}")
+    for reason, count in sorted(summary.rejects.items(), key=lambda item: -item[1]):
+        click.echo(f"  {count} rejected: {reason}")
+    if summary.rejects:
+        click.echo(f"rejects are listed in {summary.rejects_path}")
+
+
+@data.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def info(file: Path) -> None:
+    """Show what the packed dataset FILE holds, and where it comes from.
+
+    \b
+    Example:
+      langevin-xtal data info train.lxd
+    """
+    from langevin_xtal.train.packed import PackedDataset
+
+    for line in describe(PackedDataset.load(file)):
+        click.echo(line)
+
+
+def describe(dataset: PackedDataset) -> list[str]:
+    """Lines of text: counts, groups, elements, sizes, properties and provenance."""
+    import numpy as np
+
+    from langevin_xtal.symmetry import CRYSTAL_SYSTEMS, SpaceGroup
+    from langevin_xtal.train.reference import SYMBOLS
+
+    def row(name: str, text: object) -> str:
+        return f"{name:<16}{text}"
+
+    crystals = len(dataset)
+    lines = [row("crystals", crystals), row("sites", len(dataset.numbers))]
+    if crystals:
+        groups, counts = np.unique(dataset.group, return_counts=True)
+        top = ", ".join(
+            f"{SpaceGroup(int(groups[k])).symbol} {counts[k]}"
+            for k in np.argsort(-counts, kind="stable")[:8]
+        )
+        lines.append(row("space groups", f"{len(groups)} (most common: {top})"))
+        for name, first, last in CRYSTAL_SYSTEMS:
+            count = int(((dataset.group >= first) & (dataset.group <= last)).sum())
+            lines.append(row("", f"{name:<13}{count:>8}  {count / crystals:6.1%}"))
+        elements, uses = np.unique(dataset.numbers, return_counts=True)
+        order = np.argsort(-uses, kind="stable")[:10]
+        top = ", ".join(f"{SYMBOLS[elements[k] - 1]} {uses[k]}" for k in order)
+        lines.append(row("elements", f"{len(elements)} (sites of the most common: {top})"))
+        atoms = dataset.atom_counts
+        lines.append(row("sites/crystal", _spread(dataset.site_counts)))
+        lines.append(row("atoms/cell", _spread(atoms)))
+        lines.append(row("volume/atom", _spread(dataset.volumes / atoms, " Å³")))
+        for name, values in dataset.properties.items():
+            known = values[~np.isnan(values)]
+            text = _spread(known) if len(known) else "no value"
+            lines.append(row("property", f"{name}: {len(known)} known, {text}"))
+    lines.append(row("content hash", dataset.content_hash))
+    for name, value in sorted(dataset.meta.items()):
+        if name == "content_hash" or value in ("", {}, None):
+            continue
+        if isinstance(value, dict):
+            value = ", ".join(f"{key}: {entry}" for key, entry in value.items())
+        lines.append(row(name.replace("_", " "), value))
+    return lines
+
+
+def _spread(values: ArrayLike, unit: str = "") -> str:
+    import numpy as np
+
+    low, middle, high = np.quantile(np.asarray(values), [0.0, 0.5, 1.0])
+    return f"median {middle:.4g}, from {low:.4g} to {high:.4g}{unit}"

@@ -1,0 +1,95 @@
+"""The embedded reference set: well-known structure types, built with numpy alone.
+
+The file ``structure_types.json`` is installed as ``langevin_xtal.reference_data``; its README
+states origin and licence (CC0).
+"""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from langevin_xtal.errors import DataError
+from langevin_xtal.symmetry import SpaceGroup, orbit, snap_site, wrap
+from langevin_xtal.train.packed import PackedDataset, cell_from_parameters, ideal_cells, pack
+
+_SYMBOLS = """
+    H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se
+    Br Kr Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb
+    Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm
+    Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og
+"""
+SYMBOLS: tuple[str, ...] = tuple(_SYMBOLS.split())
+"""Chemical symbols; atomic number Z is at Z - 1."""
+
+SNAP_RADIUS = 0.005
+"""Rounded coordinates lie this close to the special position they mean [Å]."""
+
+
+def structure_types() -> list[dict[str, Any]]:
+    """The entries of ``structure_types.json`` as they stand (see ``data/README.rst``).
+
+    Raises
+    ------
+    DataError
+        When the file is not installed.
+    """
+    try:
+        return json.loads(_source().joinpath("structure_types.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(
+            "the reference set structure_types.json is missing from this installation of "
+            "langevin-xtal: install it again"
+        ) from None
+
+
+def _source() -> Traversable:
+    try:
+        return resources.files("langevin_xtal.reference_data")
+    except ModuleNotFoundError:  # a source checkout that was never installed
+        return Path(__file__).parents[2] / "data"
+
+
+def reference_dataset() -> PackedDataset:
+    """All structure types as one dataset, every site exactly on its special position."""
+    return pack(
+        [_crystal(entry) for entry in structure_types()],
+        {
+            "source": "langevin-xtal reference set (structure_types.json)",
+            "licence": "CC0-1.0",
+            "attribution": "",
+            "rejects": {},
+        },
+    )
+
+
+def _crystal(entry: dict[str, Any]) -> dict[str, Any]:
+    group = SpaceGroup(entry["space_group"])
+    lattice = ideal_cells(cell_from_parameters(entry["lattice"]), group.number)
+    rotations, translations = group.rotations, group.translations
+    frac, multiplicity = [], []
+    for site in entry["sites"]:
+        rough = np.array([float(Fraction(str(value))) for value in site["frac"]])
+        point = wrap(snap_site(rough, rotations, translations, lattice, SNAP_RADIUS))
+        frac.append(np.where(np.abs(point - np.rint(point)) < 1e-12, np.rint(point) % 1, point))
+        multiplicity.append(len(orbit(frac[-1], rotations, translations, lattice)[1]))
+        if multiplicity[-1] != site["multiplicity"]:
+            raise DataError(
+                f"reference structure {entry['name']!r}: {site['element']} at {site['frac']} has "
+                f"{multiplicity[-1]} images, not {site['multiplicity']}"
+            )
+    return {
+        "id": entry["name"],
+        "group": group.number,
+        "lattice": lattice,
+        "numbers": [SYMBOLS.index(site["element"]) + 1 for site in entry["sites"]],
+        "frac": frac,
+        "multiplicity": multiplicity,
+        "wyckoff": [site["wyckoff"] for site in entry["sites"]],
+    }
