@@ -8,11 +8,12 @@ Which edges there are, for each site ``i`` of a crystal
     1. Images of a site closer to each other than 0.001 Å are one atom: one edge, carried by the
        lowest operation. Images of ``i`` itself closer than ``coincidence`` carry no edge.
     2. Distances are grouped into shells (a gap above 0.001 Å starts a new one). All images within
-       ``cutoff`` are neighbours; when they are fewer than ``k_min``, whole shells beyond are added
-       until there are enough; when they are more than ``k_max``, only the nearest whole shells
-       with at most ``k_max`` images in all are kept (at least one shell). Shells are never cut,
-       so ties never break symmetry. ``site_reach`` is the cut-off, or the distance of the first
-       shell left out where the rule changed it: a weight that vanishes there is continuous.
+       ``cutoff``, by more than ``MARGIN`` so that rounding never decides, are neighbours; when
+       they are fewer than ``k_min``, whole shells beyond are added until there are enough; when
+       they are more than ``k_max``, only the nearest whole shells with at most ``k_max`` images
+       in all are kept (at least one shell). Shells are never cut, so ties never break symmetry.
+       ``site_reach`` is the cut-off, or the distance of the first shell left out where the rule
+       changed it: a weight that vanishes there is continuous.
     3. With ``all_pairs``, every ordered pair of sites without an edge gets those to its nearest
        shell of images, whatever the distance, flagged ``edge_is_long_range``.
 
@@ -31,7 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from langevin_xtal.errors import GraphError, LatticeError
+from langevin_xtal.errors import GraphError, InputError, LatticeError
 from langevin_xtal.symmetry.groups import operation_table
 from langevin_xtal.symmetry.sites import IDENTICAL
 
@@ -42,11 +43,25 @@ BoolArray = NDArray[np.bool_]
 MAX_IMAGES = 100_000
 """Distinct images in one crystal's cell, past which builders refuse."""
 
-MAX_CELLS = 1_000_000
-"""Lattice translations searched for one crystal, past which builders refuse."""
+MAX_NEAR = 2_000_000
+"""Images that the search around one site may meet, past which builders refuse.
+
+Counted before searching, as the distinct images in the cell times ``Π (⌊2 r / height⌋ + 1)``, the
+most lattice translations that a sphere of radius r can hold; the search begins with the cut-off.
+"""
 
 MIN_VOLUME = 1e-3
 """Smallest cell volume accepted [Å^3]."""
+
+MAX_FRAC = 1e6
+"""Fractional coordinates must be smaller than this: beyond, rounding moves the atom."""
+
+MARGIN = 1e-6
+"""An image this little within the cut-off, or beyond it, is not within it [Å].
+
+Cell lengths are often round numbers, and so are cut-offs: without a margin the last bit of a
+distance would say which of several equivalent images are neighbours.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +78,14 @@ class GraphSettings:
     """Keep the nearest image shell of every ordered pair of sites."""
     coincidence: float = 0.15
     """Images of a site closer to it than this carry no edge [Å]."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.cutoff < np.inf:
+            raise InputError(f"cutoff must be positive and finite [Å]. Got {self.cutoff}")
+        if not IDENTICAL <= self.coincidence < np.inf:
+            raise InputError(
+                f"coincidence must be finite and at least {IDENTICAL} Å. Got {self.coincidence}"
+            )
 
 
 @dataclass(frozen=True)
@@ -117,8 +140,11 @@ class CrystalArrays:
             A cell that is not finite or has less than ``MIN_VOLUME``.
         GraphError
             A crystal that could exceed ``MAX_IMAGES``.
+        InputError
+            A site whose coordinates are not finite or not below ``MAX_FRAC``.
         """
-        volume = np.abs(np.linalg.det(self.lattice))
+        with np.errstate(invalid="ignore"):
+            volume = np.abs(np.linalg.det(self.lattice))
         bad = ~np.isfinite(volume) | (volume < MIN_VOLUME)
         if bad.any():
             b = int(np.flatnonzero(bad)[0])
@@ -126,12 +152,27 @@ class CrystalArrays:
                 f"crystal {b} has a cell volume of {volume[b]:.3g} Å^3; it must be finite and at "
                 f"least {MIN_VOLUME} Å^3"
             )
+        lost = ~(np.abs(self.frac) < MAX_FRAC).all(axis=1)
+        if lost.any():
+            i = int(np.flatnonzero(lost)[0])
+            raise InputError(
+                f"site {i} is at fractional coordinates {self.frac[i]}; they must be finite and "
+                f"below {MAX_FRAC:.0e}"
+            )
         images = np.diff(self.site_start) * self.op_count
         if (images > MAX_IMAGES).any():
             b = int(np.argmax(images))
             raise GraphError(
                 f"crystal {b} has {images[b]} site images; multigraphs take at most {MAX_IMAGES}"
             )
+
+
+def too_many_near(crystal: int, radius: float, near: float) -> GraphError:
+    """The error for a search of ``radius`` [Å] that may meet more than ``MAX_NEAR`` images."""
+    return GraphError(
+        f"crystal {crystal} may have {near:.3g} images within {radius:.3g} Å of a site; "
+        f"multigraphs search among at most {MAX_NEAR}: its cell is too small, thin or oblique"
+    )
 
 
 @dataclass(frozen=True)

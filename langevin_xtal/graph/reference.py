@@ -6,14 +6,15 @@ import itertools
 
 import numpy as np
 
-from langevin_xtal.errors import GraphError
 from langevin_xtal.graph.contract import (
-    MAX_CELLS,
+    MARGIN,
+    MAX_NEAR,
     CrystalArrays,
     FloatArray,
     GraphSettings,
     IntArray,
     SymmetryMultigraph,
+    too_many_near,
 )
 from langevin_xtal.symmetry.sites import IDENTICAL, orbit
 
@@ -77,11 +78,6 @@ def _images_within(
     lattice = crystals.lattice[b]
     heights = 1.0 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
     bound = np.ceil(radius / heights).astype(int)
-    if np.prod(2.0 * bound + 3.0) > MAX_CELLS:
-        raise GraphError(
-            f"crystal {b}: neighbours within {radius:.3g} Å reach over {np.prod(2 * bound + 3):.3g} "
-            f"cells; multigraphs search at most {MAX_CELLS}: the cell is too oblique or too thin"
-        )
     found: list[Image] = []
     for j, op, image in atoms:
         delta = image - crystals.frac[i]
@@ -104,6 +100,17 @@ def _shell_ends(images: list[Image]) -> IntArray:
     return np.append(np.flatnonzero(np.diff(distances) > IDENTICAL) + 1, len(images))
 
 
+def _check_near(
+    crystals: CrystalArrays, b: int, atoms: list[tuple[int, int, FloatArray]], radius: float
+) -> None:
+    """Refuse a search of this radius that may meet more than ``MAX_NEAR`` images."""
+    heights = 1.0 / np.linalg.norm(np.linalg.inv(crystals.lattice[b]), axis=0)
+    # heights are often simple fractions of the radius: rounding must not decide
+    near = len(atoms) * float(np.prod(np.floor(2.0 * radius / heights + 1e-9) + 1.0))
+    if not near <= MAX_NEAR:
+        raise too_many_near(b, radius, near)
+
+
 def _neighbours(
     crystals: CrystalArrays,
     b: int,
@@ -114,10 +121,11 @@ def _neighbours(
     """Rule 2 of the contract: the neighbours of site ``i`` and its reach."""
     radius = settings.cutoff
     while True:
+        _check_near(crystals, b, atoms, radius)
         images = _images_within(crystals, b, i, atoms, radius, settings.coincidence)
         ends = _shell_ends(images)[:-1] if images else np.array([], dtype=np.int64)
         # the last shell may be incomplete, so only the ones before it are certain
-        inside = sum(1 for image in images if image[0] < settings.cutoff)
+        inside = sum(1 for image in images if image[0] < settings.cutoff - MARGIN)
         if inside > settings.k_max:
             if len(ends):
                 fitting = ends[ends <= settings.k_max]
@@ -149,10 +157,11 @@ def _missing_pairs(
         own = [atom for atom in atoms if orbit_of[atom[0]] == label]
         radius = settings.cutoff
         while True:
+            _check_near(crystals, b, atoms, radius)
             images = _images_within(crystals, b, i, own, radius, settings.coincidence)
-            ends = _shell_ends(images)[:-1] if images else []
-            if len(ends):
-                far += images[: int(ends[0])]
+            shell = images[: int(_shell_ends(images)[0])] if images else []
+            if shell and shell[-1][0] + IDENTICAL < radius:  # nothing unseen can belong to it
+                far += shell
                 break
             radius *= 1.3
     return far

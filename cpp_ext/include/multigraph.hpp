@@ -1,0 +1,64 @@
+// The symmetry multigraph on plain arrays; langevin_xtal/graph/contract.py says what it is.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <vector>
+
+namespace langevin_xtal {
+
+/// A batch of crystals, borrowed: B crystals, A sites, O operations (CrystalArrays in Python).
+struct CrystalView {
+    std::int64_t crystals = 0, sites = 0;
+    const double* lattice = nullptr;           // (B, 3, 3) rows a, b, c [Å]
+    const double* frac = nullptr;              // (A, 3)
+    const std::int64_t* site_start = nullptr;  // (B + 1,)
+    const std::int64_t* rotations = nullptr;   // (O, 3, 3)
+    const double* translations = nullptr;      // (O, 3)
+    const std::int64_t* op_start = nullptr;    // (B,)
+    const std::int64_t* op_count = nullptr;    // (B,)
+    const std::int64_t* orbit = nullptr;       // (A,)
+};
+
+/// Which images are neighbours (GraphSettings), and the contract's constants.
+struct Settings {
+    double cutoff = 6.0;  // [Å]
+    std::int64_t k_min = 12, k_max = 24;
+    bool all_pairs = true;
+    double coincidence = 0.15;  // [Å]
+    double identical = 1e-3;    // [Å]
+    double margin = 1e-6;       // [Å]
+    double max_near = 2e6;
+};
+
+/// Edges of a batch, ordered by source, target, operation and shift.
+struct Multigraph {
+    std::vector<std::int64_t> edge_index;  // (2, E)
+    std::vector<std::int64_t> edge_op;     // (E,)
+    std::vector<std::int64_t> edge_shift;  // (E, 3)
+    std::vector<double> edge_vec;          // (E, 3) [Å]
+    std::vector<double> edge_dist;         // (E,) [Å]
+    std::vector<std::uint8_t> edge_is_self_image, edge_is_long_range;  // (E,)
+    std::vector<std::int64_t> edge_start;    // (A + 1,)
+    std::vector<double> site_reach;          // (A,) [Å]
+    std::vector<std::int64_t> multiplicity;  // (A,)
+};
+
+/// A search around one site that may meet more than `max_near` images.
+class TooManyNear : public std::runtime_error {
+public:
+    TooManyNear(std::int64_t crystal, double radius, double near)
+        : std::runtime_error("search among too many images"),
+          crystal(crystal),
+          radius(radius),
+          near(near) {}
+    std::int64_t crystal;
+    double radius;  // [Å]
+    double near;
+};
+
+/// The multigraph of a batch, on `threads` threads (0: all the hardware has).
+/// @throws TooManyNear for the first crystal that needs too wide a search.
+Multigraph build(const CrystalView& crystals, const Settings& settings, int threads);
+
+}  // namespace langevin_xtal
