@@ -126,7 +126,8 @@ def describe(dataset: PackedDataset) -> list[str]:
         if isinstance(value, dict):
             value = ", ".join(f"{key}: {entry}" for key, entry in value.items())
         lines.append(row(name.replace("_", " "), value))
-    return lines
+    # a file from a stranger must not steer the terminal
+    return ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
 
 
 def _spread(values: ArrayLike, unit: str = "") -> str:

@@ -155,7 +155,10 @@ class PackedDataset:
 
     def select(self, indices: ArrayLike) -> PackedDataset:
         """The crystals at ``indices`` (integers, a slice's range, or a (B,) boolean mask)."""
-        picked = np.arange(len(self))[np.asarray(indices)].reshape(-1)
+        indices = np.asarray(indices)
+        if indices.size == 0:
+            indices = indices.astype(np.int64)  # an empty list arrives as float
+        picked = np.arange(len(self))[indices].reshape(-1)
         counts = self.site_counts[picked]
         start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         offset = np.repeat(self.site_start[picked] - start[:-1], counts)
