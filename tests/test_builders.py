@@ -357,3 +357,16 @@ def test_cpp_threads_do_not_change_the_answer() -> None:
         bad = arrays.lattice.copy()
         bad[3:] *= np.array([1e-6, 1e6, 1.0])[:, None]
         cpp.build(replace(arrays, lattice=bad), SMALL, threads=4)
+
+
+@pytest.mark.skipif("torch" not in available(), reason="torch is not installed")
+def test_torch_chunks_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_builder = pytest.importorskip("langevin_xtal.graph.torch_builder")
+    rng = np.random.default_rng(4)
+    numbers = [1, 2, 14, 62, 99, 225]
+    arrays = batch([random_crystal(rng, n, 3) for n in numbers], numbers)
+    settings = replace(SMALL, k_max=6)
+    whole = torch_builder.build(arrays, settings)
+    for chunk in (1, 50, 2000):
+        monkeypatch.setattr(torch_builder, "CHUNK", chunk)
+        assert_same(torch_builder.build(arrays, settings), whole)
