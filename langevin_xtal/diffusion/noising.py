@@ -67,7 +67,8 @@ class Noised:
     graph: GraphBatch
     sigma_pos: Tensor  #: (B,) [Å]
     sigma_lat: Tensor  #: (B,) 0 where the lattice is clean
-    tau: Tensor  #: (B,) place on the schedule
+    tau_pos: Tensor  #: (B,) place of the position noise on the schedule
+    tau_lat: Tensor  #: (B,) place of the lattice noise
     coordinates: Tensor  #: (B, 3) noised lattice coordinates
     axis: Tensor  #: (B, 3)
     position_target: Tensor  #: (A, 3) in units of σ
@@ -147,7 +148,15 @@ def noise_batch(
     target = noise
     if config.target == "orbit":
         target = orbit_noise(
-            noised, home.frac, lattice, site_crystal, sigma_pos, pairs, operations
+            noised,
+            home.frac,
+            lattice,
+            site_crystal,
+            sigma_pos,
+            pairs,
+            operations,
+            confined,
+            home.projector,
         )
     graph = graph_of(
         noised, lattice, crystals, sigma_pos, settings, operations, dtype, pairs=pairs
@@ -156,7 +165,8 @@ def noise_batch(
         graph=graph,
         sigma_pos=sigma_pos.to(dtype),
         sigma_lat=sigma_lat.to(dtype),
-        tau=tau,
+        tau_pos=tau.to(dtype),
+        tau_lat=tau_lat.to(dtype),
         coordinates=coordinates.to(dtype),
         axis=crystals.axis,
         position_target=target.to(dtype),

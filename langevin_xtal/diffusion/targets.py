@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from langevin_xtal.graph.snapping import Operations, SitePairs
+from langevin_xtal.symmetry.sites import IDENTICAL
 
 AXIS_IMAGES = 4
 """Lattice vectors summed on either side of the nearest one, along each axis."""
 
 BOX_IMAGES = 2
-"""The same for cells that are not rectangular, in each of three directions."""
+"""The same in each of three directions, for cells that are not rectangular and confined sites."""
 
 
 def orbit_noise(
@@ -34,6 +35,8 @@ def orbit_noise(
     sigma: Tensor,
     pairs: SitePairs,
     operations: Operations,
+    confined: Tensor,
+    projector: Tensor,
 ) -> Tensor:
     """Responsibility-weighted noise of every site.
 
@@ -45,6 +48,11 @@ def orbit_noise(
         (B, 3, 3) rows [Å]: the noised cell, in whose metric the noise is isotropic.
     sigma
         (B,) position noise [Å].
+    confined
+        (A,) bool: sites noised only along the free directions of their Wyckoff position; images
+        that such noise cannot reach do not count.
+    projector
+        (A, 3, 3) Cartesian projectors onto those directions.
 
     Returns
     -------
@@ -59,12 +67,17 @@ def orbit_noise(
     delta = delta - delta.round()  # (P, 3) fractional, from the nearest lattice copy
     log_weight = delta.new_empty(len(delta))
     mean = torch.empty_like(delta)
-    kind = _cell_kind(lattice)[site_crystal][pairs.site]
+    kind = _cell_kind(lattice)[site_crystal]
+    kind = torch.where(confined, 3, kind)[pairs.site]
     pair_cell, pair_sigma = cell[pairs.site], scale[pairs.site]
-    for which, summed in ((0, _rectangular), (1, _hexagonal), (2, _general)):
+    for which, summed in enumerate((_along_axes, _hexagonal, _general)):
         own = torch.nonzero(kind == which).squeeze(1)
         if len(own):
             log_weight[own], mean[own] = summed(delta[own], pair_cell[own], pair_sigma[own])
+    own = torch.nonzero(kind == 3).squeeze(1)
+    if len(own):
+        free = projector[pairs.site[own]]
+        log_weight[own], mean[own] = _general(delta[own], pair_cell[own], pair_sigma[own], free)
     top = torch.full_like(scale, -torch.inf).scatter_reduce(0, pairs.site, log_weight, "amax")
     weight = (log_weight - top[pairs.site]).exp()
     total = torch.zeros_like(scale).index_add(0, pairs.site, weight)
@@ -99,10 +112,6 @@ def _along_axes(delta: Tensor, axes: Tensor, sigma: Tensor) -> tuple[Tensor, Ten
     return log_axis.sum(1), (mean_axis.unsqueeze(1) @ unit).squeeze(1)
 
 
-def _rectangular(delta: Tensor, cell: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    return _along_axes(delta, cell, sigma)
-
-
 def _hexagonal(delta: Tensor, cell: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """Rows a, a + 2b, c span a rectangular cell with two lattice points: 0 and a + b."""
     a, b, c = cell.unbind(1)
@@ -118,11 +127,18 @@ def _hexagonal(delta: Tensor, cell: Tensor, sigma: Tensor) -> tuple[Tensor, Tens
     )
 
 
-def _general(delta: Tensor, cell: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+def _general(
+    delta: Tensor, cell: Tensor, sigma: Tensor, free: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Over a box of lattice vectors; with ``free`` (P, 3, 3), only images in the free subspace."""
     one = torch.arange(-BOX_IMAGES, BOX_IMAGES + 1, dtype=delta.dtype, device=delta.device)
     box = torch.cartesian_prod(one, one, one)
     cart = (delta.unsqueeze(1) - box) @ cell  # (P, S, 3)
-    log_total, mean = _mixture(-0.5 * (cart / sigma.view(-1, 1, 1)).square().sum(2), cart)
+    log_each = -0.5 * (cart / sigma.view(-1, 1, 1)).square().sum(2)
+    if free is not None:
+        outside = torch.linalg.vector_norm(cart - cart @ free, dim=2) > IDENTICAL
+        log_each = log_each.masked_fill(outside, -1e30)
+    log_total, mean = _mixture(log_each, cart)
     longest = torch.linalg.vector_norm(cell, dim=2).amax(1)
     return log_total, torch.where((sigma > longest).unsqueeze(1), 0.0, mean)
 

@@ -45,6 +45,7 @@ class GraphBatch:
     site_crystal: Tensor  #: (A,) crystal of each site
     volume_per_atom: Tensor  #: (B,) [Å^3]
     multiplicity: Tensor  #: (A,) atoms of each site in the cell
+    abundance: Tensor  #: (A,) share of the cell's atoms that each site's orbit makes up
     source: Tensor  #: (E,)
     target: Tensor  #: (E,)
     vec: Tensor  #: (E, 3) from the source to the image [Å]
@@ -93,6 +94,8 @@ def make_batch(
     site_crystal = np.repeat(np.arange(len(crystals)), np.diff(crystals.site_start))
     atoms = np.bincount(site_crystal, graph.multiplicity, minlength=len(crystals))
     volume = np.abs(np.linalg.det(crystals.lattice)) / np.maximum(atoms, 1)
+    of_orbit = np.bincount(crystals.orbit, graph.multiplicity, minlength=len(crystals.orbit))
+    abundance = of_orbit[crystals.orbit] / atoms[site_crystal]
     tensors = {
         "source": torch.from_numpy(graph.edge_index[0].copy()),
         "target": torch.from_numpy(graph.edge_index[1].copy()),
@@ -107,6 +110,7 @@ def make_batch(
         torch.from_numpy(site_crystal),
         torch.from_numpy(volume),
         torch.from_numpy(graph.multiplicity),
+        torch.from_numpy(abundance),
         torch.from_numpy(graph.site_reach),
         tensors,
         None if snapped is None else snapped.displacement,
@@ -136,6 +140,7 @@ def assemble(
     site_crystal: Tensor,
     volume_per_atom: Tensor,
     multiplicity: Tensor,
+    abundance: Tensor,
     site_reach: Tensor,
     edges: dict[str, Tensor],
     displacement: Tensor | None,
@@ -176,6 +181,7 @@ def assemble(
         site_crystal=site_crystal,
         volume_per_atom=volume_per_atom.to(dtype),
         multiplicity=multiplicity.to(dtype),
+        abundance=abundance.to(dtype),
         source=source,
         target=target,
         vec=vec.to(dtype),

@@ -16,13 +16,13 @@ from torch import Tensor
 class NoiseLevels:
     """Ranges of the noise."""
 
-    position_max: float = 3.0
+    position_max: float = 2.0
     """Largest position noise [Å]; beyond it every crystal of the data is uniform."""
     position_min: float = 0.03
     """Smallest position noise [Å]."""
     lattice_max: float = 6.0
     """Largest noise of the lattice coordinates ℓ [Å]."""
-    lattice_min: float = 0.1
+    lattice_min: float = 0.2
     """Smallest noise of the lattice coordinates ℓ [Å]."""
 
     @classmethod

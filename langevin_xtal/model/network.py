@@ -3,7 +3,8 @@
 Directional messages live on the edges of the symmetry multigraph. What differs from the molecular
 network: angles are turned with the operation of the edge (:mod:`langevin_xtal.graph.batch`), the
 output blocks act on edges and give two numbers each (position weight, relative length change),
-nothing is pooled, and the network is told both noise levels continuously.
+nothing is pooled at the end. The network is told both noise levels continuously, the composition of
+the cell, the volume per atom and how abundant each site is.
 
 The interaction block sums, for every edge e = i → h(j), over the edges f leaving j,
 
@@ -135,9 +136,14 @@ class EdgeNetwork(nn.Module):
         self.radial = RadialBasis(config.radial, config.basis_cutoff)
         self.spherical = SphericalBasis(config.spherical, config.radial, config.basis_cutoff)
         self.element = nn.Embedding(ELEMENTS, w)
+        self.composition = nn.Embedding(ELEMENTS, w)
         self.conditions = nn.Sequential(
-            nn.Linear(2 * (2 * NOISE_FEATURES + 1) + 1, w), nn.SiLU(), nn.Linear(w, w), nn.SiLU()
+            nn.Linear(2 * (2 * NOISE_FEATURES + 1) + 1 + w, w),
+            nn.SiLU(),
+            nn.Linear(w, w),
+            nn.SiLU(),
         )
+        self.from_amount = nn.Linear(2, w)
         self.from_source, self.from_target = nn.Linear(w, w), nn.Linear(w, w, bias=False)
         self.from_edge = nn.Linear(config.radial + EDGE_FEATURES, w, bias=False)
         self.embed = nn.Linear(w, w)
@@ -162,25 +168,26 @@ class EdgeNetwork(nn.Module):
             (E, 2): weight of the edge in the position noise, relative length change.
         """
         weight = edge_weight(g)
+        amount = g.abundance.log()
+        room = (g.volume_per_atom[g.site_crystal] / 20.0).log() - amount
         noise = self.conditions(
             torch.cat(
                 [
                     noise_features(sigma_pos),
                     noise_features(sigma_lat),
                     (g.volume_per_atom / 20.0).log().unsqueeze(1),
+                    self._mean_element(g),
                 ],
                 dim=1,
             )
         )
         edge_sigma = sigma_pos[g.site_crystal[g.source]]
-        radial = torch.cat(
-            [self.radial(g.dist), edge_features(g, edge_sigma)], dim=1
-        )
+        radial = torch.cat([self.radial(g.dist), edge_features(g, edge_sigma)], dim=1)
         leaves = (weight * ~(g.is_long_range | g.is_snap)).view(-1, 1, 1)
         angular = self.spherical(g.dist) * leaves
         angle = legendre(self.config.spherical, g.cosine) * g.is_triplet.unsqueeze(-1)
 
-        h = self.element(g.numbers)
+        h = self.element(g.numbers) + self.from_amount(torch.stack([amount, room], dim=1))
         x = self.from_source(h + noise[g.site_crystal])[g.source] + self.from_target(h)[g.target]
         x = functional.silu(self.embed(functional.silu(x + self.from_edge(radial))))
         plain = radial[:, : self.config.radial]
@@ -188,6 +195,14 @@ class EdgeNetwork(nn.Module):
             x = block(x, plain, angular, angle, noise, g)
         out = self.output(x * self.output_gate(radial))
         return out * weight.unsqueeze(1)
+
+    def _mean_element(self, g: GraphBatch) -> Tensor:
+        """(B, width) embedding of the composition: the mean over the atoms of the cell."""
+        share = g.multiplicity.unsqueeze(1)
+        weighted = torch.cat([self.composition(g.numbers), torch.ones_like(share)], dim=1) * share
+        total = weighted.new_zeros(len(g.volume_per_atom), weighted.shape[1])
+        total = total.index_add(0, g.site_crystal, weighted)
+        return total[:, :-1] / total[:, -1:]
 
 
 def edge_weight(g: GraphBatch) -> Tensor:

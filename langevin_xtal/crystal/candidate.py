@@ -1,0 +1,104 @@
+"""A sampled crystal, with where it came from and what symmetry it really has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.request import Request
+from langevin_xtal.symmetry.groups import SpaceGroup
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from pymatgen.core import Structure
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+SYMPRECS = (1e-3, 1e-2, 1e-1)
+"""Tolerances at which the space group is detected [Å]."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A crystal in the conventional cell of the requested space group."""
+
+    request: Request
+    seed: int
+    index: int  #: position in the list of requests
+    attempt: int  #: 0 unless earlier streams were rejected
+    numbers: IntArray  #: (A,) atomic number of each site
+    frac: FloatArray  #: (A, 3) sites, in [0, 1), exactly on their special positions
+    lattice: FloatArray  #: (3, 3) rows [Å]
+    atom_site: IntArray  #: (N,) site of each atom of the cell
+    atom_frac: FloatArray  #: (N, 3) atoms of the cell, in [0, 1)
+    detected: Mapping[float, int]  #: symprec [Å] to the space group spglib finds
+    min_distance: float  #: shortest distance between atoms [Å]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def space_group(self) -> SpaceGroup:
+        """The requested group, which the structure has by construction."""
+        return self.request.space_group
+
+    @property
+    def multiplicity(self) -> IntArray:
+        """(A,) atoms of each site in the cell."""
+        return np.bincount(self.atom_site, minlength=len(self.numbers))
+
+    @property
+    def formula(self) -> str:
+        """Reduced formula, elements in the order of the request."""
+        counts = {
+            symbol: int(self.multiplicity[self.numbers == SYMBOLS.index(symbol)].sum())
+            for symbol in self.request.sites
+        }
+        divisor = int(np.gcd.reduce(list(counts.values())))
+        return "".join(f"{s}{n // divisor if n > divisor else ''}" for s, n in counts.items())
+
+    @property
+    def volume(self) -> float:
+        """Of the conventional cell [Å^3]."""
+        return float(abs(np.linalg.det(self.lattice)))
+
+    @property
+    def is_supergroup(self) -> bool:
+        """Whether spglib at 0.01 Å finds more symmetry than was requested."""
+        return self.detected[1e-2] != self.space_group.number
+
+    @cached_property
+    def structure(self) -> Structure:
+        """pymatgen Structure of the conventional cell [Å], provenance in ``properties``."""
+        from pymatgen.core import Lattice, Structure
+
+        return Structure(
+            Lattice(self.lattice),
+            [SYMBOLS[z] for z in self.numbers[self.atom_site]],
+            self.atom_frac,
+            properties=dict(self.provenance),
+        )
+
+    @cached_property
+    def atoms(self) -> Atoms:
+        """ase.Atoms of the conventional cell [Å], provenance in ``info``."""
+        from ase import Atoms
+
+        return Atoms(
+            numbers=self.numbers[self.atom_site],
+            scaled_positions=self.atom_frac,
+            cell=self.lattice,
+            pbc=True,
+            info=dict(self.provenance),
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"Candidate({self.formula}, {self.space_group}, {len(self.numbers)} sites → "
+            f"{len(self.atom_site)} atoms, V = {self.volume:.1f} Å^3)"
+        )

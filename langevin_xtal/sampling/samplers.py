@@ -1,0 +1,122 @@
+"""Samplers: small objects with one ``step``, run over a schedule of noise levels.
+
+With unit-noise predictions ε the score is −ε/σ, and the paper's ε_k = γ σ_k²/σ_F² makes every step
+proportional to its level; ``step_size`` below is γ/σ_F².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from langevin_xtal.sampling.chain import Chains
+
+Schedule = tuple[Tensor, Tensor]
+"""Noise levels of positions and of the lattice, (F,) each, largest first."""
+
+
+class Sampler(Protocol):
+    """What :func:`langevin_xtal.sampling.sample` runs."""
+
+    levels: int
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of a whole run."""
+        ...
+
+    def step(self, chains: Chains, schedule: Schedule, level: int) -> None:
+        """Advance all chains through one noise level."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnealedLangevin:
+    """The paper's Algorithm 1: T Langevin steps per level, positions first, then the lattice.
+
+    ============== =================== =====================================
+    here           paper               meaning
+    ============== =================== =====================================
+    levels         F                   noise levels
+    steps          T                   Langevin steps per level
+    step_size      γ / σ_F²            step in units of the level's variance
+    temperature    0.15                factor on the lattice noise
+    ============== =================== =====================================
+    """
+
+    levels: int = 10
+    steps: int = 80
+    step_size: float = 0.1
+    lattice_step_size: float = 0.1
+    temperature: float = 0.15
+
+    @property
+    def evaluations(self) -> int:
+        """Two per step, and one to remove the noise of the last level."""
+        return 2 * self.levels * self.steps + 1
+
+    def step(self, chains: Chains, schedule: Schedule, level: int) -> None:
+        """X ← X + ε/2 s(X) + √ε z, then the same for L3 with cool noise."""
+        sigma, sigma_lat = float(schedule[0][level]), float(schedule[1][level])
+        for _ in range(self.steps):
+            noise, _ = chains.noise(sigma, sigma_lat)
+            drift = -0.5 * self.step_size * sigma * noise
+            kick = self.step_size**0.5 * sigma * chains.streams.site_normals()
+            chains.move_positions(drift + kick)
+            _, noise = chains.noise(sigma, sigma_lat)
+            drift = -0.5 * self.lattice_step_size * sigma_lat * noise
+            kick = self.lattice_step_size**0.5 * sigma_lat * chains.streams.crystal_normals()
+            chains.move_lattice(drift + self.temperature * kick)
+        if level == self.levels - 1:
+            _denoise(chains, sigma, sigma_lat)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ancestral:
+    """One evaluation per level: denoise, then add back the noise of the next level.
+
+    For variance-exploding noise, x' = x̂ + (σ'/σ)² (x − x̂) + σ' √(1 − (σ'/σ)²) z with x̂ = x − σ ε
+    (Song et al. 2021, appendix F). ``temperature`` scales z.
+    """
+
+    levels: int = 100
+    temperature: float = 1.0
+    lattice_temperature: float = 0.5
+
+    @property
+    def evaluations(self) -> int:
+        """One per level."""
+        return self.levels
+
+    def step(self, chains: Chains, schedule: Schedule, level: int) -> None:
+        """From one noise level to the next; to none from the last."""
+        sigma, sigma_lat = float(schedule[0][level]), float(schedule[1][level])
+        if level == self.levels - 1:
+            _denoise(chains, sigma, sigma_lat)
+            return
+        noise, noise_lat = chains.noise(sigma, sigma_lat)
+        after, after_lat = float(schedule[0][level + 1]), float(schedule[1][level + 1])
+        kept, kept_lat = (after / sigma) ** 2, (after_lat / sigma_lat) ** 2
+        kick = after * (1 - kept) ** 0.5 * chains.streams.site_normals()
+        kick_lat = after_lat * (1 - kept_lat) ** 0.5 * chains.streams.crystal_normals()
+        chains.move_positions((kept - 1) * sigma * noise + self.temperature * kick)
+        chains.move_lattice(
+            (kept_lat - 1) * sigma_lat * noise_lat + self.lattice_temperature * kick_lat
+        )
+
+
+def _denoise(chains: Chains, sigma: float, sigma_lat: float) -> None:
+    noise, noise_lat = chains.noise(sigma, sigma_lat)
+    chains.move_positions(-sigma * noise)
+    chains.move_lattice(-sigma_lat * noise_lat)
+
+
+def run(sampler: Sampler, chains: Chains) -> Iterator[int]:
+    """Run all levels, yielding the number of levels done."""
+    schedule = chains.model.levels.grid(sampler.levels)
+    for level in range(sampler.levels):
+        sampler.step(chains, schedule, level)
+        yield level + 1

@@ -1,0 +1,440 @@
+"""Training: denoising score matching with EMA, exact resume, and losses by noise level.
+
+Everything random in step ``s`` comes from a generator seeded with (seed, s), and the order of the
+crystals in epoch ``p`` from one seeded with (seed, p), so a resumed run repeats an uninterrupted
+one bit for bit on a CPU. Noising and graph building of the next step run in a second thread.
+
+A run folder holds ``config.json``, ``log.csv``, ``loss.png``, ``state.safetensors`` (to resume) and
+``model.safetensors`` (the averaged weights, to sample from).
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from langevin_xtal.diffusion.losses import Losses, denoising_losses
+from langevin_xtal.diffusion.noising import Noised, NoisingConfig, noise_batch
+from langevin_xtal.errors import CheckpointError, InputError
+from langevin_xtal.graph.snapping import all_operations
+from langevin_xtal.model.checkpoint import (
+    ScoreModel,
+    read_tensors,
+    save_model,
+    weights_hash,
+    write_tensors,
+)
+from langevin_xtal.model.levels import NoiseLevels
+from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
+from langevin_xtal.model.statistics import Statistics
+from langevin_xtal.runtime import keep_freed_memory
+from langevin_xtal.train.packed import PackedDataset
+from langevin_xtal.train.store import CrystalStore
+
+STATE_FORMAT = "langevin-xtal training state 1"
+LEVEL_BINS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of a training run; written to its folder."""
+
+    steps: int = 20_000
+    """Optimiser steps."""
+    batch_size: int = 32
+    """Crystals in a step."""
+    learning_rate: float = 1e-3
+    """Peak rate of Adam; warmed up linearly, then a cosine to 1 % of it."""
+    warmup: int = 500
+    """Steps of the warm-up."""
+    ema: float = 0.999
+    """Decay of the averaged weights, ramped up from the start."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    lattice_weight: float = 1.0
+    """Weight of the lattice loss."""
+    seed: int = 0
+    """Of weights, batches and noise."""
+    log_every: int = 50
+    """Steps averaged in one row of the log."""
+    validate_every: int = 1000
+    """Steps between validations of the averaged weights."""
+    validation_size: int = 512
+    """Crystals of the validation set used, with the same noise each time."""
+    save_every: int = 500
+    """Steps between saves."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    levels: NoiseLevels = field(default_factory=NoiseLevels)
+    noising: NoisingConfig = field(default_factory=NoisingConfig)
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        share = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+@dataclass(frozen=True)
+class LogRow:
+    """One row of the log; losses are 1 for a network that predicts nothing."""
+
+    step: int
+    epoch: float
+    seconds: float
+    crystals_per_second: float
+    rate: float
+    position: float
+    lattice: float
+    validation_position: float  #: NaN in rows without a validation
+    validation_lattice: float
+    position_by_level: tuple[float, ...]  #: (10,) from the largest noise to the smallest
+    lattice_by_level: tuple[float, ...]
+
+    @staticmethod
+    def columns() -> list[str]:
+        """Header of ``log.csv``."""
+        plain = [f.name for f in dataclasses.fields(LogRow)][:-2]
+        return plain + [f"{kind}_{k}" for kind in ("position", "lattice") for k in range(LEVEL_BINS)]
+
+    def values(self) -> list[float]:
+        """One row of ``log.csv``."""
+        return [
+            *(getattr(self, f.name) for f in dataclasses.fields(self)[:-2]),
+            *self.position_by_level,
+            *self.lattice_by_level,
+        ]
+
+
+class LevelMeans:
+    """Running means of losses, in all and by noise level."""
+
+    def __init__(self) -> None:
+        self.sums = np.zeros((2, LEVEL_BINS))
+        self.counts = np.zeros((2, LEVEL_BINS))
+
+    def add(self, losses: Losses, noised: Noised) -> None:
+        """Add the crystals of one batch, each process under its own noise level."""
+        used = (np.ones(len(losses.position)), losses.lattice_used.cpu().numpy().astype(float))
+        values = (losses.position.detach().cpu().numpy(), losses.lattice.detach().cpu().numpy())
+        for k, tau in enumerate((noised.tau_pos, noised.tau_lat)):
+            level = (tau * LEVEL_BINS).long().clamp(max=LEVEL_BINS - 1).cpu().numpy()
+            np.add.at(self.sums[k], level, values[k] * used[k])
+            np.add.at(self.counts[k], level, used[k])
+
+    def mean(self, kind: int) -> float:
+        """0 position, 1 lattice; NaN when nothing was added."""
+        count = self.counts[kind].sum()
+        return float(self.sums[kind].sum() / count) if count else math.nan
+
+    def by_level(self, kind: int) -> tuple[float, ...]:
+        """(10,) means, NaN where nothing was added."""
+        with np.errstate(invalid="ignore"):
+            return tuple(map(float, self.sums[kind] / self.counts[kind]))
+
+
+class Trainer:
+    """A training run in a folder; iterate :meth:`run` to advance it."""
+
+    def __init__(
+        self,
+        data: PackedDataset,
+        out: Path,
+        config: TrainConfig,
+        *,
+        validation: PackedDataset | None = None,
+        device: str = "cpu",
+        name: str = "model",
+        card: dict[str, Any] | None = None,
+    ) -> None:
+        if not len(data):
+            raise InputError("the training set holds no crystals")
+        keep_freed_memory()
+        self.config, self.out, self.device, self.name = config, out, device, name
+        self.card = card or {}
+        self.data = data
+        self.store = CrystalStore(data)
+        self.validation = None if validation is None else CrystalStore(validation)
+        self.settings = config.network.graph_settings()
+        self.operations = all_operations()
+        torch.manual_seed(config.seed)
+        self.network = EdgeNetwork(config.network).to(device)
+        self.average = copy.deepcopy(self.network).requires_grad_(False)
+        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate)
+        self.step = 0
+        self.seconds = 0.0
+        self._orders: dict[int, Tensor] = {}
+        out.mkdir(parents=True, exist_ok=True)
+        if self._state_path.exists():
+            self._resume()
+        else:
+            self._write_config()
+
+    # -- the run
+
+    def run(self) -> Iterator[LogRow]:
+        """Train to the last step, yielding a row for the log every ``log_every`` steps.
+
+        Saves regularly, and when the generator is closed or interrupted.
+        """
+        config = self.config
+        means, last, last_step = LevelMeans(), time.perf_counter(), self.step
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(self._prepare, self.step)
+            try:
+                while self.step < config.steps:
+                    noised = ahead.result()
+                    if self.step + 1 < config.steps:
+                        ahead = pool.submit(self._prepare, self.step + 1)
+                    self._advance(noised, means)
+                    now = time.perf_counter()
+                    if self.step % config.log_every == 0 or self.step == config.steps:
+                        self.seconds += now - last
+                        rate = (self.step - last_step) * config.batch_size / (now - last)
+                        row = self._row(means, rate)
+                        self._log(row)
+                        yield row
+                        means, last, last_step = LevelMeans(), time.perf_counter(), self.step
+                    if self.step % config.save_every == 0 and self.step < config.steps:
+                        self.save()
+            finally:
+                _discard(ahead)
+                self.save()
+
+    def model(self) -> ScoreModel:
+        """The averaged weights with the statistics of the training set."""
+        data = self.data
+        statistics = Statistics.of(
+            data.group, data.lattice, data.site_start, data.numbers, data.multiplicity
+        )
+        card = self.card | {
+            "steps": self.step,
+            "crystals_seen": self.step * self.config.batch_size,
+            "training": dataclasses.asdict(self.config),
+            "data_hash": data.content_hash,
+            "training_seconds": round(self.seconds, 1),
+        }
+        network = copy.deepcopy(self.average).cpu().eval()
+        return ScoreModel(self.name, network, self.config.levels, statistics, card)
+
+    def validate(self) -> LevelMeans:
+        """Losses of the averaged weights on the validation set, the same noise each time."""
+        means = LevelMeans()
+        if self.validation is None:
+            return means
+        size, batch = min(len(self.validation), self.config.validation_size), 64
+        pick = torch.randperm(len(self.validation), generator=_generator(0, 1))[:size]
+        for k in range(0, size, batch):
+            noised = noise_batch(
+                self.validation.batch(pick[k : k + batch]),
+                self.config.levels,
+                self.config.noising,
+                self.settings,
+                self.operations,
+                _generator(1, k),
+            )
+            noised = _to(noised, self.device)
+            with torch.no_grad():
+                means.add(denoising_losses(self.average, noised), noised)
+        return means
+
+    def save(self) -> None:
+        """Write the state to resume from and the model to sample from."""
+        tensors: dict[str, Tensor] = {}
+        for kind, module in (("network", self.network), ("average", self.average)):
+            tensors |= {f"{kind}.{k}": v for k, v in module.state_dict().items()}
+        state = self.optimiser.state_dict()["state"]
+        for index, values in state.items():
+            tensors |= {f"adam.{index}.{k}": v for k, v in values.items()}
+        header = {
+            "format": STATE_FORMAT,
+            "step": self.step,
+            "seconds": self.seconds,
+            "config": dataclasses.asdict(self.config),
+            "data_hash": self.data.content_hash,
+        }
+        write_tensors(self._state_path, tensors, header)
+        save_model(self.out / "model.safetensors", self.model())
+
+    # -- one step
+
+    def _prepare(self, step: int) -> Noised:
+        index = self._batch_index(step)
+        return noise_batch(
+            self.store.batch(index),
+            self.config.levels,
+            self.config.noising,
+            self.settings,
+            self.operations,
+            _generator(self.config.seed + 2, step),
+        )
+
+    def _batch_index(self, step: int) -> Tensor:
+        size, total = self.config.batch_size, len(self.store)
+        place = torch.arange(step * size, (step + 1) * size)
+        epochs = place // total
+        parts = [self._order(int(p))[place[epochs == p] % total] for p in epochs.unique()]
+        return torch.cat(parts)
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            order = torch.randperm(len(self.store), generator=_generator(self.config.seed, epoch))
+            self._orders = {k: v for k, v in self._orders.items() if k >= epoch - 1}
+            self._orders[epoch] = order
+        return self._orders[epoch]
+
+    def _advance(self, noised: Noised, means: LevelMeans) -> None:
+        noised = _to(noised, self.device)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.config.rate(self.step)
+        losses = denoising_losses(self.network, noised)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses.total(self.config.lattice_weight).backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
+        if torch.isfinite(norm):
+            self.optimiser.step()
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.average.parameters()), list(self.network.parameters()), 1 - decay
+            )
+        means.add(losses, noised)
+        self.step += 1
+
+    # -- files
+
+    @property
+    def _state_path(self) -> Path:
+        return self.out / "state.safetensors"
+
+    def _write_config(self) -> None:
+        text = json.dumps(dataclasses.asdict(self.config), indent=2)
+        (self.out / "config.json").write_text(text + "\n")
+        with (self.out / "log.csv").open("w", newline="") as handle:
+            csv.writer(handle).writerow(LogRow.columns())
+
+    def _log(self, row: LogRow) -> None:
+        with (self.out / "log.csv").open("a", newline="") as handle:
+            csv.writer(handle).writerow([f"{v:.6g}" for v in row.values()])
+
+    def _row(self, means: LevelMeans, rate: float) -> LogRow:
+        due = self.step % self.config.validate_every == 0 or self.step == self.config.steps
+        checked = self.validate() if due else LevelMeans()
+        return LogRow(
+            step=self.step,
+            epoch=self.step * self.config.batch_size / len(self.store),
+            seconds=self.seconds,
+            crystals_per_second=rate,
+            rate=self.config.rate(self.step - 1),
+            position=means.mean(0),
+            lattice=means.mean(1),
+            validation_position=checked.mean(0),
+            validation_lattice=checked.mean(1),
+            position_by_level=means.by_level(0),
+            lattice_by_level=means.by_level(1),
+        )
+
+    def _resume(self) -> None:
+        tensors, header = read_tensors(self._state_path, STATE_FORMAT)
+        mine = json.loads(json.dumps(dataclasses.asdict(self.config)))
+        differing = sorted(
+            key for key, value in mine.items() if header.get("config", {}).get(key) != value
+        )
+        if differing:
+            raise InputError(
+                f"{self.out} holds a run with other settings ({', '.join(differing)}); "
+                "use the same settings to resume it, or another folder"
+            )
+        if header.get("data_hash") != self.data.content_hash:
+            raise InputError(
+                f"{self.out} holds a run on other training data; give the same packed file to "
+                "resume it, or use another folder"
+            )
+        try:
+            for kind, module in (("network", self.network), ("average", self.average)):
+                start = f"{kind}."
+                module.load_state_dict(
+                    {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+                )
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in tensors.items():
+                if key.startswith("adam."):
+                    _, index, name = key.split(".")
+                    state.setdefault(int(index), {})[name] = value
+            full = self.optimiser.state_dict() | {"state": state}
+            self.optimiser.load_state_dict(full)
+            self.step, self.seconds = int(header["step"]), float(header["seconds"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{self._state_path} cannot be resumed ({reason})") from None
+        _drop_rows_after(self.out / "log.csv", self.step)
+
+    def __repr__(self) -> str:
+        return (
+            f"Trainer({self.out}, step {self.step} of {self.config.steps}, "
+            f"{weights_hash(self.network.state_dict())})"
+        )
+
+
+def train(
+    data: PackedDataset,
+    out: Path,
+    config: TrainConfig,
+    *,
+    validation: PackedDataset | None = None,
+    device: str = "cpu",
+    name: str = "model",
+    card: dict[str, Any] | None = None,
+    on_row: Callable[[LogRow, Trainer], None] | None = None,
+) -> ScoreModel:
+    """Train to the end, or resume what ``out`` holds, and return the model."""
+    trainer = Trainer(
+        data, out, config, validation=validation, device=device, name=name, card=card
+    )
+    for row in trainer.run():
+        if on_row is not None:
+            on_row(row, trainer)
+    return trainer.model()
+
+
+def _generator(seed: int, index: int) -> torch.Generator:
+    mixed = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
+
+
+def _to(noised: Noised, device: str) -> Noised:
+    if device == "cpu":
+        return noised
+    moved = {
+        f.name: getattr(noised, f.name).to(device) for f in dataclasses.fields(noised)
+    }
+    return Noised(**moved)
+
+
+def _discard(future: Future[Noised]) -> None:
+    future.cancel()
+
+
+def _drop_rows_after(path: Path, step: int) -> None:
+    """Rows written after the state was saved are written again by the resumed run."""
+    if not path.exists():
+        return
+    with path.open(newline="") as handle:
+        header, *rows = list(csv.reader(handle)) or [LogRow.columns()]
+    with path.open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(header)
+        writer.writerows(r for r in rows if r and float(r[0]) <= step)
