@@ -122,6 +122,10 @@ def main() -> None:
     parser.add_argument("--reference-crystals", type=int, default=3, help="it is slow; 0: skip")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    if "torch" in available():
+        import torch
+
+        torch.set_num_threads(1)  # as the others, and idle threads cost more than they bring
     crystals = random_crystals(args.crystals)
     report: dict[str, object] = {
         "machine": platform.processor() or platform.machine(),

@@ -95,7 +95,7 @@ py::dict build(const Doubles& lattice, const Doubles& frac, const Integers& site
 PYBIND11_MODULE(_multigraph, m) {
     m.doc() = "The symmetry multigraph in C++; langevin_xtal.graph.cpp calls it.";
     // Translated in langevin_xtal.graph.cpp, where the message is written.
-    static py::exception<lx::TooManyNear> too_many(m, "TooManyNear");
+    static py::exception<lx::TooManyNear> too_many(m, "TooManyNearError");
     py::register_exception_translator([](std::exception_ptr p) {
         try {
             if (p) std::rethrow_exception(p);

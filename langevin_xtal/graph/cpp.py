@@ -39,6 +39,6 @@ def build(
             max_near=float(MAX_NEAR),
             threads=threads,
         )
-    except _multigraph.TooManyNear as error:
+    except _multigraph.TooManyNearError as error:
         raise too_many_near(*error.args) from None
     return SymmetryMultigraph(**arrays)

@@ -429,7 +429,7 @@ def _build(
     coincidence: float,
     max_near: float,
 ) -> Any:  # pragma: no cover - compiled
-    """Edges as rows of (source, target, operation, shift, is long-range) and (vector, distance)."""
+    """Edges as rows: source, target, operation, shift, is long-range; and vector, distance."""
     sites = len(frac)
     degree, reach = np.zeros(sites, np.int64), np.zeros(sites)
     multiplicity = np.zeros(sites, np.int64)

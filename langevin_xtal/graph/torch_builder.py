@@ -172,10 +172,14 @@ def _cartesian(frac: Tensor, lattice: Tensor, crystal: Tensor) -> Tensor:
 def _distinct(image: Tensor, op: Tensor, lattice: Tensor, crystal: Tensor) -> Tensor:
     """(N,) whether no kept image of a lower operation is the same atom; rows by site, then op."""
     pairs = []
+    wide = IDENTICAL * (1.0 + 1e-9) / _cell(lattice)[2][:, 0]
     for rows in _chunks(op):  # each image against those of lower operations, which precede it
         late, lower = _expand(op[rows])
         late += rows.start
         early = late - op[late] + lower
+        along = image[late, 0] - image[early, 0]  # most pairs are far apart along a already
+        close = ((along - along.round()).abs() <= wide[crystal[late]]).nonzero().squeeze(1)
+        late, early = late[close], early[close]
         delta = image[late] - image[early]
         delta -= delta.round()
         distance = _cartesian(delta, lattice, crystal[late]).norm(dim=1)
@@ -225,9 +229,8 @@ class _Batch:
     ) -> _Batch:
         """Everything that depends on the cells and the orbits only."""
         a, b, c = lattice.unbind(1)
-        face = torch.stack([_cross(b, c), _cross(c, a), _cross(a, b)], dim=1)
-        volume = (a * face[:, 0]).sum(1).abs()
-        area = face.norm(dim=2)
+        face, volume, height = _cell(lattice)
+        area = volume[:, None] / height
         cc = c.norm(dim=1)
         ab = (a * _cross(c, face[:, 0])).sum(1) / (cc * area[:, 0])
         columns = [volume / area[:, 0], ab, (a * c).sum(1) / cc]
@@ -251,7 +254,7 @@ class _Batch:
             atom_start=_starts(count),
             factor=torch.stack(columns, dim=1),
             volume=volume,
-            inverse_height=area / volume[:, None],
+            inverse_height=1.0 / height,
             radii=torch.tensor(tried, dtype=torch.float64, device=lattice.device),
             steps=torch.zeros(0),
         )
@@ -296,6 +299,14 @@ class _Batch:
         q, p = q[keep], p[keep]
         shift = torch.stack([n_a[q], n_b[q], n_c[keep]], dim=1)
         return p, _Images((site[p], atom[p], shift, vec[keep], dist[keep]))
+
+
+def _cell(lattice: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, 3, 3) vectors b × c, c × a, a × b, (B,) volume [Å^3] and (B, 3) heights [Å]."""
+    a, b, c = lattice.unbind(1)
+    face = torch.stack([_cross(b, c), _cross(c, a), _cross(a, b)], dim=1)
+    volume = (a * face[:, 0]).sum(1).abs()
+    return face, volume, volume[:, None] / face.norm(dim=2)
 
 
 def _cross(u: Tensor, v: Tensor) -> Tensor:
