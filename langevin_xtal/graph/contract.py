@@ -19,7 +19,8 @@ Which edges there are, for each site ``i`` of a crystal
 
 Triplets pair an edge ``e = i → h(j)`` with an edge ``f = j → k`` that is not long-range, except
 where the end of ``h(f)`` is the origin of ``e`` (exact back-tracking). The angle at ``h(j)`` is
-the one between ``−d_e`` and ``R_h d_f``, with ``R_h`` the Cartesian rotation of the edge's operation.
+the one between ``−d_e`` and ``R_h d_f``, with ``R_h`` the Cartesian rotation of the edge's
+operation.
 
 Builders that implement this: :mod:`~langevin_xtal.graph.reference` (the specification),
 ``cpp``, ``numba`` and ``torch``; choose with :func:`langevin_xtal.graph.build_multigraph`.
