@@ -1,1 +1,56 @@
-"""langevin-xtal: candidate crystals from elements and a space group."""
+"""langevin-xtal: candidate crystals from elements and a space group.
+
+>>> import langevin_xtal as lx
+>>> request = lx.Request(space_group=62, sites={"Cu": 2, "Si": 1, "K": 1})
+>>> candidates = lx.sample([request] * 4, model=lx.load_model("small"), seed=0)  # doctest: +SKIP
+
+Names are imported when first used, so importing the package is fast and never touches the network.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from langevin_xtal.version import __version__
+
+if TYPE_CHECKING:
+    from langevin_xtal.crystal.candidate import Candidate
+    from langevin_xtal.crystal.request import Request
+    from langevin_xtal.model.checkpoint import ScoreModel, load_model
+    from langevin_xtal.sampling.sample import sample
+    from langevin_xtal.sampling.samplers import Ancestral, AnnealedLangevin
+    from langevin_xtal.symmetry.groups import SpaceGroup
+
+_HOMES = {
+    "Ancestral": "langevin_xtal.sampling.samplers",
+    "AnnealedLangevin": "langevin_xtal.sampling.samplers",
+    "Candidate": "langevin_xtal.crystal.candidate",
+    "Request": "langevin_xtal.crystal.request",
+    "ScoreModel": "langevin_xtal.model.checkpoint",
+    "SpaceGroup": "langevin_xtal.symmetry.groups",
+    "load_model": "langevin_xtal.model.checkpoint",
+    "sample": "langevin_xtal.sampling.sample",
+}
+
+__all__ = [
+    "Ancestral",
+    "AnnealedLangevin",
+    "Candidate",
+    "Request",
+    "ScoreModel",
+    "SpaceGroup",
+    "__version__",
+    "load_model",
+    "sample",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'langevin_xtal' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

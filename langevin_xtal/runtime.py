@@ -28,4 +28,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _KEEP)) and bool(mallopt(_M_TRIM_THRESHOLD, 2 * _KEEP - 1))
+    return bool(mallopt(_M_MMAP_THRESHOLD, _KEEP)) and bool(
+        mallopt(_M_TRIM_THRESHOLD, 2 * _KEEP - 1)
+    )

@@ -53,9 +53,7 @@ def random_crystal(
         atoms = sum(len(orbit(f, group.rotations, group.translations, lattice)[1]) for f in frac)
         volume = 15.0 * atoms
     lattice = lattice * np.cbrt(volume / np.linalg.det(lattice))
-    return CrystalArrays.of_groups(
-        lattice[None], frac, np.array([0, n_sites]), np.array([number])
-    )
+    return CrystalArrays.of_groups(lattice[None], frac, np.array([0, n_sites]), np.array([number]))
 
 
 def merge(*crystals: CrystalArrays) -> CrystalArrays:

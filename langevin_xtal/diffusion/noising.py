@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.diffusion.targets import orbit_noise
 from langevin_xtal.graph.batch import GraphBatch, make_batch, snap_radius
 from langevin_xtal.graph.contract import CrystalArrays, GraphSettings
 from langevin_xtal.graph.snapping import Operations, SitePairs, site_pairs, snap_sites
+from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.symmetry.lattice import SOFTPLUS_LENGTH
 
 Target = Literal["orbit", "plain"]

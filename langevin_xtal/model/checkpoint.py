@@ -75,7 +75,9 @@ def config_from_dict(kind: type[ConfigT], values: Any, where: str) -> ConfigT:
     """
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if not isinstance(values, dict):
-        raise CheckpointError(f"{where}: expected a table of settings, got {type(values).__name__}")
+        raise CheckpointError(
+            f"{where}: expected a table of settings, got {type(values).__name__}"
+        )
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise CheckpointError(f"{where}: unknown keys {unknown}; known: {sorted(known)}")

@@ -61,9 +61,7 @@ class NetworkConfig:
 
 SIZES: dict[str, NetworkConfig] = {
     "small": NetworkConfig(),
-    "base": NetworkConfig(
-        width=128, triplet_width=64, blocks=4, radial=10, spherical=7, k_max=32
-    ),
+    "base": NetworkConfig(width=128, triplet_width=64, blocks=4, radial=10, spherical=7, k_max=32),
 }
 """The named sizes: ``small`` for two CPU cores, ``base`` for a GPU."""
 
@@ -110,7 +108,13 @@ class Interaction(nn.Module):
         self.after = Residual(w)
 
     def forward(
-        self, x: Tensor, radial: Tensor, angular: Tensor, angle: Tensor, noise: Tensor, g: GraphBatch
+        self,
+        x: Tensor,
+        radial: Tensor,
+        angular: Tensor,
+        angle: Tensor,
+        noise: Tensor,
+        g: GraphBatch,
     ) -> Tensor:
         """(E, width) messages to (E, width)."""
         x_in = x + self.noise(noise)[g.site_crystal[g.source]]

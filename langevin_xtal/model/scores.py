@@ -91,9 +91,7 @@ def lattice_noise(
     outer = (weight * gradient).unsqueeze(2) * gradient.unsqueeze(1)
     normal = gradient.new_zeros(n, 3, 3).index_add(0, crystal, outer)
     # the envelope is already in the edge output
-    right = gradient.new_zeros(n, 3).index_add(
-        0, crystal, (change * used).unsqueeze(1) * gradient
-    )
+    right = gradient.new_zeros(n, 3).index_add(0, crystal, (change * used).unsqueeze(1) * gradient)
     diagonal = normal.diagonal(dim1=1, dim2=2)
     ridge = RIDGE * diagonal.sum(1, keepdim=True) + (diagonal == 0)
     return torch.linalg.solve(normal + torch.diag_embed(ridge), right)

@@ -88,6 +88,7 @@ def sample_batches(
     model: ScoreModel | str = "small",
     seed: int = 0,
     *,
+    indices: Sequence[int] | None = None,
     sampler: Sampler | None = None,
     batch_size: int = 64,
     attempts: int = 3,
@@ -95,7 +96,11 @@ def sample_batches(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Iterator[Outcome]:
-    """As :func:`sample`, batch by batch, with the rejections of every attempt."""
+    """As :func:`sample`, batch by batch, with the rejections of every attempt.
+
+    ``indices`` gives the stream of each request, 0, 1, … by default; part of a list gives the same
+    candidates as the whole list when their indices are kept.
+    """
     if device not in ("auto", "cpu"):
         raise InputError(f"device {device!r} is not supported; give auto or cpu")
     if batch_size < 1 or attempts < 1:
@@ -106,7 +111,8 @@ def sample_batches(
     model = load_model(model) if isinstance(model, str) else model
     sampler = sampler or Ancestral()
     config = postprocess or PostprocessConfig()
-    waiting = [(index, 0) for index in range(len(requests))]
+    request_of = dict(zip(indices or range(len(requests)), requests, strict=True))
+    waiting = [(index, 0) for index in request_of]
     done = 0
     while waiting:
         batch, waiting = waiting[:batch_size], waiting[batch_size:]
@@ -114,7 +120,7 @@ def sample_batches(
         keys = stream_keys(
             seed, torch.tensor([i for i, _ in batch]), torch.tensor([a for _, a in batch])
         )
-        asked = [requests[index] for index, _ in batch]
+        asked = [request_of[index] for index, _ in batch]
         sigma = float(model.levels.grid(sampler.levels)[1][0])
         chains = Chains.start(model, asked, keys, sigma)
         batches_left = 1 + -(-len(waiting) // batch_size)

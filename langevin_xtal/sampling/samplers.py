@@ -12,6 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from langevin_xtal.errors import InputError
 from langevin_xtal.sampling.chain import Chains
 
 Schedule = tuple[Tensor, Tensor]
@@ -120,3 +121,21 @@ def run(sampler: Sampler, chains: Chains) -> Iterator[int]:
     for level in range(sampler.levels):
         sampler.step(chains, schedule, level)
         yield level + 1
+
+
+def make_sampler(name: str, levels: int | None = None, steps: int | None = None) -> Sampler:
+    """``"ancestral"`` or ``"langevin"``, with other numbers of levels and steps if given.
+
+    Raises
+    ------
+    InputError
+        For another name, or steps where there are none.
+    """
+    changes = {"levels": levels} if levels is not None else {}
+    if name == "langevin":
+        return AnnealedLangevin(**changes, **({"steps": steps} if steps is not None else {}))
+    if name != "ancestral":
+        raise InputError(f"sampler {name!r} is not known; give ancestral or langevin")
+    if steps is not None:
+        raise InputError("steps per level belong to the langevin sampler; ancestral takes one")
+    return Ancestral(**changes)

@@ -108,7 +108,9 @@ class LogRow:
     def columns() -> list[str]:
         """Header of ``log.csv``."""
         plain = [f.name for f in dataclasses.fields(LogRow)][:-2]
-        return plain + [f"{kind}_{k}" for kind in ("position", "lattice") for k in range(LEVEL_BINS)]
+        return plain + [
+            f"{kind}_{k}" for kind in ("position", "lattice") for k in range(LEVEL_BINS)
+        ]
 
     def values(self) -> list[float]:
         """One row of ``log.csv``."""
@@ -418,9 +420,7 @@ def _generator(seed: int, index: int) -> torch.Generator:
 def _to(noised: Noised, device: str) -> Noised:
     if device == "cpu":
         return noised
-    moved = {
-        f.name: getattr(noised, f.name).to(device) for f in dataclasses.fields(noised)
-    }
+    moved = {f.name: getattr(noised, f.name).to(device) for f in dataclasses.fields(noised)}
     return Noised(**moved)
 
 

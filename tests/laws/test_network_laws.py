@@ -106,7 +106,9 @@ def test_rotation_of_the_frame(network, number):
     assert_close(lattice, found_lattice)
 
 
-@pytest.mark.parametrize("number", [5, 22, 42, 70, 79, 141, 146, 161, 166, 196, 216, 225, 227, 230])
+@pytest.mark.parametrize(
+    "number", [5, 22, 42, 70, 79, 141, 146, 161, 166, 196, 216, 225, 227, 230]
+)
 def test_primitive_cell(network, number):
     """The primitive cell with the operations that remain in it, for centred groups."""
     crystal = random_crystal(number, 2, seed=4)

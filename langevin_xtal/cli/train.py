@@ -1,0 +1,137 @@
+"""``langevin-xtal train``: a score model from a packed dataset."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from langevin_xtal.cli import options
+from langevin_xtal.errors import InputError
+
+if TYPE_CHECKING:
+    from langevin_xtal.train.loop import LogRow, Trainer
+
+
+@click.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Packed dataset.  [default: the built-in structure types]",
+    metavar="FILE.lxd",
+)
+@click.option(
+    "--validation", type=click.Path(path_type=Path), help="Packed dataset.", metavar="FILE.lxd"
+)
+@options.output_folder("run")
+@click.option("--size", default="small", show_default=True, type=click.Choice(["small", "base"]))
+@click.option("--steps", type=click.IntRange(min=1), default=20_000, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--learning-rate", type=click.FloatRange(min=0.0, min_open=True), default=1e-3)
+@click.option(
+    "--target",
+    type=click.Choice(["orbit", "plain"]),
+    default="orbit",
+    show_default=True,
+    help="Noise averaged over equivalent images, or as in the paper.",
+)
+@click.option("--log-every", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--validate-every", type=click.IntRange(min=1), default=2000, show_default=True)
+@click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True)
+@click.option("--name", default="model", show_default=True, help="Name stored with the weights.")
+@options.seed
+@options.device
+@options.threads
+def train(
+    data: Path | None,
+    validation: Path | None,
+    out: Path,
+    size: str,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    target: str,
+    log_every: int,
+    validate_every: int,
+    save_every: int,
+    name: str,
+    seed: int,
+    device: str,
+    threads: int | None,
+) -> None:
+    """Train a score model.
+
+    Writes model.safetensors (to sample from), log.csv and loss.png to the folder, and enough to
+    resume: the same command goes on where it stopped, with the same losses as if it had not.
+
+    \b
+    Examples:
+      langevin-xtal train --data mine.lxd --validation held_out.lxd --out run/
+      langevin-xtal sample --model run/model.safetensors --elements Mg,O --sg 225
+    """
+    from langevin_xtal.diffusion.noising import NoisingConfig
+    from langevin_xtal.model.network import SIZES
+    from langevin_xtal.report.pictures import plot_losses
+    from langevin_xtal.train.loop import TrainConfig, Trainer
+    from langevin_xtal.train.packed import PackedDataset
+    from langevin_xtal.train.reference import reference_dataset
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device {device!r} is not known; give auto, cpu or cuda")
+    options.set_threads(threads)
+    crystals = reference_dataset() if data is None else PackedDataset.load(data)
+    held_out = None if validation is None else PackedDataset.load(validation)
+    config = replace(
+        TrainConfig(),
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        warmup=min(500, max(1, steps // 10)),
+        log_every=log_every,
+        validate_every=validate_every,
+        save_every=save_every,
+        network=SIZES[size],
+        noising=NoisingConfig(target=target),  # type: ignore[arg-type]
+    )
+    trainer = Trainer(
+        crystals, out, config, validation=held_out, device=_device(device), name=name
+    )
+    if trainer.step:
+        click.echo(f"resuming {out} at step {trainer.step} of {steps}", err=True)
+    try:
+        with options.progress_bar("training", "step") as update:
+            for row in trainer.run():
+                update(row.step, steps)
+                _say(row, trainer)
+    finally:
+        plot_losses(out / "log.csv", out / "loss.png")
+    click.echo(f"{trainer.step} steps; weights in {out / 'model.safetensors'}")
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda was asked for, but torch finds no CUDA device; give cpu")
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def _say(row: LogRow, trainer: Trainer) -> None:
+    """A line for the log where there is no terminal, and above the bar where there is one."""
+    from tqdm import tqdm
+
+    checked = ""
+    if row.validation_position == row.validation_position:
+        checked = (
+            f"  validation: position {row.validation_position:.3f} "
+            f"lattice {row.validation_lattice:.3f}"
+        )
+    tqdm.write(
+        f"step {row.step:6d}  epoch {row.epoch:6.2f}  {row.crystals_per_second:5.0f} crystals/s  "
+        f"position {row.position:.3f}  lattice {row.lattice:.3f}{checked}"
+    )

@@ -1,0 +1,166 @@
+"""A folder of sampled candidates: written as they come, continued when interrupted.
+
+``run.json`` says what the folder holds. The same run finds what is there and samples only what is
+missing, so more candidates can be added and an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from langevin_xtal.crystal.candidate import Candidate
+from langevin_xtal.crystal.cif import cif_text
+from langevin_xtal.errors import InputError
+from langevin_xtal.sampling.postprocess import Rejection
+
+COLUMNS = (
+    "index",
+    "file",
+    "formula",
+    "request",
+    "group",
+    "found_0.001",
+    "found_0.01",
+    "found_0.1",
+    "symmetry",
+    "atoms",
+    "volume_per_atom",
+    "min_distance",
+    "attempt",
+)
+REJECT_COLUMNS = ("index", "attempt", "request", "reason")
+
+
+class CandidateFolder:
+    """Where ``langevin-xtal sample`` writes.
+
+    Parameters
+    ----------
+    path
+        Made when missing.
+    settings
+        What determines the candidates; a folder with other settings is refused.
+    file_format
+        ``"cif"``, ``"xyz"`` or ``"poscar"``.
+
+    Raises
+    ------
+    InputError
+        When the folder holds another run or cannot be written.
+    """
+
+    def __init__(
+        self, path: Path, settings: Mapping[str, Any], *, file_format: str = "cif"
+    ) -> None:
+        self.path, self.file_format = path, file_format
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._claim({**settings, "format": file_format})
+        except OSError as error:
+            raise InputError(
+                f"folder {path} cannot be written ({error.strerror}); give --out a folder you "
+                "may write to"
+            ) from None
+        self.rows = {int(row["index"]): row for row in _read(path / "candidates.csv")}
+        self.rejects = {
+            (int(r["index"]), int(r["attempt"])): r for r in _read(path / "rejects.csv")
+        }
+
+    def is_done(self, index: int, attempts: int) -> bool:
+        """Whether a candidate is there, or was given up after ``attempts`` rejections."""
+        return index in self.rows or (index, attempts - 1) in self.rejects
+
+    def add(self, candidates: Iterable[Candidate], rejections: Iterable[Rejection]) -> None:
+        """Write structures, then both tables; each file complete or not at all."""
+        for candidate in candidates:
+            name = f"{candidate.index:04d}_{candidate.formula}_{candidate.space_group.number}"
+            name += {"cif": ".cif", "xyz": ".xyz", "poscar": ".vasp"}[self.file_format]
+            _write(self.path / name, self._text(candidate))
+            self.rows[candidate.index] = table_row(candidate) | {"file": name}
+        for r in rejections:
+            self.rejects[r.index, r.attempt] = {
+                "index": str(r.index),
+                "attempt": str(r.attempt),
+                "request": str(r.request),
+                "reason": r.reason,
+            }
+        _write_table(
+            self.path / "candidates.csv", COLUMNS, [self.rows[k] for k in sorted(self.rows)]
+        )
+        rejects = [self.rejects[k] for k in sorted(self.rejects)]
+        _write_table(self.path / "rejects.csv", REJECT_COLUMNS, rejects)
+
+    def _text(self, candidate: Candidate) -> str:
+        if self.file_format == "cif":
+            return cif_text(candidate)
+        import io
+
+        from ase.io import write
+
+        buffer = io.StringIO()
+        kind = {"xyz": "extxyz", "poscar": "vasp"}[self.file_format]
+        atoms = candidate.atoms
+        write(buffer, atoms[atoms.numbers.argsort(kind="stable")], format=kind)
+        return buffer.getvalue()
+
+    def _claim(self, settings: Mapping[str, Any]) -> None:
+        record = self.path / "run.json"
+        mine = json.loads(json.dumps(settings))
+        if record.exists():
+            try:
+                theirs = json.loads(record.read_text())
+            except ValueError:
+                theirs = None
+            if theirs != mine:
+                raise InputError(
+                    f"folder {self.path} holds another run (see its run.json); give --out another "
+                    "folder, or the same options to continue it"
+                )
+        elif any(self.path.glob("candidates.csv")):
+            raise InputError(f"folder {self.path} holds candidates without a run.json")
+        _write(record, json.dumps(mine, indent=2, sort_keys=True) + "\n")
+
+
+def table_row(candidate: Candidate) -> dict[str, str]:
+    """What the summary table says of a candidate; all but the file's name."""
+    return {
+        "index": str(candidate.index),
+        "formula": candidate.formula,
+        "request": str(candidate.request),
+        "group": str(candidate.space_group.number),
+        "found_0.001": str(candidate.detected[1e-3]),
+        "found_0.01": str(candidate.detected[1e-2]),
+        "found_0.1": str(candidate.detected[1e-1]),
+        "symmetry": "supergroup" if candidate.is_supergroup else "as requested",
+        "atoms": str(len(candidate.atom_site)),
+        "volume_per_atom": f"{candidate.volume / len(candidate.atom_site):.2f}",
+        "min_distance": f"{candidate.min_distance:.2f}",
+        "attempt": str(candidate.attempt),
+    }
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def _write_table(path: Path, columns: tuple[str, ...], rows: list[dict[str, str]]) -> None:
+    part = path.with_name(path.name + ".part")
+    with part.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(part, path)
