@@ -132,12 +132,11 @@ def sample(
     from langevin_xtal.sampling.draw_requests import draw_sites
     from langevin_xtal.sampling.folder import CandidateFolder
     from langevin_xtal.sampling.postprocess import PostprocessConfig
-    from langevin_xtal.sampling.sample import sample_batches
+    from langevin_xtal.sampling.sample import SampleOptions, sample_batches
     from langevin_xtal.sampling.samplers import make_sampler
 
     if sites is not None:
         Request(groups[0], sites)
-    options.set_threads(threads)
     chosen = make_sampler(sampler, levels, steps)
     weights = load_model(model)
     config = PostprocessConfig(merge=merge, min_distance=min_distance)
@@ -168,17 +167,20 @@ def sample(
         )
     start = time.perf_counter()
     drawn_now = []
-    with options.progress_bar("sampling", "evaluation") as update:
+    with options.progress_bar("sampling", "level") as update:
         for outcome in sample_batches(
             requests,
             weights,
             seed,
             indices=indices,
-            sampler=chosen,
-            batch_size=batch_size,
-            attempts=attempts,
-            postprocess=config,
             device=device,
+            options=SampleOptions(
+                batch_size=batch_size,
+                workers=threads,
+                attempts=attempts,
+                sampler=chosen,
+                postprocess=config,
+            ),
             progress=update,
         ):
             folder.add(outcome.candidates, outcome.rejections)

@@ -20,7 +20,7 @@ from langevin_xtal.graph.batch import GraphBatch, make_batch, snap_radius
 from langevin_xtal.graph.contract import CrystalArrays, GraphSettings
 from langevin_xtal.graph.snapping import Operations, SitePairs, site_pairs, snap_sites
 from langevin_xtal.model.levels import NoiseLevels
-from langevin_xtal.symmetry.lattice import SOFTPLUS_LENGTH
+from langevin_xtal.model.scores import cell_length
 
 Target = Literal["orbit", "plain"]
 
@@ -78,9 +78,7 @@ class Noised:
 
 def lattice_of(coordinates: Tensor, directions: Tensor) -> Tensor:
     """(B, 3, 3) rows [Å] from lattice coordinates (B, 3) and unit rows (B, 3, 3)."""
-    k = SOFTPLUS_LENGTH
-    lengths = k * torch.nn.functional.softplus(coordinates / k, threshold=50.0)
-    return lengths.unsqueeze(2) * directions
+    return cell_length(coordinates).unsqueeze(2) * directions
 
 
 def crystal_arrays(

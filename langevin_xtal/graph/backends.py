@@ -16,7 +16,7 @@ from importlib import import_module
 from langevin_xtal.errors import BackendError
 from langevin_xtal.graph.contract import CrystalArrays, GraphSettings, SymmetryMultigraph
 
-Builder = Callable[[CrystalArrays, GraphSettings], SymmetryMultigraph]
+Builder = Callable[..., SymmetryMultigraph]
 
 ENVIRONMENT = "LANGEVIN_XTAL_BACKEND"
 
@@ -58,7 +58,11 @@ def _fallback() -> str:
 
 
 def build_multigraph(
-    crystals: CrystalArrays, settings: GraphSettings, backend: str | None = None
+    crystals: CrystalArrays,
+    settings: GraphSettings,
+    backend: str | None = None,
+    *,
+    threads: int = 0,
 ) -> SymmetryMultigraph:
     """The multigraph of a batch of crystals.
 
@@ -67,6 +71,8 @@ def build_multigraph(
     backend
         ``"reference"``, ``"cpp"``, ``"numba"`` or ``"torch"``; by default the value of
         ``LANGEVIN_XTAL_BACKEND``, else the fastest there is.
+    threads
+        Threads of the C++ builder, 0 for all there are; the others use one.
 
     Raises
     ------
@@ -80,4 +86,6 @@ def build_multigraph(
             f"multigraph builder {name!r} is not available here; choose one of "
             f"{', '.join(available())}"
         )
+    if name == "cpp":
+        return build(crystals, settings, threads=threads)
     return build(crystals, settings)

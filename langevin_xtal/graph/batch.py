@@ -89,7 +89,8 @@ def make_batch(
     dtype
         Of the floating-point fields; geometry is computed in float64 before.
     """
-    graph = build_multigraph(crystals, settings, backend=backend)
+    # one thread: building is cheap, and callers run several batches side by side
+    graph = build_multigraph(crystals, settings, backend, threads=1)
     turned, axes = _turned_directions(graph, crystals)
     site_crystal = np.repeat(np.arange(len(crystals)), np.diff(crystals.site_start))
     atoms = np.bincount(site_crystal, graph.multiplicity, minlength=len(crystals))

@@ -123,7 +123,8 @@ class SphericalBasis(torch.nn.Module):
         position = (dist / self.cutoff).clamp(max=1.0) * self.POINTS
         index = position.long().clamp(max=self.POINTS - 1)
         share = (position - index).unsqueeze(1)
-        values = torch.lerp(self.table[index], self.table[index + 1], share)
+        left = self.table[index]
+        values = left + share * (self.table[index + 1] - left)
         return values.view(len(dist), self.orders, self.count)
 
 
@@ -141,4 +142,6 @@ def envelope(x: Tensor) -> Tensor:
     The polynomial of Gasteiger et al. 2020 (eq. 8, p = 6) without the pole.
     """
     x = x.clamp(max=1.0)
-    return 1.0 - 28.0 * x**6 + 48.0 * x**7 - 21.0 * x**8
+    x3 = x * x * x  # products, since powers round differently at the end of an array
+    x6 = x3 * x3
+    return 1.0 - x6 * (28.0 - x * (48.0 - 21.0 * x))

@@ -35,6 +35,20 @@ RIDGE = 1e-3
 """Relative ridge of the least-squares lattice estimate: keeps undetermined directions at zero."""
 
 
+def cell_length(coordinates: Tensor) -> Tensor:
+    """φ(ℓ), the cell length [Å] of a lattice coordinate, any shape.
+
+    Spelled out with exp and log1p: torch's fused softplus rounds differently at the end of an
+    array, and a candidate must not depend on its place in the batch. The same goes for the slope.
+    """
+    return SOFTPLUS_LENGTH * torch.log1p(torch.exp(coordinates / SOFTPLUS_LENGTH))
+
+
+def length_slope(coordinates: Tensor) -> Tensor:
+    """φ'(ℓ) = da/dℓ, any shape."""
+    return 1.0 / (1.0 + torch.exp(-coordinates / SOFTPLUS_LENGTH))
+
+
 def position_noise(g: GraphBatch, edge_output: Tensor, sigma_pos: Tensor) -> Tensor:
     """(A, 3) predicted Cartesian position noise in units of σ, from (E, 2) edge outputs."""
     sigma = sigma_pos[g.site_crystal[g.source]]
@@ -56,8 +70,7 @@ def length_gradients(g: GraphBatch, coordinates: Tensor, axis: Tensor) -> Tensor
         (B, 3) index of the free coordinate that drives a, b and c.
     """
     crystal = g.site_crystal[g.source]
-    slope = torch.sigmoid(coordinates / SOFTPLUS_LENGTH)  # da/dℓ
-    by_axis = g.axes * slope[crystal]
+    by_axis = g.axes * length_slope(coordinates)[crystal]
     return torch.zeros_like(by_axis).scatter_add(1, axis[crystal], by_axis)
 
 
@@ -75,13 +88,12 @@ def lattice_noise(
     """
     crystal = g.site_crystal[g.source]
     gradient = length_gradients(g, coordinates, axis)
-    lengths = SOFTPLUS_LENGTH * torch.nn.functional.softplus(coordinates / SOFTPLUS_LENGTH)
-    strain = (torch.sigmoid(coordinates / SOFTPLUS_LENGTH) / lengths).mean(1)
+    strain = (length_slope(coordinates) / cell_length(coordinates)).mean(1)
     change = edge_output[:, 1] * g.dist * strain[crystal]
     used = (~g.is_snap & (g.dist > 1e-3)) * g.multiplicity[g.source]
     n = len(coordinates)
     if estimate == "mean":
-        norm = (gradient**2).sum(1)
+        norm = (gradient * gradient).sum(1)
         each = change.unsqueeze(1) * gradient / norm.clamp(min=1e-6).unsqueeze(1)
         each = each * used.unsqueeze(1)
         count = gradient.new_zeros(n).index_add(0, crystal, used)

@@ -1,8 +1,16 @@
-"""Sampling many requests at once: batches, streams, retries, candidates."""
+"""Sampling many requests at once: batches, streams, retries, candidates.
+
+On a CPU, batches run side by side, one thread each: small tensors gain nothing from threads inside
+an operation. A batch's results do not depend on its size, so neither do they on the number of
+workers.
+"""
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -19,12 +27,38 @@ from langevin_xtal.sampling.streams import stream_keys
 from langevin_xtal.version import __version__
 
 Progress = Callable[[int, int], None]
-"""Called with network evaluations done and planned."""
+"""Called with noise levels done and planned, over all batches."""
+
+Attempt = tuple[int, int]
+"""Index of a request and attempt at it."""
+
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """How requests are sampled; none of it but the last three changes a candidate."""
+
+    batch_size: int = 64
+    """Most chains in one batch."""
+    workers: int | None = None
+    """Batches side by side; by default one per CPU."""
+    attempts: int = 3
+    """Streams tried for a request whose chains are rejected."""
+    sampler: Sampler = field(default_factory=Ancestral)
+    """:class:`~langevin_xtal.sampling.samplers.AnnealedLangevin` is the paper's."""
+    postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "workers", "attempts"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 1")
 
 
 @dataclass
 class Outcome:
-    """What sampling gave: candidates in the order of their requests, and what was rejected."""
+    """What one batch gave."""
 
     candidates: list[Candidate] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)  #: one for every rejected attempt
@@ -35,11 +69,8 @@ def sample(
     model: ScoreModel | str = "small",
     seed: int = 0,
     *,
-    sampler: Sampler | None = None,
-    batch_size: int = 64,
-    attempts: int = 3,
-    postprocess: PostprocessConfig | None = None,
     device: str = "auto",
+    options: SampleOptions | None = None,
     progress: Progress | None = None,
 ) -> list[Candidate]:
     """Sample one candidate for every request.
@@ -53,11 +84,6 @@ def sample(
         What to sample; they may differ in elements, sites and groups.
     model
         From :func:`langevin_xtal.load_model`, or the name of a shipped model.
-    sampler
-        :class:`~langevin_xtal.sampling.Ancestral` by default;
-        :class:`~langevin_xtal.sampling.AnnealedLangevin` is the paper's.
-    attempts
-        Streams tried for a request whose chains are rejected.
     device
         ``"auto"`` or ``"cpu"``.
 
@@ -66,18 +92,15 @@ def sample(
     list[Candidate]
         In the order of the requests; those whose attempts were all rejected are missing. Use
         :func:`sample_batches` to see the rejections too.
+
+    Raises
+    ------
+    InputError
+        For a device that is not supported or a group that cannot be sampled yet.
     """
     found: dict[int, Candidate] = {}
     for outcome in sample_batches(
-        requests,
-        model,
-        seed,
-        sampler=sampler,
-        batch_size=batch_size,
-        attempts=attempts,
-        postprocess=postprocess,
-        device=device,
-        progress=progress,
+        requests, model, seed, device=device, options=options, progress=progress
     ):
         found |= {candidate.index: candidate for candidate in outcome.candidates}
     return [found[k] for k in sorted(found)]
@@ -89,47 +112,95 @@ def sample_batches(
     seed: int = 0,
     *,
     indices: Sequence[int] | None = None,
-    sampler: Sampler | None = None,
-    batch_size: int = 64,
-    attempts: int = 3,
-    postprocess: PostprocessConfig | None = None,
     device: str = "auto",
+    options: SampleOptions | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Outcome]:
-    """As :func:`sample`, batch by batch, with the rejections of every attempt.
+    """As :func:`sample`, batch by batch as they finish, with the rejections of every attempt.
 
     ``indices`` gives the stream of each request, 0, 1, … by default; part of a list gives the same
     candidates as the whole list when their indices are kept.
     """
     if device not in ("auto", "cpu"):
-        raise InputError(f"device {device!r} is not supported; give auto or cpu")
-    if batch_size < 1 or attempts < 1:
-        raise InputError(
-            f"batch size {batch_size} and attempts {attempts} must both be at least 1"
-        )
-    keep_freed_memory()
+        raise InputError(f"device {device!r} is not supported for sampling; give auto or cpu")
+    options = options or SampleOptions()
     model = load_model(model) if isinstance(model, str) else model
-    sampler = sampler or Ancestral()
-    config = postprocess or PostprocessConfig()
     request_of = dict(zip(indices or range(len(requests)), requests, strict=True))
-    waiting = [(index, 0) for index in request_of]
-    done = 0
-    while waiting:
-        batch, waiting = waiting[:batch_size], waiting[batch_size:]
-        outcome = Outcome()
+    batches = _Batches(model, request_of, seed, options)
+    threads = torch.get_num_threads()
+    try:
+        yield from batches.run(progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Batches:
+    """Batches in flight."""
+
+    def __init__(
+        self,
+        model: ScoreModel,
+        request_of: dict[int, Request],
+        seed: int,
+        options: SampleOptions,
+    ) -> None:
+        self.model, self.request_of = model, request_of
+        self.seed, self.options = seed, options
+        self.workers = options.workers or os.cpu_count() or 1
+        self.stop = threading.Event()
+        self.lock = threading.Lock()
+        self.levels_done = 0
+        self.levels_planned = 0
+
+    def run(self, progress: Progress | None) -> Iterator[Outcome]:
+        """All requests, and again those that were rejected."""
+        keep_freed_memory()
+        waiting: list[Attempt] = [(index, 0) for index in self.request_of]
+        running: set[Future[Outcome]] = set()
+        with ThreadPoolExecutor(
+            self.workers, initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            try:
+                while waiting or running:
+                    for batch in self._split(waiting):
+                        self.levels_planned += self.options.sampler.levels
+                        running.add(pool.submit(self._sample, batch))
+                    waiting = []
+                    done, running = wait(running, POLL_SECONDS, FIRST_COMPLETED)
+                    if progress is not None:
+                        progress(self.levels_done, self.levels_planned)
+                    for future in done:
+                        outcome = future.result()
+                        waiting += [
+                            (r.index, r.attempt + 1)
+                            for r in outcome.rejections
+                            if r.attempt + 1 < self.options.attempts
+                        ]
+                        yield outcome
+            finally:
+                self.stop.set()
+                for future in running:
+                    future.cancel()
+
+    def _split(self, waiting: list[Attempt]) -> list[list[Attempt]]:
+        share = -(-len(waiting) // self.workers)
+        size = max(1, min(self.options.batch_size, share))
+        return [waiting[k : k + size] for k in range(0, len(waiting), size)]
+
+    def _sample(self, batch: list[Attempt]) -> Outcome:
+        model, sampler = self.model, self.options.sampler
         keys = stream_keys(
-            seed, torch.tensor([i for i, _ in batch]), torch.tensor([a for _, a in batch])
+            self.seed, torch.tensor([i for i, _ in batch]), torch.tensor([a for _, a in batch])
         )
-        asked = [request_of[index] for index, _ in batch]
-        sigma = float(model.levels.grid(sampler.levels)[1][0])
-        chains = Chains.start(model, asked, keys, sigma)
-        batches_left = 1 + -(-len(waiting) // batch_size)
+        asked = [self.request_of[index] for index, _ in batch]
+        lattice_sigma = float(model.levels.grid(sampler.levels)[1][0])
+        chains = Chains.start(model, asked, keys, lattice_sigma)
         for _ in run(sampler, chains):
-            if progress is not None:
-                planned = done + sampler.evaluations * batches_left
-                progress(done + chains.evaluations, planned)
-        done += chains.evaluations
-        again = []
+            with self.lock:
+                self.levels_done += 1
+            if self.stop.is_set():
+                return Outcome()
+        outcome = Outcome()
         lattice, start = chains.lattice.numpy(), chains.crystals.site_start.tolist()
         provenance = _provenance(model, sampler)
         for k, (index, attempt) in enumerate(batch):
@@ -137,20 +208,17 @@ def sample_batches(
                 asked[k],
                 chains.frac[start[k] : start[k + 1]].numpy(),
                 lattice[k],
-                seed=seed,
+                seed=self.seed,
                 index=index,
                 attempt=attempt,
-                config=config,
+                config=self.options.postprocess,
                 provenance=provenance | {"request": str(asked[k])},
             )
             if isinstance(result, Candidate):
                 outcome.candidates.append(result)
-                continue
-            outcome.rejections.append(result)
-            if attempt + 1 < attempts:
-                again.append((index, attempt + 1))
-        waiting += again
-        yield outcome
+            else:
+                outcome.rejections.append(result)
+        return outcome
 
 
 def _provenance(model: ScoreModel, sampler: Sampler) -> dict[str, object]:
