@@ -89,8 +89,8 @@ def describe(dataset: PackedDataset) -> list[str]:
     """Lines of text: counts, groups, elements, sizes, properties and provenance."""
     import numpy as np
 
+    from langevin_xtal.crystal.elements import SYMBOLS
     from langevin_xtal.symmetry import CRYSTAL_SYSTEMS, SpaceGroup
-    from langevin_xtal.train.reference import SYMBOLS
 
     def row(name: str, text: object) -> str:
         return f"{name:<16}{text}"
@@ -109,7 +109,7 @@ def describe(dataset: PackedDataset) -> list[str]:
             lines.append(row("", f"{name:<13}{count:>8}  {count / crystals:6.1%}"))
         elements, uses = np.unique(dataset.numbers, return_counts=True)
         order = np.argsort(-uses, kind="stable")[:10]
-        top = ", ".join(f"{SYMBOLS[elements[k] - 1]} {uses[k]}" for k in order)
+        top = ", ".join(f"{SYMBOLS[elements[k]]} {uses[k]}" for k in order)
         lines.append(row("elements", f"{len(elements)} (sites of the most common: {top})"))
         atoms = dataset.atom_counts
         lines.append(row("sites/crystal", _spread(dataset.site_counts)))

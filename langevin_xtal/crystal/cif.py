@@ -86,5 +86,5 @@ def _operation_lines(group: SpaceGroup) -> list[str]:
 
 
 def _formula_sum(candidate: Candidate) -> str:
-    numbers = candidate.numbers[candidate.atom_site]
-    return " ".join(f"{SYMBOLS[z]}{n}" for z, n in zip(*np.unique(numbers, return_counts=True)))
+    found = np.unique(candidate.numbers[candidate.atom_site], return_counts=True)
+    return " ".join(f"{SYMBOLS[z]}{n}" for z, n in zip(*found, strict=True))

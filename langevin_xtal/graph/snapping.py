@@ -55,7 +55,6 @@ class SitePairs(NamedTuple):
 
     site: Tensor  #: (P,) site of each pair
     op: Tensor  #: (P,) row of the operation table
-    count: Tensor  #: (A,) operations of each site's crystal
 
 
 def site_pairs(site_crystal: Tensor, op_start: Tensor, op_count: Tensor) -> SitePairs:
@@ -64,7 +63,7 @@ def site_pairs(site_crystal: Tensor, op_start: Tensor, op_count: Tensor) -> Site
     site = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
     first = torch.cumsum(count, 0) - count
     op = torch.arange(len(site), device=count.device) - first[site] + op_start[site_crystal][site]
-    return SitePairs(site, op, count)
+    return SitePairs(site, op)
 
 
 class Snapped(NamedTuple):

@@ -55,7 +55,7 @@ def spherical_bessel_roots(order_max: int, count: int) -> NDArray[np.float64]:
     Roots of successive orders interlace, so those of order l bracket those of order l + 1.
     """
 
-    def value(order: int, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    def value(order: int, x: np.ndarray) -> np.ndarray:
         return spherical_bessel(max(order, 1), torch.from_numpy(x))[..., order].numpy()
 
     roots = np.zeros((order_max + 1, count))

@@ -3,8 +3,8 @@
 Directional messages live on the edges of the symmetry multigraph. What differs from the molecular
 network: angles are turned with the operation of the edge (:mod:`langevin_xtal.graph.batch`), the
 output blocks act on edges and give two numbers each (position weight, relative length change),
-nothing is pooled at the end. The network is told both noise levels continuously, the composition of
-the cell, the volume per atom and how abundant each site is.
+nothing is pooled at the end. The network is told both noise levels continuously, the composition
+of the cell, the volume per atom and how abundant each site is.
 
 The interaction block sums, for every edge e = i → h(j), over the edges f leaving j,
 
@@ -106,6 +106,7 @@ class Residual(nn.Module):
         self.first, self.second = Linear(width, width), Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(M, width) to the same."""
         return x + functional.silu(self.second(functional.silu(self.first(x))))
 
 
@@ -171,8 +172,9 @@ class EdgeNetwork(nn.Module):
         self.embed = Linear(w, w)
         self.blocks = nn.ModuleList(Interaction(config) for _ in range(config.blocks))
         self.output_gate = Linear(config.radial + EDGE_FEATURES, w)
-        self.output = nn.Sequential(Linear(w, w), nn.SiLU(), Linear(w, 2, bias=False))
-        nn.init.zeros_(self.output[2].weight)
+        last = Linear(w, 2, bias=False)
+        nn.init.zeros_(last.weight)
+        self.output = nn.Sequential(Linear(w, w), nn.SiLU(), last)
 
     def forward(self, g: GraphBatch, sigma_pos: Tensor, sigma_lat: Tensor) -> Tensor:
         """Edge outputs.

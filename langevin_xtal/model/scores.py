@@ -1,7 +1,7 @@
 """From two numbers per edge to noise predictions for positions and lattice (paper, section 4).
 
-The network predicts **noise**: positions were moved by σ ε, lattice coordinates by σ_L ε_L, and the
-score of either is −ε/σ.
+The network predicts **noise**: positions were moved by σ ε, lattice coordinates by σ_L ε_L, and
+the score of either is −ε/σ.
 
 Position of site i (paper, section 4.2)
 

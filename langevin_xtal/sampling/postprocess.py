@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,10 +113,11 @@ def detect_groups(lattice: FloatArray, frac: FloatArray, numbers: IntArray) -> d
     """Space-group number spglib finds at each of ``SYMPRECS``; 0 where it finds none."""
     import spglib
 
+    cell: Any = (lattice, frac, numbers)
     found = {}
     for symprec in SYMPRECS:
         try:
-            dataset = spglib.get_symmetry_dataset((lattice, frac, numbers), symprec=symprec)
+            dataset = spglib.get_symmetry_dataset(cell, symprec=symprec)
         except spglib.SpglibError:
             dataset = None
         found[symprec] = 0 if dataset is None else int(dataset.number)
@@ -132,8 +134,9 @@ def contains_group(
     """Whether every operation of ``group`` is among those spglib finds in this very cell."""
     import spglib
 
+    cell: Any = (lattice, frac, numbers)
     try:
-        found = spglib.get_symmetry((lattice, frac, numbers), symprec=symprec)
+        found = spglib.get_symmetry(cell, symprec=symprec)
     except spglib.SpglibError:
         return False
     if found is None:

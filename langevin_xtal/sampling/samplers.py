@@ -22,7 +22,10 @@ Schedule = tuple[Tensor, Tensor]
 class Sampler(Protocol):
     """What :func:`langevin_xtal.sampling.sample` runs."""
 
-    levels: int
+    @property
+    def levels(self) -> int:
+        """Noise levels."""
+        ...
 
     @property
     def evaluations(self) -> int:

@@ -74,23 +74,20 @@ def site_projector(rotations: IntArray, lattice: FloatArray) -> FloatArray:
     return np.linalg.inv(lattice) @ mean.T @ lattice
 
 
-def group_inverse(rotations: IntArray) -> FloatArray:
+def group_inverse(rotations: IntArray | FloatArray) -> FloatArray:
     """(G, 3, 3) group inverse of W − I.
 
     For an image displacement u = h(f) − f that lies in the range of W − I (no screw or glide
     part), ``−(W − I)# u`` leads from f to the nearest point that h leaves fixed. W has finite
     order, so the group inverse exists and equals (W − I + F)⁻¹ − F with F the mean of W's powers.
     """
-    rotations = np.asarray(rotations, dtype=float)
-    identity = np.eye(3)
     fixed = fixed_projector(rotations)
-    return np.linalg.inv(rotations - identity + fixed) - fixed
+    return np.linalg.inv(rotations - np.eye(3) + fixed) - fixed
 
 
-def fixed_projector(rotations: IntArray) -> FloatArray:
+def fixed_projector(rotations: IntArray | FloatArray) -> FloatArray:
     """(G, 3, 3) projector onto the vectors each W leaves fixed: the mean of its 12 powers."""
-    rotations = np.asarray(rotations, dtype=float)
-    total, power = np.zeros_like(rotations), np.broadcast_to(np.eye(3), rotations.shape)
+    total, power = np.zeros(rotations.shape), np.broadcast_to(np.eye(3), rotations.shape)
     for _ in range(12):  # every crystallographic order divides 12
         total, power = total + power, power @ rotations
     return total / 12.0
@@ -119,7 +116,8 @@ def snap_site(
     """
     inverse, fixed = group_inverse(rotations), fixed_projector(rotations)
     frame = np.linalg.inv(lattice)
-    current, chain = np.asarray(point, dtype=float), []
+    current: FloatArray = np.asarray(point, dtype=float)
+    chain: list[int] = []
     for _ in range(3):
         u = image_displacements(current, rotations, translations)
         screw = np.einsum("hij,hj->hi", fixed, u)

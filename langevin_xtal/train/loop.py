@@ -4,7 +4,7 @@ Everything random in step ``s`` comes from a generator seeded with (seed, s), an
 crystals in epoch ``p`` from one seeded with (seed, p), so a resumed run repeats an uninterrupted
 one bit for bit on a CPU. Noising and graph building of the next step run in a second thread.
 
-A run folder holds ``config.json``, ``log.csv``, ``loss.png``, ``state.safetensors`` (to resume) and
+A run folder holds ``config.json``, ``log.csv``, ``state.safetensors`` (to resume) and
 ``model.safetensors`` (the averaged weights, to sample from).
 """
 

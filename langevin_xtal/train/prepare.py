@@ -106,7 +106,8 @@ def asymmetric_unit(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = spglib.get_symmetry_dataset((lattice, frac, numbers), symprec=symprec)
+            cell: Any = (lattice, frac, numbers)
+            found = spglib.get_symmetry_dataset(cell, symprec=symprec)
     except Exception as error:  # spglib raises its own tree since 2.7; all mean the same here
         found, message = None, str(error)
     else:
@@ -422,8 +423,8 @@ def _outcomes(
         exhausted = False
         while not exhausted or waiting:
             while not exhausted and len(waiting) < 4 * workers:  # bounded memory
-                chunk = next(chunks, None)
-                if chunk is None:
+                chunk = next(chunks, [])
+                if not chunk:
                     exhausted = True
                     break
                 waiting[submitted] = pool.submit(_judge, chunk, symprec)

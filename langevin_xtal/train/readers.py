@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from langevin_xtal.errors import DataError, LangevinXtalError, LatticeError
+from langevin_xtal.crystal.elements import atomic_number
+from langevin_xtal.errors import DataError, LangevinXtalError, LatticeError, RequestError
 from langevin_xtal.train.packed import cell_from_parameters
-from langevin_xtal.train.reference import SYMBOLS
 
 Cell = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]
 """Lattice (3, 3) rows [Å], fractional coordinates (N, 3), atomic numbers (N,)."""
@@ -264,6 +264,7 @@ def _numbered(
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -290,7 +291,7 @@ def _read_pymatgen_json(path: Path) -> tuple[Iterator[Record], int]:
             values |= entry
         name = str(values.pop("material_id", values.pop("id", values.pop("entry_id", name))))
         properties = {k: n for k, v in values.items() if (n := _number(v)) is not None}
-        if not _is_structure(structure):
+        if not isinstance(structure, dict) or not _is_structure(structure):
             return Record(name, "reject", ("not a pymatgen structure", ""), properties)
         # plain data only: decoding it with pymatgen would import the modules it names
         plain = {key: structure[key] for key in ("lattice", "sites")}
@@ -376,8 +377,10 @@ def _cell_from_dict(data: dict[str, Any]) -> Cell:
 
 def _atomic_number(species: str) -> int:
     """Of an element or ion: ``"Fe"``, ``"Fe3+"``, ``"D"``."""
-    symbol = re.match(r"[A-Z][a-z]?|", species)[0]
+    start = re.match(r"[A-Z][a-z]?", species)
+    symbol = start[0] if start else ""
     symbol = {"D": "H", "T": "H"}.get(symbol, symbol)
-    if symbol not in SYMBOLS:
-        raise RejectError("unknown element", species)
-    return SYMBOLS.index(symbol) + 1
+    try:
+        return atomic_number(symbol)
+    except RequestError:
+        raise RejectError("unknown element", species) from None

@@ -15,18 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.errors import DataError
 from langevin_xtal.symmetry import SpaceGroup, orbit, snap_site, wrap
 from langevin_xtal.train.packed import PackedDataset, cell_from_parameters, ideal_cells, pack
-
-_SYMBOLS = """
-    H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se
-    Br Kr Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb
-    Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm
-    Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og
-"""
-SYMBOLS: tuple[str, ...] = tuple(_SYMBOLS.split())
-"""Chemical symbols; atomic number Z is at Z - 1."""
 
 SNAP_RADIUS = 0.005
 """Rounded coordinates lie this close to the special position they mean [Å]."""
@@ -88,7 +80,7 @@ def _crystal(entry: dict[str, Any]) -> dict[str, Any]:
         "id": entry["name"],
         "group": group.number,
         "lattice": lattice,
-        "numbers": [SYMBOLS.index(site["element"]) + 1 for site in entry["sites"]],
+        "numbers": [atomic_number(site["element"]) for site in entry["sites"]],
         "frac": frac,
         "multiplicity": multiplicity,
         "wyckoff": [site["wyckoff"] for site in entry["sites"]],
