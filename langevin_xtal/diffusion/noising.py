@@ -33,7 +33,7 @@ class NoisingConfig:
     """``orbit``: mean over equivalent images; ``plain``: as in the paper."""
     clean_lattice: float = 0.2
     """Share of crystals whose lattice stays clean."""
-    confined: float = 0.25
+    confined: float = 0.6
     """Share of crystals whose sites stay on their Wyckoff positions."""
     decoupling: float = 0.15
     """Standard deviation of τ of the lattice around τ of the positions."""

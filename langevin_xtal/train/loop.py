@@ -194,7 +194,7 @@ class Trainer:
         """
         config = self.config
         means, last, last_step = LevelMeans(), time.perf_counter(), self.step
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             ahead = pool.submit(self._prepare, self.step)
             try:
                 while self.step < config.steps:
