@@ -13,6 +13,7 @@ Conventions, cited by the whole package
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -87,7 +88,7 @@ class SpaceGroup:
     def parse(cls, text: str | int) -> SpaceGroup:
         """From a number (``62``, ``"62"``) or a short symbol (``"Pnma"``, ``"P6_3/mmc"``)."""
         name = str(text).strip()
-        if name.lstrip("+-").isdigit():
+        if re.fullmatch(r"[+-]?[0-9]{1,9}", name):
             return cls(int(name))
         by_symbol = _symbols()
         if _plain(name) not in by_symbol:
