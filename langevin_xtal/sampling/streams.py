@@ -55,7 +55,7 @@ def uniforms(keys: Tensor, slots: Tensor, draw: int) -> Tensor:
     """
     counter = slots + draw * _PER_DRAW + 1
     bits = _shift(mix(keys + counter * _signed(_GOLDEN)), 11)
-    return (bits.double() + 0.5) * 2.0**-53
+    return ((bits.double() + 0.5) * 2.0**-53).clamp(max=1.0 - 2.0**-53)
 
 
 def normals(keys: Tensor, slots: Tensor, draw: int) -> Tensor:
