@@ -37,7 +37,7 @@ def stream_keys(seed: int, index: Tensor, attempt: Tensor) -> Tensor:
     """(B,) keys of candidates ``index`` (B,) of ``seed``, at attempt (B,)."""
     key = mix(torch.full_like(index, _signed(seed)) + _signed(_GOLDEN))
     for part in (index, attempt):
-        key = mix((key ^ mix(part + _signed(_GOLDEN))) + _signed(_GOLDEN))
+        key = mix(key + (part + 1) * _signed(_GOLDEN))  # the part-th output of stream ``key``
     return key
 
 
