@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from langevin_xtal.crystal.request import Request
-from langevin_xtal.diffusion.noising import Crystals, free_coordinates, graph_of, lattice_of
-from langevin_xtal.errors import RequestError
+from langevin_xtal.diffusion.noising import (
+    Crystals,
+    crystal_arrays,
+    free_coordinates,
+    graph_of,
+    lattice_of,
+)
+from langevin_xtal.errors import GraphError, RequestError
+from langevin_xtal.graph import build_multigraph
+from langevin_xtal.graph.batch import GraphBatch
 from langevin_xtal.graph.snapping import SitePairs, all_operations, site_pairs
 from langevin_xtal.model.checkpoint import ScoreModel
 from langevin_xtal.model.scores import lattice_noise, position_noise
@@ -27,6 +36,25 @@ from langevin_xtal.symmetry.lattice import (
 
 SHORTEST, LONGEST = 1.2, 80.0
 """Cell lengths a chain is held within [Å]."""
+
+LONGEST_STEP = 100.0
+"""A chain with a longer step has exploded [Å]."""
+
+
+def check_groups(requests: Sequence[Request]) -> None:
+    """Refuse groups whose lattices cannot be sampled.
+
+    Raises
+    ------
+    RequestError
+        For triclinic and monoclinic groups, whose cell angles are not sampled yet.
+    """
+    for request in requests:
+        if not has_fixed_angles(request.space_group.number):
+            raise RequestError(
+                f"space group {request.space_group} is {request.space_group.crystal_system}: "
+                "sampling needs cell angles fixed by symmetry, that is groups 16 to 230"
+            )
 
 
 def expected_lengths(request: Request, statistics: Statistics) -> np.ndarray:
@@ -47,12 +75,7 @@ def starting_crystals(requests: Sequence[Request], statistics: Statistics) -> Cr
     RequestError
         For triclinic and monoclinic groups, whose cell angles are not sampled yet.
     """
-    for request in requests:
-        if not has_fixed_angles(request.space_group.number):
-            raise RequestError(
-                f"space group {request.space_group} is {request.space_group.crystal_system}: "
-                "sampling needs cell angles fixed by symmetry, that is groups 16 to 230"
-            )
+    check_groups(requests)
     numbers = np.array([r.space_group.number for r in requests])
     table = operation_table()
     sites = np.array([len(r.numbers) for r in requests])
@@ -73,7 +96,11 @@ def starting_crystals(requests: Sequence[Request], statistics: Statistics) -> Cr
 
 @dataclass
 class Chains:
-    """Positions and lattices of a batch of chains under way: B crystals, A sites."""
+    """Positions and lattices of a batch of chains under way: B crystals, A sites.
+
+    A chain whose step is not finite or longer than ``LONGEST_STEP``, or whose cell grew too small
+    for the multigraph, is marked in ``failed`` and stays where it is; the others never notice.
+    """
 
     model: ScoreModel
     crystals: Crystals  #: the fixed parts
@@ -81,6 +108,10 @@ class Chains:
     frac: Tensor  #: (A, 3) fractional, float64
     coordinates: Tensor  #: (B, 3) lattice coordinates ℓ of a, b and c, float64
     evaluations: int = 0  #: network evaluations so far
+    failed: Tensor = field(init=False)  #: (B,) bool
+
+    def __post_init__(self) -> None:
+        self.failed = torch.zeros(len(self.coordinates), dtype=torch.bool)
 
     @classmethod
     def start(
@@ -117,41 +148,80 @@ class Chains:
 
     def noise(self, sigma_pos: float, sigma_lat: float) -> tuple[Tensor, Tensor]:
         """Predicted noise: positions (A, 3) in units of σ, lattice (B, 3) in units of σ_L."""
-        network = self.model.network
         n = len(self.coordinates)
         position = torch.full((n,), sigma_pos, dtype=torch.float64)
         lattice = torch.full((n,), sigma_lat, dtype=torch.float64)
-        pairs = self._pairs()
         with torch.inference_mode():
-            g = graph_of(
-                self.frac,
-                self.lattice,
-                self.crystals,
-                position,
-                network.config.graph_settings(),
-                all_operations(),
-                torch.float32,
-                pairs=pairs,
-            )
-            out = network(g, position.float(), lattice.float())
+            try:
+                g = self._graph(position)
+            except GraphError:
+                self._give_up_collapsed()
+                g = self._graph(position)
+            out = self.model.network(g, position.float(), lattice.float())
             shift = position_noise(g, out, position.float()).double()
             change = lattice_noise(g, out, self.coordinates.float(), self.crystals.axis).double()
         self.evaluations += 1
         return shift, change
 
     def move_positions(self, step: Tensor) -> None:
-        """Move sites by Cartesian vectors (A, 3) [Å]; a chain that lost its numbers stays put."""
+        """Move sites by Cartesian vectors (A, 3) [Å]."""
+        wild = ~(step.abs() <= LONGEST_STEP).all(1)
+        exploded = torch.zeros_like(self.failed, dtype=torch.int64)
+        exploded = exploded.index_add(0, self.site_crystal, wild.long())
+        self.failed = self.failed | (exploded > 0)
         frame = torch.linalg.inv(self.lattice)[self.site_crystal]
         moved = self.frac + (step.unsqueeze(1) @ frame).squeeze(1)
         moved = moved - moved.floor()
-        self.frac = torch.where(moved.isfinite(), moved, self.frac)
+        stays = self.failed[self.site_crystal].unsqueeze(1)
+        self.frac = torch.where(stays, self.frac, moved)
 
     def move_lattice(self, step: Tensor) -> None:
         """Move the free lattice coordinates by (B, 3) [Å], within the allowed lengths."""
-        low, high = coordinate_from_length(np.array([SHORTEST, LONGEST]))
+        self.failed = self.failed | ~(step.abs() <= LONGEST_STEP).all(1)
         moved = self.coordinates + (step * self.free).gather(1, self.crystals.axis)
-        moved = moved.clamp(float(low), float(high))
-        self.coordinates = torch.where(moved.isfinite(), moved, self.coordinates)
+        moved = moved.clamp(*_limits())
+        self.coordinates = torch.where(self.failed.unsqueeze(1), self.coordinates, moved)
+
+    @property
+    def diverged(self) -> Tensor:
+        """(B,) bool: chains that failed, or whose cell lengths are at a limit."""
+        low, high = _limits()
+        stuck = (self.coordinates <= low) | (self.coordinates >= high)
+        return self.failed | stuck.any(1)
+
+    def _graph(self, sigma_pos: Tensor) -> GraphBatch:
+        return graph_of(
+            self.frac,
+            self.lattice,
+            self.crystals,
+            sigma_pos,
+            self.model.network.config.graph_settings(),
+            all_operations(),
+            torch.float32,
+            pairs=self._pairs(),
+        )
+
+    def _give_up_collapsed(self) -> None:
+        """Mark the chains too dense for the multigraph, and give them cells of normal size."""
+        arrays = crystal_arrays(self.frac, self.lattice, self.crystals, all_operations())
+        settings = self.model.network.config.graph_settings()
+        for k in range(len(arrays)):
+            own = slice(int(arrays.site_start[k]), int(arrays.site_start[k + 1]))
+            alone = replace(
+                arrays,
+                lattice=arrays.lattice[k : k + 1],
+                frac=arrays.frac[own],
+                site_start=arrays.site_start[k : k + 2] - arrays.site_start[k],
+                op_start=arrays.op_start[k : k + 1],
+                op_count=arrays.op_count[k : k + 1],
+                orbit=np.arange(own.stop - own.start),
+            )
+            try:
+                build_multigraph(alone, settings, threads=1)
+            except GraphError:
+                self.failed[k] = True
+        roomy = self.crystals.coordinates
+        self.coordinates = torch.where(self.failed.unsqueeze(1), roomy, self.coordinates)
 
     def _pairs(self) -> SitePairs:
         if not hasattr(self, "_site_pairs"):
@@ -159,3 +229,10 @@ class Chains:
                 self.site_crystal, self.crystals.op_start, self.crystals.op_count
             )
         return self._site_pairs
+
+
+@cache
+def _limits() -> tuple[float, float]:
+    """Lattice coordinates of the shortest and longest cell length."""
+    low, high = coordinate_from_length(np.array([SHORTEST, LONGEST]))
+    return float(low), float(high)

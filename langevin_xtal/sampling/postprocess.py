@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from langevin_xtal.crystal.candidate import SYMPRECS, Candidate
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import Request
+from langevin_xtal.errors import InputError
 from langevin_xtal.symmetry import SpaceGroup, orbit, snap_site, wrap
 
 FloatArray = NDArray[np.float64]
@@ -25,6 +26,12 @@ class PostprocessConfig:
     """A site this near to a special position is placed on it [Å]."""
     min_distance: float = 0.7
     """Reject crystals with two atoms closer than this [Å]."""
+
+    def __post_init__(self) -> None:
+        for name in ("merge", "min_distance"):
+            value = getattr(self, name)
+            if not 0.0 <= value < np.inf:
+                raise InputError(f"{name} is {value}; give a distance in Å, 0 or more")
 
 
 @dataclass(frozen=True)

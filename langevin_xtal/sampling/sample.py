@@ -20,7 +20,7 @@ from langevin_xtal.crystal.request import Request
 from langevin_xtal.errors import InputError
 from langevin_xtal.model.checkpoint import ScoreModel, load_model
 from langevin_xtal.runtime import keep_freed_memory
-from langevin_xtal.sampling.chain import Chains
+from langevin_xtal.sampling.chain import LONGEST, LONGEST_STEP, SHORTEST, Chains, check_groups
 from langevin_xtal.sampling.postprocess import PostprocessConfig, Rejection, finish
 from langevin_xtal.sampling.samplers import Ancestral, Sampler, run
 from langevin_xtal.sampling.streams import stream_keys
@@ -33,6 +33,11 @@ Attempt = tuple[int, int]
 """Index of a request and attempt at it."""
 
 POLL_SECONDS = 0.2
+
+DIVERGED = (
+    f"diverged: a step was not finite or beyond {LONGEST_STEP:g} Å, or a cell length left "
+    f"{SHORTEST:g} to {LONGEST:g} Å"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +130,14 @@ def sample_batches(
         raise InputError(f"device {device!r} is not supported for sampling; give auto or cpu")
     options = options or SampleOptions()
     model = load_model(model) if isinstance(model, str) else model
-    request_of = dict(zip(indices or range(len(requests)), requests, strict=True))
+    check_groups(requests)
+    streams = range(len(requests)) if indices is None else [int(k) for k in indices]
+    if len(set(streams)) != len(requests) or len(streams) != len(requests):
+        raise InputError(
+            f"{len(requests)} requests need as many different indices; got {len(streams)}, "
+            f"{len(set(streams))} of them different"
+        )
+    request_of = dict(zip(streams, requests, strict=True))
     batches = _Batches(model, request_of, seed, options)
     threads = torch.get_num_threads()
     try:
@@ -203,7 +215,11 @@ class _Batches:
         outcome = Outcome()
         lattice, start = chains.lattice.numpy(), chains.crystals.site_start.tolist()
         provenance = _provenance(model, sampler)
+        diverged = chains.diverged.tolist()
         for k, (index, attempt) in enumerate(batch):
+            if diverged[k]:
+                outcome.rejections.append(Rejection(asked[k], index, attempt, DIVERGED))
+                continue
             result = finish(
                 asked[k],
                 chains.frac[start[k] : start[k + 1]].numpy(),

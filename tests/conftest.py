@@ -1,0 +1,49 @@
+"""What several test files share: a model that needs no training and no shipped checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from langevin_xtal.model.checkpoint import ScoreModel, save_model
+from langevin_xtal.model.levels import NoiseLevels
+from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
+from langevin_xtal.model.statistics import Statistics
+from langevin_xtal.train.packed import PackedDataset
+from langevin_xtal.train.reference import reference_dataset
+
+torch.set_num_threads(1)
+
+TINY = NetworkConfig(
+    width=32, triplet_width=32, blocks=1, radial=4, spherical=3, cutoff=4.0, k_min=4, k_max=12
+)
+
+
+@pytest.fixture(scope="session")
+def reference() -> PackedDataset:
+    """The embedded structure types."""
+    return reference_dataset()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(reference: PackedDataset) -> ScoreModel:
+    """A small network with random weights that moves atoms and cells, but not far."""
+    torch.manual_seed(7)
+    network = EdgeNetwork(TINY)
+    torch.nn.init.normal_(network.output[-1].weight, std=0.05)
+    network.eval().requires_grad_(False)
+    data = reference
+    statistics = Statistics.of(
+        data.group, data.lattice, data.site_start, data.numbers, data.multiplicity
+    )
+    return ScoreModel("tiny", network, NoiseLevels(), statistics, {"licence": "CC0-1.0"})
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tiny_model: ScoreModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model in a file."""
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    save_model(path, tiny_model)
+    return path

@@ -1,0 +1,451 @@
+"""Sampling: a candidate depends on weights, request, seed and index, and on nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import langevin_xtal as lx
+from langevin_xtal.crystal.candidate import Candidate
+from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.errors import InputError, RequestError
+from langevin_xtal.graph.batch import GraphBatch
+from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.sampling import chain
+from langevin_xtal.sampling.chain import Chains
+from langevin_xtal.sampling.draw_requests import MAX_ATOMS, draw_sites
+from langevin_xtal.sampling.postprocess import PostprocessConfig, Rejection, contains_group
+from langevin_xtal.sampling.sample import SampleOptions, sample_batches
+from langevin_xtal.sampling.samplers import Ancestral, AnnealedLangevin, make_sampler, run
+from langevin_xtal.sampling.streams import stream_keys
+from langevin_xtal.symmetry import SpaceGroup, orbit, snap_site
+
+MIXED = [
+    lx.Request(62, {"Cu": 2, "Si": 1, "K": 1}),
+    lx.Request("Fm-3m", {"Na": 1, "Cl": 1}),
+    lx.Request(194, {"Zn": 1, "O": 2}),
+    lx.Request(16, {"Fe": 1}),
+    lx.Request(139, {"Ba": 1, "Fe": 1, "As": 2}),
+    lx.Request(166, {"Bi": 1, "Te": 2}),
+    lx.Request(227, {"Mg": 1, "Al": 1, "O": 1}),
+    lx.Request("Pm-3m", {"Sr": 1, "Ti": 1, "O": 1}),
+]
+QUICK = Ancestral(levels=6)
+ANYTHING = PostprocessConfig(min_distance=0.05)
+"""Keeps nearly everything: most tests are of the chains, not of the crystals they end in."""
+
+
+def options(**changes: object) -> SampleOptions:
+    settings = {"sampler": QUICK, "workers": 1, "postprocess": ANYTHING, "attempts": 2}
+    return SampleOptions(**(settings | changes))  # type: ignore[arg-type]
+
+
+def draw(
+    model: ScoreModel, requests: Sequence[lx.Request], seed: int = 3, **changes: object
+) -> list[Candidate]:
+    return lx.sample(requests, model, seed, options=options(**changes))
+
+
+def same(first: Sequence[Candidate], second: Sequence[Candidate]) -> bool:
+    """To the last bit."""
+    return len(first) == len(second) and all(
+        a.index == b.index
+        and a.attempt == b.attempt
+        and a.request == b.request
+        and np.array_equal(a.frac, b.frac)
+        and np.array_equal(a.lattice, b.lattice)
+        and np.array_equal(a.atom_frac, b.atom_frac)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def mixed(tiny_model: ScoreModel) -> list[Candidate]:
+    """Two of each request, in one batch."""
+    return draw(tiny_model, MIXED * 2, batch_size=16)
+
+
+class Poisoned(nn.Module):
+    """The network, with one number in place of the outputs of the crystals that hold an element.
+
+    Elements tell crystals apart whatever the batch they are in.
+    """
+
+    def __init__(self, inner: nn.Module, element: str, value: float, column: int) -> None:
+        super().__init__()
+        self.inner, self.value, self.column = inner, value, column
+        self.number = SYMBOLS.index(element)
+        self.config = inner.config
+        self.hits = 0
+
+    def forward(self, g: GraphBatch, sigma_pos: Tensor, sigma_lat: Tensor) -> Tensor:
+        out = self.inner(g, sigma_pos, sigma_lat).clone()
+        sick = torch.zeros(len(sigma_pos), dtype=torch.bool)
+        sick[g.site_crystal[g.numbers == self.number]] = True
+        self.hits += int(sick.any())
+        out[sick[g.site_crystal[g.source]], self.column] = self.value
+        return out
+
+
+class TestReproducible:
+    def test_same_seed_same_candidates(
+        self, tiny_model: ScoreModel, mixed: list[Candidate]
+    ) -> None:
+        assert len(mixed) >= 12
+        assert same(mixed, draw(tiny_model, MIXED * 2, batch_size=16))
+
+    def test_another_seed_gives_others(
+        self, tiny_model: ScoreModel, mixed: list[Candidate]
+    ) -> None:
+        other = {c.index: c for c in draw(tiny_model, MIXED * 2, seed=4, batch_size=16)}
+        shared = [(c, other[c.index]) for c in mixed if c.index in other]
+        assert shared
+        assert not any(np.array_equal(a.lattice, b.lattice) for a, b in shared)
+
+    def test_requests_repeated_give_different_candidates(self, mixed: list[Candidate]) -> None:
+        by_index = {c.index: c for c in mixed}
+        pairs = [(k, k + len(MIXED)) for k in range(len(MIXED))]
+        pairs = [(a, b) for a, b in pairs if a in by_index and b in by_index]
+        assert pairs
+        for a, b in pairs:
+            assert not np.array_equal(by_index[a].lattice, by_index[b].lattice)
+
+    @pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (3, 1), (3, 2), (16, 2), (64, 1)])
+    def test_batches_and_workers_change_nothing(
+        self, tiny_model: ScoreModel, mixed: list[Candidate], batch_size: int, workers: int
+    ) -> None:
+        again = draw(tiny_model, MIXED * 2, batch_size=batch_size, workers=workers)
+        assert same(mixed, again)
+
+    def test_indices_give_part_of_a_list(
+        self, tiny_model: ScoreModel, mixed: list[Candidate]
+    ) -> None:
+        chosen = [13, 2, 7]
+        requests = [(MIXED * 2)[k] for k in chosen]
+        found = [
+            c
+            for outcome in sample_batches(
+                requests, tiny_model, 3, indices=np.array(chosen), options=options()
+            )
+            for c in outcome.candidates
+        ]
+        assert same(sorted(found, key=lambda c: c.index), [c for c in mixed if c.index in chosen])
+
+    @pytest.mark.parametrize("indices", [[0, 0], [0], [0, 1, 2]])
+    def test_indices_must_fit_the_requests(
+        self, tiny_model: ScoreModel, indices: list[int]
+    ) -> None:
+        with pytest.raises(InputError, match="different indices"):
+            list(sample_batches(MIXED[:2], tiny_model, indices=indices))
+
+    def test_first_of_many_are_the_first(self, tiny_model: ScoreModel) -> None:
+        request = [MIXED[1]]
+        many = draw(tiny_model, request * 24)
+        few = draw(tiny_model, request * 8)
+        assert len(few) >= 6
+        assert same(few, [c for c in many if c.index < 8])
+
+    def test_nothing_asked_nothing_given(self, tiny_model: ScoreModel) -> None:
+        assert draw(tiny_model, []) == []
+
+    def test_weights_are_left_alone(self, tiny_model: ScoreModel) -> None:
+        before = tiny_model.hash
+        candidate = draw(tiny_model, MIXED[1:2] * 4)[0]
+        assert tiny_model.hash == before == candidate.provenance["weights"]
+        assert torch.get_num_threads() == 1
+
+
+class TestCandidates:
+    def test_elements_sites_and_cell_are_as_asked(self, mixed: list[Candidate]) -> None:
+        for c in mixed:
+            assert c.request == (MIXED * 2)[c.index]
+            assert [SYMBOLS[z] for z in c.numbers] == [
+                s for s, n in c.request.sites.items() for _ in range(n)
+            ]
+            assert {str(s) for s in c.structure.symbol_set} == set(c.request.sites)
+            assert len(c.structure) == len(c.atoms) == len(c.atom_site) == c.multiplicity.sum()
+            assert np.linalg.det(c.lattice) > 0
+            assert ((c.frac >= 0) & (c.frac < 1) & np.isfinite(c.frac)).all()
+            assert ((c.atom_frac >= 0) & (c.atom_frac < 1)).all()
+
+    def test_cell_has_the_shape_of_its_system(self, mixed: list[Candidate]) -> None:
+        gammas = {"hexagonal": 120.0, "trigonal": 120.0}
+        for c in mixed:
+            a, b, _ = lengths = np.array(c.structure.lattice.abc)
+            system = c.space_group.crystal_system
+            gamma = gammas.get(system, 90.0)
+            np.testing.assert_allclose(c.structure.lattice.angles, [90, 90, gamma], atol=1e-9)
+            if system != "orthorhombic":
+                assert a == pytest.approx(b, abs=1e-12)
+            if system == "cubic":
+                np.testing.assert_allclose(lengths, a, atol=1e-12)
+
+    def test_requested_group_or_a_supergroup(self, mixed: list[Candidate]) -> None:
+        for c in mixed:
+            numbers = c.numbers[c.atom_site]
+            assert contains_group(c.lattice, c.atom_frac, numbers, c.space_group, symprec=1e-2)
+            assert c.is_supergroup == (c.detected[1e-2] != c.space_group.number)
+            if c.is_supergroup:
+                found = SpaceGroup(c.detected[1e-2])
+                shrunk = found.order / len(found.centring)
+                asked = c.space_group.order / len(c.space_group.centring)
+                assert shrunk >= asked or len(found.centring) != len(c.space_group.centring)
+
+    def test_sites_lie_exactly_on_their_positions(self, mixed: list[Candidate]) -> None:
+        special = 0
+        for c in mixed:
+            group = c.space_group
+            for point, multiplicity in zip(c.frac, c.multiplicity, strict=True):
+                images, _ = orbit(point, group.rotations, group.translations, c.lattice)
+                assert len(images) == multiplicity
+                delta = point @ np.swapaxes(group.rotations, 1, 2) + group.translations - point
+                delta -= np.rint(delta)
+                stays = np.linalg.norm(delta @ c.lattice, axis=1) < 1e-3
+                assert stays.sum() * multiplicity == group.order
+                assert np.abs(delta[stays]).max() < 1e-12
+                special += multiplicity < group.order
+                again = snap_site(point, group.rotations, group.translations, c.lattice, 0.3)
+                assert np.linalg.norm((again - point) @ c.lattice) < 0.3
+        assert special > 3
+
+    def test_distances_are_respected(self, tiny_model: ScoreModel) -> None:
+        config = PostprocessConfig(min_distance=0.8)
+        outcomes = list(
+            sample_batches(MIXED * 2, tiny_model, 3, options=options(postprocess=config))
+        )
+        kept = [c for o in outcomes for c in o.candidates]
+        lost = [r for o in outcomes for r in o.rejections]
+        assert kept
+        assert lost
+        for c in kept:
+            near = c.structure.distance_matrix + 1e3 * np.eye(len(c.structure))
+            shortest = min(near.min(), *c.structure.lattice.get_lll_reduced_lattice().abc)
+            assert c.min_distance == pytest.approx(shortest, abs=1e-6)
+            assert c.min_distance >= 0.8
+
+    def test_rejections_say_why_and_are_tried_again(self, tiny_model: ScoreModel) -> None:
+        config = PostprocessConfig(min_distance=30.0)
+        outcomes = list(
+            sample_batches(
+                MIXED[:3], tiny_model, 0, options=options(postprocess=config, attempts=3)
+            )
+        )
+        lost = [r for o in outcomes for r in o.rejections]
+        assert {(r.index, r.attempt) for r in lost} == {(i, a) for i in range(3) for a in range(3)}
+        for r in lost:
+            assert r.request == MIXED[r.index]
+            assert r.reason.startswith(("overlap: ", "diverged: "))
+            assert "\n" not in r.reason
+
+    def test_a_second_attempt_is_another_stream(self, tiny_model: ScoreModel) -> None:
+        strict = PostprocessConfig(min_distance=1.7)
+        found = draw(tiny_model, MIXED[:1] * 12, postprocess=strict, attempts=6)
+        again = [c for c in found if c.attempt > 0]
+        assert again
+        first = {c.index: c for c in draw(tiny_model, MIXED[:1] * 12)}
+        for c in again:
+            assert not np.array_equal(first[c.index].lattice, c.lattice)
+            assert c.provenance["attempt"] == c.attempt
+
+
+class TestDivergence:
+    @pytest.mark.parametrize("column", [0, 1], ids=["positions", "lattice"])
+    @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+    def test_one_sick_crystal_spoils_nothing(
+        self, tiny_model: ScoreModel, mixed: list[Candidate], value: float, column: int
+    ) -> None:
+        sick = Poisoned(tiny_model.network, "K", value, column)
+        model = dataclasses.replace(tiny_model, network=sick)
+        outcomes = list(
+            sample_batches(MIXED * 2, model, 3, options=options(batch_size=16, attempts=3))
+        )
+        kept = [c for o in outcomes for c in o.candidates]
+        lost = [r for o in outcomes for r in o.rejections if r.reason.startswith("diverged")]
+        assert sick.hits == 3 * QUICK.levels
+        ill = {k for k, r in enumerate(MIXED * 2) if "K" in r.sites}
+        assert {(r.index, r.attempt) for r in lost} >= {(i, a) for i in ill for a in range(3)}
+        healthy = [c for c in mixed if c.index not in ill]
+        found = {c.index: c for c in kept}
+        assert not ill & set(found)
+        assert healthy
+        assert same(healthy, [found[c.index] for c in healthy])
+
+    def test_a_single_bad_step_costs_one_attempt(
+        self, tiny_model: ScoreModel, mixed: list[Candidate]
+    ) -> None:
+        class Once(Poisoned):
+            def forward(self, g: GraphBatch, sigma_pos: Tensor, sigma_lat: Tensor) -> Tensor:
+                bad = super().forward(g, sigma_pos, sigma_lat)
+                return bad if self.hits == 2 else self.inner(g, sigma_pos, sigma_lat)
+
+        sick = Once(tiny_model.network, "Na", np.nan, 0)
+        model = dataclasses.replace(tiny_model, network=sick)
+        found = {c.index: c for c in draw(model, MIXED, batch_size=16, attempts=4)}
+        assert found[1].attempt >= 1
+        assert np.isfinite(found[1].frac).all()
+        healthy = [c for c in mixed if c.index < len(MIXED) and c.index != 1]
+        assert same(healthy, [found[c.index] for c in healthy])
+
+    def test_a_failed_chain_stays_put_and_others_move(self, tiny_model: ScoreModel) -> None:
+        chains = self._chains(tiny_model)
+        before, cells = chains.frac.clone(), chains.coordinates.clone()
+        step = torch.full_like(chains.frac, 0.1)
+        step[0, 1] = torch.nan
+        chains.move_positions(step)
+        sick = chains.site_crystal == 0
+        assert chains.failed.tolist() == [True] + [False] * 7
+        assert torch.equal(chains.frac[sick], before[sick])
+        assert (chains.frac[~sick] != before[~sick]).any(1).all()
+        chains.move_lattice(torch.full_like(cells, 0.2))
+        assert torch.equal(chains.coordinates[0], cells[0])
+        assert (chains.coordinates[1:] > cells[1:]).all()
+        assert chains.frac.isfinite().all()
+
+    def test_lengths_stay_within_limits_and_a_limit_is_a_divergence(
+        self, tiny_model: ScoreModel
+    ) -> None:
+        chains = self._chains(tiny_model)
+        step = torch.zeros_like(chains.coordinates)
+        step[2], step[3] = 95.0, -95.0
+        chains.move_lattice(step)
+        lengths = torch.linalg.vector_norm(chains.lattice, dim=2)
+        assert not chains.failed.any()
+        assert chains.diverged.tolist() == [k in (2, 3) for k in range(8)]
+        torch.testing.assert_close(lengths[2], torch.full((3,), chain.LONGEST).double())
+        torch.testing.assert_close(lengths[3], torch.full((3,), chain.SHORTEST).double())
+
+    def test_a_cell_too_dense_for_the_multigraph_fails_alone(self, tiny_model: ScoreModel) -> None:
+        requests = [MIXED[1], lx.Request(225, {"O": 60}), MIXED[2]]
+        keys = stream_keys(0, torch.arange(3), torch.zeros(3, dtype=torch.int64))
+        chains = Chains.start(tiny_model, requests, keys, 0.5)
+        alone = Chains.start(tiny_model, requests, keys, 0.5)
+        smallest = torch.zeros_like(chains.coordinates)
+        smallest[1] = -90.0
+        chains.move_lattice(smallest)
+        noise, change = chains.noise(0.01, 1.0)
+        assert chains.failed.tolist() == [False, True, False]
+        expected, wanted = alone.noise(0.01, 1.0)
+        healthy = chains.site_crystal != 1
+        assert torch.equal(noise[healthy], expected[healthy])
+        assert torch.equal(change[[0, 2]], wanted[[0, 2]])
+
+    def _chains(self, model: ScoreModel) -> Chains:
+        keys = stream_keys(0, torch.arange(8), torch.zeros(8, dtype=torch.int64))
+        return Chains.start(model, MIXED, keys, 1.0)
+
+
+class TestSamplers:
+    def test_langevin_runs_and_counts(self, tiny_model: ScoreModel) -> None:
+        sampler = AnnealedLangevin(levels=3, steps=2)
+        keys = stream_keys(1, torch.arange(2), torch.zeros(2, dtype=torch.int64))
+        chains = Chains.start(tiny_model, MIXED[:2], keys, 1.0)
+        before = chains.frac.clone()
+        assert list(run(sampler, chains)) == [1, 2, 3]
+        assert chains.evaluations == sampler.evaluations == 13
+        assert chains.frac.isfinite().all()
+        assert not torch.equal(chains.frac, before)
+
+    def test_ancestral_counts(self, tiny_model: ScoreModel) -> None:
+        keys = stream_keys(1, torch.arange(2), torch.zeros(2, dtype=torch.int64))
+        chains = Chains.start(tiny_model, MIXED[:2], keys, 1.0)
+        assert len(list(run(QUICK, chains))) == QUICK.levels
+        assert chains.evaluations == QUICK.evaluations == QUICK.levels
+
+    def test_langevin_does_not_depend_on_the_batch(self, tiny_model: ScoreModel) -> None:
+        sampler = AnnealedLangevin(levels=2, steps=2)
+        one = draw(tiny_model, MIXED, sampler=sampler, batch_size=1)
+        assert one
+        assert same(one, draw(tiny_model, MIXED, sampler=sampler, batch_size=8))
+
+    def test_progress_ends_where_it_said(self, tiny_model: ScoreModel) -> None:
+        seen: list[tuple[int, int]] = []
+        lx.sample(
+            MIXED,
+            tiny_model,
+            options=options(batch_size=3, attempts=1),
+            progress=lambda done, planned: seen.append((done, planned)),
+        )
+        assert seen[-1] == (3 * QUICK.levels, 3 * QUICK.levels)
+        assert [d for d, _ in seen] == sorted(d for d, _ in seen)
+
+    def test_make_sampler(self) -> None:
+        assert make_sampler("langevin", 4, 5) == AnnealedLangevin(levels=4, steps=5)
+        assert make_sampler("ancestral", 4) == Ancestral(levels=4)
+        assert make_sampler("ancestral") == Ancestral()
+        with pytest.raises(InputError, match="one"):
+            make_sampler("ancestral", 4, 5)
+        with pytest.raises(InputError, match="ddim"):
+            make_sampler("ddim")
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("number", range(1, 16))
+    def test_groups_with_free_angles(self, tiny_model: ScoreModel, number: int) -> None:
+        request = lx.Request(number, {"Cu": 1})
+        with pytest.raises(RequestError, match="groups 16 to 230") as error:
+            draw(tiny_model, [MIXED[0], request])
+        assert "\n" not in str(error.value)
+        assert request.space_group.symbol in str(error.value)
+
+    def test_device(self, tiny_model: ScoreModel) -> None:
+        with pytest.raises(InputError, match="tpu"):
+            lx.sample(MIXED, tiny_model, device="tpu")
+
+    @pytest.mark.parametrize("name", ["batch_size", "workers", "attempts"])
+    def test_options(self, name: str) -> None:
+        with pytest.raises(InputError, match=name):
+            SampleOptions(**{name: 0})
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -0.1])
+    def test_distances(self, value: float) -> None:
+        with pytest.raises(InputError, match="merge"):
+            PostprocessConfig(merge=value)
+        with pytest.raises(InputError, match="min_distance"):
+            PostprocessConfig(min_distance=value)
+
+    @pytest.mark.parametrize(
+        ("sites", "word"),
+        [
+            ({}, "no sites"),
+            ({"Cu": 0}, "Cu"),
+            ({"Cu": -1}, "Cu"),
+            ({"Cu": True}, "Cu"),
+            ({"Cu": 1.0}, "Cu"),
+            ({"cu": 1}, "did you mean Cu"),
+            ({"Xx": 1}, "Xx"),
+            ({"X": 1}, "X"),
+            ({"Cu": 65}, "65"),
+        ],
+    )
+    def test_requests(self, sites: dict[str, int], word: str) -> None:
+        with pytest.raises(RequestError, match=word):
+            lx.Request(62, sites)
+
+
+class TestDrawnRequests:
+    def test_counts_depend_on_seed_and_index_alone(self, tiny_model: ScoreModel) -> None:
+        group = SpaceGroup(62)
+        drawn = [draw_sites(("Cu", "O"), group, tiny_model.statistics, 1, k) for k in range(30)]
+        again = [draw_sites(("Cu", "O"), group, tiny_model.statistics, 1, k) for k in range(30)]
+        assert drawn == again
+        assert len({tuple(r.sites.items()) for r in drawn}) > 2
+        assert all(set(r.sites) == {"Cu", "O"} for r in drawn)
+
+    def test_cells_stay_small(self, tiny_model: ScoreModel) -> None:
+        group = SpaceGroup(227)
+        per_site = tiny_model.statistics.site_multiplicity[227] / len(group.centring)
+        for k in range(20):
+            r = draw_sites(("Mg", "Al", "O", "S"), group, tiny_model.statistics, 0, k)
+            total = len(r.numbers)
+            assert total * per_site <= MAX_ATOMS or total == 4
+
+
+def test_rejection_is_a_record() -> None:
+    r = Rejection(MIXED[0], 3, 1, "overlap: Cu-Cu 0.10 Å, less than 0.7 Å")
+    assert (r.index, r.attempt) == (3, 1)
+    assert str(r.request) == "Cu:2,Si:1,K:1 in Pnma (62)"
