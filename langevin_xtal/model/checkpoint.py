@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from langevin_xtal.errors import CheckpointError
+from langevin_xtal.errors import CheckpointError, InputError
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
 from langevin_xtal.model.statistics import Statistics
@@ -31,6 +31,19 @@ HEADER = "langevin_xtal"
 SUFFIX = ".safetensors"
 
 ConfigT = TypeVar("ConfigT")
+
+# what safetensors, json and torch raise on damaged or foreign bytes
+_DAMAGE = (
+    SafetensorError,
+    ValueError,
+    OSError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +74,8 @@ def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
-        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+        values = state[name].detach().cpu().contiguous()
+        digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -71,7 +85,7 @@ def config_from_dict(kind: type[ConfigT], values: Any, where: str) -> ConfigT:
     Raises
     ------
     CheckpointError
-        Naming unknown keys or values of the wrong type.
+        Naming unknown keys and values of the wrong type or out of range.
     """
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if not isinstance(values, dict):
@@ -83,17 +97,20 @@ def config_from_dict(kind: type[ConfigT], values: Any, where: str) -> ConfigT:
         raise CheckpointError(f"{where}: unknown keys {unknown}; known: {sorted(known)}")
     for name, value in values.items():
         default = known[name].default
-        plain = isinstance(value, bool) == isinstance(default, bool)
-        number = isinstance(default, int | float) and isinstance(value, int | float) and plain
-        if not number and type(value) is not type(default):
+        whole = isinstance(default, float) and type(value) is int
+        if not whole and type(value) is not type(default):
             raise CheckpointError(f"{where}: {name} = {value!r} should be like {default!r}")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except InputError as error:
+        raise CheckpointError(f"{where}: {error}") from None
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
-    """Write a safetensors file, complete or not at all."""
+    """Write a safetensors file, complete or not at all, with a checksum in its header."""
     part = path.with_name(path.name + ".part")
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    header = header | {"checksum": weights_hash(contiguous)}
     save_file(contiguous, part, metadata={HEADER: json.dumps(header, sort_keys=True)})
     os.replace(part, path)
 
@@ -106,14 +123,15 @@ def read_tensors(path: Path, expected: str) -> tuple[dict[str, torch.Tensor], di
     CheckpointError
         When the file is missing, truncated, foreign or of another format than ``expected``.
     """
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist")
+    if not os.path.isfile(path):
+        what = "is not a file" if os.path.exists(path) else "does not exist"
+        raise CheckpointError(f"checkpoint {path} {what}")
     try:
         with safe_open(path, framework="pt") as handle:
             metadata = handle.metadata() or {}
             header = json.loads(metadata.get(HEADER, "null"))
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise CheckpointError(
             f"checkpoint {path} is truncated or not a safetensors file ({error})"
         ) from None
@@ -123,6 +141,8 @@ def read_tensors(path: Path, expected: str) -> tuple[dict[str, torch.Tensor], di
         raise CheckpointError(
             f"checkpoint {path} has format {header['format']!r}; this version reads {expected!r}"
         )
+    if header.get("checksum", weights_hash(tensors)) != weights_hash(tensors):
+        raise CheckpointError(f"checkpoint {path} is damaged: its checksum does not match")
     return tensors, header
 
 
@@ -160,7 +180,7 @@ def load_model(name_or_path: str | Path = "small") -> ScoreModel:
         source = resources.files("langevin_xtal.weights").joinpath(text + SUFFIX)
         with resources.as_file(source) as path:
             return _read_model(path)
-    if not Path(text).exists() and not text.endswith(SUFFIX):
+    if not os.path.exists(text) and not text.endswith(SUFFIX):
         raise CheckpointError(
             f"model {text!r} is neither shipped ({', '.join(shipped_models()) or 'none'}) nor a "
             "file; give a shipped name or the path of a .safetensors file"
@@ -178,6 +198,9 @@ def shipped_models() -> tuple[str, ...]:
 def _read_model(path: Path) -> ScoreModel:
     tensors, header = read_tensors(path, MODEL_FORMAT)
     where = f"checkpoint {path}"
+    card = header.get("card", {})
+    if not isinstance(card, dict):
+        raise CheckpointError(f"{where}: the model card should be a table")
     config = config_from_dict(NetworkConfig, header.get("network"), where)
     levels = config_from_dict(NoiseLevels, header.get("levels"), where)
     state = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
@@ -188,9 +211,9 @@ def _read_model(path: Path) -> ScoreModel:
             f.name: tensors[f"statistics.{f.name}"].double().numpy()
             for f in dataclasses.fields(Statistics)
         }
-    except (KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        statistics = Statistics(**tables)
+    except (KeyError, RuntimeError, InputError) as error:
+        reason = " ".join(str(error).split())
         raise CheckpointError(f"{where} does not fit its own configuration ({reason})") from None
     network.eval().requires_grad_(False)
-    name, card = str(header.get("name", path.stem)), header.get("card", {})
-    return ScoreModel(name, network, levels, Statistics(**tables), card)
+    return ScoreModel(str(header.get("name", path.stem)), network, levels, statistics, card)

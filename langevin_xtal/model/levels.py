@@ -6,10 +6,13 @@ The network is conditioned on log σ continuously, so a schedule can change afte
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from langevin_xtal.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,15 @@ class NoiseLevels:
     """Largest noise of the lattice coordinates ℓ [Å]."""
     lattice_min: float = 0.2
     """Smallest noise of the lattice coordinates ℓ [Å]."""
+
+    def __post_init__(self) -> None:
+        for kind in ("position", "lattice"):
+            low, high = getattr(self, f"{kind}_min"), getattr(self, f"{kind}_max")
+            if not 0.0 < low <= high < math.inf:
+                raise InputError(
+                    f"{kind} noise runs from {high} to {low} Å; both must be positive and finite, "
+                    "the largest first"
+                )
 
     @classmethod
     def paper(cls) -> NoiseLevels:

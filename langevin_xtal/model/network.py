@@ -22,9 +22,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from langevin_xtal.errors import InputError
 from langevin_xtal.graph.batch import ROW, GraphBatch
 from langevin_xtal.graph.contract import GraphSettings
 from langevin_xtal.model.bases import RadialBasis, SphericalBasis, envelope, legendre
+
+RANGES: dict[str, tuple[float, float]] = {
+    "width": (1, 1024),
+    "triplet_width": (1, 1024),
+    "blocks": (0, 32),
+    "radial": (1, 64),
+    "spherical": (1, 16),
+    "basis_cutoff": (0.1, 1000.0),
+    "cutoff": (0.1, 100.0),
+    "k_min": (0, 1000),
+    "k_max": (1, 1000),
+}
+"""What a network may be: its file comes from strangers, and memory is taken on its word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +69,12 @@ class NetworkConfig:
     """Keep only whole shells that fit in this many neighbours."""
     all_pairs: bool = True
     """Long-range edges between all pairs of sites."""
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise InputError(f"{name} is {value}; it must lie between {low} and {high}")
 
     def graph_settings(self) -> GraphSettings:
         """The multigraph this network reads."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from langevin_xtal.errors import InputError
 from langevin_xtal.symmetry.groups import CRYSTAL_SYSTEMS, SpaceGroup
 
 MAX_SITES = 8
@@ -20,6 +21,16 @@ SMOOTHING = 5.0
 """Pseudo-counts of the crystal system (or of everything) in each group's table."""
 
 FloatArray = NDArray[np.float64]
+
+_TABLES: dict[str, tuple[tuple[int, ...], float, float]] = {  # shape, smallest, largest value
+    "sites_by_group": ((231, MAX_SITES), 0.0, 1.001),
+    "sites_by_element": ((ELEMENTS, MAX_SITES), 0.0, 1.001),
+    "sites": ((MAX_SITES,), 1e-12, 1.001),
+    "group_weight": ((231,), 0.0, 1.001),
+    "site_multiplicity": ((231,), 0.999, 192.1),
+    "shape": ((231, 3), -3.0, 3.0),
+    "atomic_volume": ((ELEMENTS,), 1.0, 1000.0),
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,17 @@ class Statistics:
     site_multiplicity: FloatArray  #: (231,) geometric mean multiplicity of a site
     shape: FloatArray  #: (231, 3) mean of log(a, b, c / V^(1/3))
     atomic_volume: FloatArray  #: (119,) volume per atom of each element [Å^3]
+
+    def __post_init__(self) -> None:
+        for name, (shape, low, high) in _TABLES.items():
+            table = getattr(self, name)
+            if table.shape != shape or not ((table >= low) & (table <= high)).all():
+                raise InputError(
+                    f"the table {name!r} must have shape {shape} and values from {low} to {high}"
+                )
+        for name in ("sites_by_group", "sites_by_element", "sites"):
+            if not np.allclose(getattr(self, name).sum(-1), 1.0, atol=1e-3):
+                raise InputError(f"the probabilities of {name!r} do not add up to 1")
 
     @classmethod
     def of(

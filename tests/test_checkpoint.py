@@ -1,0 +1,324 @@
+"""Model files: what was saved comes back; anything else is one CheckpointError."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import langevin_xtal as lx
+from langevin_xtal.errors import CheckpointError, InputError
+from langevin_xtal.model import checkpoint
+from langevin_xtal.model.checkpoint import (
+    HEADER,
+    MODEL_FORMAT,
+    ScoreModel,
+    config_from_dict,
+    load_model,
+    read_tensors,
+    save_model,
+    weights_hash,
+    write_tensors,
+)
+from langevin_xtal.model.levels import NoiseLevels
+from langevin_xtal.model.network import SIZES, EdgeNetwork, NetworkConfig
+from langevin_xtal.model.statistics import Statistics
+
+
+def header_of(path: Path) -> dict[str, Any]:
+    return read_tensors(path, MODEL_FORMAT)[1]
+
+
+def rewrite(source: Path, target: Path, **changes: Any) -> Path:
+    """The same tensors under a header with other entries."""
+    header = header_of(source) | changes
+    save_file(load_file(source), target, metadata={HEADER: json.dumps(header)})
+    return target
+
+
+def refusal(path: Path) -> str:
+    """The one sentence with which a file is refused."""
+    with pytest.raises(CheckpointError) as error:
+        load_model(path)
+    text = str(error.value)
+    assert "\n" not in text
+    assert str(path) in text
+    return text
+
+
+def test_round_trip(tiny_model: ScoreModel, tiny_path: Path) -> None:
+    loaded = load_model(tiny_path)
+    assert loaded.name == "tiny"
+    assert loaded.hash == tiny_model.hash
+    assert loaded.levels == tiny_model.levels
+    assert loaded.card == tiny_model.card
+    assert loaded.network.config == tiny_model.network.config
+    mine, theirs = tiny_model.network.state_dict(), loaded.network.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[k], theirs[k]) for k in mine)
+    for f in dataclasses.fields(Statistics):
+        a, b = getattr(tiny_model.statistics, f.name), getattr(loaded.statistics, f.name)
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+        assert b.dtype == np.float64
+    assert not loaded.network.training
+    assert not any(p.requires_grad for p in loaded.network.parameters())
+
+
+def test_saving_what_was_loaded_gives_the_same_file(tiny_path: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.safetensors"
+    save_model(again, load_model(tiny_path))
+    assert again.read_bytes() == tiny_path.read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["again.safetensors"]
+
+
+def test_hash_is_of_names_and_values() -> None:
+    state = {"b": torch.arange(3.0), "a": torch.ones(2, 2)}
+    value = weights_hash(state)
+    content = b"a" + np.ones(4, "f4").tobytes() + b"b" + np.arange(3, dtype="f4").tobytes()
+    assert value == hashlib.sha256(content).hexdigest()[:16]
+    assert value == weights_hash(dict(reversed(state.items())))
+    assert value != weights_hash({"b": torch.arange(3.0), "c": torch.ones(2, 2)})
+    assert value != weights_hash(state | {"a": torch.ones(2, 2).index_fill(0, torch.tensor(0), 2)})
+    assert weights_hash({"a": torch.ones(2, 3).T}) == weights_hash({"a": torch.ones(3, 2)})
+
+
+def test_loaded_and_kept_models_sample_alike(tiny_model: ScoreModel, tiny_path: Path) -> None:
+    from langevin_xtal.sampling.sample import SampleOptions
+    from langevin_xtal.sampling.samplers import Ancestral
+
+    requests = [lx.Request(225, {"Na": 1, "Cl": 1})] * 6
+    options = SampleOptions(sampler=Ancestral(levels=4), workers=1)
+    # the cells start from statistics, which the file keeps in single precision
+    kept = lx.sample(requests, load_model(tiny_path), 1, options=options)
+    again = lx.sample(requests, load_model(tiny_path), 1, options=options)
+    direct = {c.index: c for c in lx.sample(requests, tiny_model, 1, options=options)}
+    assert kept
+    for a, b in zip(kept, again, strict=True):
+        assert np.array_equal(a.frac, b.frac)
+        np.testing.assert_allclose(a.lattice, direct[a.index].lattice, atol=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-5, 1e-4, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.9999])
+def test_truncated(tiny_path: Path, tmp_path: Path, share: float) -> None:
+    data = tiny_path.read_bytes()
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(data[: int(share * len(data))])
+    assert "truncated or not a safetensors file" in refusal(path)
+
+
+def test_truncated_by_a_byte_or_grown(tiny_path: Path, tmp_path: Path) -> None:
+    data = tiny_path.read_bytes()
+    for k, damaged in enumerate((data[:-1], data + b"\0", data[:7], data[:8], data[1:])):
+        path = tmp_path / f"{k}.safetensors"
+        path.write_bytes(damaged)
+        assert "truncated or not a safetensors file" in refusal(path)
+
+
+def test_flipped_bytes_never_pass(tiny_model: ScoreModel, tiny_path: Path, tmp_path: Path) -> None:
+    """A damaged header is refused, or harmless; damaged numbers are always refused."""
+    data = tiny_path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    rng = np.random.default_rng(0)
+    path = tmp_path / "flipped.safetensors"
+    places = [*rng.integers(0, start, 250), *rng.integers(start, len(data), 60), *range(10)]
+    loaded, refusals = 0, []
+    for place in places:
+        damaged = bytearray(data)
+        damaged[place] ^= int(rng.integers(1, 256))
+        path.write_bytes(damaged)
+        try:
+            model = load_model(path)
+        except CheckpointError as error:
+            refusals.append(str(error))
+        else:
+            loaded += 1
+            assert place < start
+            assert model.hash == tiny_model.hash
+    assert len(refusals) > loaded
+    assert not any("\n" in text for text in refusals)
+
+
+def test_foreign_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.safetensors"
+    save_file({"weight": torch.ones(3)}, path)
+    assert "not written by langevin-xtal" in refusal(path)
+    save_file({"weight": torch.ones(3)}, path, metadata={"format": "pt"})
+    assert "not written by langevin-xtal" in refusal(path)
+    for text in ("[1]", "{}", "null", '"x"', "{", "[" * 100_000):
+        save_file({"weight": torch.ones(3)}, path, metadata={HEADER: text})
+        assert refusal(path)
+
+
+def test_pickles_are_not_opened(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, tuple[str, ...]]:
+            return Path.touch, (tmp_path / "sprung",)  # type: ignore[return-value]
+
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(pickle.dumps(Trap()))
+    assert "not a safetensors file" in refusal(path)
+    torch.save({"a": Trap()}, path)
+    assert "not a safetensors file" in refusal(path)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_other_format(tiny_path: Path, tmp_path: Path) -> None:
+    path = rewrite(tiny_path, tmp_path / "new.safetensors", format="langevin-xtal model 2")
+    text = refusal(path)
+    assert "'langevin-xtal model 2'" in text
+    assert f"reads {MODEL_FORMAT!r}" in text
+
+
+@pytest.mark.parametrize(
+    ("table", "changes", "words"),
+    [
+        ("network", {"heads": 3}, "unknown keys ['heads']"),
+        ("network", {"width": "32"}, "width = '32'"),
+        ("network", {"width": 32.0}, "width = 32.0"),
+        ("network", {"width": True}, "width = True"),
+        ("network", {"width": None}, "width = None"),
+        ("network", {"width": 10**12}, "width is 1000000000000"),
+        ("network", {"width": -1}, "width is -1"),
+        ("network", {"blocks": 10**6}, "blocks is 1000000"),
+        ("network", {"blocks": 2}, "does not fit its own configuration"),
+        ("network", {"width": 64}, "does not fit its own configuration"),
+        ("network", {"cutoff": float("nan")}, "cutoff is nan"),
+        ("network", {"all_pairs": 1}, "all_pairs = 1"),
+        ("levels", {"position_max": 0.0}, "position noise"),
+        ("levels", {"position_min": 5.0}, "position noise"),
+        ("levels", {"lattice_max": float("inf")}, "lattice noise"),
+        ("levels", {"colour": 1}, "unknown keys ['colour']"),
+    ],
+)
+def test_configuration(
+    tiny_path: Path, tmp_path: Path, table: str, changes: dict[str, Any], words: str
+) -> None:
+    header = header_of(tiny_path)
+    path = rewrite(tiny_path, tmp_path / "m.safetensors", **{table: header[table] | changes})
+    assert words in refusal(path)
+
+
+@pytest.mark.parametrize("table", ["network", "levels", "card"])
+def test_a_table_must_be_one(tiny_path: Path, tmp_path: Path, table: str) -> None:
+    assert "table" in refusal(rewrite(tiny_path, tmp_path / "m.safetensors", **{table: [1]}))
+
+
+def test_whole_numbers_stand_for_reals(tiny_path: Path, tmp_path: Path) -> None:
+    levels = header_of(tiny_path)["levels"] | {"lattice_max": 5}
+    model = load_model(rewrite(tiny_path, tmp_path / "m.safetensors", levels=levels))
+    assert model.levels == NoiseLevels(lattice_max=5.0)
+
+
+def test_a_file_without_a_checksum_is_read(tiny_path: Path, tmp_path: Path) -> None:
+    header, path = header_of(tiny_path), tmp_path / "m.safetensors"
+    del header["checksum"]
+    save_file(load_file(tiny_path), path, metadata={HEADER: json.dumps(header)})
+    assert load_model(path).hash == load_model(tiny_path).hash
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("sites", lambda t: t * 0.5),
+        ("sites", lambda t: t[:-1]),
+        ("sites_by_group", lambda t: -t),
+        ("shape", lambda t: t * torch.nan),
+        ("atomic_volume", lambda t: t * 0.0),
+        ("site_multiplicity", lambda t: t.flatten()[:100]),
+        ("group_weight", lambda t: t.reshape(1, -1)),
+    ],
+)
+def test_statistics_are_checked(tiny_path: Path, tmp_path: Path, name: str, change: Any) -> None:
+    tensors, header = read_tensors(tiny_path, MODEL_FORMAT)
+    tensors[f"statistics.{name}"] = change(tensors[f"statistics.{name}"]).contiguous()
+    path = tmp_path / "m.safetensors"
+    write_tensors(path, tensors, header)
+    assert name in refusal(path)
+
+
+def test_missing_tensors(tiny_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    for start in ("statistics.shape", "network.element"):
+        tensors, header = read_tensors(tiny_path, MODEL_FORMAT)
+        write_tensors(path, {k: v for k, v in tensors.items() if not k.startswith(start)}, header)
+        assert "does not fit its own configuration" in refusal(path)
+
+
+class TestNames:
+    def test_an_unknown_name_lists_the_shipped_ones(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(checkpoint, "shipped_models", lambda: ("base", "small"))
+        with pytest.raises(CheckpointError, match=r"'huge' is neither shipped \(base, small\)"):
+            load_model("huge")
+
+    def test_shipped_models_are_files_of_the_package(self) -> None:
+        folder = Path(lx.__file__).parent / "weights"
+        assert set(checkpoint.shipped_models()) == {p.stem for p in folder.glob("*.safetensors")}
+
+    def test_shipped_models_load(self) -> None:
+        cards = {name: load_model(name).card for name in checkpoint.shipped_models()}
+        assert all(cards.values())
+        assert all(len(load_model(name).hash) == 16 for name in cards)
+
+    @pytest.mark.parametrize(
+        "name", ["", "\0", "a" * 5000, "a" * 5000 + ".safetensors", "no/such.safetensors", "."]
+    )
+    def test_strange_paths(self, name: str) -> None:
+        with pytest.raises(CheckpointError):
+            load_model(name)
+
+
+class TestConfigurations:
+    def test_sizes_are_within_range(self) -> None:
+        assert set(SIZES) == {"small", "base"}
+        for config in SIZES.values():
+            again = config_from_dict(NetworkConfig, dataclasses.asdict(config), "here")
+            assert again == config
+            assert config.width % 32 == config.triplet_width % 32 == 0
+            assert sum(p.numel() for p in EdgeNetwork(config).parameters()) > 1e5
+
+    def test_ranges(self) -> None:
+        with pytest.raises(InputError, match="spherical is 0"):
+            NetworkConfig(spherical=0)
+        with pytest.raises(InputError, match="lattice noise runs"):
+            NoiseLevels(lattice_max=1.0, lattice_min=2.0)
+        assert NoiseLevels.paper().position_max == 6.0
+
+    def test_levels_are_geometric_and_fall(self) -> None:
+        position, lattice = NoiseLevels().grid(7)
+        for sigma, high, low in ((position, 2.0, 0.03), (lattice, 6.0, 0.2)):
+            ratio = sigma[1:] / sigma[:-1]
+            torch.testing.assert_close(ratio, ratio[:1].expand(6))
+            assert float(sigma[0]) == pytest.approx(high)
+            assert float(sigma[-1]) == pytest.approx(low)
+
+
+class TestStatistics:
+    def test_probabilities(self, tiny_model: ScoreModel) -> None:
+        s = tiny_model.statistics
+        for table in (s.sites_by_group, s.sites_by_element, s.sites[None]):
+            np.testing.assert_allclose(table.sum(1), 1.0, atol=1e-12)
+        np.testing.assert_allclose(s.group_weight.sum(), 1.0)
+        for group in (1, 62, 225, 230):
+            p = s.site_count_probabilities(group, 8)
+            assert p.sum() == pytest.approx(1.0)
+            assert (p > 0).all()
+
+    def test_multiplicities_and_volumes(self, tiny_model: ScoreModel) -> None:
+        from langevin_xtal.symmetry import SpaceGroup
+
+        s = tiny_model.statistics
+        orders = np.array([SpaceGroup(n).order for n in range(1, 231)])
+        assert (s.site_multiplicity[1:] >= 1).all()
+        assert (s.site_multiplicity[1:] <= orders + 1e-9).all()
+        assert (s.atomic_volume > 0).all()
+        product = np.exp(s.shape[1:].sum(1))
+        assert (np.abs(s.shape[195:]).max(1) < 1e-9).all()
+        assert (product > 0.5).all()
