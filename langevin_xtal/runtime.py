@@ -1,4 +1,4 @@
-"""Process-wide settings for numerical work on a CPU; applied by training and sampling, not import."""
+"""Process-wide settings for numerical work on a CPU, applied by training and sampling."""
 
 from __future__ import annotations
 

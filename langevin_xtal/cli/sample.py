@@ -61,6 +61,13 @@ SHOWN = 20
     help="One file per candidate.",
 )
 @click.option(
+    "--positions",
+    type=click.Choice(["assigned", "free"]),
+    default="assigned",
+    show_default=True,
+    help="assigned: Wyckoff positions are drawn first, from a learned prior; free: as the paper.",
+)
+@click.option(
     "--sampler",
     type=click.Choice(["ancestral", "langevin"]),
     default="ancestral",
@@ -105,6 +112,7 @@ def sample(
     threads: int | None,
     out: Path,
     file_format: str,
+    positions: str,
     sampler: str,
     levels: int | None,
     steps: int | None,
@@ -149,6 +157,7 @@ def sample(
             "seed": seed,
             "model": weights.name,
             "weights": weights.hash,
+            "positions": positions,
             "sampler": repr(chosen),
             "postprocess": repr(config),
             "attempts": attempts,
@@ -178,6 +187,7 @@ def sample(
                 batch_size=batch_size,
                 workers=threads,
                 attempts=attempts,
+                positions=positions,  # type: ignore[arg-type]
                 sampler=chosen,
                 postprocess=config,
             ),

@@ -37,6 +37,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Noise averaged over equivalent images, or as in the paper.",
 )
+@click.option(
+    "--prior-epochs",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Epochs of the prior over Wyckoff positions, fitted after the last step.",
+)
 @click.option("--log-every", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--validate-every", type=click.IntRange(min=1), default=2000, show_default=True)
 @click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True)
@@ -53,6 +60,7 @@ def train(
     batch_size: int,
     learning_rate: float,
     target: str,
+    prior_epochs: int,
     log_every: int,
     validate_every: int,
     save_every: int,
@@ -108,6 +116,8 @@ def train(
                 _say(row, trainer)
     finally:
         plot_losses(out / "log.csv", out / "loss.png")
+    with options.progress_bar("Wyckoff prior", "epoch") as update:
+        trainer.fit_prior(prior_epochs, lambda done, loss: update(done, prior_epochs))
     click.echo(f"{trainer.step} steps; weights in {out / 'model.safetensors'}")
 
 

@@ -1,8 +1,8 @@
 """Checkpoints: safetensors with a JSON header entry. Data, never code.
 
-A model file holds the network's weights (``network.*``), the tables of
-:class:`~langevin_xtal.model.statistics.Statistics` (``statistics.*``) and one JSON document with
-the configuration, the noise levels and the model card.
+A model file holds the network's weights (``network.*``), those of the prior over Wyckoff positions
+where there is one (``prior.*``), the tables of :class:`~langevin_xtal.model.statistics.Statistics`
+(``statistics.*``) and one JSON document with the configuration, the noise levels and the card.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from langevin_xtal.errors import CheckpointError, InputError
+from langevin_xtal.model.assignment import WyckoffPrior
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
 from langevin_xtal.model.statistics import Statistics
@@ -58,11 +59,15 @@ class ScoreModel:
     levels: NoiseLevels
     statistics: Statistics
     card: dict[str, Any] = field(default_factory=dict)
+    prior: WyckoffPrior | None = None  #: over Wyckoff positions; without it sites are free
 
     @property
     def hash(self) -> str:
         """Identifies the weights."""
-        return weights_hash(self.network.state_dict())
+        state = self.network.state_dict()
+        if self.prior is not None:
+            state = state | {f"prior.{k}": v for k, v in self.prior.state_dict().items()}
+        return weights_hash(state)
 
     def __repr__(self) -> str:
         weights = sum(p.numel() for p in self.network.parameters())
@@ -149,6 +154,8 @@ def read_tensors(path: Path, expected: str) -> tuple[dict[str, torch.Tensor], di
 def save_model(path: Path, model: ScoreModel) -> None:
     """Write a model file."""
     tensors = {f"network.{k}": v for k, v in model.network.state_dict().items()}
+    if model.prior is not None:
+        tensors |= {f"prior.{k}": v for k, v in model.prior.state_dict().items()}
     tables = model.statistics.to_tensors()
     tensors |= {f"statistics.{k}": torch.from_numpy(v).float() for k, v in tables.items()}
     header = {
@@ -212,8 +219,19 @@ def _read_model(path: Path) -> ScoreModel:
             for f in dataclasses.fields(Statistics)
         }
         statistics = Statistics(**tables)
+        prior = _read_prior(tensors)
     except (KeyError, RuntimeError, InputError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{where} does not fit its own configuration ({reason})") from None
     network.eval().requires_grad_(False)
-    return ScoreModel(str(header.get("name", path.stem)), network, levels, statistics, card)
+    name = str(header.get("name", path.stem))
+    return ScoreModel(name, network, levels, statistics, card, prior)
+
+
+def _read_prior(tensors: Mapping[str, torch.Tensor]) -> WyckoffPrior | None:
+    state = {k.removeprefix("prior."): v for k, v in tensors.items() if k.startswith("prior.")}
+    if not state:
+        return None
+    prior = WyckoffPrior()
+    prior.load_state_dict(state)
+    return prior.eval().requires_grad_(False)

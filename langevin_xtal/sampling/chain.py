@@ -33,9 +33,13 @@ from langevin_xtal.symmetry.lattice import (
     coordinate_from_length,
     has_fixed_angles,
 )
+from langevin_xtal.symmetry.wyckoff import WyckoffPosition, wyckoff_positions
 
 SHORTEST, LONGEST = 1.2, 80.0
 """Cell lengths a chain is held within [Å]."""
+
+PERIODS = 24.0
+"""Cells spanned by the uniform start of a site confined to its Wyckoff position."""
 
 LONGEST_STEP = 100.0
 """A chain with a longer step has exploded [Å]."""
@@ -57,17 +61,32 @@ def check_groups(requests: Sequence[Request]) -> None:
             )
 
 
-def expected_lengths(request: Request, statistics: Statistics) -> np.ndarray:
-    """(3,) cell lengths [Å] that sites, elements and group suggest, from training statistics."""
+Assignment = Sequence[WyckoffPosition]
+"""The Wyckoff position of every site of a request."""
+
+
+def expected_lengths(
+    request: Request, statistics: Statistics, assignment: Assignment | None = None
+) -> np.ndarray:
+    """(3,) cell lengths [Å] that sites, elements and group suggest, from training statistics.
+
+    Without an assignment every site counts with the group's mean multiplicity.
+    """
     number = request.space_group.number
-    volume = statistics.atomic_volume[list(request.numbers)].sum()
-    volume *= statistics.site_multiplicity[number]
+    atoms = np.full(len(request.numbers), statistics.site_multiplicity[number])
+    if assignment is not None:
+        atoms = np.array([w.multiplicity for w in assignment], dtype=float)
+    volume = statistics.atomic_volume[list(request.numbers)] @ atoms
     lengths = np.cbrt(volume) * np.exp(statistics.shape[number])
     axis = axis_coordinate(number)
     return np.array([lengths[axis == axis[k]].mean() for k in range(3)])
 
 
-def starting_crystals(requests: Sequence[Request], statistics: Statistics) -> Crystals:
+def starting_crystals(
+    requests: Sequence[Request],
+    statistics: Statistics,
+    assignments: Sequence[Assignment] | None = None,
+) -> Crystals:
     """The fixed parts of chains, with cells of the expected size and all sites at the origin.
 
     Raises
@@ -79,7 +98,10 @@ def starting_crystals(requests: Sequence[Request], statistics: Statistics) -> Cr
     numbers = np.array([r.space_group.number for r in requests])
     table = operation_table()
     sites = np.array([len(r.numbers) for r in requests])
-    lengths = np.stack([expected_lengths(r, statistics) for r in requests])
+    given = assignments or [None] * len(requests)
+    lengths = np.stack(
+        [expected_lengths(r, statistics, a) for r, a in zip(requests, given, strict=True)]
+    )
     flat = [z for r in requests for z in r.numbers]
     return Crystals(
         numbers=torch.tensor(flat, dtype=torch.int64),
@@ -107,6 +129,7 @@ class Chains:
     streams: CandidateStreams
     frac: Tensor  #: (A, 3) fractional, float64
     coordinates: Tensor  #: (B, 3) lattice coordinates ℓ of a, b and c, float64
+    free_space: Tensor | None = None  #: (A, 3, 3) fractional projectors of confined sites
     evaluations: int = 0  #: network evaluations so far
     failed: Tensor = field(init=False)  #: (B,) bool
 
@@ -120,14 +143,42 @@ class Chains:
         requests: Sequence[Request],
         keys: Tensor,
         lattice_sigma: float,
+        *,
+        assigned: bool = False,
+        temperature: float = 1.0,
     ) -> Chains:
         """Positions uniform in the cell, lattice coordinates normal around the expected cell.
 
-        ``lattice_sigma`` is the noise level [Å] the first step will assume.
+        Parameters
+        ----------
+        lattice_sigma
+            Noise level [Å] the first step will assume.
+        assigned
+            Draw a Wyckoff position for every site from the model's prior, start uniformly on it
+            and stay on it; otherwise sites are free, as in the paper.
+        temperature
+            Of that draw: below 1, likelier assignments come up more often.
         """
-        crystals = starting_crystals(requests, model.statistics)
-        streams = CandidateStreams(keys, crystals.site_start)
-        chains = cls(model, crystals, streams, streams.site_uniforms(), crystals.coordinates)
+        site_start = torch.tensor([0] + [len(r.numbers) for r in requests]).cumsum(0)
+        streams = CandidateStreams(keys, site_start)
+        start, assignments, free_space = streams.site_uniforms(), None, None
+        if assigned and model.prior is not None:
+            uniforms = torch.nn.utils.rnn.pad_sequence(
+                list(streams.site_uniforms()[:, 0].split(site_start.diff().tolist())),
+                batch_first=True,
+            )
+            drawn = model.prior.draw(requests, uniforms, temperature)
+            assignments = [
+                [wyckoff_positions(r.space_group.number)[w] for w in row]
+                for r, row in zip(requests, drawn, strict=True)
+            ]
+            flat = [w for row in assignments for w in row]
+            free_space = torch.from_numpy(np.stack([w.projector for w in flat]))
+            base = torch.from_numpy(np.stack([w.base for w in flat]))
+            # many periods, so that the projection is uniform on the position
+            start = base + (free_space @ (PERIODS * start).unsqueeze(2)).squeeze(2)
+        crystals = starting_crystals(requests, model.statistics, assignments)
+        chains = cls(model, crystals, streams, start, crystals.coordinates, free_space)
         chains.move_lattice(lattice_sigma * streams.crystal_normals())
         return chains
 
@@ -170,7 +221,10 @@ class Chains:
         exploded = exploded.index_add(0, self.site_crystal, wild.long())
         self.failed = self.failed | (exploded > 0)
         frame = torch.linalg.inv(self.lattice)[self.site_crystal]
-        moved = self.frac + (step.unsqueeze(1) @ frame).squeeze(1)
+        delta = (step.unsqueeze(1) @ frame).squeeze(1)
+        if self.free_space is not None:
+            delta = (self.free_space @ delta.unsqueeze(2)).squeeze(2)
+        moved = self.frac + delta
         moved = moved - moved.floor()
         stays = self.failed[self.site_crystal].unsqueeze(1)
         self.frac = torch.where(stays, self.frac, moved)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 import torch
 
@@ -29,6 +30,8 @@ from langevin_xtal.version import __version__
 Progress = Callable[[int, int], None]
 """Called with noise levels done and planned, over all batches."""
 
+Positions = Literal["assigned", "free"]
+
 Attempt = tuple[int, int]
 """Index of a request and attempt at it."""
 
@@ -42,7 +45,7 @@ DIVERGED = (
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions:
-    """How requests are sampled; none of it but the last three changes a candidate."""
+    """How requests are sampled; batch size and workers change no candidate."""
 
     batch_size: int = 64
     """Most chains in one batch."""
@@ -50,6 +53,12 @@ class SampleOptions:
     """Batches side by side; by default one per CPU."""
     attempts: int = 3
     """Streams tried for a request whose chains are rejected."""
+    positions: Positions = "assigned"
+    """``assigned``: draw a Wyckoff position for every site from the model's prior and stay on it;
+    ``free``: sites find their positions as they go, as in the paper. A model without a prior
+    samples freely."""
+    assignment_temperature: float = 1.0
+    """Below 1, likelier assignments of Wyckoff positions are drawn more often."""
     sampler: Sampler = field(default_factory=Ancestral)
     """:class:`~langevin_xtal.sampling.samplers.AnnealedLangevin` is the paper's."""
     postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
@@ -206,7 +215,14 @@ class _Batches:
         )
         asked = [self.request_of[index] for index, _ in batch]
         lattice_sigma = float(model.levels.grid(sampler.levels)[1][0])
-        chains = Chains.start(model, asked, keys, lattice_sigma)
+        chains = Chains.start(
+            model,
+            asked,
+            keys,
+            lattice_sigma,
+            assigned=self.options.positions == "assigned",
+            temperature=self.options.assignment_temperature,
+        )
         for _ in run(sampler, chains):
             with self.lock:
                 self.levels_done += 1
@@ -214,7 +230,7 @@ class _Batches:
                 return Outcome()
         outcome = Outcome()
         lattice, start = chains.lattice.numpy(), chains.crystals.site_start.tolist()
-        provenance = _provenance(model, sampler)
+        provenance = _provenance(model, self.options)
         diverged = chains.diverged.tolist()
         for k, (index, attempt) in enumerate(batch):
             if diverged[k]:
@@ -237,12 +253,13 @@ class _Batches:
         return outcome
 
 
-def _provenance(model: ScoreModel, sampler: Sampler) -> dict[str, object]:
-    settings = asdict(sampler)  # type: ignore[call-overload]
+def _provenance(model: ScoreModel, options: SampleOptions) -> dict[str, object]:
     return {
         "model": model.name,
         "weights": model.hash,
         "version": __version__,
-        "sampler": f"{type(sampler).__name__} {settings}",
+        "positions": options.positions,
+        "assignment_temperature": options.assignment_temperature,
+        "sampler": repr(options.sampler),
         "levels": str(asdict(model.levels)),
     }

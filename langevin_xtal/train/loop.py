@@ -15,9 +15,10 @@ import csv
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from langevin_xtal.diffusion.losses import Losses, denoising_losses
 from langevin_xtal.diffusion.noising import Noised, NoisingConfig, noise_batch
 from langevin_xtal.errors import CheckpointError, InputError
 from langevin_xtal.graph.snapping import all_operations
+from langevin_xtal.model.assignment import WyckoffPrior
 from langevin_xtal.model.checkpoint import (
     ScoreModel,
     read_tensors,
@@ -41,6 +43,7 @@ from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.runtime import keep_freed_memory
+from langevin_xtal.train.assignments import fit_prior
 from langevin_xtal.train.packed import PackedDataset
 from langevin_xtal.train.store import CrystalStore
 
@@ -79,6 +82,13 @@ class TrainConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     levels: NoiseLevels = field(default_factory=NoiseLevels)
     noising: NoisingConfig = field(default_factory=NoisingConfig)
+
+    def __post_init__(self) -> None:
+        counts = ("steps", "batch_size", "log_every", "validate_every", "save_every", "warmup")
+        for name in (*counts, "learning_rate", "clip"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise InputError(f"{name} is {value}; it must be positive and finite")
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
@@ -128,6 +138,9 @@ class LevelMeans:
         self.sums = np.zeros((2, LEVEL_BINS))
         self.counts = np.zeros((2, LEVEL_BINS))
 
+    def __bool__(self) -> bool:
+        return bool(self.counts.any())
+
     def add(self, losses: Losses, noised: Noised) -> None:
         """Add the crystals of one batch, each process under its own noise level."""
         used = (np.ones(len(losses.position)), losses.lattice_used.cpu().numpy().astype(float))
@@ -176,45 +189,58 @@ class Trainer:
         self.network = EdgeNetwork(config.network).to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate)
+        self.prior: WyckoffPrior | None = None
         self.step = 0
         self.seconds = 0.0
+        self.means = LevelMeans()  #: of the steps since the last row of the log
+        self._changing = False
         self._orders: dict[int, Tensor] = {}
-        out.mkdir(parents=True, exist_ok=True)
-        if self._state_path.exists():
-            self._resume()
-        else:
-            self._write_config()
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            if self._state_path.exists():
+                self._resume()
+            else:
+                self._write_config()
+        except OSError as error:
+            raise InputError(
+                f"folder {out} cannot be written ({error.strerror}); give a folder you may write to"
+            ) from None
 
     # -- the run
 
     def run(self) -> Iterator[LogRow]:
         """Train to the last step, yielding a row for the log every ``log_every`` steps.
 
-        Saves regularly, and when the generator is closed or interrupted.
+        Saves regularly, and when the generator is closed or interrupted; an interrupt amid the
+        update of the weights leaves the last save, from which the steps since are repeated.
         """
         config = self.config
-        means, last, last_step = LevelMeans(), time.perf_counter(), self.step
+        last, last_step = time.perf_counter(), self.step
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             ahead = pool.submit(self._prepare, self.step)
             try:
-                while self.step < config.steps:
+                while True:
+                    if self._row_is_due:  # at once where a run stopped between step and row
+                        now = time.perf_counter()
+                        self.seconds += now - last
+                        rate = (self.step - last_step) * config.batch_size / (now - last)
+                        row = self._row(self.means, rate)
+                        self._log(row)
+                        self.means, last_step = LevelMeans(), self.step
+                        yield row
+                        last = time.perf_counter()
+                    if self.step >= config.steps:
+                        break
                     noised = ahead.result()
                     if self.step + 1 < config.steps:
                         ahead = pool.submit(self._prepare, self.step + 1)
-                    self._advance(noised, means)
-                    now = time.perf_counter()
-                    if self.step % config.log_every == 0 or self.step == config.steps:
-                        self.seconds += now - last
-                        rate = (self.step - last_step) * config.batch_size / (now - last)
-                        row = self._row(means, rate)
-                        self._log(row)
-                        yield row
-                        means, last, last_step = LevelMeans(), time.perf_counter(), self.step
+                    self._advance(noised)
                     if self.step % config.save_every == 0 and self.step < config.steps:
                         self.save()
             finally:
-                _discard(ahead)
-                self.save()
+                ahead.cancel()
+                if not self._changing:
+                    self.save()
 
     def model(self) -> ScoreModel:
         """The averaged weights with the statistics of the training set."""
@@ -230,7 +256,12 @@ class Trainer:
             "training_seconds": round(self.seconds, 1),
         }
         network = copy.deepcopy(self.average).cpu().eval()
-        return ScoreModel(self.name, network, self.config.levels, statistics, card)
+        return ScoreModel(self.name, network, self.config.levels, statistics, card, self.prior)
+
+    def fit_prior(self, epochs: int, on_epoch: Callable[[int, float], None] | None = None) -> None:
+        """Fit the prior over Wyckoff positions to the training set and save the model with it."""
+        self.prior = fit_prior(self.data, epochs=epochs, seed=self.config.seed, on_epoch=on_epoch)
+        save_model(self.out / "model.safetensors", self.model())
 
     def validate(self) -> LevelMeans:
         """Losses of the averaged weights on the validation set, the same noise each time."""
@@ -261,6 +292,8 @@ class Trainer:
         state = self.optimiser.state_dict()["state"]
         for index, values in state.items():
             tensors |= {f"adam.{index}.{k}": v for k, v in values.items()}
+        for kind in ("sums", "counts"):
+            tensors[f"means.{kind}"] = torch.from_numpy(getattr(self.means, kind).copy())
         header = {
             "format": STATE_FORMAT,
             "step": self.step,
@@ -298,7 +331,7 @@ class Trainer:
             self._orders[epoch] = order
         return self._orders[epoch]
 
-    def _advance(self, noised: Noised, means: LevelMeans) -> None:
+    def _advance(self, noised: Noised) -> None:
         noised = _to(noised, self.device)
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.rate(self.step)
@@ -306,6 +339,7 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         losses.total(self.config.lattice_weight).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
+        self._changing = True
         if torch.isfinite(norm):
             self.optimiser.step()
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
@@ -313,10 +347,16 @@ class Trainer:
             torch._foreach_lerp_(
                 list(self.average.parameters()), list(self.network.parameters()), 1 - decay
             )
-        means.add(losses, noised)
+        self.means.add(losses, noised)
         self.step += 1
+        self._changing = False
 
     # -- files
+
+    @property
+    def _row_is_due(self) -> bool:
+        at_end = self.step == self.config.steps
+        return bool(self.means) and (at_end or self.step % self.config.log_every == 0)
 
     @property
     def _state_path(self) -> Path:
@@ -353,7 +393,7 @@ class Trainer:
         tensors, header = read_tensors(self._state_path, STATE_FORMAT)
         mine = json.loads(json.dumps(dataclasses.asdict(self.config)))
         differing = sorted(
-            key for key, value in mine.items() if header.get("config", {}).get(key) != value
+            key for key, value in mine.items() if _entry(header.get("config"), key) != value
         )
         if differing:
             raise InputError(
@@ -376,13 +416,20 @@ class Trainer:
                 if key.startswith("adam."):
                     _, index, name = key.split(".")
                     state.setdefault(int(index), {})[name] = value
+            for index, parameter in enumerate(self.network.parameters()):
+                moments = [state[index][k] for k in ("exp_avg", "exp_avg_sq")] if state else []
+                if any(moment.shape != parameter.shape for moment in moments):
+                    raise ValueError("the optimiser's moments do not fit the weights")
             full = self.optimiser.state_dict() | {"state": state}
             self.optimiser.load_state_dict(full)
+            for kind in ("sums", "counts"):
+                saved = tensors.get(f"means.{kind}", torch.zeros(2, LEVEL_BINS))
+                setattr(self.means, kind, saved.double().numpy().reshape(2, LEVEL_BINS).copy())
             self.step, self.seconds = int(header["step"]), float(header["seconds"])
-        except (KeyError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
             raise CheckpointError(f"{self._state_path} cannot be resumed ({reason})") from None
-        _drop_rows_after(self.out / "log.csv", self.step)
+        _drop_rows_after(self.out / "log.csv", self.step - self._row_is_due)
 
     def __repr__(self) -> str:
         return (
@@ -424,17 +471,19 @@ def _to(noised: Noised, device: str) -> Noised:
     return Noised(**moved)
 
 
-def _discard(future: Future[Noised]) -> None:
-    future.cancel()
+def _entry(table: Any, key: str) -> Any:
+    return table.get(key) if isinstance(table, dict) else None
 
 
 def _drop_rows_after(path: Path, step: int) -> None:
     """Rows written after the state was saved are written again by the resumed run."""
-    if not path.exists():
-        return
-    with path.open(newline="") as handle:
-        header, *rows = list(csv.reader(handle)) or [LogRow.columns()]
-    with path.open("w", newline="") as handle:
+    rows = []
+    if path.exists():
+        with path.open(newline="") as handle:
+            rows = list(csv.reader(handle))[1:]
+    part = path.with_name(path.name + ".part")
+    with part.open("w", newline="") as handle:
         writer = csv.writer(handle)
-        writer.writerow(header)
-        writer.writerows(r for r in rows if r and float(r[0]) <= step)
+        writer.writerow(LogRow.columns())
+        writer.writerows(r for r in rows if r and r[0].isdigit() and int(r[0]) <= step)
+    os.replace(part, path)
