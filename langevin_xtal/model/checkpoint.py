@@ -112,12 +112,22 @@ def config_from_dict(kind: type[ConfigT], values: Any, where: str) -> ConfigT:
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
-    """Write a safetensors file, complete or not at all, with a checksum in its header."""
+    """Write a safetensors file, complete or not at all, with a checksum in its header.
+
+    Raises
+    ------
+    CheckpointError
+        When the folder is missing or the disk refuses.
+    """
     part = path.with_name(path.name + ".part")
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     header = header | {"checksum": weights_hash(contiguous)}
-    save_file(contiguous, part, metadata={HEADER: json.dumps(header, sort_keys=True)})
-    os.replace(part, path)
+    try:
+        save_file(contiguous, part, metadata={HEADER: json.dumps(header, sort_keys=True)})
+        os.replace(part, path)
+    except (SafetensorError, OSError) as error:
+        part.unlink(missing_ok=True)
+        raise CheckpointError(f"checkpoint {path} cannot be written ({error})") from None
 
 
 def read_tensors(path: Path, expected: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

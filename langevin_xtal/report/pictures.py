@@ -77,10 +77,16 @@ def plot_losses(log: Path, path: Path) -> None:
         )
         levels = sorted(int(k.rsplit("_", 1)[1]) for k in rows[0] if k.startswith(f"{kind}_"))
         tail = rows[-max(1, len(rows) // 20) :]
-        means = [np.nanmean([row[f"{kind}_{k}"] for row in tail]) for k in levels]
+        means = [_mean([row[f"{kind}_{k}"] for row in tail]) for k in levels]
         right.plot(levels, means, "o-", color=colour, label=kind)
     left.set(xlabel="step", ylabel="loss (1: predicts nothing)", ylim=(0, 1.2))
     right.set(xlabel="noise level, largest to smallest", ylabel="training loss", ylim=(0, 1.2))
     left.legend(fontsize=8)
     right.legend(fontsize=8)
     figure.savefig(path, dpi=110)
+
+
+def _mean(values: list[float]) -> float:
+    """Over the finite ones; NaN where there are none."""
+    finite = [v for v in values if np.isfinite(v)]
+    return float(np.mean(finite)) if finite else float("nan")

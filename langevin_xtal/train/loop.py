@@ -84,8 +84,8 @@ class TrainConfig:
     noising: NoisingConfig = field(default_factory=NoisingConfig)
 
     def __post_init__(self) -> None:
-        counts = ("steps", "batch_size", "log_every", "validate_every", "save_every", "warmup")
-        for name in (*counts, "learning_rate", "clip"):
+        counts = ("steps", "batch_size", "log_every", "validate_every", "save_every")
+        for name in (*counts, "learning_rate"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise InputError(f"{name} is {value}; it must be positive and finite")
@@ -203,7 +203,7 @@ class Trainer:
                 self._write_config()
         except OSError as error:
             raise InputError(
-                f"folder {out} cannot be written ({error.strerror}); give a folder you may write to"
+                f"folder {out} cannot be written ({error.strerror}); give another folder"
             ) from None
 
     # -- the run
@@ -370,7 +370,8 @@ class Trainer:
 
     def _log(self, row: LogRow) -> None:
         with (self.out / "log.csv").open("a", newline="") as handle:
-            csv.writer(handle).writerow([f"{v:.6g}" for v in row.values()])
+            step, *rest = row.values()
+            csv.writer(handle).writerow([f"{step:.0f}", *(f"{v:.6g}" for v in rest)])
 
     def _row(self, means: LevelMeans, rate: float) -> LogRow:
         due = self.step % self.config.validate_every == 0 or self.step == self.config.steps
@@ -416,8 +417,8 @@ class Trainer:
                 if key.startswith("adam."):
                     _, index, name = key.split(".")
                     state.setdefault(int(index), {})[name] = value
-            for index, parameter in enumerate(self.network.parameters()):
-                moments = [state[index][k] for k in ("exp_avg", "exp_avg_sq")] if state else []
+            for place, parameter in enumerate(self.network.parameters()):
+                moments = [state[place][k] for k in ("exp_avg", "exp_avg_sq")] if state else []
                 if any(moment.shape != parameter.shape for moment in moments):
                     raise ValueError("the optimiser's moments do not fit the weights")
             full = self.optimiser.state_dict() | {"state": state}
