@@ -98,7 +98,7 @@ def starting_crystals(
     numbers = np.array([r.space_group.number for r in requests])
     table = operation_table()
     sites = np.array([len(r.numbers) for r in requests])
-    given = assignments or [None] * len(requests)
+    given: Sequence[Assignment | None] = assignments or [None] * len(requests)
     lengths = np.stack(
         [expected_lengths(r, statistics, a) for r, a in zip(requests, given, strict=True)]
     )
