@@ -125,7 +125,7 @@ def snap_sites(
         wanted = -(u[pick].unsqueeze(1) @ cell).squeeze(1)
         grown = normal + block.transpose(1, 2) @ block
         right = _apply(block.transpose(1, 2), wanted)
-        step = torch.linalg.solve(grown + 1e-9 * eye, right)
+        step = torch.linalg.solve(grown + 1e-6 * eye, right)
         miss = (_apply(block, step) - wanted).abs().amax(1) + _apply(normal, step).abs().amax(1)
         trial = current + (step.unsqueeze(1) @ frame).squeeze(1)
         moving = moving & (miss < IDENTICAL) & (_length(trial - frac, cell) <= radius)
