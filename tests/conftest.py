@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
+from langevin_xtal.model.assignment import WyckoffPrior
 from langevin_xtal.model.checkpoint import ScoreModel, save_model
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
@@ -39,6 +41,14 @@ def tiny_model(reference: PackedDataset) -> ScoreModel:
         data.group, data.lattice, data.site_start, data.numbers, data.multiplicity
     )
     return ScoreModel("tiny", network, NoiseLevels(), statistics, {"licence": "CC0-1.0"})
+
+
+@pytest.fixture(scope="session")
+def assigning_model(tiny_model: ScoreModel) -> ScoreModel:
+    """The same with a prior over Wyckoff positions, random too."""
+    torch.manual_seed(8)
+    prior = WyckoffPrior().eval().requires_grad_(False)
+    return dataclasses.replace(tiny_model, name="assigning", prior=prior)
 
 
 @pytest.fixture(scope="session")

@@ -79,6 +79,22 @@ def test_saving_what_was_loaded_gives_the_same_file(tiny_path: Path, tmp_path: P
     assert [p.name for p in tmp_path.iterdir()] == ["again.safetensors"]
 
 
+def test_the_prior_comes_back(
+    tiny_model: ScoreModel, assigning_model: ScoreModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.safetensors"
+    save_model(path, assigning_model)
+    loaded = load_model(path)
+    assert loaded.hash == assigning_model.hash != tiny_model.hash
+    assert assigning_model.prior is not None
+    assert loaded.prior is not None
+    mine, theirs = assigning_model.prior.state_dict(), loaded.prior.state_dict()
+    assert all(torch.equal(mine[k], theirs[k]) for k in mine)
+    tensors, header = read_tensors(path, MODEL_FORMAT)
+    write_tensors(path, {k: v for k, v in tensors.items() if k != "prior.bias"}, header)
+    assert "WyckoffPrior" in refusal(path)
+
+
 def test_hash_is_of_names_and_values() -> None:
     state = {"b": torch.arange(3.0), "a": torch.ones(2, 2)}
     value = weights_hash(state)

@@ -253,6 +253,57 @@ class TestCandidates:
             assert c.provenance["attempt"] == c.attempt
 
 
+class TestAssignedPositions:
+    @pytest.fixture(scope="class")
+    def assigned(self, assigning_model: ScoreModel) -> list[Candidate]:
+        return draw(assigning_model, MIXED * 2, batch_size=16)
+
+    @pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (3, 2), (64, 1)])
+    def test_batches_and_workers_change_nothing(
+        self,
+        assigning_model: ScoreModel,
+        assigned: list[Candidate],
+        batch_size: int,
+        workers: int,
+    ) -> None:
+        assert len(assigned) >= 8
+        again = draw(assigning_model, MIXED * 2, batch_size=batch_size, workers=workers)
+        assert same(assigned, again)
+
+    def test_free_positions_ignore_the_prior(
+        self, assigning_model: ScoreModel, mixed: list[Candidate]
+    ) -> None:
+        assert same(mixed, draw(assigning_model, MIXED * 2, batch_size=16, positions="free"))
+
+    def test_sites_stay_on_the_positions_drawn(self, assigning_model: ScoreModel) -> None:
+        keys = stream_keys(0, torch.arange(8), torch.zeros(8, dtype=torch.int64))
+        chains = Chains.start(assigning_model, MIXED, keys, 1.0, assigned=True)
+        before = chains.frac.clone()
+        for _ in run(QUICK, chains):
+            pass
+        assert chains.free_space is not None
+        freedom = chains.free_space.diagonal(dim1=1, dim2=2).sum(1).round()
+        assert len(set(freedom.tolist())) >= 3
+        delta = chains.frac - before
+        delta = delta - delta.round()
+        assert delta[freedom == 0].abs().max() < 1e-12
+        assert delta[freedom > 0].abs().amax(1).min() > 1e-4
+        for point, start, crystal in zip(chains.frac, before, chains.site_crystal, strict=True):
+            group, lattice = MIXED[int(crystal)].space_group, chains.lattice[crystal].numpy()
+            images = [
+                len(orbit(x.numpy(), group.rotations, group.translations, lattice)[0])
+                for x in (start, point)
+            ]
+            assert images[0] == images[1]
+
+    def test_elements_and_group_are_as_asked(self, assigned: list[Candidate]) -> None:
+        for c in assigned:
+            assert set(c.atoms.get_chemical_symbols()) == set(c.request.sites)
+            assert contains_group(
+                c.lattice, c.atom_frac, c.numbers[c.atom_site], c.space_group, symprec=1e-2
+            )
+
+
 class TestDivergence:
     @pytest.mark.parametrize("column", [0, 1], ids=["positions", "lattice"])
     @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])

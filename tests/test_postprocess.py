@@ -1,0 +1,194 @@
+"""From the end of a chain to a crystal: known structures, and the group in every group."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ase.spacegroup import crystal as ase_crystal
+
+from langevin_xtal.crystal.candidate import SYMPRECS, Candidate
+from langevin_xtal.crystal.request import Request
+from langevin_xtal.sampling.postprocess import (
+    PostprocessConfig,
+    Rejection,
+    contains_group,
+    detect_groups,
+    nearest_pair,
+)
+from langevin_xtal.symmetry import SpaceGroup
+from tests.candidates import candidate, finished, random_candidate
+
+CUBE = 5.64 * np.eye(3)
+ROCK_SALT = Request("Fm-3m", {"Na": 1, "Cl": 1})
+
+
+def off(direction: list[float], distance: float, lattice: np.ndarray) -> np.ndarray:
+    """Fractional displacement by ``distance`` [Å]."""
+    vector = np.array(direction) / np.linalg.norm(direction)
+    return distance * vector @ np.linalg.inv(lattice)
+
+
+class TestKnownStructures:
+    @pytest.mark.parametrize("direction", [[1, 0, 0], [1, 1, 0], [0.3, -0.8, 0.5], [-1, -1, -1]])
+    def test_displaced_rock_salt(self, direction: list[float]) -> None:
+        shift = off(direction, 0.1, CUBE)
+        c = candidate(ROCK_SALT, [shift, np.array([0.5, 0.5, 0.5]) - shift], CUBE)
+        assert c.frac.tolist() == [[0, 0, 0], [0.5, 0.5, 0.5]]
+        assert c.multiplicity.tolist() == [4, 4]
+        assert c.formula == "NaCl"
+        assert c.detected == dict.fromkeys(SYMPRECS, 225)
+        assert not c.is_supergroup
+        assert c.min_distance == pytest.approx(2.82)
+        assert c.volume == pytest.approx(5.64**3)
+        assert c.structure.composition.reduced_formula == "NaCl"
+        expected = ase_crystal(
+            ["Na", "Cl"],
+            [(0, 0, 0), (0.5, 0.5, 0.5)],
+            spacegroup=225,
+            cellpar=[5.64] * 3 + [90] * 3,
+        )
+        assert len(c.atoms) == len(expected) == 8
+        distances = np.sort(c.atoms.get_all_distances(mic=True).ravel())
+        np.testing.assert_allclose(
+            distances, np.sort(expected.get_all_distances(mic=True).ravel()), atol=1e-9
+        )
+
+    def test_beyond_the_radius_sites_stay(self) -> None:
+        wide, narrow = PostprocessConfig(merge=0.3), PostprocessConfig(merge=0.05)
+        shift = off([0.3, -0.8, 0.5], 0.1, CUBE)
+        sites = [shift, [0.5, 0.5, 0.5]]
+        assert isinstance(finished(ROCK_SALT, sites, CUBE, wide), Candidate)
+        result = finished(ROCK_SALT, sites, CUBE, narrow)
+        assert isinstance(result, Rejection)
+        assert result.reason.startswith("overlap: Na-Na 0.")
+        assert (result.index, result.attempt, result.request) == (2, 1, ROCK_SALT)
+
+    def test_general_position_stays(self) -> None:
+        lattice = np.diag([9.0, 8.0, 10.0])
+        point = [0.131, 0.082, 0.211]
+        c = candidate(Request(62, {"Cu": 1}), [point], lattice)
+        assert c.frac.tolist() == [point]
+        assert c.multiplicity.tolist() == [8]
+        assert c.detected[1e-2] == 62
+
+    def test_a_plane_and_an_axis(self) -> None:
+        lattice = np.diag([9.0, 8.0, 10.0])
+        c = candidate(Request(62, {"Cu": 1}), [[0.131, 0.27, 0.211]], lattice)
+        np.testing.assert_allclose(c.frac, [[0.131, 0.25, 0.211]], atol=1e-15)
+        assert c.multiplicity.tolist() == [4]
+        cell = np.diag([6.0, 6.0, 4.0])
+        c = candidate(Request(123, {"Fe": 1, "O": 1}), [[0.01, 0.02, 0.23], [0.5, 0, 0]], cell)
+        np.testing.assert_allclose(c.frac[0], [0, 0, 0.23], atol=1e-15)
+        assert c.multiplicity.tolist() == [2, 2]
+
+    def test_coordinates_just_below_zero_are_wrapped_to_zero(self) -> None:
+        c = candidate(ROCK_SALT, [[-1e-18, 1 - 1e-17, -1e-300], [0.5, 0.5, 0.5]], CUBE)
+        assert c.frac[0].tolist() == [0, 0, 0]
+        assert (c.atom_frac < 1).all()
+
+    def test_overlapping_sites(self) -> None:
+        request = Request(225, {"Na": 1, "Cl": 1})
+        result = finished(request, [[0, 0, 0], [0.5, 0.5, 0.02]], CUBE)
+        assert isinstance(result, Rejection)
+        assert result.reason == "overlap: Na-Cl 0.00 Å, less than 0.7 Å"
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_numbers_that_are_none(self, bad: float) -> None:
+        in_site = finished(ROCK_SALT, [[bad, 0, 0], [0.5, 0.5, 0.5]], CUBE)
+        in_cell = finished(ROCK_SALT, [[0, 0, 0], [0.5, 0.5, 0.5]], np.full((3, 3), bad))
+        for result in (in_site, in_cell):
+            assert isinstance(result, Rejection)
+            assert result.reason.startswith("diverged: ")
+
+    def test_a_cell_without_the_symmetry_is_rejected(self) -> None:
+        lattice = np.diag([5.64, 5.64, 5.9])
+        result = finished(ROCK_SALT, [[0, 0, 0], [0.5, 0.5, 0.5]], lattice)
+        assert isinstance(result, Rejection)
+        assert result.reason == "symmetry: spglib at 0.01 Å finds group 139, not Fm-3m (225)"
+
+    def test_provenance(self) -> None:
+        c = candidate(ROCK_SALT, [[0, 0, 0], [0.5, 0.5, 0.5]], CUBE)
+        assert c.provenance == {
+            "weights": "0123456789abcdef",
+            "index": 2,
+            "attempt": 1,
+            "seed": 5,
+        }
+        assert c.structure.properties == c.provenance == c.atoms.info
+        assert repr(c) == "Candidate(NaCl, Fm-3m (225), 2 sites → 8 atoms, V = 179.4 Å^3)"
+
+
+class TestSupergroups:
+    def test_fcc_asked_in_a_primitive_cell(self) -> None:
+        c = candidate(Request("Pm-3m", {"Cu": 2}), [[0, 0, 0], [0, 0.5, 0.5]], 3.6 * np.eye(3))
+        assert c.detected == dict.fromkeys(SYMPRECS, 225)
+        assert c.is_supergroup
+        assert c.space_group == SpaceGroup(221)
+        assert c.formula == "Cu"
+
+    def test_diamond_asked_in_the_group_of_sphalerite(self) -> None:
+        lattice = 3.567 * np.eye(3)
+        c = candidate(Request(216, {"C": 2}), [[0, 0, 0], [0.25, 0.25, 0.25]], lattice)
+        assert c.detected[1e-2] == 227
+        assert c.is_supergroup
+        sphalerite = Request(216, {"Si": 1, "C": 1})
+        c = candidate(sphalerite, [[0, 0, 0], [0.25, 0.25, 0.25]], lattice)
+        assert c.detected[1e-2] == 216
+        assert not c.is_supergroup
+
+    def test_cells_that_happen_to_be_cubic(self) -> None:
+        c = candidate(Request("Pmmm", {"Po": 1}), [[0.01, 0.99, 0.01]], 3.35 * np.eye(3))
+        assert c.detected[1e-2] == 221
+        assert c.is_supergroup
+
+    def test_tolerances_are_told_apart(self) -> None:
+        shifted = [[0, 0, 0.004], [0, 0, 0.5]]
+        config = PostprocessConfig(merge=0.01)
+        c = candidate(Request(107, {"Na": 1, "Cl": 1}), shifted, np.diag([4.4, 4.4, 5.66]), config)
+        assert c.detected[1e-3] == c.detected[1e-2] == 107
+        assert c.detected[1e-1] == 139
+
+
+class TestEveryGroup:
+    @pytest.mark.parametrize("number", range(1, 231))
+    def test_the_requested_group_is_found_in_this_very_cell(self, number: int) -> None:
+        c = random_candidate(number)
+        numbers = c.numbers[c.atom_site]
+        assert contains_group(c.lattice, c.atom_frac, numbers, c.space_group)
+        assert all(c.detected[symprec] > 0 for symprec in SYMPRECS)
+        if not c.is_supergroup:
+            assert c.detected[1e-2] == number
+        assert c.min_distance >= 0.7
+
+    @pytest.mark.parametrize("number", [2, 5, 14, 15, 19, 62, 136, 148, 167, 194, 205, 227])
+    def test_a_displaced_atom_breaks_it(self, number: int) -> None:
+        c = random_candidate(number)
+        frac, numbers = c.atom_frac.copy(), c.numbers[c.atom_site]
+        frac[0] += off([0.3, -0.8, 0.5], 0.2, c.lattice)
+        assert not contains_group(c.lattice, frac, numbers, c.space_group)
+
+    def test_another_origin_is_not_the_group_in_this_cell(self) -> None:
+        c = random_candidate(62)
+        frac, numbers = c.atom_frac + np.array([0.1, 0.07, 0.03]), c.numbers[c.atom_site]
+        assert detect_groups(c.lattice, frac, numbers)[1e-2] == 62
+        assert not contains_group(c.lattice, frac, numbers, SpaceGroup(62))
+
+    def test_what_spglib_cannot_read_contains_nothing(self) -> None:
+        frac, numbers = np.zeros((2, 3)), np.array([1, 1])
+        assert not contains_group(np.eye(3), frac, numbers, SpaceGroup(1))
+        assert set(detect_groups(np.eye(3), frac, numbers).values()) == {0}
+
+
+class TestNearestPair:
+    @pytest.mark.parametrize("number", [1, 2, 5, 14, 62, 139, 166, 194, 225])
+    def test_against_pymatgen(self, number: int) -> None:
+        c = random_candidate(number)
+        distance, i, j = nearest_pair(c.atom_frac, c.lattice)
+        near = c.structure.get_neighbor_list(distance + 0.01)
+        assert distance == pytest.approx(near[3].min(), abs=1e-9)
+        found = {(int(a), int(b)) for a, b, d in zip(*near[:2], near[3], strict=True)}
+        assert (i, j) in found
+
+    def test_one_atom_sees_its_own_copies(self) -> None:
+        distance, i, j = nearest_pair(np.zeros((1, 3)), np.diag([3.0, 4.0, 2.5]))
+        assert (distance, i, j) == (2.5, 0, 0)
