@@ -350,7 +350,8 @@ def test_a_mixed_folder(tmp_path: Path) -> None:
     out = tmp_path / "mixed.lxd"
     summary = prepare(folder, out)
     assert summary.dataset.id.tolist() == ["a_good"]
-    assert summary.read == 10 and sum(summary.rejects.values()) == 9
+    assert summary.read == 10
+    assert sum(summary.rejects.values()) == 9
     reasons = rejects(out)
     assert reasons["b_repeat"] == "repeat of another structure"
     assert reasons["c_disordered"] == reasons["d_vacancy"] == "partial occupancy"
@@ -412,7 +413,8 @@ def test_unreadable_sources(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as caught:
         prepare(tmp_path / name, tmp_path / "o.lxd")
-    assert name in str(caught.value) and "\n" not in str(caught.value)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "o.lxd").exists()
 
 
@@ -535,7 +537,8 @@ def test_one_strange_structure_does_not_end_the_run(tmp_path: Path, monkeypatch)
 
     monkeypatch.setattr(module, "asymmetric_unit", fails_once)
     summary = prepare(many(tmp_path / "m.npz", 5), tmp_path / "o.lxd", workers=1)
-    assert summary.rejects == {"unexpected failure": 1} and len(summary.dataset) == 4
+    assert summary.rejects == {"unexpected failure": 1}
+    assert len(summary.dataset) == 4
 
 
 def test_a_dead_worker_is_reported(tmp_path: Path) -> None:
@@ -589,7 +592,8 @@ def test_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode != 0 and "KeyboardInterrupt" in errors
+    assert process.returncode != 0
+    assert "KeyboardInterrupt" in errors
     assert time.monotonic() - start < 30
     assert out.read_text() == "the old one"
     assert {p.name for p in tmp_path.iterdir()} == {"m.npz", "o.lxd", "run.py"}
@@ -631,7 +635,8 @@ def test_commands_raise_the_packages_errors(tmp_path: Path) -> None:
         ["prepare", str(tmp_path), "--out", str(tmp_path / "o.lxd"), "--symprec", "-1"],
     ):
         error = runner.invoke(data_commands, arguments).exception
-        assert isinstance(error, InputError) and isinstance(error, LangevinXtalError)
+        assert isinstance(error, InputError)
+        assert isinstance(error, LangevinXtalError)
         assert "\n" not in str(error)
     assert runner.invoke(data_commands, ["prepare", "x"]).exit_code == 2  # --out is missing
 

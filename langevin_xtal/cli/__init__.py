@@ -77,5 +77,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"Error: {message}", err=True)
+    line = " ".join(message.split())  # names of files and structures may hold anything
+    click.echo("Error: " + "".join(c if c.isprintable() else "?" for c in line), err=True)
     return code

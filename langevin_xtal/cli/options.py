@@ -47,7 +47,7 @@ class Sites(click.ParamType):
         sites: dict[str, int] = {}
         for part in filter(None, (p.strip() for p in str(value).split(","))):
             symbol, colon, count = part.partition(":")
-            if not colon or not re.fullmatch(r"[+-]?\d+", count.strip()):
+            if not colon or not re.fullmatch(r"[+-]?[0-9]{1,9}", count.strip()):
                 raise RequestError(f"--sites: {part!r} should be like Cu:2 (element:sites)")
             if symbol.strip() in sites:
                 raise RequestError(f"--sites: element {symbol.strip()} is given twice")
@@ -66,7 +66,7 @@ class SpaceGroups(click.ParamType):
             return value
         groups: dict[int, SpaceGroup] = {}
         for part in filter(None, (p.strip() for p in str(value).split(","))):
-            span = re.fullmatch(r"(\d+)-(\d+)", part)
+            span = re.fullmatch(r"([0-9]{1,9})-([0-9]{1,9})", part)
             if span and int(span[1]) > int(span[2]):
                 raise InputError(f"--sg: range {part} is empty; give the smaller number first")
             numbers = range(int(span[1]), int(span[2]) + 1) if span else [part]

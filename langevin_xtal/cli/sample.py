@@ -137,14 +137,17 @@ def sample(
         raise InputError("give either --elements or --sites, one of the two")
     from langevin_xtal.crystal.request import Request
     from langevin_xtal.model.checkpoint import load_model
+    from langevin_xtal.sampling.chain import check_groups
     from langevin_xtal.sampling.draw_requests import draw_sites
     from langevin_xtal.sampling.folder import CandidateFolder
     from langevin_xtal.sampling.postprocess import PostprocessConfig
     from langevin_xtal.sampling.sample import SampleOptions, sample_batches
     from langevin_xtal.sampling.samplers import make_sampler
 
-    if sites is not None:
-        Request(groups[0], sites)
+    # refuse what cannot be sampled before a folder is made
+    check_groups([Request(g, sites or dict.fromkeys(elements or (), 1)) for g in groups])
+    if device not in ("auto", "cpu"):
+        raise InputError(f"device {device!r} is not supported for sampling; give auto or cpu")
     chosen = make_sampler(sampler, levels, steps)
     weights = load_model(model)
     config = PostprocessConfig(merge=merge, min_distance=min_distance)

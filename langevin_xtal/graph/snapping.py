@@ -102,7 +102,8 @@ def snap_sites(
     pair_cell = cell[pairs.site]
     eye = torch.eye(3, dtype=frac.dtype, device=frac.device)
     index = torch.arange(len(pairs.site), device=frac.device)
-    normal = torch.zeros(n, 3, 3, dtype=frac.dtype, device=frac.device)
+    # a site already on a special position stays on it: begin with what its stabiliser forbids
+    normal = eye - _mean_rotation(_displacements(frac, w, t, pairs.site), w, cell, frame, pairs)
     current, moving = frac, torch.ones(n, dtype=torch.bool, device=frac.device)
     inf = torch.full((n,), torch.inf, dtype=frac.dtype, device=frac.device)
     none = torch.full((n,), len(index), device=frac.device)
@@ -144,6 +145,14 @@ def snap_sites(
         projector=frame @ turn.transpose(1, 2) @ cell,
         stabiliser_order=order.round().long(),
     )
+
+
+def _mean_rotation(u: Tensor, w: Tensor, cell: Tensor, frame: Tensor, pairs: SitePairs) -> Tensor:
+    """(A, 3, 3) Cartesian projectors, on columns, of sites with image displacements (P, 3)."""
+    stays = (_length(u, cell[pairs.site]) < IDENTICAL).to(u.dtype)
+    order = torch.zeros_like(cell[:, 0, 0]).index_add(0, pairs.site, stays)
+    turn = torch.zeros_like(cell).index_add(0, pairs.site, w * stays[:, None, None])
+    return cell.transpose(1, 2) @ (turn / order[:, None, None]) @ frame.transpose(1, 2)
 
 
 def _displacements(points: Tensor, w: Tensor, t: Tensor, site: Tensor) -> Tensor:

@@ -167,7 +167,7 @@ def save_model(path: Path, model: ScoreModel) -> None:
     if model.prior is not None:
         tensors |= {f"prior.{k}": v for k, v in model.prior.state_dict().items()}
     tables = model.statistics.to_tensors()
-    tensors |= {f"statistics.{k}": torch.from_numpy(v).float() for k, v in tables.items()}
+    tensors |= {f"statistics.{k}": torch.from_numpy(v) for k, v in tables.items()}
     header = {
         "format": MODEL_FORMAT,
         "name": model.name,

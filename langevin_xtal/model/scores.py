@@ -14,8 +14,9 @@ noise. With G_e = ∂|d_e| / ∂ℓ, either the mean of minimum-norm solutions, 
 
     Δℓ = mean_e Δd_e G_e / |G_e|²,
 
-which is biased low, or the weighted least-squares solution of Σ G_e G_eᵀ Δℓ = Σ G_e Δd_e. Both
-sums run over the atoms of the cell: an edge counts once for every image of its source.
+which is biased low (more so here: outputs carry the envelope, the count does not), or the weighted
+least-squares solution of Σ G_e G_eᵀ Δℓ = Σ G_e Δd_e. Both sums run over the atoms of the cell: an
+edge counts once for every image of its source.
 """
 
 from __future__ import annotations

@@ -66,9 +66,11 @@ class CandidateFolder:
                 f"folder {path} cannot be written ({error.strerror}); give --out a folder you "
                 "may write to"
             ) from None
-        self.rows = {int(row["index"]): row for row in _read(path / "candidates.csv")}
+        rows = _read(path / "candidates.csv", COLUMNS)
+        self.rows = {int(r["index"]): r for r in rows if (path / r["file"]).is_file()}
         self.rejects = {
-            (int(r["index"]), int(r["attempt"])): r for r in _read(path / "rejects.csv")
+            (int(r["index"]), int(r["attempt"])): r
+            for r in _read(path / "rejects.csv", REJECT_COLUMNS)
         }
 
     def is_done(self, index: int, attempts: int) -> bool:
@@ -113,8 +115,8 @@ class CandidateFolder:
         mine = json.loads(json.dumps(settings))
         if record.exists():
             try:
-                theirs = json.loads(record.read_text())
-            except ValueError:
+                theirs = json.loads(record.read_text(encoding="utf-8"))
+            except (ValueError, RecursionError):
                 theirs = None
             if theirs != mine:
                 raise InputError(
@@ -144,22 +146,39 @@ def table_row(candidate: Candidate) -> dict[str, str]:
     }
 
 
-def _read(path: Path) -> list[dict[str, str]]:
+def _read(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """Rows of a table written by :meth:`CandidateFolder.add`."""
     if not path.exists():
         return []
-    with path.open(newline="") as handle:
-        return list(csv.DictReader(handle))
+    try:
+        with path.open(newline="", encoding="utf-8") as handle:
+            reader = csv.DictReader(handle)
+            rows = list(reader)
+    except (OSError, ValueError, csv.Error):
+        rows, sound = [], False
+    else:
+        sound = tuple(reader.fieldnames or ()) == columns
+        sound = sound and all(
+            set(row) == set(columns)
+            and row["index"].isdigit()
+            and row["attempt"].isdigit()
+            and None not in row.values()
+            for row in rows
+        )
+    if not sound:
+        raise InputError(f"{path} is damaged; remove it to sample again, or give another folder")
+    return rows
 
 
 def _write(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8")
     os.replace(part, path)
 
 
 def _write_table(path: Path, columns: tuple[str, ...], rows: list[dict[str, str]]) -> None:
     part = path.with_name(path.name + ".part")
-    with part.open("w", newline="") as handle:
+    with part.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, columns)
         writer.writeheader()
         writer.writerows(rows)

@@ -117,7 +117,10 @@ def snap_site(
     inverse, fixed = group_inverse(rotations), fixed_projector(rotations)
     frame = np.linalg.inv(lattice)
     current: FloatArray = np.asarray(point, dtype=float)
-    chain: list[int] = []
+    # Cartesian blocks, for column vectors, that vanish where the point may move: it stays on the
+    # special position it is on already
+    stays = stabiliser(current, rotations, translations, lattice)
+    entered = [lattice.T @ (rotations[stays].mean(axis=0) - np.eye(3)) @ frame.T]
     for _ in range(3):
         u = image_displacements(current, rotations, translations)
         screw = np.einsum("hij,hj->hi", fixed, u)
@@ -131,15 +134,15 @@ def snap_site(
         nearest = int(np.argmin(np.where(usable, distance, np.inf)))
         if distance[nearest] > radius:
             break
-        chain.append(nearest)
-        # Cartesian operations minus identity, for column vectors, of all operations entered
-        blocks = np.concatenate([lattice.T @ (rotations[h] - np.eye(3)) @ frame.T for h in chain])
-        wanted = np.concatenate([-u[h] @ lattice for h in chain])
+        block = lattice.T @ (rotations[nearest] - np.eye(3)) @ frame.T
+        blocks = np.concatenate([*entered, block])
+        wanted = np.concatenate([np.zeros(3 * len(entered)), -u[nearest] @ lattice])
         step = np.linalg.pinv(blocks, rcond=1e-6) @ wanted
         trial = current + step @ frame
         moved = np.linalg.norm((trial - point) @ lattice)
         if np.abs(blocks @ step - wanted).max() > IDENTICAL or moved > radius:
             break
         current = trial
+        entered.append(block)
     stay = image_displacements(current, rotations, translations)
     return current + stay[np.linalg.norm(stay @ lattice, axis=1) < IDENTICAL].mean(axis=0)

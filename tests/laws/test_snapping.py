@@ -188,14 +188,6 @@ def test_radius(sigma):
     assert snap_radius(torch.tensor([sigma])).item() == pytest.approx(min(3 * sigma, 0.6))
 
 
-LEAVES = pytest.mark.xfail(
-    strict=True,
-    reason="a site on one special position may be snapped off it, to another that crosses it: "
-    "snap_site and snap_sites do not start from the stabiliser the site has",
-)
-
-
-@LEAVES
 def test_done_again_it_stays():
     """Within what the radius has left: more may bring a more special position into reach."""
     moved_on = {}
@@ -209,7 +201,6 @@ def test_done_again_it_stays():
     assert moved_on == {}
 
 
-@LEAVES
 def test_special_positions_are_never_left():
     """A site fixed by an operation stays fixed by it, whatever lies near.
 
