@@ -18,6 +18,8 @@ COMMANDS = {
     "model": "langevin_xtal.cli.model:model",
 }
 
+LONGEST_MESSAGE = 500
+
 
 class LazyCommands(click.Group):
     """Imports a command's module when it is asked for, so ``--help`` stays fast."""
@@ -78,5 +80,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(message: str, code: int) -> int:
     line = " ".join(message.split())  # names of files and structures may hold anything
+    line = line if len(line) <= LONGEST_MESSAGE else f"{line[:400]} … {line[-80:]}"
     click.echo("Error: " + "".join(c if c.isprintable() else "?" for c in line), err=True)
     return code

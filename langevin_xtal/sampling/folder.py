@@ -153,16 +153,15 @@ def _read(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8") as handle:
             reader = csv.DictReader(handle)
-            rows = list(reader)
+            header, rows = tuple(reader.fieldnames or ()), list(reader)
     except (OSError, ValueError, csv.Error):
-        rows, sound = [], False
+        sound = False
     else:
-        sound = tuple(reader.fieldnames or ()) == columns
-        sound = sound and all(
+        sound = header == columns and all(
             set(row) == set(columns)
-            and row["index"].isdigit()
-            and row["attempt"].isdigit()
             and None not in row.values()
+            and row["index"].isdecimal()
+            and row["attempt"].isdecimal()
             for row in rows
         )
     if not sound:

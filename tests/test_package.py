@@ -1,0 +1,189 @@
+"""The package as a whole: light to import, layered, without code in data, and documented."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import importlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+import langevin_xtal as lx
+from langevin_xtal.version import __version__
+
+PACKAGE = Path(lx.__file__).parent
+ROOT = PACKAGE.parent
+MODULES = sorted(p for p in PACKAGE.rglob("*.py"))
+
+LAYERS = [
+    ("errors", "version", "runtime"),
+    ("symmetry",),
+    ("crystal", "graph"),
+    ("model",),
+    ("diffusion",),
+    ("sampling",),
+    ("train",),
+    ("report", "export"),
+    ("cli",),
+]
+"""Each layer imports those above it only, never its own neighbours."""
+
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def trees() -> Iterator[tuple[Path, ast.Module]]:
+    for path in MODULES:
+        yield path, ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def part_of(module: str) -> str | None:
+    """``langevin_xtal.graph.cpp`` to ``graph``; None for the package itself."""
+    names = module.split(".")
+    return names[1] if len(names) > 1 else None
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Names of all modules a file imports, also inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the layer"
+            assert node.module
+            yield node.module
+            if node.module == "langevin_xtal":
+                yield from (f"langevin_xtal.{alias.name}" for alias in node.names)
+
+
+class TestImport:
+    def test_is_light(self) -> None:
+        heavy = {"torch", "pymatgen", "ase", "spglib", "numba", "matplotlib", "scipy", "numpy"}
+        code = (
+            "import time; t = time.perf_counter(); import langevin_xtal, sys;"
+            f"print(time.perf_counter() - t, sorted({heavy!r} & set(sys.modules)))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        seconds, loaded = done.stdout.split(maxsplit=1)
+        assert float(seconds) < 2.0
+        assert loaded.strip() == "[]"
+
+    def test_public_names_resolve(self) -> None:
+        assert "__version__" in lx.__all__
+        assert sorted(lx.__all__) == lx.__all__ == dir(lx)
+        for name in lx.__all__:
+            assert getattr(lx, name) is not None
+
+    def test_unknown_names(self) -> None:
+        with pytest.raises(AttributeError, match="no attribute 'Sampler'"):
+            lx.Sampler  # noqa: B018
+
+    @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+    def test_every_module_imports_and_says_what_it_is_for(self, path: Path) -> None:
+        module = importlib.import_module(module_of(path))
+        if path.stat().st_size:
+            assert module.__doc__
+        for name in getattr(module, "__all__", ()):
+            assert hasattr(module, name)
+
+
+class TestLayers:
+    def test_every_part_has_a_layer(self) -> None:
+        parts = {part_of(module_of(path)) for path in MODULES} - {None}
+        assert parts - set(LEVEL) <= {"weights"}
+
+    def test_imports_run_one_way(self) -> None:
+        wrong = []
+        for path, tree in trees():
+            mine = part_of(module_of(path))
+            if mine is None or mine not in LEVEL:
+                continue
+            for name in imported(tree):
+                other = part_of(name) if name.startswith("langevin_xtal.") else None
+                if other is None or other == mine or other not in LEVEL:
+                    continue
+                if LEVEL[other] >= LEVEL[mine]:
+                    wrong.append(f"{module_of(path)} imports {name}")
+        assert wrong == []
+
+    def test_symmetry_and_crystal_are_free_of_torch(self) -> None:
+        for path, tree in trees():
+            if part_of(module_of(path)) in ("errors", "symmetry", "crystal"):
+                assert "torch" not in {name.split(".")[0] for name in imported(tree)}, path
+
+
+class TestDataIsNeverCode:
+    def test_no_pickle_no_eval(self) -> None:
+        modules = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+        names = {"eval", "exec", "__import__", "compile"}
+        for path, tree in trees():
+            assert not modules & {name.split(".")[0] for name in imported(tree)}, path
+            for node in ast.walk(tree):
+                if not isinstance(node, ast.Call):
+                    continue
+                called = ast.unparse(node.func)
+                assert called not in names, (path, node.lineno)
+                assert called not in ("torch.load", "yaml.load", "os.system"), (path, node.lineno)
+                allowed = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                if called in ("np.load", "numpy.load"):
+                    assert allowed.get("allow_pickle") == "False", (path, node.lineno)
+                assert allowed.get("allow_pickle", "False") == "False", (path, node.lineno)
+                assert allowed.get("shell", "False") == "False", (path, node.lineno)
+
+    def test_the_network_is_never_touched(self) -> None:
+        modules = {"urllib", "requests", "http", "socket", "httpx", "aiohttp", "ftplib"}
+        for path, tree in trees():
+            if "fetch" not in path.name:
+                assert not modules & {name.split(".")[0] for name in imported(tree)}, path
+
+
+class TestMetadata:
+    @pytest.fixture(scope="class")
+    def setup(self) -> configparser.ConfigParser:
+        path = ROOT / "setup.cfg"
+        if not path.exists():
+            pytest.skip("not a source checkout")
+        parser = configparser.ConfigParser()
+        parser.read(path, encoding="utf-8")
+        return parser
+
+    def test_version_has_a_heading_in_the_changes(self, setup: configparser.ConfigParser) -> None:
+        assert setup["metadata"]["version"] == "attr: langevin_xtal.version.__version__"
+        assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
+        lines = (ROOT / "CHANGELOG.rst").read_text(encoding="utf-8").splitlines()
+        underlined = [a for a, b in pairwise(lines) if set(b) == {"-"}]
+        assert __version__ in underlined
+        assert underlined[0] == __version__
+
+    def test_all_packages_are_installed(self, setup: configparser.ConfigParser) -> None:
+        listed = set(setup["options"]["packages"].split())
+        found = {module_of(p) for p in MODULES if p.name == "__init__.py"}
+        assert found <= listed
+        assert listed - found == {"langevin_xtal.reference_data"}
+
+    def test_what_is_imported_is_declared(self, setup: configparser.ConfigParser) -> None:
+        requirements = setup["options"]["install_requires"].split("\n")
+        declared = {re.split(r"[ <>=]", line)[0] for line in requirements if line}
+        used = {name.split(".")[0] for _, tree in trees() for name in imported(tree)}
+        outside = used - set(sys.stdlib_module_names) - {"langevin_xtal"}
+        assert outside - declared <= {"triton"}
+        assert declared <= outside
+
+    def test_the_command_exists(self, setup: configparser.ConfigParser) -> None:
+        entry = setup["options.entry_points"]["console_scripts"].strip()
+        name, target = (part.strip() for part in entry.split("="))
+        module, function = target.split(":")
+        assert name == "langevin-xtal"
+        assert callable(getattr(importlib.import_module(module), function))
