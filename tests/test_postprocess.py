@@ -33,7 +33,7 @@ class TestKnownStructures:
     def test_displaced_rock_salt(self, direction: list[float]) -> None:
         shift = off(direction, 0.1, CUBE)
         c = candidate(ROCK_SALT, [shift, np.array([0.5, 0.5, 0.5]) - shift], CUBE)
-        assert c.frac.tolist() == [[0, 0, 0], [0.5, 0.5, 0.5]]
+        np.testing.assert_allclose(c.frac, [[0, 0, 0], [0.5, 0.5, 0.5]], atol=1e-15)
         assert c.multiplicity.tolist() == [4, 4]
         assert c.formula == "NaCl"
         assert c.detected == dict.fromkeys(SYMPRECS, 225)
@@ -188,6 +188,14 @@ class TestNearestPair:
         assert distance == pytest.approx(near[3].min(), abs=1e-9)
         found = {(int(a), int(b)) for a, b, d in zip(*near[:2], near[3], strict=True)}
         assert (i, j) in found
+        assert c.min_distance == pytest.approx(distance, abs=1e-9)
+
+    def test_as_many_sites_as_can_be_asked_for(self) -> None:
+        request = Request(225, {"O": 64})
+        frac = np.random.default_rng(0).uniform(0, 1, (64, 3))
+        result = finished(request, frac, 30 * np.eye(3))
+        assert isinstance(result, Rejection)
+        assert result.reason.startswith("overlap: O-O 0.")
 
     def test_one_atom_sees_its_own_copies(self) -> None:
         distance, i, j = nearest_pair(np.zeros((1, 3)), np.diag([3.0, 4.0, 2.5]))

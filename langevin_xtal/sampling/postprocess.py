@@ -78,7 +78,8 @@ def finish(
     images = [wrap(orbit(s, group.rotations, group.translations, lattice)[0]) for s in sites]
     atom_site = np.repeat(np.arange(len(sites)), [len(i) for i in images])
     atom_frac = np.concatenate(images)
-    distance, i, j = nearest_pair(atom_frac, lattice)
+    first = np.searchsorted(atom_site, np.arange(len(sites)))
+    distance, i, j = nearest_pair(atom_frac, lattice, first)
     if distance < config.min_distance:
         pair = f"{SYMBOLS[numbers[atom_site[i]]]}-{SYMBOLS[numbers[atom_site[j]]]}"
         return reject(f"overlap: {pair} {distance:.2f} Å, less than {config.min_distance} Å")
@@ -101,19 +102,25 @@ def finish(
     )
 
 
-def nearest_pair(frac: FloatArray, lattice: FloatArray) -> tuple[float, int, int]:
-    """Shortest distance [Å] between two atoms or an atom and its copies, and the two atoms."""
+def nearest_pair(
+    frac: FloatArray, lattice: FloatArray, start: IntArray | None = None
+) -> tuple[float, int, int]:
+    """Shortest distance [Å] between two atoms or an atom and its copies, and the two atoms.
+
+    ``start`` names the atoms to look from, by default all; one of each site is enough.
+    """
     steps = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-    delta = frac[None, :] - frac[:, None]
+    start = np.arange(len(frac)) if start is None else start
+    delta = frac[None, :] - frac[start][:, None]
     delta -= np.rint(delta)
     best = np.full(delta.shape[:2], np.inf)
     for step in steps:
         distance = np.linalg.norm((delta + step) @ lattice, axis=-1)
         if not step.any():
-            np.fill_diagonal(distance, np.inf)
+            distance[np.arange(len(start)), start] = np.inf
         best = np.minimum(best, distance)
     i, j = np.unravel_index(int(best.argmin()), best.shape)
-    return float(best[i, j]), int(i), int(j)
+    return float(best[i, j]), int(start[i]), int(j)
 
 
 def detect_groups(lattice: FloatArray, frac: FloatArray, numbers: IntArray) -> dict[float, int]:
