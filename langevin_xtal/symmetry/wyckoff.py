@@ -99,3 +99,26 @@ def locate(number: int, point: FloatArray, lattice: FloatArray) -> WyckoffPositi
         if any(position.contains(image) for image in images):
             return position
     raise SymmetryError(f"no Wyckoff position of {group} holds the point {np.round(point, 5)}")
+
+
+@cache
+def origin_shifts(number: int) -> NDArray[np.int64]:
+    """(P, W) how shifts of the origin that keep the group relabel its W Wyckoff positions.
+
+    A crystal described from another such origin is the same crystal with position ``w`` renamed to
+    ``shift[w]``. Shifts of 1/4, 1/3 and 1/2 along the axes are tried; row 0 changes nothing. The
+    set is part of the Euclidean normaliser of the group.
+    """
+    group, positions = SpaceGroup(number), wyckoff_positions(number)
+    steps = np.array([0, 6, 8, 12, 16, 18]) / 24.0
+    shifts = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+    centring = group.centring / 24.0
+    lattice = np.eye(3) * 50.0  # any cell: only equality up to rounding is asked for
+    generic = [w.base + w.projector @ np.array([0.0127, 0.0211, 0.0173]) for w in positions]
+    found = {tuple(range(len(positions)))}
+    for shift in shifts:
+        moved = shift @ np.swapaxes(group.rotations, 1, 2) - shift
+        gap = moved[:, None] - centring[None]
+        if (np.abs(gap - np.rint(gap)).max(axis=2) < 1e-9).any(axis=1).all():
+            found.add(tuple(locate(number, p + shift, lattice).index for p in generic))
+    return np.array(sorted(found), dtype=np.int64)

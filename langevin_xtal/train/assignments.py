@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from langevin_xtal.model.assignment import WyckoffPrior
-from langevin_xtal.symmetry.wyckoff import locate, table_start
+from langevin_xtal.symmetry.wyckoff import locate, origin_shifts, table_start
 from langevin_xtal.train.packed import PackedDataset
 
 BATCH = 256
@@ -56,7 +56,10 @@ def fit_prior(
     seed: int = 0,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> WyckoffPrior:
-    """Maximum likelihood by AdamW with dropout and a cosine rate.
+    """Maximum likelihood by AdamW with dropout and a one-cycle rate.
+
+    Every crystal is shown from a random origin among those that keep its group, since the choice
+    between them is arbitrary.
 
     Parameters
     ----------
@@ -73,9 +76,8 @@ def fit_prior(
         total = 0.0
         for pick in torch.randperm(len(data)).split(BATCH):
             longest = int((numbers[pick] > 0).sum(1).max())
-            loss = -prior.log_likelihood(
-                group[pick], numbers[pick, :longest], chosen[pick, :longest], DROPOUT
-            ).mean()
+            told = _other_origins(group[pick], numbers[pick, :longest], chosen[pick, :longest])
+            loss = -prior.log_likelihood(*told, DROPOUT).mean()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
@@ -85,6 +87,24 @@ def fit_prior(
         if on_epoch is not None:
             on_epoch(epoch + 1, total / len(data))
     return prior.eval().requires_grad_(False)
+
+
+def _other_origins(
+    group: torch.Tensor, numbers: torch.Tensor, chosen: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same crystals, each described from a random origin, in canonical order again."""
+    draws = torch.rand(len(group)).tolist()
+    start = table_start()
+    renamed = chosen.clone()
+    for b, (number, draw) in enumerate(zip(group.tolist(), draws, strict=True)):
+        choices = origin_shifts(number)
+        if len(choices) > 1:
+            first = int(start[number - 1])
+            names = torch.from_numpy(choices[int(draw * len(choices))])
+            renamed[b] = names[chosen[b] - first] + first
+    # sites of one element from special to general; padding stays last
+    key = torch.where(numbers > 0, numbers, 10**3) * 10**4 + renamed
+    return group, numbers, renamed.gather(1, key.argsort(dim=1, stable=True))
 
 
 def mean_log_likelihood(prior: WyckoffPrior, data: PackedDataset) -> float:

@@ -34,6 +34,7 @@ from langevin_xtal.graph.snapping import all_operations
 from langevin_xtal.model.assignment import WyckoffPrior
 from langevin_xtal.model.checkpoint import (
     ScoreModel,
+    load_model,
     read_tensors,
     save_model,
     weights_hash,
@@ -259,7 +260,12 @@ class Trainer:
         return ScoreModel(self.name, network, self.config.levels, statistics, card, self.prior)
 
     def fit_prior(self, epochs: int, on_epoch: Callable[[int, float], None] | None = None) -> None:
-        """Fit the prior over Wyckoff positions to the training set and save the model with it."""
+        """Fit the prior over Wyckoff positions to the training set and save the model with it.
+
+        Does nothing where a finished run already has one.
+        """
+        if self.prior is not None:
+            return
         self.prior = fit_prior(self.data, epochs=epochs, seed=self.config.seed, on_epoch=on_epoch)
         save_model(self.out / "model.safetensors", self.model())
 
@@ -431,6 +437,9 @@ class Trainer:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{self._state_path} cannot be resumed ({reason})") from None
         _drop_rows_after(self.out / "log.csv", self.step - self._row_is_due)
+        finished = self.out / "model.safetensors"
+        if self.step >= self.config.steps and finished.exists():
+            self.prior = load_model(finished).prior
 
     def __repr__(self) -> str:
         return (
