@@ -37,6 +37,16 @@ def random_site(
     return wrap(point)
 
 
+def same_orbit(
+    group: SpaceGroup, site: np.ndarray, other: np.ndarray, lattice: np.ndarray
+) -> bool:
+    """Whether two sites would put atoms in one place, or nearly: such an edge has no direction."""
+    images = other @ np.swapaxes(group.rotations, 1, 2) + group.translations
+    delta = images - site
+    delta -= np.rint(delta)
+    return bool((np.linalg.norm(delta @ lattice, axis=1) < 0.05).any())
+
+
 def random_crystal(
     number: int, n_sites: int, seed: int, *, special: float = 0.7, volume: float | None = None
 ) -> CrystalArrays:
@@ -47,8 +57,14 @@ def random_crystal(
     rng = np.random.default_rng([number, n_sites, seed])
     lattice = random_lattice(number, rng, 100.0)
     radius = [1.0 if rng.uniform() < special else 0.0 for _ in range(n_sites)]
-    frac = np.array([random_site(number, lattice, rng, r) for r in radius])
     group = SpaceGroup(number)
+    sites: list[np.ndarray] = []
+    for r in radius:
+        site = random_site(number, lattice, rng, r)
+        while any(same_orbit(group, site, other, lattice) for other in sites):
+            site = random_site(number, lattice, rng, 0.0)
+        sites.append(site)
+    frac = np.array(sites)
     if volume is None:
         atoms = sum(len(orbit(f, group.rotations, group.translations, lattice)[1]) for f in frac)
         volume = 15.0 * atoms

@@ -13,12 +13,13 @@ from math import gcd
 import numpy as np
 import pytest
 
+from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.errors import DataError
 from langevin_xtal.symmetry import SpaceGroup, stabiliser
 from langevin_xtal.train import reference
 from langevin_xtal.train.packed import PackedDataset
 from langevin_xtal.train.prepare import AsymmetricUnit, asymmetric_unit, expand, min_distance
-from langevin_xtal.train.reference import SYMBOLS, reference_dataset, structure_types
+from langevin_xtal.train.reference import reference_dataset, structure_types
 
 TYPES = structure_types()
 
@@ -60,7 +61,7 @@ def test_structure_type(index: int, dataset: PackedDataset) -> None:
 
     counts: dict[str, int] = {}
     for z, m in zip(unit.numbers, unit.multiplicity, strict=True):
-        counts[SYMBOLS[z - 1]] = counts.get(SYMBOLS[z - 1], 0) + int(m)
+        counts[SYMBOLS[z]] = counts.get(SYMBOLS[z], 0) + int(m)
     z_cell = reduce(gcd, counts.values())
     assert {el: n // z_cell for el, n in counts.items()} == composition(entry["formula"])
 
@@ -140,4 +141,4 @@ def test_a_wrong_multiplicity_is_noticed(monkeypatch, tmp_path) -> None:
 
 def test_symbols_are_the_periodic_table() -> None:
     data = pytest.importorskip("ase.data")
-    assert list(SYMBOLS) == data.chemical_symbols[1:119]
+    assert list(SYMBOLS) == data.chemical_symbols[:119]

@@ -20,7 +20,12 @@ import torch
 from torch import Tensor
 
 from langevin_xtal.graph.backends import build_multigraph
-from langevin_xtal.graph.contract import CrystalArrays, GraphSettings, SymmetryMultigraph
+from langevin_xtal.graph.contract import (
+    NO_LENGTH,
+    CrystalArrays,
+    GraphSettings,
+    SymmetryMultigraph,
+)
 from langevin_xtal.graph.snapping import Snapped
 from langevin_xtal.symmetry.sites import IDENTICAL
 
@@ -174,7 +179,8 @@ def assemble(
     gap = torch.cdist(arriving, going, compute_mode="donot_use_mm_for_euclid_dist")
     lengths = torch.cat([dist, none[0, :1]])
     product = lengths[row_edge].unsqueeze(2) * lengths[out_edge][row_site].unsqueeze(1)
-    cosine = (arriving @ going.transpose(1, 2)) / product.clamp(min=1e-12)
+    cosine = (arriving @ going.transpose(1, 2)) / product.clamp(min=NO_LENGTH)
+    cosine = cosine * (product > NO_LENGTH)
     is_triplet = (gap > IDENTICAL) & (row_edge < len(source)).unsqueeze(2)
     is_triplet &= (out_edge < len(source))[row_site].unsqueeze(1)
     return GraphBatch(

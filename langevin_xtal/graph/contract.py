@@ -51,6 +51,9 @@ Counted before searching, as the distinct images in the cell times ``Π (⌊2 r 
 most lattice translations that a sphere of radius r can hold; the search begins with the cut-off.
 """
 
+NO_LENGTH = 1e-8
+"""Edges of atoms at one place have no direction: their angles count as right ones [Å^2]."""
+
 MIN_VOLUME = 1e-3
 """Smallest cell volume accepted [Å^3]."""
 
@@ -232,5 +235,5 @@ def triplets(graph: SymmetryMultigraph, crystals: CrystalArrays) -> tuple[IntArr
     e, f, turned = e[forward], f[forward], turned[forward]
     lengths = graph.edge_dist[e] * graph.edge_dist[f]
     dot = -np.einsum("ti,ti->t", graph.edge_vec[e], turned)
-    cosine = np.divide(dot, lengths, out=np.zeros_like(dot), where=lengths > 0)
+    cosine = np.divide(dot, lengths, out=np.zeros_like(dot), where=lengths > NO_LENGTH)
     return np.stack([e, f]), np.clip(cosine, -1.0, 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
@@ -89,19 +90,26 @@ def fit_prior(
     return prior.eval().requires_grad_(False)
 
 
+@cache
+def _renamings() -> tuple[torch.Tensor, torch.Tensor]:
+    """(230, P, W) new row of every position under each shift of the origin; (230,) shifts."""
+    start = table_start()
+    shifts = [origin_shifts(number) for number in range(1, 231)]
+    most, widest = max(len(s) for s in shifts), int(np.diff(start).max())
+    table = np.zeros((230, most, widest), dtype=np.int64)
+    for k, names in enumerate(shifts):
+        table[k, : len(names), : names.shape[1]] = names + start[k]
+    return torch.from_numpy(table), torch.tensor([len(s) for s in shifts])
+
+
 def _other_origins(
     group: torch.Tensor, numbers: torch.Tensor, chosen: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The same crystals, each described from a random origin, in canonical order again."""
-    draws = torch.rand(len(group)).tolist()
-    start = table_start()
-    renamed = chosen.clone()
-    for b, (number, draw) in enumerate(zip(group.tolist(), draws, strict=True)):
-        choices = origin_shifts(number)
-        if len(choices) > 1:
-            first = int(start[number - 1])
-            names = torch.from_numpy(choices[int(draw * len(choices))])
-            renamed[b] = names[chosen[b] - first] + first
+    table, count = _renamings()
+    pick = (torch.rand(len(group)) * count[group - 1]).long()
+    local = chosen - torch.from_numpy(table_start())[group - 1].unsqueeze(1)
+    renamed = table[group - 1, pick].gather(1, local)
     # sites of one element from special to general; padding stays last
     key = torch.where(numbers > 0, numbers, 10**3) * 10**4 + renamed
     return group, numbers, renamed.gather(1, key.argsort(dim=1, stable=True))
