@@ -30,3 +30,22 @@ def atomic_number(symbol: str) -> int:
         hint = f"; did you mean {guess}?" if guess in _NUMBERS else ""
         raise RequestError(f"{symbol!r} is not an element symbol{hint or ', such as Cu or Si'}")
     return _NUMBERS[symbol]
+
+
+def period_and_group(number: int) -> tuple[int, int]:
+    """Row (1 to 7) and column (1 to 18) of an element; lanthanides and actinides count as 3.
+
+    >>> period_and_group(29), period_and_group(64)
+    ((4, 11), (6, 3))
+    """
+    period, first = 1, 1
+    for length in (2, 8, 8, 18, 18, 32, 32):
+        if number < first + length:
+            break
+        first += length
+        period += 1
+    place, length = number - first, (2, 8, 8, 18, 18, 32, 32)[period - 1]
+    if place < (1 if period == 1 else 2):
+        return period, place + 1
+    from_end = first + length - 1 - number
+    return period, max(3, 18 - from_end)

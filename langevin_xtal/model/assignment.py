@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from langevin_xtal.crystal.elements import period_and_group
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.model.network import ELEMENTS, Linear
 from langevin_xtal.symmetry.groups import SpaceGroup
@@ -45,6 +46,17 @@ def position_features() -> Tensor:
 
 
 @cache
+def element_features() -> Tensor:
+    """(119, 25) row and column of the periodic table: kin behave alike. Row 0 is empty."""
+    table = torch.zeros(ELEMENTS, 25)
+    for number in range(1, ELEMENTS):
+        period, group = period_and_group(number)
+        table[number, period - 1] = 1.0
+        table[number, 6 + group] = 1.0
+    return table
+
+
+@cache
 def has_freedom() -> Tensor:
     """(1731,) bool: whether a position may hold more than one site."""
     return position_features()[:, 0] == 0
@@ -57,6 +69,7 @@ class WyckoffPrior(nn.Module):
         super().__init__()
         w, rows = WIDTH, len(position_features())
         self.element = nn.Embedding(ELEMENTS, w)
+        self.describe_element = Linear(element_features().shape[1], w)
         self.group = nn.Embedding(231, w)
         self.position = nn.Embedding(rows, w)
         self.describe = Linear(FEATURES, w)
@@ -66,6 +79,7 @@ class WyckoffPrior(nn.Module):
         )
         self.bias = nn.Parameter(torch.zeros(rows))
         nn.init.normal_(self.position.weight, std=0.1)
+        nn.init.normal_(self.element.weight, std=0.1)
 
     def logits(
         self, group: Tensor, numbers: Tensor, chosen: Tensor, dropout: float = 0.0
@@ -90,7 +104,8 @@ class WyckoffPrior(nn.Module):
             (B, S, W) with W the most positions of any group; -inf where not allowed.
         """
         real = (numbers > 0).unsqueeze(2).to(torch.float32)
-        element = self.element(numbers) * real
+        described = self._rows(self.describe_element, element_features()[numbers])
+        element = (self.element(numbers) + described) * real
         about = self._about(chosen)
         placed = self._rows(self.place, torch.cat([element, about, element * about], 2)) * real
         before = placed.cumsum(1) - placed
@@ -140,7 +155,7 @@ class WyckoffPrior(nn.Module):
         chosen = first.unsqueeze(1).repeat(1, longest)
         with torch.inference_mode():
             for s in range(longest):
-                scores = self.logits(group, numbers[:, : s + 1], chosen[:, : s + 1])[:, s]
+                scores = self.logits(group, numbers, chosen)[:, s]
                 share = (scores.double() / temperature).softmax(1).cumsum(1)
                 pick = (uniforms[:, s : s + 1] * share[:, -1:] > share).sum(1)
                 chosen[:, s] = first + pick

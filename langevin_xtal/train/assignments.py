@@ -16,7 +16,7 @@ from langevin_xtal.train.packed import PackedDataset
 BATCH = 256
 RATE = 2e-3
 DROPOUT = 0.2
-WEIGHT_DECAY = 1e-2
+WEIGHT_DECAY = 2e-2
 
 
 def site_positions(data: PackedDataset) -> NDArray[np.int64]:
