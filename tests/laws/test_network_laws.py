@@ -95,7 +95,7 @@ def test_representative_translation_permutation(network, number):
     assert_close(lattice, found_lattice)
 
 
-@pytest.mark.parametrize("number", [2, 12, 62, 139, 166, 194, 225, 227, 230])
+@pytest.mark.parametrize("number", ALL_GROUPS)
 def test_rotation_of_the_frame(network, number):
     crystal = random_crystal(number, 3, seed=3)
     position, lattice = scores(network, crystal, species(3), [number])
@@ -106,9 +106,7 @@ def test_rotation_of_the_frame(network, number):
     assert_close(lattice, found_lattice)
 
 
-@pytest.mark.parametrize(
-    "number", [5, 22, 42, 70, 79, 141, 146, 161, 166, 196, 216, 225, 227, 230]
-)
+@pytest.mark.parametrize("number", [n for n in ALL_GROUPS if len(SpaceGroup(n).centring) > 1])
 def test_primitive_cell(network, number):
     """The primitive cell with the operations that remain in it, for centred groups."""
     crystal = random_crystal(number, 2, seed=4)
@@ -153,20 +151,48 @@ def primitive_basis(centring: np.ndarray) -> np.ndarray:
     raise AssertionError("no primitive basis")
 
 
-def test_batch_mates(network):
-    """A crystal gets the same scores alone and in any company."""
-    groups = [225, 1, 62, 194, 230, 16]
+@pytest.mark.parametrize("number", ALL_GROUPS)
+def test_another_cell(network, number):
+    """Other lattice vectors of the same lattice, with the operations to match."""
+    rng = np.random.default_rng(number)
+    crystal = random_crystal(number, 2, seed=6)
+    position, _ = scores(network, crystal, species(2), [number])
+    basis = np.eye(3, dtype=np.int64)
+    for _ in range(2):
+        i, j = rng.permutation(3)[:2]
+        basis[i] += rng.choice([-1, 1]) * basis[j]
+    back = np.linalg.inv(basis)
+    group = SpaceGroup(number)
+    rotations = np.rint(back.T[None] @ group.rotations @ basis.T[None]).astype(np.int64)
+    other = CrystalArrays(
+        lattice=basis[None] @ crystal.lattice,
+        frac=crystal.frac @ back,
+        site_start=crystal.site_start,
+        rotations=rotations,
+        translations=group.translations @ back,
+        op_start=np.array([0]),
+        op_count=np.array([group.order]),
+        orbit=crystal.orbit,
+    )
+    found, _ = scores(network, other, species(2), [1])
+    assert_close(position, found)
+
+
+@pytest.mark.parametrize("first", range(0, 230, 23))
+def test_batch_mates(network, first):
+    """A crystal gets the same scores alone and in any company; every group takes part."""
+    groups = list(range(first + 1, first + 24))
     crystals = [random_crystal(n, 1 + k % 3, seed=5) for k, n in enumerate(groups)]
     numbers = [species(len(c.frac)) for c in crystals]
     together, lattice = scores(network, merge(*crystals), np.concatenate(numbers), groups)
     sigma = np.linspace(0.3, 1.1, len(crystals))
-    first = 0
+    start = 0
     for k, crystal in enumerate(crystals):
         g = make_batch(torch.from_numpy(numbers[k]), crystal, SETTINGS, dtype=torch.float64)
         s = torch.tensor([sigma[k]], dtype=torch.float64)
         with torch.no_grad():
             out = network(g, s, 2 * s)
             alone = position_noise(g, out, s).numpy()
-        assert_close(alone, together[first : first + len(alone)])
-        first += len(alone)
+        assert_close(alone, together[start : start + len(alone)])
+        start += len(alone)
     assert np.isfinite(lattice).all()
