@@ -83,7 +83,10 @@ device = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu or cuda.", metavar="DEVICE"
 )
 threads = click.option(
-    "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all]", metavar="N"
+    "--threads",
+    type=click.IntRange(min=1),
+    help="CPU threads.  [default: all; train leaves one to prepare batches]",
+    metavar="N",
 )
 
 
@@ -99,12 +102,11 @@ def output_folder(default: str) -> Any:
     )
 
 
-def set_threads(count: int | None) -> None:
+def set_threads(count: int) -> None:
     """Limit torch to ``count`` threads."""
-    if count is not None:
-        import torch
+    import torch
 
-        torch.set_num_threads(count)
+    torch.set_num_threads(count)
 
 
 @contextmanager

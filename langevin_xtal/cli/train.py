@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,7 +89,8 @@ def train(
 
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"device {device!r} is not known; give auto, cpu or cuda")
-    options.set_threads(threads)
+    # the next batch is prepared on a core of its own; sharing it costs far more than it gains
+    options.set_threads(threads or max(1, (os.cpu_count() or 1) - 1))
     crystals = reference_dataset() if data is None else PackedDataset.load(data)
     held_out = None if validation is None else PackedDataset.load(validation)
     config = replace(
