@@ -25,8 +25,9 @@ from langevin_xtal.symmetry.lattice import axis_coordinate, cell_directions, has
 from langevin_xtal.symmetry.sites import orbit, snap_site
 
 SETTINGS = {
-    "80 neighbours": GraphSettings(cutoff=6.0, k_min=12, k_max=80),
-    "24 neighbours": GraphSettings(cutoff=6.0, k_min=12, k_max=24),
+    "6 Å, all within reach": GraphSettings(cutoff=6.0, k_max=80),
+    "6.7 Å, about 80 neighbours": GraphSettings(cutoff=6.7, k_max=100),
+    "6 Å, at most 24 neighbours": GraphSettings(cutoff=6.0, k_max=24),
 }
 VOLUME_PER_ATOM = 15.0  # [Å^3]
 SNAP_RADIUS = 0.8  # [Å]
