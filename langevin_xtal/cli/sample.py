@@ -68,6 +68,13 @@ SHOWN = 20
     help="assigned: Wyckoff positions are drawn first, from a learned prior; free: as the paper.",
 )
 @click.option(
+    "--assignment-temperature",
+    type=click.FloatRange(min=0.01),
+    default=1.0,
+    show_default=True,
+    help="Below 1, likelier Wyckoff positions are drawn more often: fewer different crystals.",
+)
+@click.option(
     "--sampler",
     type=click.Choice(["ancestral", "langevin"]),
     default="ancestral",
@@ -113,6 +120,7 @@ def sample(
     out: Path,
     file_format: str,
     positions: str,
+    assignment_temperature: float,
     sampler: str,
     levels: int | None,
     steps: int | None,
@@ -161,6 +169,7 @@ def sample(
             "model": weights.name,
             "weights": weights.hash,
             "positions": positions,
+            "assignment_temperature": assignment_temperature,
             "sampler": repr(chosen),
             "postprocess": repr(config),
             "attempts": attempts,
@@ -191,6 +200,7 @@ def sample(
                 workers=threads,
                 attempts=attempts,
                 positions=positions,  # type: ignore[arg-type]
+                assignment_temperature=assignment_temperature,
                 sampler=chosen,
                 postprocess=config,
             ),
