@@ -1,6 +1,6 @@
 """Sample Sr, Ti and O, one site each, in Pm-3m and see how often the perovskite comes out.
 
-Run: python examples/01_perovskite.py   (about ten seconds)
+Run: python examples/01_perovskite.py   (a few seconds)
 """
 
 from collections import Counter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -252,7 +252,7 @@ class Chains:
             self.model.network.config.graph_settings(),
             all_operations(),
             torch.float32,
-            pairs=self._pairs(),
+            pairs=self._pairs,
         )
 
     def _give_up_collapsed(self) -> None:
@@ -277,12 +277,9 @@ class Chains:
         roomy = self.crystals.coordinates
         self.coordinates = torch.where(self.failed.unsqueeze(1), roomy, self.coordinates)
 
+    @cached_property
     def _pairs(self) -> SitePairs:
-        if not hasattr(self, "_site_pairs"):
-            self._site_pairs = site_pairs(
-                self.site_crystal, self.crystals.op_start, self.crystals.op_count
-            )
-        return self._site_pairs
+        return site_pairs(self.site_crystal, self.crystals.op_start, self.crystals.op_count)
 
 
 @cache
