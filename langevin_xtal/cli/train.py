@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Epochs of the prior over Wyckoff positions, fitted after the last step.",
 )
+@click.option(
+    "--init", metavar="MODEL", help="Weights to start from: a shipped name or a file."
+)
 @click.option("--log-every", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--validate-every", type=click.IntRange(min=1), default=2000, show_default=True)
 @click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True)
@@ -62,6 +65,7 @@ def train(
     learning_rate: float,
     target: str,
     prior_epochs: int,
+    init: str | None,
     log_every: int,
     validate_every: int,
     save_every: int,
@@ -81,6 +85,7 @@ def train(
       langevin-xtal sample --model run/model.safetensors --elements Mg,O --sg 225
     """
     from langevin_xtal.diffusion.noising import NoisingConfig
+    from langevin_xtal.model.checkpoint import load_model
     from langevin_xtal.model.network import SIZES
     from langevin_xtal.report.pictures import plot_losses
     from langevin_xtal.train.loop import TrainConfig, Trainer
@@ -107,7 +112,13 @@ def train(
         noising=NoisingConfig(target=target),  # type: ignore[arg-type]
     )
     trainer = Trainer(
-        crystals, out, config, validation=held_out, device=_device(device), name=name
+        crystals,
+        out,
+        config,
+        validation=held_out,
+        device=_device(device),
+        name=name,
+        start=None if init is None else load_model(init),
     )
     if trainer.step:
         click.echo(f"resuming {out} at step {trainer.step} of {steps}", err=True)

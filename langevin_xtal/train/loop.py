@@ -175,6 +175,7 @@ class Trainer:
         device: str = "cpu",
         name: str = "model",
         card: dict[str, Any] | None = None,
+        start: ScoreModel | None = None,
     ) -> None:
         if not len(data):
             raise InputError("the training set holds no crystals")
@@ -188,6 +189,8 @@ class Trainer:
         self.operations = all_operations()
         torch.manual_seed(config.seed)
         self.network = EdgeNetwork(config.network).to(device)
+        if start is not None:
+            self._start_from(start)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate)
         self.prior: WyckoffPrior | None = None
@@ -206,6 +209,15 @@ class Trainer:
             raise InputError(
                 f"folder {out} cannot be written ({error.strerror}); give another folder"
             ) from None
+
+    def _start_from(self, start: ScoreModel) -> None:
+        if start.network.config != self.config.network:
+            raise InputError(
+                f"model {start.name} has the network {start.network.config}, not the "
+                f"{self.config.network} asked for; give a model of the same size"
+            )
+        self.network.load_state_dict(start.network.state_dict())
+        self.card = {"started_from": start.hash} | self.card
 
     # -- the run
 
