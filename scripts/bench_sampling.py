@@ -14,11 +14,11 @@ import numpy as np
 
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import Request
+from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.graph import batch
 from langevin_xtal.model.checkpoint import load_model
 from langevin_xtal.sampling.sample import SampleOptions, sample
 from langevin_xtal.sampling.samplers import make_sampler
-from langevin_xtal.train.reference import reference_dataset
 
 
 def requests(count: int) -> list[Request]:

@@ -25,12 +25,12 @@ from pymatgen.core import Lattice, Structure
 
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import Request
+from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.model.checkpoint import load_model
 from langevin_xtal.sampling.sample import SampleOptions, sample
 from langevin_xtal.sampling.samplers import make_sampler
 from langevin_xtal.symmetry import SpaceGroup, orbit
 from langevin_xtal.symmetry.wyckoff import locate
-from langevin_xtal.train.packed import PackedDataset
 
 BINS = ((0, 0), (1, 1), (2, 2), (3, 3), (4, 5), (6, 8), (9, 99))
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.model.assignment import WyckoffPrior
 from langevin_xtal.model.checkpoint import ScoreModel, save_model
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
 from langevin_xtal.model.statistics import Statistics
-from langevin_xtal.train.packed import PackedDataset
-from langevin_xtal.train.reference import reference_dataset
 
 torch.set_num_threads(1)
 

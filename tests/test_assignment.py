@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from langevin_xtal.crystal.request import Request
+from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.model.assignment import WyckoffPrior, has_freedom
 from langevin_xtal.model.checkpoint import load_model, save_model
 from langevin_xtal.sampling.chain import Chains
@@ -24,7 +25,6 @@ from langevin_xtal.train.assignments import (
     mean_log_likelihood,
     site_positions,
 )
-from langevin_xtal.train.reference import reference_dataset
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,11 @@ from torch import ones
 
 from langevin_xtal.cli import COMMANDS, options, run
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError, LangevinXtalError, SamplingError
 from langevin_xtal.model import network as network_module
 from langevin_xtal.model.checkpoint import load_model
 from langevin_xtal.symmetry import SpaceGroup
-from langevin_xtal.train.packed import PackedDataset
 from langevin_xtal.version import __version__
 from tests.conftest import TINY
 

@@ -25,6 +25,7 @@ LAYERS = [
     ("errors", "version", "runtime"),
     ("symmetry",),
     ("crystal", "graph"),
+    ("dataset",),
     ("model",),
     ("diffusion",),
     ("sampling",),

@@ -16,15 +16,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from langevin_xtal.errors import DataError, LatticeError
-from langevin_xtal.train.packed import (
+from langevin_xtal.dataset.packed import (
     FORMAT_VERSION,
     PackedDataset,
     cell_from_parameters,
     ideal_cells,
     pack,
 )
-from langevin_xtal.train.reference import reference_dataset
+from langevin_xtal.dataset.reference import reference_dataset
+from langevin_xtal.errors import DataError, LatticeError
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_a_missing_folder_is_one_sentence(dataset, tmp_path) -> None:
 
 def test_the_reader_needs_numpy_only() -> None:
     code = (
-        "import sys; import langevin_xtal.train.packed;"
+        "import sys; import langevin_xtal.dataset.packed;"
         "sys.exit(bool({'spglib', 'pymatgen', 'ase', 'torch'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

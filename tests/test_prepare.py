@@ -20,11 +20,9 @@ from hypothesis import strategies as st
 
 from langevin_xtal.cli.data import data as data_commands
 from langevin_xtal.cli.data import describe
-from langevin_xtal.errors import DataError, InputError, LangevinXtalError
-from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
-from langevin_xtal.train import prepare as module
-from langevin_xtal.train.packed import PackedDataset
-from langevin_xtal.train.prepare import (
+from langevin_xtal.dataset import prepare as module
+from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.dataset.prepare import (
     AsymmetricUnit,
     RejectError,
     asymmetric_unit,
@@ -32,8 +30,10 @@ from langevin_xtal.train.prepare import (
     min_distance,
     prepare,
 )
-from langevin_xtal.train.readers import Record, cell_of, read_records
-from langevin_xtal.train.reference import reference_dataset
+from langevin_xtal.dataset.readers import Record, cell_of, read_records
+from langevin_xtal.dataset.reference import reference_dataset
+from langevin_xtal.errors import DataError, InputError, LangevinXtalError
+from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
 from tests.crystals import random_lattice
 
 pytest.importorskip("spglib")
@@ -546,7 +546,7 @@ def test_a_dead_worker_is_reported(tmp_path: Path) -> None:
     source = many(tmp_path / "m.npz", 300)
     script = tmp_path / "unguarded.py"
     script.write_text(
-        "from langevin_xtal.train.prepare import prepare\n"
+        "from langevin_xtal.dataset.prepare import prepare\n"
         f"prepare({str(source)!r}, {str(tmp_path / 'o.lxd')!r}, workers=2)\n"
     )
     root = Path(__file__).parents[1]
@@ -569,7 +569,7 @@ def test_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
     out.write_text("the old one")
     code = (
         "import sys\n"
-        "from langevin_xtal.train import prepare as p\n"
+        "from langevin_xtal.dataset import prepare as p\n"
         "real = p._Gathered.add\n"
         "def add(self, outcome):\n"
         "    real(self, outcome)\n"

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.dataset import reference
+from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.dataset.prepare import AsymmetricUnit, asymmetric_unit, expand, min_distance
+from langevin_xtal.dataset.reference import reference_dataset, structure_types
 from langevin_xtal.errors import DataError
 from langevin_xtal.symmetry import SpaceGroup, stabiliser
-from langevin_xtal.train import reference
-from langevin_xtal.train.packed import PackedDataset
-from langevin_xtal.train.prepare import AsymmetricUnit, asymmetric_unit, expand, min_distance
-from langevin_xtal.train.reference import reference_dataset, structure_types
 
 TYPES = structure_types()
 
@@ -117,7 +117,7 @@ def test_coordinates_are_those_of_the_file(dataset: PackedDataset) -> None:
 
 def test_the_reader_needs_numpy_only() -> None:
     code = (
-        "import sys; from langevin_xtal.train.reference import reference_dataset;"
+        "import sys; from langevin_xtal.dataset.reference import reference_dataset;"
         "reference_dataset();"
         "sys.exit(bool({'spglib', 'pymatgen', 'ase', 'torch', 'tqdm'} & set(sys.modules)))"
     )

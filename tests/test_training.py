@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.diffusion.noising import Noised, NoisingConfig
 from langevin_xtal.errors import CheckpointError, InputError
 from langevin_xtal.model.checkpoint import load_model, save_model
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.report.pictures import plot_losses
 from langevin_xtal.train.loop import STATE_FORMAT, LevelMeans, LogRow, TrainConfig, Trainer, train
-from langevin_xtal.train.packed import PackedDataset
 from tests.conftest import TINY
 
 QUICK = TrainConfig(

@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from langevin_xtal.train.packed import PackedDataset
+    from langevin_xtal.dataset.packed import PackedDataset
 
 
 @click.group()
@@ -58,7 +58,7 @@ def prepare(
       langevin-xtal data prepare cifs/ --out mine.lxd
       langevin-xtal data prepare train.csv --out train.lxd --licence "CC-BY 4.0"
     """
-    from langevin_xtal.train.prepare import prepare as run
+    from langevin_xtal.dataset.prepare import prepare as run
 
     meta = {"licence": licence, "attribution": attribution}
     summary = run(source, out, symprec, workers=workers, limit=limit, meta=meta)
@@ -79,7 +79,7 @@ def info(file: Path) -> None:
     Example:
       langevin-xtal data info train.lxd
     """
-    from langevin_xtal.train.packed import PackedDataset
+    from langevin_xtal.dataset.packed import PackedDataset
 
     for line in describe(PackedDataset.load(file)):
         click.echo(line)

@@ -45,9 +45,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Epochs of the prior over Wyckoff positions, fitted after the last step.",
 )
-@click.option(
-    "--init", metavar="MODEL", help="Weights to start from: a shipped name or a file."
-)
+@click.option("--init", metavar="MODEL", help="Weights to start from: a shipped name or a file.")
 @click.option("--log-every", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--validate-every", type=click.IntRange(min=1), default=2000, show_default=True)
 @click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True)
@@ -84,13 +82,13 @@ def train(
       langevin-xtal train --data mine.lxd --validation held_out.lxd --out run/
       langevin-xtal sample --model run/model.safetensors --elements Mg,O --sg 225
     """
+    from langevin_xtal.dataset.packed import PackedDataset
+    from langevin_xtal.dataset.reference import reference_dataset
     from langevin_xtal.diffusion.noising import NoisingConfig
     from langevin_xtal.model.checkpoint import load_model
     from langevin_xtal.model.network import SIZES
     from langevin_xtal.report.pictures import plot_losses
     from langevin_xtal.train.loop import TrainConfig, Trainer
-    from langevin_xtal.train.packed import PackedDataset
-    from langevin_xtal.train.reference import reference_dataset
 
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"device {device!r} is not known; give auto, cpu or cuda")

@@ -1,0 +1,1 @@
+"""Training: crystals as tensors, the loop, the prior over Wyckoff positions."""

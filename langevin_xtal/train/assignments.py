@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.model.assignment import WyckoffPrior
 from langevin_xtal.symmetry.wyckoff import locate, origin_shifts, table_start
-from langevin_xtal.train.packed import PackedDataset
 
 BATCH = 256
 RATE = 2e-3

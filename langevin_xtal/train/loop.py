@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.diffusion.losses import Losses, denoising_losses
 from langevin_xtal.diffusion.noising import Noised, NoisingConfig, noise_batch
 from langevin_xtal.errors import CheckpointError, InputError
@@ -45,7 +46,6 @@ from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.runtime import keep_freed_memory
 from langevin_xtal.train.assignments import fit_prior
-from langevin_xtal.train.packed import PackedDataset
 from langevin_xtal.train.store import CrystalStore
 
 STATE_FORMAT = "langevin-xtal training state 1"

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.diffusion.noising import Crystals
 from langevin_xtal.symmetry.groups import operation_table
 from langevin_xtal.symmetry.lattice import (
@@ -14,7 +15,6 @@ from langevin_xtal.symmetry.lattice import (
     coordinate_from_length,
     has_fixed_angles,
 )
-from langevin_xtal.train.packed import PackedDataset
 
 
 class CrystalStore:

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.crystal.elements import atomic_number
+from langevin_xtal.dataset.packed import cell_from_parameters
 from langevin_xtal.errors import DataError, LangevinXtalError, LatticeError, RequestError
-from langevin_xtal.train.packed import cell_from_parameters
 
 Cell = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]
 """Lattice (3, 3) rows [Å], fractional coordinates (N, 3), atomic numbers (N,)."""

@@ -28,10 +28,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from langevin_xtal.errors import DataError, InputError, LangevinXtalError
-from langevin_xtal.symmetry import SpaceGroup, wrap
-from langevin_xtal.train.packed import MAX_ATOMIC_NUMBER, PackedDataset, ideal_cells, pack
-from langevin_xtal.train.readers import (
+from langevin_xtal.dataset.packed import MAX_ATOMIC_NUMBER, PackedDataset, ideal_cells, pack
+from langevin_xtal.dataset.readers import (
     Cell,
     Record,
     RejectError,
@@ -39,6 +37,8 @@ from langevin_xtal.train.readers import (
     first_line,
     read_records,
 )
+from langevin_xtal.errors import DataError, InputError, LangevinXtalError
+from langevin_xtal.symmetry import SpaceGroup, wrap
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -276,7 +276,7 @@ def prepare(
     Parameters
     ----------
     source
-        See :data:`langevin_xtal.train.readers.FORMATS`.
+        See :data:`langevin_xtal.dataset.readers.FORMATS`.
     out
         The packed file; rejects go to ``<out>.rejects.csv``.
     symprec

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from langevin_xtal.crystal.elements import atomic_number
+from langevin_xtal.dataset.packed import PackedDataset, cell_from_parameters, ideal_cells, pack
 from langevin_xtal.errors import DataError
 from langevin_xtal.symmetry import SpaceGroup, orbit, snap_site, wrap
-from langevin_xtal.train.packed import PackedDataset, cell_from_parameters, ideal_cells, pack
 
 SNAP_RADIUS = 0.005
 """Rounded coordinates lie this close to the special position they mean [Å]."""

@@ -1,0 +1,1 @@
+"""Crystals as data: readers of structure files, preparation, packed datasets."""
