@@ -8,7 +8,8 @@
     │  ├─ SymmetryError      a space group that does not exist, or does not fit the cell
     │  ├─ RequestError       elements, sites or formula that cannot be asked for
     │  ├─ DataError          a structure file or packed dataset that cannot be used
-    │  └─ CheckpointError    weights that are truncated, foreign or of another version
+    │  ├─ CheckpointError    weights that are truncated, foreign or of another version
+    │  └─ MissingPackageError an optional package that is not installed
     ├─ GraphError            a crystal too large for the multigraph's stated limits
     ├─ SamplingError         chains that diverged more often than they may
     └─ BackendError          an explicitly requested graph builder that is not available
@@ -45,6 +46,10 @@ class DataError(InputError):
 
 class CheckpointError(InputError):
     """Weights that are truncated, foreign or of another version."""
+
+
+class MissingPackageError(InputError):
+    """An optional package that is not installed."""
 
 
 class GraphError(LangevinXtalError):

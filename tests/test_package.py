@@ -23,13 +23,15 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py"))
 
 LAYERS = [
     ("errors", "version", "runtime"),
+    ("parallel", "extras"),
     ("symmetry",),
     ("crystal", "graph"),
     ("dataset",),
     ("model",),
     ("diffusion",),
     ("sampling",),
-    ("train",),
+    ("train", "screen"),
+    ("evaluate",),
     ("report", "export"),
     ("cli",),
 ]
@@ -65,6 +67,14 @@ def imported(tree: ast.AST) -> Iterator[str]:
             yield node.module
             if node.module == "langevin_xtal":
                 yield from (f"langevin_xtal.{alias.name}" for alias in node.names)
+
+
+def required(tree: ast.AST) -> Iterator[str]:
+    """Names of the optional modules a file asks ``require`` for."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "require":
+            assert isinstance(node.args[0], ast.Constant)
+            yield str(node.args[0].value)
 
 
 class TestImport:
@@ -175,12 +185,16 @@ class TestMetadata:
         assert listed - found == {"langevin_xtal.reference_data"}
 
     def test_what_is_imported_is_declared(self, setup: configparser.ConfigParser) -> None:
-        requirements = setup["options"]["install_requires"].split("\n")
-        declared = {re.split(r"[ <>=]", line)[0] for line in requirements if line}
+        def names(text: str) -> set[str]:
+            return {re.split(r"[ <>=]", line)[0] for line in text.split("\n") if line}
+
+        declared = names(setup["options"]["install_requires"])
+        extras = names(setup["options.extras_require"]["evaluate"])
         used = {name.split(".")[0] for _, tree in trees() for name in imported(tree)}
+        used |= {name.split(".")[0] for _, tree in trees() for name in required(tree)}
         outside = used - set(sys.stdlib_module_names) - {"langevin_xtal"}
-        assert outside - declared <= {"triton"}
-        assert declared <= outside
+        assert outside - declared <= extras | {"triton"}
+        assert declared | extras <= outside
 
     def test_the_command_exists(self, setup: configparser.ConfigParser) -> None:
         entry = setup["options.entry_points"]["console_scripts"].strip()

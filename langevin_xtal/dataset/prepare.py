@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import csv
 import math
-import multiprocessing
 import os
-import signal
 import sys
 import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,7 +34,8 @@ from langevin_xtal.dataset.readers import (
     first_line,
     read_records,
 )
-from langevin_xtal.errors import DataError, InputError, LangevinXtalError
+from langevin_xtal.errors import DataError, InputError
+from langevin_xtal.parallel import parallel_map
 from langevin_xtal.symmetry import SpaceGroup, wrap
 
 FloatArray = NDArray[np.float64]
@@ -314,7 +312,9 @@ def prepare(
         workers = max(1, min(workers, total // (2 * _CHUNK)))  # a process takes 1 s to start
     gathered = _Gathered()
     with _quiet_spglib():
-        for outcome in _with_progress(_outcomes(records, symprec, workers), total, progress):
+        judge = partial(_judge, symprec=symprec)
+        outcomes = parallel_map(judge, records, workers=workers, chunk=_CHUNK)
+        for outcome in _with_progress(outcomes, total, progress):
             gathered.add(outcome)
     rejects_path = out.with_name(out.name + ".rejects.csv")
     _write_rejects(rejects_path, gathered.rejects)
@@ -368,21 +368,16 @@ def _geometry_key(sites: AsymmetricUnit) -> Any:
     return sites.group, tuple(rows), tuple(np.rint(sites.lattice.ravel() * 1e3).astype(int))
 
 
-def _judge(
-    records: list[Record], symprec: float
-) -> list[tuple[Record, AsymmetricUnit | RejectError]]:
+def _judge(record: Record, symprec: float) -> tuple[Record, AsymmetricUnit | RejectError]:
     """Runs in the workers."""
-    outcomes: list[tuple[Record, AsymmetricUnit | RejectError]] = []
-    for record in records:
-        bare = Record(record.id, record.kind, None, record.properties)  # spare the way back
-        try:
-            outcomes.append((bare, asymmetric_unit(*cell_of(record), symprec=symprec)))
-        except RejectError as reject:
-            outcomes.append((bare, reject))
-        except Exception as error:  # one strange structure must not end the run
-            detail = f"{type(error).__name__}: {first_line(error)}"
-            outcomes.append((bare, RejectError("unexpected failure", detail)))
-    return outcomes
+    bare = Record(record.id, record.kind, None, record.properties)  # spare the way back
+    try:
+        return bare, asymmetric_unit(*cell_of(record), symprec=symprec)
+    except RejectError as reject:
+        return bare, reject
+    except Exception as error:  # one strange structure must not end the run
+        detail = f"{type(error).__name__}: {first_line(error)}"
+        return bare, RejectError("unexpected failure", detail)
 
 
 @contextmanager
@@ -397,49 +392,6 @@ def _quiet_spglib() -> Iterator[None]:
             del os.environ["SPGLIB_WARNING"]
         else:
             os.environ["SPGLIB_WARNING"] = before
-
-
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches the whole process group; only the parent acts on it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _outcomes(
-    records: Iterator[Record], symprec: float, workers: int
-) -> Iterator[tuple[Record, AsymmetricUnit | RejectError]]:
-    """Judged records in the order they were read."""
-    chunks = iter(lambda: list(islice(records, _CHUNK)), [])
-    if workers == 1:
-        for chunk in chunks:
-            for record in chunk:
-                yield from _judge([record], symprec)
-        return
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupts
-    )
-    try:
-        waiting: dict[int, Future[Any]] = {}
-        submitted = delivered = 0
-        exhausted = False
-        while not exhausted or waiting:
-            while not exhausted and len(waiting) < 4 * workers:  # bounded memory
-                chunk = next(chunks, [])
-                if not chunk:
-                    exhausted = True
-                    break
-                waiting[submitted] = pool.submit(_judge, chunk, symprec)
-                submitted += 1
-            if waiting:
-                wait([waiting[delivered]], return_when=FIRST_COMPLETED)
-                yield from waiting.pop(delivered).result()
-                delivered += 1
-    except BrokenProcessPool:
-        raise LangevinXtalError(
-            "a worker process died; run again with one worker, or guard the calling script with "
-            'if __name__ == "__main__"'
-        ) from None
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _with_progress(

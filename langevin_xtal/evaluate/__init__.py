@@ -1,0 +1,1 @@
+"""How good a set of structures is, by the field's protocols and with their controls."""

@@ -1,0 +1,372 @@
+"""Sets of structures to evaluate: primitive cells as flat arrays, and what is missing from them.
+
+A structure that was asked for and is not there (a file that cannot be read, a request the sampler
+gave up) stays in the set as :class:`Missing`, so that it stays in every denominator.
+
+An identifier ``<reference id>__<trial>`` (or ``<reference id>`` alone, trial 0) says that the
+structure is a prediction of that crystal of the reference.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from langevin_xtal.crystal.candidate import Candidate
+from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.dataset.readers import RejectError, cell_of, first_line, read_records
+from langevin_xtal.errors import DataError
+from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+Cell = tuple[FloatArray, FloatArray, IntArray]
+"""Lattice (3, 3) rows [Å], fractional coordinates (N, 3), atomic numbers (N,)."""
+
+TRIAL = re.compile(r"^(?P<target>.+?)__(?P<trial>[0-9]{1,6})$")
+MAX_ATOMS = 500
+"""Largest cell that is evaluated."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A structure that was asked for and is not there."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class StructureSet:
+    """B structures with N atoms in all, and those missing.
+
+    Raises
+    ------
+    DataError
+        When identifiers repeat.
+    """
+
+    label: str
+    lattice: FloatArray  #: (B, 3, 3) primitive cells where they are known, rows a, b, c [Å]
+    start: IntArray  #: (B + 1,) offsets of each structure's atoms
+    numbers: IntArray  #: (N,) atomic numbers
+    frac: FloatArray  #: (N, 3) in [0, 1)
+    ids: tuple[str, ...]  #: (B,)
+    group: IntArray  #: (B,) space group asked for, 0 where none was
+    missing: tuple[Missing, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [*self.ids, *(m.id for m in self.missing)]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataError(f"{self.label}: identifier {twice!r} occurs twice; make them differ")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def attempted(self) -> int:
+        """Structures asked for: the denominator of every rate."""
+        return len(self.ids) + len(self.missing)
+
+    def __repr__(self) -> str:
+        return f"StructureSet({self.label}, {len(self)} structures, {len(self.missing)} missing)"
+
+    # -- single structures
+
+    def cell(self, k: int) -> Cell:
+        """The P1 cell of structure ``k``."""
+        own = slice(self.start[k], self.start[k + 1])
+        return self.lattice[k], self.frac[own], self.numbers[own]
+
+    def cells(self) -> Iterator[Cell]:
+        """All P1 cells in order."""
+        return (self.cell(k) for k in range(len(self)))
+
+    def structure(self, k: int) -> Structure:
+        """pymatgen Structure ``k``."""
+        return to_structure(self.cell(k))
+
+    @cached_property
+    def index_of(self) -> dict[str, int]:
+        """Place of each identifier."""
+        return {name: k for k, name in enumerate(self.ids)}
+
+    @cached_property
+    def formulas(self) -> tuple[str, ...]:
+        """(B,) reduced formulas, elements in alphabetical order."""
+        return tuple(reduced_formula(numbers) for _, _, numbers in self.cells())
+
+    def select(self, indices: ArrayLike, label: str | None = None) -> StructureSet:
+        """The structures at ``indices``, without the missing ones."""
+        picked = np.arange(len(self))[np.asarray(indices)].reshape(-1)
+        cells = [self.cell(int(k)) for k in picked]
+        ids = [self.ids[k] for k in picked]
+        return StructureSet.of(label or self.label, cells, ids, self.group[picked])
+
+    # -- making
+
+    @classmethod
+    def of(
+        cls,
+        label: str,
+        cells: Sequence[Cell],
+        ids: Sequence[str],
+        group: ArrayLike | None = None,
+        missing: Iterable[Missing] = (),
+    ) -> StructureSet:
+        """From P1 cells."""
+        counts = [len(numbers) for _, _, numbers in cells]
+        none = np.zeros((0, 3))
+        return cls(
+            label=label,
+            lattice=np.array([c[0] for c in cells], dtype=float).reshape(-1, 3, 3),
+            start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            numbers=np.concatenate([none[:, 0], *(c[2] for c in cells)]).astype(np.int64),
+            frac=wrap(np.concatenate([none, *(c[1] for c in cells)])),
+            ids=tuple(map(str, ids)),
+            group=np.zeros(len(cells), np.int64) if group is None else np.array(group, np.int64),
+            missing=tuple(missing),
+        )
+
+    @classmethod
+    def from_packed(
+        cls, data: PackedDataset, label: str, indices: ArrayLike | None = None
+    ) -> StructureSet:
+        """Crystals of a packed dataset; the group asked for is their own."""
+        picked = np.arange(len(data)) if indices is None else np.asarray(indices)
+        cells = []
+        for k in picked:
+            own = data.sites_of(int(k))
+            group = SpaceGroup(int(data.group[k]))
+            images = [
+                orbit(point, group.rotations, group.translations, data.lattice[k])[0]
+                for point in data.frac[own]
+            ]
+            numbers = np.repeat(data.numbers[own], [len(i) for i in images])
+            cells.append(primitive(group, (data.lattice[k], np.concatenate(images), numbers)))
+        return cls.of(label, cells, data.id[picked].tolist(), data.group[picked])
+
+    @classmethod
+    def from_candidates(
+        cls,
+        candidates: Iterable[Candidate],
+        label: str,
+        ids: Sequence[str] | None = None,
+        reason: str = "rejected by the sampler",
+    ) -> StructureSet:
+        """Sampled candidates; ``ids`` (of all requests) names those that are missing too."""
+        found = {c.index: c for c in candidates}
+        names = [str(k) for k in sorted(found)] if ids is None else list(ids)
+        places = sorted(found) if ids is None else range(len(names))
+        cells, here, groups, missing = [], [], [], []
+        for place, name in zip(places, names, strict=True):
+            candidate = found.get(place)
+            if candidate is None:
+                missing.append(Missing(name, reason))
+                continue
+            numbers = candidate.numbers[candidate.atom_site]
+            group = candidate.space_group
+            cells.append(primitive(group, (candidate.lattice, candidate.atom_frac, numbers)))
+            here.append(name)
+            groups.append(group.number)
+        return cls.of(label, cells, here, groups, missing)
+
+    @classmethod
+    def read(cls, source: str | os.PathLike[str], label: str | None = None) -> StructureSet:
+        """Structures of a file or folder: packed (``.lxd``), saved by :meth:`save`
+        (``.structures.npz``), or any format of
+        :func:`~langevin_xtal.dataset.readers.read_records`.
+
+        Structures that cannot be used become :class:`Missing` with their reason.
+
+        Raises
+        ------
+        DataError
+            When the source is missing, unreadable or holds no structure at all.
+        """
+        path = Path(source)
+        name = label or path.name
+        if path.suffix == ".lxd":
+            return cls.from_packed(PackedDataset.load(path), name)
+        if path.name.endswith(".structures.npz"):
+            return cls.load(path, label)
+        cells, ids, missing = [], [], []
+        records, _ = read_records(path)
+        for record in records:
+            try:
+                cell = _checked(cell_of(record))
+            except RejectError as reject:
+                missing.append(Missing(record.id, reject.reason))
+            except Exception as error:  # one strange structure must not end the run
+                missing.append(Missing(record.id, f"unexpected failure: {first_line(error)}"))
+            else:
+                cells.append(_reduced(cell))
+                ids.append(record.id)
+        if not cells and not missing:
+            raise DataError(f"{path} holds no structure")
+        return cls.of(name, cells, ids, None, missing)
+
+    # -- files
+
+    def save(self, path: Path) -> None:
+        """Write to ``path`` (``….structures.npz``), complete or not at all."""
+        part = path.with_name(path.name + ".part")
+        with part.open("wb") as stream:
+            np.savez_compressed(
+                stream,
+                label=np.array(self.label),
+                lattice=self.lattice,
+                start=self.start,
+                numbers=self.numbers,
+                frac=self.frac,
+                ids=np.array(self.ids, dtype=np.str_),
+                group=self.group,
+                missing=np.array([[m.id, m.reason] for m in self.missing], np.str_).reshape(-1, 2),
+            )
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: Path, label: str | None = None) -> StructureSet:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        DataError
+            When the file is damaged or something else.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return cls(
+                    label=label or str(stored["label"]),
+                    lattice=stored["lattice"],
+                    start=stored["start"],
+                    numbers=stored["numbers"],
+                    frac=stored["frac"],
+                    ids=tuple(stored["ids"].tolist()),
+                    group=stored["group"],
+                    missing=tuple(Missing(*row) for row in stored["missing"].tolist()),
+                )
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"{path} is not a set of structures ({first_line(error)}); remove it to make it "
+                "again"
+            ) from None
+
+
+def to_structure(cell: Cell) -> Structure:
+    """pymatgen Structure of a P1 cell."""
+    from pymatgen.core import Lattice, Structure
+
+    lattice, frac, numbers = cell
+    return Structure(Lattice(lattice), [SYMBOLS[z] for z in numbers], frac)
+
+
+def reduced_formula(numbers: IntArray) -> str:
+    """Such as ``"Cu2 K1 Si1"``: elements in alphabetical order, smallest whole counts."""
+    elements, counts = np.unique(numbers, return_counts=True)
+    counts = counts // np.gcd.reduce(counts)
+    return " ".join(
+        sorted(f"{SYMBOLS[z]}{n}" for z, n in zip(elements, counts.tolist(), strict=True))
+    )
+
+
+def split_id(name: str) -> tuple[str, int]:
+    """(reference id, trial) of an identifier."""
+    found = TRIAL.match(name)
+    return (found["target"], int(found["trial"])) if found else (name, 0)
+
+
+def primitive(group: SpaceGroup, cell: Cell) -> Cell:
+    """The primitive cell of a conventional one, exactly, by the group's centring vectors."""
+    lattice, frac, numbers = cell
+    centring = group.centring / 24.0
+    if len(centring) == 1:
+        return cell
+    basis = _primitive_basis(tuple(map(tuple, group.centring.tolist())))
+    new = wrap(frac @ np.linalg.inv(basis))
+    new = np.where(new > 1 - 1e-7, 0.0, new)
+    key = np.column_stack([numbers, np.rint(new * 1e6).astype(np.int64) % 1_000_000])
+    _, first = np.unique(key, axis=0, return_index=True)
+    if len(first) * len(centring) != len(numbers):  # a coordinate on the edge of the grid
+        return cell
+    first = np.sort(first)
+    return basis @ lattice, new[first], numbers[first]
+
+
+_BASES: dict[tuple[tuple[int, ...], ...], FloatArray] = {}
+
+
+def _primitive_basis(centring: tuple[tuple[int, ...], ...]) -> FloatArray:
+    """(3, 3) rows: three lattice vectors (fractions) that span a primitive cell."""
+    if centring not in _BASES:
+        shifts = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3) * 24
+        vectors = (np.array(centring)[:, None] + shifts).reshape(-1, 3)
+        vectors = vectors[np.any(vectors != 0, axis=1)]
+        vectors = vectors[np.argsort((vectors**2).sum(1), kind="stable")]
+        volume = 24**3 // len(centring)
+        count = len(vectors)
+        for i in range(count):
+            for j in range(i + 1, count):
+                for k in range(j + 1, count):
+                    rows = vectors[[i, j, k]]
+                    determinant = round(float(np.linalg.det(rows)))
+                    if abs(determinant) == volume:
+                        signed = rows if determinant > 0 else -rows
+                        _BASES[centring] = signed / 24.0
+                        return _BASES[centring]
+    return _BASES[centring]
+
+
+def _checked(cell: Cell) -> Cell:
+    """A cell every metric can work with.
+
+    Raises
+    ------
+    RejectError
+        When it cannot be one.
+    """
+    lattice, frac, numbers = (np.asarray(part) for part in cell)
+    if lattice.shape != (3, 3) or not np.isfinite(lattice).all():
+        raise RejectError("the cell is not finite")
+    if abs(np.linalg.det(lattice)) < 1e-3:
+        raise RejectError("the cell has no volume")
+    if not len(numbers) or frac.shape != (len(numbers), 3) or not np.isfinite(frac).all():
+        raise RejectError("the positions are not finite, or there are none")
+    if numbers.min() < 1 or numbers.max() >= len(SYMBOLS):
+        raise RejectError("unknown element")
+    if len(numbers) > MAX_ATOMS:
+        raise RejectError(f"more than {MAX_ATOMS} atoms in the cell")
+    return lattice.astype(float), frac.astype(float), numbers.astype(np.int64)
+
+
+def _reduced(cell: Cell) -> Cell:
+    """The primitive cell found by spglib at 0.01 Å, positions as they are; else the cell given."""
+    import spglib
+
+    lattice, frac, numbers = cell
+    if len(numbers) == 1:
+        return cell
+    try:
+        found = spglib.standardize_cell(
+            (lattice, frac, numbers), to_primitive=True, no_idealize=True, symprec=0.01
+        )
+    except Exception:  # spglib raises or returns None for atoms on top of each other
+        return cell
+    if found is None or len(found[2]) >= len(numbers):
+        return cell
+    return np.asarray(found[0]), np.asarray(found[1]), np.asarray(found[2], dtype=np.int64)

@@ -1,0 +1,107 @@
+"""Independent items of work in parallel processes, in order, with bounded memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar
+
+from langevin_xtal.errors import LangevinXtalError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Threads inside workers cost far more than they gain."""
+
+
+def parallel_map(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    workers: int | None = None,
+    chunk: int = 16,
+) -> Iterator[Result]:
+    """``function`` of every item, in the order of the items.
+
+    Parameters
+    ----------
+    function
+        Picklable: a function of a module, or a :func:`functools.partial` of one.
+    workers
+        Processes; one per CPU by default. One worker runs in this process. Processes are spawned:
+        a script that uses more than one must guard its entry point with
+        ``if __name__ == "__main__"``.
+    chunk
+        Items sent to a worker at a time.
+
+    Raises
+    ------
+    LangevinXtalError
+        When a worker dies. What ``function`` raises is passed on.
+    """
+    workers = workers or os.cpu_count() or 1
+    if workers == 1:
+        yield from map(function, items)
+        return
+    source = iter(items)
+    chunks = iter(lambda: list(islice(source, chunk)), [])
+    apply = partial(_apply, function)
+    with _environment(dict.fromkeys(ONE_THREAD, "1")):
+        pool = ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupts
+        )
+        try:
+            waiting: dict[int, Future[list[Any]]] = {}
+            submitted = delivered = 0
+            exhausted = False
+            while not exhausted or waiting:
+                while not exhausted and len(waiting) < 4 * workers:  # bounded memory
+                    batch = next(chunks, [])
+                    if not batch:
+                        exhausted = True
+                        break
+                    waiting[submitted] = pool.submit(apply, batch)
+                    submitted += 1
+                if waiting:
+                    wait([waiting[delivered]], return_when=FIRST_COMPLETED)
+                    yield from waiting.pop(delivered).result()
+                    delivered += 1
+        except BrokenProcessPool:
+            raise LangevinXtalError(
+                "a worker process died; run again with one worker, or guard the calling script "
+                'with if __name__ == "__main__"'
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _apply(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
+    return [function(item) for item in items]
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C reaches the whole process group; only the parent acts on it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _environment(changes: dict[str, str]) -> Iterator[None]:
+    """Environment variables for the workers, and as they were afterwards."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,1 @@
+"""Energies: interatomic potentials, relaxation and energy above hull."""
