@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.dataset.packed import MAX_ATOMIC_NUMBER, PackedDataset, ideal_cells, pack
 from langevin_xtal.dataset.readers import (
-    Cell,
     Record,
     RejectError,
     cell_of,

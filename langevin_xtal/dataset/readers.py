@@ -18,14 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.dataset.packed import cell_from_parameters
 from langevin_xtal.errors import DataError, LangevinXtalError, LatticeError, RequestError
-
-Cell = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]
-"""Lattice (3, 3) rows [Å], fractional coordinates (N, 3), atomic numbers (N,)."""
 
 FORMATS = (
     "an .npz of flat arrays, a folder of .cif files, a .cif, a .csv with a 'cif' column, "

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from langevin_xtal.crystal.candidate import Candidate
+from langevin_xtal.crystal.cell import Cell, reduced_formula, to_structure
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.readers import RejectError, cell_of, first_line, read_records
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-Cell = tuple[FloatArray, FloatArray, IntArray]
-"""Lattice (3, 3) rows [Å], fractional coordinates (N, 3), atomic numbers (N,)."""
-
 TRIAL = re.compile(r"^(?P<target>.+?)__(?P<trial>[0-9]{1,6})$")
 MAX_ATOMS = 500
 """Largest cell that is evaluated."""
@@ -266,23 +264,6 @@ class StructureSet:
                 f"{path} is not a set of structures ({first_line(error)}); remove it to make it "
                 "again"
             ) from None
-
-
-def to_structure(cell: Cell) -> Structure:
-    """pymatgen Structure of a P1 cell."""
-    from pymatgen.core import Lattice, Structure
-
-    lattice, frac, numbers = cell
-    return Structure(Lattice(lattice), [SYMBOLS[z] for z in numbers], frac)
-
-
-def reduced_formula(numbers: IntArray) -> str:
-    """Such as ``"Cu2 K1 Si1"``: elements in alphabetical order, smallest whole counts."""
-    elements, counts = np.unique(numbers, return_counts=True)
-    counts = counts // np.gcd.reduce(counts)
-    return " ".join(
-        sorted(f"{SYMBOLS[z]}{n}" for z, n in zip(elements, counts.tolist(), strict=True))
-    )
 
 
 def split_id(name: str) -> tuple[str, int]:
