@@ -344,7 +344,10 @@ def _reduced(cell: Cell) -> Cell:
         return cell
     try:
         found = spglib.standardize_cell(
-            (lattice, frac, numbers), to_primitive=True, no_idealize=True, symprec=0.01
+            (lattice, frac, numbers),  # type: ignore[arg-type]
+            to_primitive=True,
+            no_idealize=True,
+            symprec=0.01,
         )
     except Exception:  # spglib raises or returns None for atoms on top of each other
         return cell
