@@ -528,3 +528,24 @@ def test_means_by_level() -> None:
     assert means.mean(0) == pytest.approx(7 / 5)
     assert means.by_level(0)[3] == pytest.approx(1.5)
     assert math.isnan(means.by_level(0)[0])
+
+
+class TestStartFromWeights:
+    def test_first_weights_are_those_given(
+        self, split: tuple[PackedDataset, PackedDataset], whole: Path, tmp_path: Path
+    ) -> None:
+        start = load_model(whole / "model.safetensors")
+        trainer = Trainer(split[0], tmp_path / "run", QUICK, start=start)
+        for mine, theirs in zip(
+            trainer.average.parameters(), start.network.parameters(), strict=True
+        ):
+            assert torch.equal(mine, theirs)
+        assert trainer.model().card["started_from"] == start.hash
+
+    def test_another_size_is_refused(
+        self, split: tuple[PackedDataset, PackedDataset], whole: Path, tmp_path: Path
+    ) -> None:
+        start = load_model(whole / "model.safetensors")
+        wider = dataclasses.replace(QUICK, network=dataclasses.replace(TINY, width=64))
+        with pytest.raises(InputError, match="same size"):
+            Trainer(split[0], tmp_path / "run", wider, start=start)
