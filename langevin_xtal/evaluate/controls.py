@@ -1,0 +1,472 @@
+"""What a model has to beat: structures that need no model, to print beside its own.
+
+Controls of structure prediction give ids ``<target id>__<trial>`` and list what they could not
+make as missing, so that their match rates have the model's denominator.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import signal
+import threading
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import FrameType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from langevin_xtal.crystal.cell import Cell
+from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.dataset.readers import first_line
+from langevin_xtal.errors import DataError, InputError
+from langevin_xtal.evaluate.structures import Missing, StructureSet, primitive
+from langevin_xtal.evaluate.targets import Progress, Target, check_trials, expanded, trial_id
+from langevin_xtal.extras import require
+from langevin_xtal.parallel import parallel_map
+from langevin_xtal.symmetry import SpaceGroup, wrap
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+SECONDS_PER_CRYSTAL = 20.0
+"""After this long, PyXtal is stopped and the crystal is missing [s]."""
+
+ALL_GROUPS = range(1, 231)
+
+Made = Cell | str
+"""A primitive cell, or why there is none."""
+
+
+# -- random coordinates and cell
+
+
+def random_symmetric(
+    targets: Sequence[Target],
+    *,
+    trials: int = 1,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    label: str = "random, true letters",
+    seconds: float = SECONDS_PER_CRYSTAL,
+) -> StructureSet:
+    """PyXtal's random crystals with the **true** group, composition and Wyckoff letters.
+
+    That is more than a model is told. Cell, volume and free coordinates are random, as PyXtal
+    (Fredericks et al., Comput. Phys. Commun. 261, 107810, 2021) draws them by default: a volume
+    between the covalent and the van der Waals spheres of the atoms, and atoms no closer than its
+    tolerances. Trial j of target t depends on ``seed``, j and t alone.
+
+    Parameters
+    ----------
+    seconds
+        Limit for one crystal; it is kept only in the main thread of a process, and not on Windows.
+
+    Raises
+    ------
+    InputError
+        For less than one trial or a negative seed.
+    MissingPackageError
+        Without PyXtal.
+    """
+    check_trials(trials)
+    if seed < 0:
+        raise InputError(f"the seed is {seed}; give 0 or more")
+    require("pyxtal", "evaluate", "the control of random crystals")
+    jobs = [(t, (seed, trial, k)) for trial in range(trials) for k, t in enumerate(targets)]
+    made = parallel_map(partial(_random_cell, seconds=seconds), jobs, workers=workers, chunk=4)
+    return _collect(label, targets, trials, made, progress)
+
+
+def _random_cell(job: tuple[Target, tuple[int, int, int]], *, seconds: float) -> Made:
+    target, key = job
+    try:
+        with _silence(), _time_limit(seconds):
+            return _pyxtal_cell(target, np.random.default_rng(key))
+    except _OutOfTimeError:
+        return f"PyXtal: not done after {seconds:g} s"
+    except Exception as error:  # PyXtal raises many kinds when it cannot place the atoms
+        return f"PyXtal: {type(error).__name__}: {first_line(error)}"
+
+
+def _pyxtal_cell(target: Target, generator: np.random.Generator) -> Made:
+    symbols, counts, sites = [], [], []
+    for z in np.unique(target.numbers):
+        mine = target.numbers == z
+        pairs = zip(target.multiplicity[mine], target.letters[mine], strict=True)
+        symbols.append(SYMBOLS[z])
+        counts.append(int(target.multiplicity[mine].sum()))
+        sites.append([f"{m}{letter}" for m, letter in pairs])
+    crystal = require("pyxtal", "evaluate", "the control of random crystals").pyxtal()
+    # a generator, not an integer: all of PyXtal's ten attempts would be the same
+    crystal.from_random(
+        3, target.group.number, symbols, counts, sites=sites, random_state=generator
+    )
+    if not crystal.valid:
+        return "PyXtal: no valid crystal"
+    atoms = [(SYMBOLS.index(str(s.specie)), s.multiplicity) for s in crystal.atom_sites]
+    numbers = np.repeat(*np.array(atoms, dtype=np.int64).T)
+    frac = np.concatenate([s.coords for s in crystal.atom_sites])
+    wanted = np.bincount(np.repeat(target.numbers, target.multiplicity), minlength=len(SYMBOLS))
+    if not np.array_equal(np.bincount(numbers, minlength=len(SYMBOLS)), wanted):
+        return "PyXtal: another composition"
+    lattice = np.array(crystal.lattice.matrix, dtype=float)
+    if not (np.isfinite(lattice).all() and np.isfinite(frac).all()):
+        return "PyXtal: not finite"
+    return primitive(target.group, (lattice, wrap(frac), numbers))
+
+
+class _OutOfTimeError(BaseException):
+    """No Exception: PyXtal must not catch it."""
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise :class:`_OutOfTimeError` inside after so long, where signals allow it."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _OutOfTimeError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    # again every second, should a bare "except" in PyXtal have swallowed the first
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+# -- known crystals with other elements
+
+
+def nearest_template(
+    targets: Sequence[Target],
+    training: PackedDataset,
+    *,
+    trials: int = 1,
+    with_letters: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    label: str | None = None,
+) -> StructureSet:
+    """Known crystals with the target's elements put in: the substitution of CSPML.
+
+    Templates are the training crystals of the target's group with the same numbers of sites per
+    element, elements renamed: what a model is told, no more (CSPML, Kusaba et al., Comput. Mater.
+    Sci. 211, 111496, 2022, is told the formula and learns its ranking). Trial j takes the template
+    of rank j by the mean distance of the elements (:func:`template_ranks`). Its fractional
+    coordinates stay; its cell is scaled isotropically, its volume by the ratio of the volumes that
+    :func:`element_volumes` expects of the two contents, which keeps how well the template packs.
+    Nothing is random.
+
+    Parameters
+    ----------
+    training
+        Should hold none of the targets.
+    with_letters
+        Also require the target's Wyckoff letters, element by element: more than a model is told.
+
+    Raises
+    ------
+    InputError
+        For less than one trial.
+    """
+    check_trials(trials)
+    label = label or ("template, true letters" if with_letters else "template")
+    index = _TemplateIndex.of(training, with_letters=with_letters)
+    jobs: list[_Substitution | str] = []
+    ranked = [index.best(target, trials) for target in targets]
+    for trial in range(trials):
+        for found in ranked:
+            jobs.append(found[trial] if trial < len(found) else _no_template(len(found)))
+    made = parallel_map(_substituted, jobs, workers=workers, chunk=64)
+    return _collect(label, targets, trials, made, progress)
+
+
+@dataclass(frozen=True, eq=False)
+class _Substitution:
+    """A template in its conventional cell, with the target's elements and volume."""
+
+    group: SpaceGroup
+    lattice: FloatArray
+    frac: FloatArray
+    numbers: IntArray
+
+
+def _no_template(found: int) -> str:
+    if found:
+        return f"only {found} training crystals of this group and site pattern"
+    return "no training crystal of this group and site pattern"
+
+
+def _substituted(job: _Substitution | str) -> Made:
+    if isinstance(job, str):
+        return job
+    return expanded(job.group, job.lattice, job.frac, job.numbers)
+
+
+Pattern = tuple[tuple[str, ...], ...]
+"""What each element of a crystal sits on, without its name."""
+
+
+def _pattern(
+    numbers: IntArray, letters: NDArray[np.str_], *, with_letters: bool
+) -> tuple[Pattern, IntArray]:
+    """The sorted pattern of a crystal, and the element behind each of its entries.
+
+    An entry is the sorted Wyckoff letters of an element's sites, or as many blanks.
+    """
+    entries = [(tuple(sorted(letters[numbers == z].tolist())), int(z)) for z in np.unique(numbers)]
+    if not with_letters:
+        entries = [(("",) * len(sites), z) for sites, z in entries]
+    entries.sort()
+    return tuple(sites for sites, _ in entries), np.array([z for _, z in entries], np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class _TemplateIndex:
+    """Training crystals by group and pattern."""
+
+    training: PackedDataset
+    with_letters: bool
+    crystals: dict[tuple[int, Pattern], tuple[IntArray, IntArray]]  #: (C,) and elements (C, E)
+    volume: FloatArray  #: (119,) of an atom [Å³]
+    distance: FloatArray  #: (119, 119) between elements
+
+    @classmethod
+    def of(cls, training: PackedDataset, *, with_letters: bool) -> _TemplateIndex:
+        crystals: dict[tuple[int, Pattern], list[tuple[int, IntArray]]] = defaultdict(list)
+        for k, number in enumerate(training.group.tolist()):
+            own = training.sites_of(k)
+            pattern, elements = _pattern(
+                training.numbers[own], training.wyckoff[own], with_letters=with_letters
+            )
+            crystals[number, pattern].append((k, elements))
+        volume = element_volumes(training)
+        return cls(
+            training=training,
+            with_letters=with_letters,
+            crystals={
+                key: (np.array([k for k, _ in rows]), np.stack([e for _, e in rows]))
+                for key, rows in crystals.items()
+            },
+            volume=volume,
+            distance=element_distances(volume),
+        )
+
+    def best(self, target: Target, count: int) -> list[_Substitution]:
+        """The nearest templates with the target's elements, nearest first."""
+        pattern, elements = _pattern(
+            target.numbers, target.letters, with_letters=self.with_letters
+        )
+        places, others = self.crystals.get(
+            (target.group.number, pattern), (np.zeros(0, np.int64), np.zeros((0, 0), np.int64))
+        )
+        if not len(places):
+            return []
+        cost, assigned = template_ranks(pattern, elements, others, self.distance)
+        chosen = np.argsort(cost, kind="stable")[:count]
+        return [
+            self._substitute(target, int(places[k]), others[k], elements[assigned[k]])
+            for k in chosen
+        ]
+
+    def _substitute(
+        self, target: Target, place: int, elements: IntArray, replacing: IntArray
+    ) -> _Substitution:
+        """Template ``place`` with its ``elements`` (E,) replaced one by one."""
+        own = self.training.sites_of(place)
+        new = np.arange(len(SYMBOLS))
+        new[elements] = replacing
+        before = self.training.numbers[own]
+        after = new[before]
+        atoms = self.training.multiplicity[own]
+        ratio = (atoms * self.volume[after]).sum() / (atoms * self.volume[before]).sum()
+        lattice = self.training.lattice[place] * np.cbrt(ratio)
+        return _Substitution(target.group, lattice, self.training.frac[own], after)
+
+
+def template_ranks(
+    pattern: Pattern, elements: IntArray, others: IntArray, distance: FloatArray
+) -> tuple[FloatArray, IntArray]:
+    """How near templates are to a target, under the best naming of their elements.
+
+    Parameters
+    ----------
+    pattern
+        E entries, as :class:`_TemplateIndex` sorts them: elements may take each other's place
+        where the entries are the same, and weigh as much as they have sites.
+    elements
+        (E,) atomic numbers of the target, in the order of the pattern.
+    others
+        (C, E) of the templates.
+    distance
+        (119, 119) between elements.
+
+    Returns
+    -------
+    cost
+        (C,) mean distance over the sites.
+    assigned
+        (C, E) the place in ``elements`` of what replaces each element of a template.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    weight = np.array([len(sites) for sites in pattern], dtype=float)
+    legal = np.array([[a == b for b in pattern] for a in pattern])
+    matrices = distance[others[:, :, None], elements] * (weight / weight.sum())[:, None]
+    matrices = np.where(legal, matrices, np.inf)
+    assigned = np.array([linear_sum_assignment(m)[1] for m in matrices], dtype=np.int64)
+    return np.take_along_axis(matrices, assigned[:, :, None], axis=2).sum((1, 2)), assigned
+
+
+def element_volumes(data: PackedDataset) -> FloatArray:
+    """(119,) volume of an atom of each element [Å³], by atomic number.
+
+    Non-negative least squares of the volume per atom on the atomic fractions. Elements that are
+    not in the data, or come out below 1 Å³, get the mean of the others; so does number 0.
+
+    Raises
+    ------
+    DataError
+        When the data hold no crystal.
+    """
+    from scipy.optimize import nnls
+
+    if not len(data):
+        raise DataError("there is no training crystal to take volumes from")
+    owner = np.repeat(np.arange(len(data)), data.site_counts)
+    fractions = np.zeros((len(data), len(SYMBOLS)))
+    np.add.at(fractions, (owner, data.numbers), data.multiplicity)
+    fractions /= data.atom_counts[:, None]
+    volume = nnls(fractions, data.volumes / data.atom_counts)[0]
+    known = volume >= 1.0
+    return np.where(known, volume, volume[known].mean() if known.any() else 1.0)
+
+
+def element_distances(volume: FloatArray) -> FloatArray:
+    """(119, 119) how different elements are: Euclidean, in Mendeleev number and atomic volume.
+
+    Each coordinate is divided by its standard deviation over the 118 elements. The Mendeleev
+    numbers are pymatgen's (Villars et al., J. Alloys Compd. 367, 167, 2004); elements without one
+    count as average.
+
+    Parameters
+    ----------
+    volume
+        (119,) by atomic number [Å³], of :func:`element_volumes`.
+    """
+    from pymatgen.core import Element
+
+    mendeleev = [Element.from_Z(z).mendeleev_no for z in range(1, len(SYMBOLS))]
+    points = np.full((len(SYMBOLS), 2), np.nan)
+    points[1:, 0] = np.array(mendeleev, dtype=float)
+    points[1:, 1] = volume[1:]
+    spread = np.nanstd(points, axis=0)
+    points = (points - np.nanmean(points, axis=0)) / np.where(spread > 0, spread, 1.0)
+    points = np.nan_to_num(points)
+    return np.sqrt(((points[:, None] - points) ** 2).sum(-1))
+
+
+# -- known crystals as they are, and worse
+
+
+def training_sample(
+    training: PackedDataset,
+    count: int,
+    seed: int = 0,
+    *,
+    groups: range = ALL_GROUPS,
+    label: str = "training crystals",
+) -> StructureSet:
+    """At most ``count`` different training crystals of ``groups``, at random.
+
+    The best that a measure of distributions can be expected to give; they predict nothing, and
+    keep their own ids. With the same seed, fewer are the beginning of more.
+
+    Raises
+    ------
+    InputError
+        For a negative count.
+    """
+    if count < 0:
+        raise InputError(f"{count} training crystals were asked for; give 0 or more")
+    pool = np.flatnonzero(np.isin(training.group, np.array(groups)))
+    chosen = np.random.default_rng(seed).permutation(pool)[:count]
+    return StructureSet.from_packed(training, label, chosen)
+
+
+def perturbed(
+    structures: StructureSet,
+    sigma: float,
+    seed: int = 0,
+    *,
+    strain: float = 0.0,
+    label: str | None = None,
+) -> StructureSet:
+    """The same structures with every atom of the primitive cell moved: symmetry is lost.
+
+    Parameters
+    ----------
+    sigma
+        Standard deviation of each Cartesian coordinate [Å].
+    strain
+        Standard deviation of the logarithm of each cell length; angles stay. The atoms keep their
+        fractional coordinates under the strain, and are then moved.
+
+    Raises
+    ------
+    InputError
+        For a standard deviation that is negative or not finite.
+    """
+    for name, value in (("sigma", sigma), ("strain", strain)):
+        if not 0.0 <= value < np.inf:
+            raise InputError(f"{name} is {value}; give a standard deviation, 0 or more")
+    cells = []
+    for k, (lattice, frac, numbers) in enumerate(structures.cells()):
+        generator = np.random.default_rng((seed, k))
+        moved = generator.normal(size=frac.shape) * sigma
+        strained = lattice * np.exp(strain * generator.normal(size=3))[:, None]
+        cells.append((strained, wrap(frac + moved @ np.linalg.inv(strained)), numbers))
+    name = label or f"{structures.label}, {sigma:g} Å noise"
+    return StructureSet.of(name, cells, structures.ids, structures.group, structures.missing)
+
+
+def _collect(
+    label: str,
+    targets: Sequence[Target],
+    trials: int,
+    made: Iterator[Made],
+    progress: Progress | None,
+) -> StructureSet:
+    """One set of what was made, trial after trial."""
+    cells: list[Cell] = []
+    ids, groups, missing = [], [], []
+    attempts = [(t, trial_id(t, trial)) for trial in range(trials) for t in targets]
+    for done, ((target, name), result) in enumerate(zip(attempts, made, strict=True), start=1):
+        if isinstance(result, str):
+            missing.append(Missing(name, result))
+        else:
+            cells.append(result)
+            ids.append(name)
+            groups.append(target.group.number)
+        if progress is not None:
+            progress(done, len(attempts))
+    return StructureSet.of(label, cells, ids, groups, missing)
