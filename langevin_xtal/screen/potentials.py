@@ -1,0 +1,195 @@
+"""Interatomic potentials by name, as ASE calculators that work without a network.
+
+``"chgnet"`` is CHGNet 0.3.0 (B. Deng et al., Nature Machine Intelligence 5, 1031 (2023); BSD-3),
+whose weights come with the package. Any other potential is named as ``"module:attribute"``, a
+function or class that makes an ASE calculator when called without arguments.
+
+Energies of different potentials, or of different corrections, never belong in one hull.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from langevin_xtal.errors import InputError
+from langevin_xtal.extras import require
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from ase.calculators.calculator import Calculator
+
+DEFAULT = "chgnet"
+CHGNET_WEIGHTS = "0.3.0"
+CHGNET_ELEMENTS = frozenset(range(1, 95)) - frozenset(range(84, 89))
+"""Atomic numbers CHGNet 0.3.0 was trained on.
+
+It has an embedding for 1 to 94, but those of Po, At, Rn, Fr and Ra still have the length of their
+random start (7.5 to 8.8, where the others have 11.7 to 32.4): MPtrj has 89 elements.
+"""
+
+
+@dataclass(frozen=True)
+class Potential:
+    """An interatomic potential."""
+
+    name: str
+    version: str  #: of the code and the weights
+    energies: str  #: which energies it predicts
+    elements: frozenset[int]  #: atomic numbers it knows
+    calculator: Callable[[], Calculator]  #: makes a new calculator
+
+
+@cache
+def load_potential(name: str = DEFAULT, device: str = "cpu") -> Potential:
+    """The potential of that name; its weights are read when a calculator is first made.
+
+    Parameters
+    ----------
+    name
+        ``"chgnet"`` or ``"module:attribute"``.
+    device
+        Of torch; for ``"chgnet"`` only.
+
+    Raises
+    ------
+    InputError
+        When there is no such potential.
+    MissingPackageError
+        When its package is not installed.
+    """
+    if name == "chgnet":
+        require("chgnet", "evaluate", "the potential chgnet")
+        return Potential(
+            name=name,
+            version=f"chgnet {metadata.version('chgnet')}, weights {CHGNET_WEIGHTS}",
+            energies="MP2020-corrected",
+            elements=CHGNET_ELEMENTS,
+            calculator=lambda: _chgnet_calculator(device),
+        )
+    module, colon, attribute = name.partition(":")
+    if not (colon and module and attribute):
+        raise InputError(
+            f"potential {name!r} is unknown: use 'chgnet', or 'module:attribute' for anything "
+            "that makes an ASE calculator when called without arguments"
+        )
+    try:
+        factory = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"potential {name!r} cannot be imported: {error}") from None
+    if not callable(factory):
+        raise InputError(f"potential {name!r} is not something that can be called")
+    return Potential(
+        name=name,
+        version=name,
+        energies="as the calculator gives them",
+        elements=frozenset(range(1, 119)),
+        calculator=factory,
+    )
+
+
+@cache
+def _chgnet(device: str) -> Any:
+    """The model, without gradients of its weights."""
+    model = require("chgnet.model", "evaluate", "the potential chgnet").CHGNet
+    with contextlib.redirect_stdout(io.StringIO()):  # it says how many weights it has
+        loaded = model.load(model_name=CHGNET_WEIGHTS, use_device=device, verbose=False)
+    loaded.eval()
+    for weight in loaded.parameters():
+        weight.requires_grad_(False)
+    loaded.graph_converter.set_isolated_atom_response("error")
+    return loaded
+
+
+@cache
+def _chgnet_class() -> type[Calculator]:
+    """The calculator's class, made when it is needed: ASE and torch are slow to import.
+
+    CHGNet's own calculator goes backward through the network twice (forces, then stress), each
+    time building a graph for second derivatives, and predicts magnetic moments. One pass for both
+    derivatives gives the same numbers in half the time.
+    """
+    import torch
+    from ase.calculators.calculator import Calculator
+    from ase.stress import full_3x3_to_voigt_6_stress
+    from pymatgen.core import Lattice, Structure
+
+    batched = require("chgnet.model.model", "evaluate", "the potential chgnet").BatchedGraph
+
+    class ChgnetCalculator(Calculator):
+        """Energy [eV], forces [eV/Å] and stress [eV/Å³] of CHGNet."""
+
+        implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012
+
+        def __init__(self, model: Any, device: str) -> None:
+            super().__init__()
+            self.model = model
+            self.device = device
+
+        def calculate(
+            self, atoms: Atoms | None = None, properties: Any = None, system_changes: Any = None
+        ) -> None:
+            """Everything at once, whatever is asked for."""
+            super().calculate(atoms, properties or ["energy"], system_changes or [])
+            now: Atoms = self.atoms  # type: ignore[assignment]
+            model = self.model
+            structure = Structure(
+                Lattice(now.cell.array), now.numbers, now.get_scaled_positions(wrap=False)
+            )
+            graph = model.graph_converter(structure).to(self.device)
+            batch = batched.from_graphs(
+                [graph],
+                bond_basis_expansion=model.bond_basis_expansion,
+                angle_basis_expansion=model.angle_basis_expansion,
+                compute_stress=True,
+            )
+            count = len(now)
+            energy = model._compute(batch)["e"].sum() * count
+            at_rest, strain = torch.autograd.grad(
+                energy, [batch.atom_positions[0], batch.strains[0]]
+            )
+            total = float(energy.double() + count * model.composition_model([graph]).sum())
+            stress = strain.double().cpu().numpy() / now.get_volume()
+            self.results = {
+                "energy": total,
+                "free_energy": total,
+                "forces": -at_rest.double().cpu().numpy(),
+                "stress": full_3x3_to_voigt_6_stress((stress + stress.T) / 2),
+            }
+
+    return ChgnetCalculator
+
+
+def _chgnet_calculator(device: str) -> Calculator:
+    factory: Any = _chgnet_class()
+    made: Calculator = factory(_chgnet(device), device)
+    return made
+
+
+def single_point(cell: tuple[Any, Any, Any], name: str = DEFAULT, device: str = "cpu") -> float:
+    """Energy per atom [eV] of a P1 cell as it stands; NaN where the potential has none.
+
+    Raises
+    ------
+    InputError
+        When there is no such potential.
+    """
+    from ase import Atoms
+
+    lattice, frac, numbers = cell
+    potential = load_potential(name, device)
+    if not set(np.asarray(numbers).tolist()) <= potential.elements:
+        return float("nan")
+    atoms = Atoms(numbers=numbers, cell=lattice, scaled_positions=frac, pbc=True)
+    atoms.calc = potential.calculator()
+    try:
+        return float(atoms.get_potential_energy()) / len(atoms)
+    except Exception:  # atoms out of each other's reach or on top of each other, by potential
+        return float("nan")

@@ -1,0 +1,369 @@
+"""Relaxation of cells with an interatomic potential, keeping their symmetry.
+
+Positions and cell move together (ASE's UnitCellFilter, Tadmor et al., Phys. Rev. B 59, 235
+(1999)) by LBFGS under ASE's FixSymmetry. The cell's rows are scaled by the square root of the
+number of atoms, not by that number as in ASE: a strain is then about as stiff as a displacement,
+and LBFGS needs fewer steps.
+
+A structure that cannot be relaxed is never an exception: its :class:`Relaxation` has a reason.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from langevin_xtal.crystal.cell import Cell, cell_key, to_structure
+from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.dataset.readers import first_line
+from langevin_xtal.errors import InputError
+from langevin_xtal.parallel import parallel_map
+from langevin_xtal.screen.potentials import DEFAULT, Potential, load_potential
+from langevin_xtal.symmetry import wrap
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+FloatArray = NDArray[np.float64]
+Progress = Callable[[int, int], None]
+
+OPTIMISERS = ("LBFGS", "BFGS", "FIRE")
+VOLUME_PER_ATOM = (3.0, 200.0)
+"""Volumes per atom [Å³] outside of which a cell has collapsed or exploded."""
+CURVATURE = 40.0
+"""First guess of the Hessian for LBFGS [eV/Å²]; ASE's 70 takes a quarter more steps."""
+SAVE_EVERY = 20
+SAVE_SECONDS = 10.0
+PER_WORKER = 8
+"""Cells that pay for starting one more process, which takes about ten seconds."""
+
+_HEAD = 7  # energy, start energy, steps, converged, force, stress, atoms
+_LATTICE = _HEAD + 9
+
+
+class Store(Protocol):
+    """Where relaxations are kept: 1-D arrays of float64 by (kind, key)."""
+
+    def get(self, kind: str, keys: Sequence[str]) -> dict[str, FloatArray]:
+        """The arrays of those ``keys`` that are there."""
+        ...
+
+    def put(self, kind: str, values: Mapping[str, FloatArray]) -> None:
+        """Keep arrays."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelaxOptions:
+    """How to relax.
+
+    Raises
+    ------
+    InputError
+        For values out of range.
+    """
+
+    potential: str = DEFAULT  #: see :func:`~langevin_xtal.screen.potentials.load_potential`
+    fmax: float = 0.05  #: largest force [eV/Å], and largest stress times volume per atom [eV]
+    steps: int = 100  #: at most
+    keep_symmetry: bool = True  #: move only as the space group found at the start allows
+    symprec: float = 1e-3  #: tolerance for that group [Å]
+    optimiser: str = "LBFGS"  #: one of ``OPTIMISERS``
+    max_step: float = 0.2  #: farthest an atom moves in a step [Å]
+    min_distance: float = 0.5  #: atoms closer than this overlap [Å]
+    device: str = "cpu"  #: of torch
+
+    def __post_init__(self) -> None:
+        for name in ("fmax", "symprec", "max_step"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and 0 < value <= 1):
+                raise InputError(f"{name} is {value}: it must lie above 0 and up to 1")
+        if self.steps < 0:
+            raise InputError(f"{self.steps} steps were asked for: the least is 0")
+        if self.optimiser not in OPTIMISERS:
+            raise InputError(
+                f"optimiser {self.optimiser!r} is unknown: use one of {', '.join(OPTIMISERS)}"
+            )
+        if not (math.isfinite(self.min_distance) and self.min_distance >= 0):
+            raise InputError(f"min_distance is {self.min_distance}: it must not be negative")
+
+
+DEFAULT_OPTIONS = RelaxOptions()
+
+
+@dataclass(frozen=True, eq=False)
+class Relaxation:
+    """What became of a cell.
+
+    ``energy`` is NaN exactly when there is a ``reason``; the cell is then the one given. A
+    relaxation that ran out of steps has an energy and no reason, and is not ``converged``.
+    """
+
+    cell: Cell  #: atoms in the order given
+    energy: float  #: at the end [eV/atom]
+    start_energy: float  #: of the cell given, symmetrised [eV/atom]; NaN where unknown
+    steps: int
+    converged: bool
+    max_force: float  #: on any atom [eV/Å]
+    max_stress: float  #: largest component [eV/Å³]
+    reason: str = ""  #: why it failed, empty when it did not
+
+
+class _FailedError(Exception):
+    """A relaxation that cannot go on."""
+
+
+def relax_cell(cell: Cell, options: RelaxOptions = DEFAULT_OPTIONS) -> Relaxation:
+    """Relax one P1 cell in this process.
+
+    Converged means: no atom feels more than ``fmax`` [eV/Å], and no row of the stress times the
+    volume per atom exceeds ``fmax`` [eV]. That is ASE's criterion for its cell filters.
+
+    Raises
+    ------
+    InputError
+        When the potential is unknown or not installed; nothing a cell can cause.
+    """
+    potential = load_potential(options.potential, options.device)
+    reason = _unfit(cell, potential, options)
+    if reason:
+        return _failed(cell, reason)
+    calculator = potential.calculator()
+    start = [math.nan]
+    try:
+        with _one_thread(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _relaxed(cell, calculator, options, start)
+    except _FailedError as error:
+        return _failed(cell, str(error), start[0])
+    except Exception as error:  # potentials, spglib and ASE raise anything on strange cells
+        return _failed(cell, f"unexpected failure: {first_line(error)}", start[0])
+
+
+def relax(
+    cells: Sequence[Cell],
+    options: RelaxOptions = DEFAULT_OPTIONS,
+    *,
+    cache: Store | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> list[Relaxation]:
+    """Relax P1 cells in parallel, each once.
+
+    Parameters
+    ----------
+    cells
+        Preferably primitive: the cost grows with the number of atoms.
+    cache
+        Relaxations found there are not done again; new ones are put there every few seconds, so
+        that an interrupted run continues where it was.
+    workers
+        Processes; by default one per CPU, and fewer for a few cells. See
+        :func:`~langevin_xtal.parallel.parallel_map`.
+    progress
+        Called with how many cells are done and how many there are.
+
+    Returns
+    -------
+    list
+        Relaxations in the order of the cells.
+
+    Raises
+    ------
+    InputError
+        When the potential is unknown or not installed.
+    """
+    kind = f"relaxation {load_potential(options.potential, options.device).version} {options!r}"
+    keys = [cell_key(cell) for cell in cells]
+    of = dict(zip(keys, cells, strict=True))
+    stored = cache.get(kind, list(of)) if cache is not None else {}
+    done = {key: _unpack(values, of[key]) for key, values in stored.items()}
+    todo = [key for key in of if key not in done]
+    report = progress or (lambda finished, planned: None)
+    report(len(done), len(of))
+    useful = max(1, min(workers or os.cpu_count() or 1, math.ceil(len(todo) / PER_WORKER)))
+    fresh: dict[str, FloatArray] = {}
+    saved = time.monotonic()
+    results = parallel_map(
+        partial(relax_cell, options=options), [of[key] for key in todo], workers=useful, chunk=2
+    )
+    try:
+        for key, result in zip(todo, results, strict=True):
+            done[key] = result
+            fresh[key] = _pack(result)
+            report(len(done), len(of))
+            if len(fresh) >= SAVE_EVERY or time.monotonic() - saved > SAVE_SECONDS:
+                _save(cache, kind, fresh)
+                saved = time.monotonic()
+    finally:
+        _save(cache, kind, fresh)
+    return [done[key] for key in keys]
+
+
+# -- one relaxation
+
+
+def _unfit(cell: Cell, potential: Potential, options: RelaxOptions) -> str:
+    """Why a cell cannot be relaxed; empty when it can be tried."""
+    lattice, frac, numbers = cell
+    if not len(numbers) or not (np.isfinite(lattice).all() and np.isfinite(frac).all()):
+        return "the cell is not finite, or empty"
+    unknown = sorted(set(numbers.tolist()) - potential.elements)
+    if unknown:
+        names = ", ".join(SYMBOLS[z] if 0 < z < len(SYMBOLS) else str(z) for z in unknown)
+        return f"{potential.name} does not know {names}"
+    reason = _wrong_volume(abs(float(np.linalg.det(lattice))) / len(numbers))
+    return reason or _overlap(cell, options.min_distance)
+
+
+def _wrong_volume(per_atom: float) -> str:
+    low, high = VOLUME_PER_ATOM
+    if low <= per_atom <= high:
+        return ""
+    return f"the volume per atom, {per_atom:.3g} Å³, lies outside {low:g} to {high:g}"
+
+
+def _overlap(cell: Cell, limit: float) -> str:
+    """Says so when atoms or their images are closer than ``limit`` [Å]."""
+    if limit == 0:
+        return ""
+    distances = to_structure(cell).get_neighbor_list(limit)[3]
+    if not len(distances):
+        return ""
+    return f"atoms are {float(distances.min()):.3f} Å apart; the least is {limit:g}"
+
+
+def _relaxed(cell: Cell, calculator: Any, options: RelaxOptions, start: list[float]) -> Relaxation:
+    """The relaxation itself; the first energy is left in ``start`` also when it fails."""
+    import ase.optimize
+    from ase import Atoms
+    from ase.constraints import FixSymmetry
+    from ase.filters import UnitCellFilter
+
+    lattice, frac, numbers = cell
+    atoms = Atoms(numbers=numbers, cell=lattice, scaled_positions=frac, pbc=True)
+    if options.keep_symmetry:
+        atoms.set_constraint(FixSymmetry(atoms, symprec=options.symprec))
+    atoms.calc = calculator
+    moving = UnitCellFilter(atoms, cell_factor=math.sqrt(len(atoms)))
+    more = {"alpha": CURVATURE} if options.optimiser != "FIRE" else {}
+    optimiser = getattr(ase.optimize, options.optimiser)(
+        moving, logfile=None, maxstep=options.max_step, **more
+    )
+    converged = False
+    for _ in optimiser.irun(fmax=0.0, steps=options.steps):
+        energy, force, stress = _state(atoms)
+        if optimiser.nsteps == 0:
+            start[0] = energy
+        pull = np.linalg.norm(stress, axis=1).max() * atoms.get_volume() / len(atoms)
+        converged = bool(force <= options.fmax and pull <= options.fmax)
+        if converged:
+            break
+    end = np.array(atoms.cell.array), wrap(atoms.get_scaled_positions(wrap=False)), numbers
+    reason = _overlap(end, options.min_distance)
+    if reason:
+        raise _FailedError(f"collapsed: {reason}")
+    return Relaxation(
+        cell=end,
+        energy=energy,
+        start_energy=start[0],
+        steps=optimiser.nsteps,
+        converged=converged,
+        max_force=force,
+        max_stress=float(np.abs(stress).max()),
+    )
+
+
+def _state(atoms: Atoms) -> tuple[float, float, FloatArray]:
+    """Energy per atom [eV], largest force [eV/Å], stress (3, 3) [eV/Å³].
+
+    Raises
+    ------
+    _FailedError
+        When they are not finite, or the cell has collapsed or exploded.
+    """
+    reason = _wrong_volume(atoms.get_volume() / len(atoms))
+    if reason:
+        raise _FailedError(reason)
+    energy = atoms.get_potential_energy() / len(atoms)
+    forces, stress = atoms.get_forces(), atoms.get_stress(voigt=False)
+    if not (math.isfinite(energy) and np.isfinite(forces).all() and np.isfinite(stress).all()):
+        raise _FailedError("the potential's energy, forces or stress are not finite")
+    return float(energy), float(np.linalg.norm(forces, axis=1).max()), stress
+
+
+def _failed(cell: Cell, reason: str, start_energy: float = math.nan) -> Relaxation:
+    return Relaxation(
+        cell=cell,
+        energy=math.nan,
+        start_energy=start_energy,
+        steps=0,
+        converged=False,
+        max_force=math.nan,
+        max_stress=math.nan,
+        reason=reason,
+    )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """More threads of torch than one slow such small cells down."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# -- as arrays
+
+
+def _pack(result: Relaxation) -> FloatArray:
+    """A relaxation as one array; the reason as code points at the end."""
+    lattice, frac, numbers = result.cell
+    head = [
+        result.energy,
+        result.start_energy,
+        result.steps,
+        result.converged,
+        result.max_force,
+        result.max_stress,
+        len(numbers),
+    ]
+    reason = [float(ord(letter)) for letter in result.reason]
+    return np.concatenate([head, lattice.ravel(), frac.ravel(), reason]).astype(np.float64)
+
+
+def _unpack(values: FloatArray, cell: Cell) -> Relaxation:
+    count = int(values[_HEAD - 1])
+    end = _LATTICE + 3 * count
+    lattice = values[_HEAD:_LATTICE].reshape(3, 3)
+    return Relaxation(
+        cell=(lattice, values[_LATTICE:end].reshape(count, 3), cell[2]),
+        energy=float(values[0]),
+        start_energy=float(values[1]),
+        steps=int(values[2]),
+        converged=bool(values[3]),
+        max_force=float(values[4]),
+        max_stress=float(values[5]),
+        reason="".join(chr(int(code)) for code in values[end:]),
+    )
+
+
+def _save(cache: Store | None, kind: str, fresh: dict[str, FloatArray]) -> None:
+    if cache is not None and fresh:
+        cache.put(kind, fresh)
+    fresh.clear()
