@@ -62,8 +62,9 @@ def jensen_shannon(p: ArrayLike, q: ArrayLike) -> float:
         raise InputError("histograms hold finite counts of at least 0")
     if not first.sum() or not second.sum():
         return float("nan")
-    # the divergence of equal histograms may come out as -1e-17, whose root would be NaN
-    return float(np.nan_to_num(jensenshannon(first, second), nan=0.0))
+    with np.errstate(invalid="ignore"):  # of equal histograms it may be the root of -1e-17
+        distance = jensenshannon(first, second)
+    return float(np.nan_to_num(distance, nan=0.0))
 
 
 def space_group_divergence(a: ArrayLike, b: ArrayLike) -> float:

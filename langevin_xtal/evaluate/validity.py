@@ -106,8 +106,7 @@ def composition_fault(formula: str) -> str:
     inert = sorted(s for s, element in elements.items() if element and not element.states)
     if inert:
         return f"no oxidation states for {', '.join(inert)}"
-    counts = np.array([int(amount) for amount in amounts.values()])
-    return _fault(known, (counts // np.gcd.reduce(counts)).tolist())
+    return _fault(known, [int(amount) for amount in amounts.values()])
 
 
 def describe() -> str:
