@@ -37,6 +37,9 @@ IntArray = NDArray[np.int64]
 SECONDS_PER_CRYSTAL = 20.0
 """After this long, PyXtal is stopped and the crystal is missing [s]."""
 
+PULL_TO_MEAN = 0.01
+"""Weight of the mean volume, against 1 for a crystal of one element."""
+
 ALL_GROUPS = range(1, 231)
 
 Made = Cell | str
@@ -182,6 +185,7 @@ def nearest_template(
         Should hold none of the targets.
     with_letters
         Also require the target's Wyckoff letters, element by element: more than a model is told.
+        Letters are compared as they stand, not up to a shift of the origin.
 
     Raises
     ------
@@ -340,8 +344,8 @@ def template_ranks(
 def element_volumes(data: PackedDataset) -> FloatArray:
     """(119,) volume of an atom of each element [Å³], by atomic number.
 
-    Non-negative least squares of the volume per atom on the atomic fractions. Elements that are
-    not in the data, or come out below 1 Å³, get the mean of the others; so does number 0.
+    Non-negative least squares of the volume per atom on the atomic fractions, drawn weakly to the
+    mean, which elements that are not in the data get (as does number 0); at least 1 Å³.
 
     Raises
     ------
@@ -356,9 +360,11 @@ def element_volumes(data: PackedDataset) -> FloatArray:
     fractions = np.zeros((len(data), len(SYMBOLS)))
     np.add.at(fractions, (owner, data.numbers), data.multiplicity)
     fractions /= data.atom_counts[:, None]
-    volume = nnls(fractions, data.volumes / data.atom_counts)[0]
-    known = volume >= 1.0
-    return np.where(known, volume, volume[known].mean() if known.any() else 1.0)
+    volumes = data.volumes / data.atom_counts
+    pull = PULL_TO_MEAN * np.eye(len(SYMBOLS))
+    aim = np.full(len(SYMBOLS), PULL_TO_MEAN * volumes.mean())
+    fitted = nnls(np.concatenate([fractions, pull]), np.concatenate([volumes, aim]))[0]
+    return np.maximum(fitted, 1.0)
 
 
 def element_distances(volume: FloatArray) -> FloatArray:
@@ -366,7 +372,8 @@ def element_distances(volume: FloatArray) -> FloatArray:
 
     Each coordinate is divided by its standard deviation over the 118 elements. The Mendeleev
     numbers are pymatgen's (Villars et al., J. Alloys Compd. 367, 167, 2004); elements without one
-    count as average.
+    count as average. On 1,723 MP-20 validation crystals the nearest template matched 80.6 % (rmse
+    0.0233) so, and 79.8 % (0.0258) by the Mendeleev number alone.
 
     Parameters
     ----------
@@ -375,7 +382,9 @@ def element_distances(volume: FloatArray) -> FloatArray:
     """
     from pymatgen.core import Element
 
-    mendeleev = [Element.from_Z(z).mendeleev_no for z in range(1, len(SYMBOLS))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one for every element without a number
+        mendeleev = [Element.from_Z(z).mendeleev_no for z in range(1, len(SYMBOLS))]
     points = np.full((len(SYMBOLS), 2), np.nan)
     points[1:, 0] = np.array(mendeleev, dtype=float)
     points[1:, 1] = volume[1:]
