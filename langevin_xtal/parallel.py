@@ -18,8 +18,13 @@ from langevin_xtal.errors import LangevinXtalError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-"""Threads inside workers cost far more than they gain."""
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # threads inside workers cost far more than they gain
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "SPGLIB_WARNING": "OFF",  # spglib's C code writes each retry to stderr
+}
+"""Environment of the work."""
 
 
 def parallel_map(
@@ -48,39 +53,45 @@ def parallel_map(
         When a worker dies. What ``function`` raises is passed on.
     """
     workers = workers or os.cpu_count() or 1
-    if workers == 1:
-        yield from map(function, items)
-        return
+    with _environment(ENVIRONMENT):
+        if workers == 1:
+            yield from map(function, items)
+        else:
+            yield from _spawned(function, items, workers, chunk)
+
+
+def _spawned(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, chunk: int
+) -> Iterator[Result]:
     source = iter(items)
     chunks = iter(lambda: list(islice(source, chunk)), [])
     apply = partial(_apply, function)
-    with _environment(dict.fromkeys(ONE_THREAD, "1")):
-        pool = ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupts
-        )
-        try:
-            waiting: dict[int, Future[list[Any]]] = {}
-            submitted = delivered = 0
-            exhausted = False
-            while not exhausted or waiting:
-                while not exhausted and len(waiting) < 4 * workers:  # bounded memory
-                    batch = next(chunks, [])
-                    if not batch:
-                        exhausted = True
-                        break
-                    waiting[submitted] = pool.submit(apply, batch)
-                    submitted += 1
-                if waiting:
-                    wait([waiting[delivered]], return_when=FIRST_COMPLETED)
-                    yield from waiting.pop(delivered).result()
-                    delivered += 1
-        except BrokenProcessPool:
-            raise LangevinXtalError(
-                "a worker process died; run again with one worker, or guard the calling script "
-                'with if __name__ == "__main__"'
-            ) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupts
+    )
+    try:
+        waiting: dict[int, Future[list[Any]]] = {}
+        submitted = delivered = 0
+        exhausted = False
+        while not exhausted or waiting:
+            while not exhausted and len(waiting) < 4 * workers:  # bounded memory
+                batch = next(chunks, [])
+                if not batch:
+                    exhausted = True
+                    break
+                waiting[submitted] = pool.submit(apply, batch)
+                submitted += 1
+            if waiting:
+                wait([waiting[delivered]], return_when=FIRST_COMPLETED)
+                yield from waiting.pop(delivered).result()
+                delivered += 1
+    except BrokenProcessPool:
+        raise LangevinXtalError(
+            "a worker process died; run again with one worker, or guard the calling script "
+            'with if __name__ == "__main__"'
+        ) from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _apply(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:

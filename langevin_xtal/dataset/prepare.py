@@ -15,7 +15,6 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -311,11 +310,10 @@ def prepare(
     if total is not None:
         workers = max(1, min(workers, total // (2 * _CHUNK)))  # a process takes 1 s to start
     gathered = _Gathered()
-    with _quiet_spglib():
-        judge = partial(_judge, symprec=symprec)
-        outcomes = parallel_map(judge, records, workers=workers, chunk=_CHUNK)
-        for outcome in _with_progress(outcomes, total, progress):
-            gathered.add(outcome)
+    judge = partial(_judge, symprec=symprec)
+    outcomes = parallel_map(judge, records, workers=workers, chunk=_CHUNK)
+    for outcome in _with_progress(outcomes, total, progress):
+        gathered.add(outcome)
     rejects_path = out.with_name(out.name + ".rejects.csv")
     _write_rejects(rejects_path, gathered.rejects)
     if not gathered.kept:
@@ -378,20 +376,6 @@ def _judge(record: Record, symprec: float) -> tuple[Record, AsymmetricUnit | Rej
     except Exception as error:  # one strange structure must not end the run
         detail = f"{type(error).__name__}: {first_line(error)}"
         return bare, RejectError("unexpected failure", detail)
-
-
-@contextmanager
-def _quiet_spglib() -> Iterator[None]:
-    """spglib's C code writes each retry to stderr, here and in the workers, unless told not to."""
-    before = os.environ.get("SPGLIB_WARNING")
-    os.environ["SPGLIB_WARNING"] = "OFF"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["SPGLIB_WARNING"]
-        else:
-            os.environ["SPGLIB_WARNING"] = before
 
 
 def _with_progress(
