@@ -1,0 +1,286 @@
+"""Energy above the convex hull of known phases, without a network.
+
+The hull energy of a composition is the least energy per atom of any mixture of reference phases
+that has this composition: a linear programme over the phases whose elements all occur in it.
+
+Energies are those of one potential throughout; the shipped table, ``hull_references.npz``, has
+CHGNet's at the DFT geometries of the Materials Project (A. Jain et al., APL Materials 1, 011002
+(2013), CC-BY 4.0), see ``scripts/make_hull_references.py`` for how it is made.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linprog
+
+from langevin_xtal.crystal.cell import reduced_formula
+from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
+from langevin_xtal.dataset.readers import first_line
+from langevin_xtal.errors import DataError, InputError
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+FILE = "hull_references.npz"
+KEEP = 0.1
+"""Phases farther above the hull than this are not worth keeping [eV/atom]."""
+SHARE = 1e-6
+"""Phases with a smaller share of the atoms do not compete."""
+
+_PART = re.compile(r"([A-Z][a-z]?)(\d+)")
+
+
+@dataclass(frozen=True)
+class HullResult:
+    """Where a crystal lies against the hull of the reference phases."""
+
+    e_above_hull: float | None
+    """[eV/atom], negative below the hull, None when unknown."""
+    missing: str = ""
+    """Why it is unknown."""
+    phases: dict[str, float] = field(default_factory=dict)
+    """Competing phases (reduced formulas) and the share of the atoms in each."""
+
+
+@dataclass(frozen=True, eq=False)
+class HullReferences:
+    """P reference phases, the lowest in energy of each composition.
+
+    Raises
+    ------
+    DataError
+        When the arrays do not fit each other.
+    """
+
+    formulas: tuple[str, ...]  #: (P,) such as ``"Cl1 Na1"``, each once
+    energy: FloatArray  #: (P,) [eV/atom]
+    ids: tuple[str, ...]  #: (P,) where each comes from
+    potential: str  #: name of the potential
+    version: str  #: of the potential
+    statement: str = ""  #: what the energies are
+    attribution: str = ""  #: of the structures
+    _known: dict[str, tuple[float, dict[str, float]]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not len(self.formulas) == len(self.energy) == len(self.ids):
+            raise DataError(
+                f"{len(self.formulas)} formulas, {len(self.energy)} energies and {len(self.ids)} "
+                "identifiers of hull references do not fit each other"
+            )
+        if len(set(self.formulas)) < len(self.formulas):
+            raise DataError("a formula occurs twice among the hull references")
+        if not np.isfinite(self.energy).all():
+            raise DataError("energies of hull references are not all finite")
+
+    def __len__(self) -> int:
+        return len(self.formulas)
+
+    def __repr__(self) -> str:
+        return f"HullReferences({len(self)} phases, {self.version})"
+
+    def describe(self) -> str:
+        """One line for reports."""
+        return f"hull of {len(self):,} phases, {self.version}; {self.statement}"
+
+    @cached_property
+    def fractions(self) -> FloatArray:
+        """(P, 119) share of each element's atoms, by atomic number."""
+        table = np.zeros((len(self), len(SYMBOLS)))
+        for row, formula in enumerate(self.formulas):
+            for symbol, count in _PART.findall(formula):
+                table[row, atomic_number(symbol)] = float(count)
+        return table / table.sum(axis=1, keepdims=True)
+
+    @cached_property
+    def _has(self) -> NDArray[np.bool_]:
+        return self.fractions > 0
+
+    @cached_property
+    def _elements(self) -> IntArray:
+        """(P,) distinct elements of each phase."""
+        return self._has.sum(axis=1)
+
+    # -- the hull
+
+    def energy_above_hull(self, numbers: IntArray, energy_per_atom: float) -> HullResult:
+        """How far a crystal lies above the hull of the references.
+
+        Parameters
+        ----------
+        numbers
+            (N,) atomic numbers.
+        energy_per_atom
+            Of the same potential [eV].
+        """
+        if not math.isfinite(energy_per_atom):
+            return HullResult(None, "it has no energy")
+        absent = [SYMBOLS[z] for z in np.unique(numbers) if not self._has[:, z].any()]
+        if absent:
+            return HullResult(None, f"no reference phase contains {', '.join(absent)}")
+        hull, phases = self.hull_energy(numbers)
+        if math.isnan(hull):
+            return HullResult(None, "no mixture of reference phases has this composition")
+        return HullResult(energy_per_atom - hull, "", phases)
+
+    def hull_energy(self, numbers: IntArray) -> tuple[float, dict[str, float]]:
+        """Energy of the hull [eV/atom] at a composition, and the phases that make it up.
+
+        NaN and nothing where no mixture of references has the composition.
+        """
+        formula = reduced_formula(np.asarray(numbers))
+        if formula not in self._known:
+            self._known[formula] = self._mixture(numbers)
+        return self._known[formula]
+
+    def _mixture(self, numbers: IntArray) -> tuple[float, dict[str, float]]:
+        elements, counts = np.unique(numbers, return_counts=True)
+        rows = np.flatnonzero(self._has[:, elements].sum(axis=1) == self._elements)
+        if not len(rows):
+            return math.nan, {}
+        found = linprog(
+            self.energy[rows],
+            A_eq=self.fractions[np.ix_(rows, elements)].T,
+            b_eq=counts / counts.sum(),
+            bounds=(0, None),
+            method="highs",
+        )
+        if not found.success:
+            return math.nan, {}
+        used = rows[found.x > SHARE]
+        shares = found.x[found.x > SHARE]
+        order = np.argsort(-shares, kind="stable")
+        return float(found.fun), {
+            self.formulas[used[k]]: round(float(shares[k]), 6) for k in order
+        }
+
+    # -- making
+
+    @classmethod
+    def build(
+        cls,
+        compositions: Sequence[IntArray],
+        energy: FloatArray,
+        ids: Sequence[str],
+        *,
+        potential: str,
+        version: str,
+        statement: str = "",
+        attribution: str = "",
+        keep: float = KEEP,
+    ) -> HullReferences:
+        """Of any number of crystals, those a hull needs.
+
+        Parameters
+        ----------
+        compositions
+            Atomic numbers of each crystal's atoms.
+        energy
+            Energy per atom [eV]; crystals where it is not finite are left out.
+        keep
+            Of each composition the lowest crystal is kept when it lies at most this far above the
+            hull [eV/atom].
+        """
+        lowest: dict[str, int] = {}
+        for k in np.flatnonzero(np.isfinite(energy)).tolist():
+            formula = reduced_formula(compositions[k])
+            if formula not in lowest or energy[k] < energy[lowest[formula]]:
+                lowest[formula] = k
+        names = sorted(lowest)
+
+        def table(chosen: Sequence[str]) -> HullReferences:
+            return cls(
+                formulas=tuple(chosen),
+                energy=np.array([energy[lowest[name]] for name in chosen], dtype=float),
+                ids=tuple(str(ids[lowest[name]]) for name in chosen),
+                potential=potential,
+                version=version,
+                statement=statement,
+                attribution=attribution,
+            )
+
+        every = table(names)
+        near = [
+            name
+            for name, own in zip(names, every.energy.tolist(), strict=True)
+            if own - every.hull_energy(compositions[lowest[name]])[0] <= keep
+        ]
+        return table(near)
+
+    # -- files
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to ``path``, complete or not at all."""
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        with part.open("wb") as stream:
+            np.savez_compressed(
+                stream,
+                formulas=np.array(self.formulas, dtype=np.str_),
+                energy=self.energy.astype(np.float32),
+                ids=np.array(self.ids, dtype=np.str_),
+                potential=np.array(self.potential),
+                version=np.array(self.version),
+                statement=np.array(self.statement),
+                attribution=np.array(self.attribution),
+            )
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> HullReferences:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        DataError
+            When the file is missing, damaged or something else.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return cls(
+                    formulas=tuple(stored["formulas"].tolist()),
+                    energy=stored["energy"].astype(np.float64),
+                    ids=tuple(stored["ids"].tolist()),
+                    potential=str(stored["potential"]),
+                    version=str(stored["version"]),
+                    statement=str(stored["statement"]),
+                    attribution=str(stored["attribution"]),
+                )
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"{path} is not a table of hull references ({first_line(error)})"
+            ) from None
+
+    @classmethod
+    def shipped(cls, potential: str = "chgnet") -> HullReferences:
+        """The table that comes with the package.
+
+        Raises
+        ------
+        InputError
+            When there is none for that potential.
+        """
+        table = _shipped()
+        if potential != table.potential:
+            raise InputError(
+                f"there are hull references for {table.potential!r} only, not for {potential!r}: "
+                "make some with scripts/make_hull_references.py"
+            )
+        return table
+
+
+@cache
+def _shipped() -> HullReferences:
+    with resources.as_file(resources.files("langevin_xtal.screen").joinpath(FILE)) as path:
+        return HullReferences.load(path)
