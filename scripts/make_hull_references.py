@@ -1,0 +1,162 @@
+"""Write ``langevin_xtal/screen/hull_references.npz``: known phases and their energies.
+
+Every crystal of the given sources gets the potential's energy at its own (DFT) geometry, without
+relaxing it; the lowest of each composition is kept when it lies within 0.1 eV/atom of the hull of
+all of them. Elements are also tried in the elemental structure types of the built-in reference
+set, relaxed with the potential, because the sources lack some elements' ground states.
+
+    python scripts/make_hull_references.py mp20_train.lxd mp20_val.lxd
+
+Sources are packed datasets or anything else ``StructureSet.read`` takes. Energies are computed in
+parallel and kept beside the output (``<out>.energies.npz``), so that an interrupted run continues;
+``--energies`` takes such tables from elsewhere: arrays ``id`` and ``e`` [eV/atom, NaN unknown].
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from langevin_xtal.crystal.cell import Cell, to_structure
+from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.dataset.reference import reference_dataset
+from langevin_xtal.evaluate.structures import StructureSet
+from langevin_xtal.parallel import parallel_map
+from langevin_xtal.screen.hull import FILE, HullReferences
+from langevin_xtal.screen.potentials import DEFAULT, load_potential, single_point
+from langevin_xtal.screen.relax import RelaxOptions, relax
+
+TARGET = Path(__file__).parents[1] / "langevin_xtal" / "screen" / FILE
+ATTRIBUTION = (
+    "Structures: Materials Project, CC-BY 4.0, A. Jain et al., APL Materials 1, 011002 (2013)"
+)
+STATEMENT = (
+    "energies at DFT geometries of the Materials Project, not relaxed with the potential; "
+    "elements also relaxed in {count} structure types"
+)
+SAVE_EVERY = 500
+BOND = 2.2
+"""Start of the shortest distance in an elemental crystal, in covalent radii."""
+MOST_ATOMS = 12
+"""Elemental structure types with more atoms in the primitive cell are left out."""
+
+
+def energies(
+    structures: StructureSet, tables: list[Path], own: Path, potential: str, workers: int | None
+) -> NDArray[np.float64]:
+    """(B,) energies per atom, from the tables where they are known."""
+    known: dict[str, float] = {}
+    for path in [*tables, *([own] if own.exists() else [])]:
+        with np.load(path, allow_pickle=False) as stored:
+            pairs = zip(stored["id"].tolist(), stored["e"].tolist(), strict=True)
+            known |= {name: value for name, value in pairs if np.isfinite(value)}
+    todo = [k for k, name in enumerate(structures.ids) if name not in known]
+    mine: dict[str, float] = {}
+    results = parallel_map(
+        partial(single_point, name=potential),
+        (structures.cell(k) for k in todo),
+        workers=workers if len(todo) > SAVE_EVERY else 1,
+    )
+    for k, value in tqdm(zip(todo, results, strict=True), total=len(todo), disable=None):
+        mine[structures.ids[k]] = value
+        if len(mine) % SAVE_EVERY == 0 or k == todo[-1]:
+            save_energies(own, {**known, **mine})
+    known |= mine
+    return np.array([known[name] for name in structures.ids])
+
+
+def save_energies(path: Path, values: dict[str, float]) -> None:
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as stream:
+        np.savez_compressed(stream, id=np.array(list(values)), e=np.array(list(values.values())))
+    os.replace(part, path)
+
+
+def elemental_cells(elements: list[int]) -> tuple[list[Cell], list[str], int]:
+    """Each element in each small elemental structure type, their names, and how many types."""
+    from ase.data import covalent_radii
+
+    known = StructureSet.from_packed(reference_dataset(), "reference set")
+    types = [
+        k
+        for k, (_, _, numbers) in enumerate(known.cells())
+        if len(set(numbers.tolist())) == 1 and len(numbers) <= MOST_ATOMS
+    ]
+    cells, names = [], []
+    for z in elements:
+        for k in types:
+            lattice, frac, numbers = known.cell(k)
+            shortest = to_structure(known.cell(k)).get_neighbor_list(6.0)[3].min()
+            scale = BOND * covalent_radii[z] / shortest
+            cells.append((lattice * scale, frac, np.full_like(numbers, z)))
+            names.append(f"{SYMBOLS[z]} as {known.ids[k]}")
+    return cells, names, len(types)
+
+
+@click.command(help=__doc__)
+@click.argument("sources", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--energies",
+    "tables",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Energies that are known already; may be given several times.",
+)
+@click.option("--potential", default=DEFAULT, show_default=True)
+@click.option("--out", default=TARGET, show_default=True, type=click.Path(path_type=Path))
+@click.option("--workers", type=int, help="Processes.  [default: one per CPU]")
+def main(
+    sources: tuple[Path, ...],
+    tables: tuple[Path, ...],
+    potential: str,
+    out: Path,
+    workers: int | None,
+) -> None:
+    compositions: list[NDArray[np.int64]] = []
+    energy: list[float] = []
+    ids: list[str] = []
+    own = out.with_name(out.name + ".energies.npz")
+    for source in sources:
+        structures = StructureSet.read(source)
+        values = energies(structures, list(tables), own, potential, workers)
+        click.echo(f"{source.name}: {len(values)} crystals, {np.isnan(values).sum()} no energy")
+        compositions += [numbers for _, _, numbers in structures.cells()]
+        energy += values.tolist()
+        ids += list(structures.ids)
+    found = load_potential(potential)
+    elements = set(np.concatenate(compositions).tolist()) & found.elements
+    cells, names, types = elemental_cells(sorted(elements))
+    options = RelaxOptions(potential=potential)
+    with tqdm(total=len(cells), disable=None) as bar:
+        relaxed = relax(
+            cells,
+            options,
+            workers=workers,
+            progress=lambda done, _: bar.update(done - bar.n),  # type: ignore[func-returns-value]
+        )
+    for cell, name, result in zip(cells, names, relaxed, strict=True):
+        if result.converged:
+            compositions.append(cell[2])
+            energy.append(result.energy)
+            ids.append(name)
+    table = HullReferences.build(
+        compositions,
+        np.array(energy),
+        ids,
+        potential=potential,
+        version=found.version,
+        statement=STATEMENT.format(count=types),
+        attribution=ATTRIBUTION,
+    )
+    table.save(out)
+    click.echo(f"{out}: {table.describe()}; {out.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()
