@@ -20,6 +20,7 @@ FloatArray = NDArray[np.float64]
 FILE = "features.sqlite"
 APPLICATION = 0x4C584643
 """SQLite's application_id of these files: ``LXFC``."""
+MAGIC = b"SQLite format 3\0"
 BUSY_SECONDS = 60.0
 VARIABLES = 500
 """Keys per query; SQLite builds may allow as few as 999 variables."""
@@ -72,6 +73,8 @@ class Cache:
         try:
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
+                if self.path.exists():
+                    self._look(self.path)
             self._connection = sqlite3.connect(
                 self.path or ":memory:", timeout=BUSY_SECONDS, isolation_level=None
             )
@@ -83,6 +86,13 @@ class Cache:
         except BaseException:
             self._connection.close()
             raise
+
+    def _look(self, path: Path) -> None:
+        """Raise DataError for what SQLite would take for an empty file and write over."""
+        with path.open("rb") as stream:
+            begin = stream.read(len(MAGIC))
+        if begin not in (b"", MAGIC):
+            raise self._unusable("it is not a database")
 
     def _prepare(self) -> None:
         """Make the table, or see that the file is one of these.

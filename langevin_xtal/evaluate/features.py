@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import math
 import os
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from langevin_xtal.crystal.cell import Cell, cell_key, to_structure
+from langevin_xtal.crystal.cell import Cell, cell_key, reduced_formula, to_structure
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import InputError, MissingPackageError
@@ -45,8 +46,15 @@ Progress = Callable[[int, int], None]
 
 SYMMETRY_TOLERANCES = (1e-3, 1e-2, 1e-1)
 """Distances at which space groups are looked for [Å]."""
-EQUIVALENCE_TOLERANCE = 1e-5
-"""Distance within which symmetry must map atoms on each other for one to stand for all [Å]."""
+EQUIVALENCE_TOLERANCE = 1e-6
+"""Distance within which symmetry must map atoms on each other for one to stand for all [Å]: the
+fingerprints of atoms that agree this well agree to about 1e-6."""
+DENSEST_FOR_CRYSTALNN = 12.0
+"""Atoms per Å³ beyond which a cell would cost too much time and memory: no arrangement of so many
+keeps atoms 0.5 Å apart, which the field's validity asks for."""
+DENSEST_FOR_CHGNET = 0.5
+"""The same for CHGNet, which looks further; diamond has 0.18. LeMat-GenBench draws this line."""
+CHGNET_ELEMENTS = 94
 SAVE_EVERY = 50
 SAVE_SECONDS = 5.0
 
@@ -61,7 +69,7 @@ class _Feature:
     share: int  #: structures that are worth the start of another process
     revision: int = 1  #: raised when the code here changes what comes out
     partial: bool = False  #: NaN inside a row is a value
-    by_formula: bool = False
+    key: Callable[[Cell], str] = cell_key  #: cells of one key have one row
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,10 @@ def compute_features(
     ``crystalnn`` (B, 61)
         Mean over the atoms of the CrystalNN order-parameter fingerprint (Zimmermann and Jain,
         RSC Adv. 10, 6063 (2020); matminer's ``CrystalNNFingerprint.from_preset("ops")``), the
-        structure fingerprint of CDVAE (Xie et al., arXiv:2110.06197).
+        structure fingerprint of CDVAE (Xie et al., arXiv:2110.06197). It jumps: some order
+        parameters tell bond angles of 180° to within 1e-12 from others, so an exactly symmetric
+        cell and the same cell with rounded coordinates are apart (0.10 for rock salt, 0.16 for
+        NbO).
     ``magpie`` (B, 132)
         Composition statistics (Ward et al., npj Comput. Mater. 2, 16028 (2016); matminer's
         ``ElementProperty.from_preset("magpie")``), raw; NaN for properties that are not
@@ -195,7 +206,7 @@ class _Plan:
 def _plan(structures: StructureSet, name: str, cache: Cache) -> _Plan:
     feature = FEATURES[name]
     cells = list(structures.cells())
-    keys = list(structures.formulas) if feature.by_formula else [cell_key(c) for c in cells]
+    keys = [feature.key(cell) for cell in cells]
     kind = _kind(name)
     unique = list(dict.fromkeys(keys))
     found = {
@@ -233,6 +244,18 @@ def _work(plan: _Plan, cache: Cache, workers: int | None) -> Iterator[None]:
         cache.put(plan.kind, values, reasons)
 
 
+def _formula(cell: Cell) -> str:
+    return reduced_formula(cell[2])
+
+
+def _exact_key(cell: Cell) -> str:
+    """Of every bit: :func:`cell_key` rounds, and the order parameters do not."""
+    digest = hashlib.sha256(cell_key(cell).encode())
+    for values in cell[:2]:
+        digest.update(np.ascontiguousarray(values + 0.0, "<f8").tobytes())
+    return digest.hexdigest()
+
+
 def _attempt(name: str, cell: Cell) -> FloatArray | str:
     """The row, or why there is none."""
     feature = FEATURES[name]
@@ -244,8 +267,8 @@ def _attempt(name: str, cell: Cell) -> FloatArray | str:
         raise
     except Exception as error:  # one strange structure must not end the run
         return first_line(error)
-    bad = np.isnan(row).all() if feature.partial else not np.isfinite(row).all()
-    return "the result is not a finite number" if bad else row
+    whole = feature.partial or np.isfinite(row).all()
+    return row if whole else "the result is not a finite number"
 
 
 def _kind(name: str) -> str:
@@ -274,8 +297,8 @@ def _geometry(cell: Cell) -> FloatArray:
     pairs = distances[np.triu_indices(len(structure), 1)]
     return np.array(
         [
-            min(_shortest_vector(structure.lattice), *pairs),
-            max(0.0, *pairs) if len(pairs) else 0.0,
+            min([_shortest_vector(structure.lattice), *pairs]),
+            max([0.0, *pairs]),
             structure.volume,
             float(structure.density),
             len(structure),
@@ -305,6 +328,7 @@ def _spglib_dataset(cell: Cell, tolerance: float) -> Any:
     """spglib's dataset, None where it finds no symmetry."""
     import spglib
 
+    os.environ.setdefault("SPGLIB_WARNING", "OFF")  # it would write to the terminal
     plain: Any = cell
     try:
         return spglib.get_symmetry_dataset(plain, symprec=tolerance)
@@ -413,6 +437,7 @@ def _radius(number: int) -> float:
 
 
 def _crystalnn(cell: Cell) -> FloatArray:
+    _refuse_denser(cell, DENSEST_FOR_CRYSTALNN)
     total = np.zeros(FEATURES["crystalnn"].width)
     for first, *others in _equivalent_sites(cell):
         row, likelihood = _site_fingerprint(cell, first)
@@ -421,6 +446,19 @@ def _crystalnn(cell: Cell) -> FloatArray:
         else:
             total += row * (1 + len(others))
     return total / len(cell[2])
+
+
+def _refuse_denser(cell: Cell, most: float) -> None:
+    """Stop at cells with more atoms per Å³.
+
+    Raises
+    ------
+    ValueError
+        With the limit.
+    """
+    density = len(cell[2]) / abs(float(np.linalg.det(cell[0])))
+    if not density <= most:
+        raise ValueError(f"more than {most:g} atoms per Å³")
 
 
 def _equivalent_sites(cell: Cell) -> list[list[int]]:
@@ -821,7 +859,10 @@ def _magpie(cell: Cell) -> FloatArray:
     numbers, counts = np.unique(cell[2], return_counts=True)
     counts = counts // np.gcd.reduce(counts)
     amounts = {SYMBOLS[z]: int(n) for z, n in zip(numbers, counts, strict=True)}
-    return np.array(_magpie_featurizer().featurize(Composition(amounts)), dtype=float)
+    row = np.array(_magpie_featurizer().featurize(Composition(amounts)), dtype=float)
+    if np.isnan(row).all():
+        raise ValueError("none of its properties is tabulated for all elements")
+    return row
 
 
 @once
@@ -836,7 +877,11 @@ def _magpie_featurizer() -> Any:
 
 
 def _chgnet(cell: Cell) -> FloatArray:
-    torch = require("torch", "evaluate", "CHGNet")
+    import torch
+
+    _refuse_denser(cell, DENSEST_FOR_CHGNET)
+    if cell[2].max() > CHGNET_ELEMENTS:
+        raise ValueError(f"CHGNet does not know {SYMBOLS[cell[2].max()]}")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more cost time on small cells
     try:
@@ -859,10 +904,12 @@ def _chgnet_model() -> Any:
 
 
 FEATURES: dict[str, _Feature] = {
-    "geometry": _Feature(_geometry, 6, ("pymatgen",), 2000),
-    "symmetry": _Feature(_symmetry, 3, ("spglib",), 1000),
-    "crystalnn": _Feature(_crystalnn, 61, ("pymatgen", "scipy", "spglib"), 100),
-    "magpie": _Feature(_magpie, 132, ("matminer",), 2000, partial=True, by_formula=True),
-    "chgnet": _Feature(_chgnet, 65, ("chgnet",), 400),
+    "geometry": _Feature(_geometry, 6, ("pymatgen",), share=2000),
+    "symmetry": _Feature(_symmetry, 3, ("spglib",), share=200),
+    "crystalnn": _Feature(
+        _crystalnn, 61, ("pymatgen", "scipy", "spglib"), share=100, key=_exact_key
+    ),
+    "magpie": _Feature(_magpie, 132, ("matminer",), share=2000, partial=True, key=_formula),
+    "chgnet": _Feature(_chgnet, 65, ("chgnet",), share=300),
 }
 """All features by name."""
