@@ -255,7 +255,8 @@ def _relaxed(cell: Cell, calculator: Any, options: RelaxOptions, start: list[flo
     if options.keep_symmetry:
         atoms.set_constraint(FixSymmetry(atoms, symprec=options.symprec))
     atoms.calc = calculator
-    moving = UnitCellFilter(atoms, cell_factor=math.sqrt(len(atoms)))
+    # at least 2, so that no step strains the cell by more than FixSymmetry can symmetrise
+    moving = UnitCellFilter(atoms, cell_factor=max(2.0, math.sqrt(len(atoms))))
     more = {"alpha": CURVATURE} if options.optimiser != "FIRE" else {}
     optimiser = getattr(ase.optimize, options.optimiser)(
         moving, logfile=None, maxstep=options.max_step, **more
