@@ -630,15 +630,15 @@ class TestSets:
         lattice, frac, numbers = cell_of("rutile")
         made = predictions(
             {
-                "known": written_otherwise(noisy(cell_of("rutile"), 0.02, 0), 1),
                 "polymorph": cell_of("anatase"),
+                "known": written_otherwise(noisy(cell_of("rutile"), 0.02, 0), 1),
                 "formula": cell_of("rock salt"),
                 "bad": (lattice * 0, frac, numbers),
             }
         )
         failures: dict[tuple[str, str], str] = {}
         new = novel(made, training, cache=cache, workers=1, failures=failures)
-        assert new.tolist() == [False, True, True, True]
+        assert new.tolist() == [True, False, True, True]
         assert failures == {("bad", "rutile"): "the cell has no volume"}
         assert asked == ["fit", "fit"]
 
