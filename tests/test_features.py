@@ -319,6 +319,17 @@ class TestCrystalNN:
         theirs = by_matminer(matminer_fingerprint, cell)
         np.testing.assert_allclose(row("crystalnn", cell), theirs.mean(0), rtol=0, atol=1e-7)
 
+    @pytest.mark.parametrize("noise", [3e-13, 1e-11, 1e-9, 1e-7])
+    def test_nearly_symmetric(self, noise: float, reference: StructureSet) -> None:
+        """Equivalent atoms stand for each other only where they have the same fingerprint,
+        also around the angle at which pymatgen takes two bonds as straight."""
+        for name in ("rutile", "pyrite", "K2NiF4"):
+            lattice, frac, numbers = reference.cell(reference.index_of[name])
+            shaken = frac + np.random.default_rng(0).normal(scale=noise, size=frac.shape)
+            cell = (lattice, shaken, numbers)
+            sites = [module._site_fingerprint(cell, k)[0] for k in range(len(numbers))]
+            np.testing.assert_allclose(row("crystalnn", cell), np.mean(sites, 0), atol=2e-6)
+
     @pytest.mark.parametrize("seed", range(4))
     def test_without_symmetry(self, seed: int, matminer_fingerprint: Any) -> None:
         cell = random_cell(seed, 7)

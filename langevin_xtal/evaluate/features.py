@@ -48,7 +48,8 @@ SYMMETRY_TOLERANCES = (1e-3, 1e-2, 1e-1)
 """Distances at which space groups are looked for [Å]."""
 EQUIVALENCE_TOLERANCE = 1e-6
 """Distance within which symmetry must map atoms on each other for one to stand for all [Å]: the
-fingerprints of atoms that agree this well agree to about 1e-6."""
+fingerprints of atoms that agree this well agree to about 1e-6 (but see :data:`ORDER_DEPENDENT`
+and :data:`STRAIGHT`)."""
 DENSEST_FOR_CRYSTALNN = 12.0
 """Atoms per Å³ beyond which a cell would cost too much time and memory: no arrangement of so many
 keeps atoms 0.5 Å apart, which the field's validity asks for."""
@@ -374,6 +375,9 @@ ORDER_DEPENDENT = 8
 """Coordination number whose body-centred parameter is a sum over j < k of terms that change when
 j and k are exchanged. It depends on the order of the neighbours, which is not the same around
 equivalent atoms: these are computed one by one, so that the mean is matminer's."""
+STRAIGHT = 1e-12
+"""Sine below which pymatgen takes a bond angle as 180°. Angles so near it that equivalent atoms
+may fall on different sides are taken one by one too."""
 
 Parameters = dict[Any, float]
 
@@ -440,11 +444,11 @@ def _crystalnn(cell: Cell) -> FloatArray:
     _refuse_denser(cell, DENSEST_FOR_CRYSTALNN)
     total = np.zeros(FEATURES["crystalnn"].width)
     for first, *others in _equivalent_sites(cell):
-        row, likelihood = _site_fingerprint(cell, first)
-        if ORDER_DEPENDENT in likelihood:
-            total += row + sum(_site_fingerprint(cell, site)[0] for site in others)
-        else:
+        row, stands_for_all = _site_fingerprint(cell, first)
+        if stands_for_all:
             total += row * (1 + len(others))
+        else:
+            total += row + sum(_site_fingerprint(cell, site)[0] for site in others)
     return total / len(cell[2])
 
 
@@ -472,9 +476,9 @@ def _equivalent_sites(cell: Cell) -> list[list[int]]:
     return list(groups.values())
 
 
-def _site_fingerprint(cell: Cell, site: int) -> tuple[FloatArray, dict[int, float]]:
+def _site_fingerprint(cell: Cell, site: int) -> tuple[FloatArray, bool]:
     """Of one atom: (61,) per coordination number its weight, then weight times each of its order
-    parameters; and coordination number -> weight."""
+    parameters; and whether equivalent atoms have the same."""
     vectors, weights = _bonds(cell, site)
     likelihood = _likelihoods(weights)
     geometry = _Directions(vectors[: max(MOTIFS)])
@@ -484,7 +488,7 @@ def _site_fingerprint(cell: Cell, site: int) -> tuple[FloatArray, dict[int, floa
         row.append(weight)
         for order in _orders().get(number, ()):
             row.append(weight and weight * geometry.order(order, number))
-    return np.array(row), likelihood
+    return np.array(row), ORDER_DEPENDENT not in likelihood and not geometry.on_the_edge
 
 
 def _dots(left: FloatArray, right: FloatArray) -> FloatArray:
@@ -685,7 +689,8 @@ class _Directions:
         self.polar = _arccos(self.cosine)
         across = unit[None, :] - (inner / np.diag(inner)[:, None])[..., None] * unit[:, None]
         length = _norms(across)
-        self.straight = length < 1e-12  #: (j, k) k lies on the axis of j
+        self.straight = length < STRAIGHT  #: (j, k) k lies on the axis of j
+        self.on_the_edge = bool(((length > STRAIGHT / 100) & (length < STRAIGHT * 100)).any())
         axis = across / length[..., None]
         self._axis = axis
         self._azimuth: FloatArray | None = None
