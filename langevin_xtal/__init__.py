@@ -17,6 +17,7 @@ from langevin_xtal.version import __version__
 if TYPE_CHECKING:
     from langevin_xtal.crystal.candidate import Candidate
     from langevin_xtal.crystal.request import Request
+    from langevin_xtal.evaluation.protocol import evaluate
     from langevin_xtal.model.checkpoint import ScoreModel, load_model
     from langevin_xtal.sampling.sample import sample
     from langevin_xtal.sampling.samplers import Ancestral, AnnealedLangevin
@@ -29,6 +30,7 @@ _HOMES = {
     "Request": "langevin_xtal.crystal.request",
     "ScoreModel": "langevin_xtal.model.checkpoint",
     "SpaceGroup": "langevin_xtal.symmetry.groups",
+    "evaluate": "langevin_xtal.evaluation.protocol",
     "load_model": "langevin_xtal.model.checkpoint",
     "sample": "langevin_xtal.sampling.sample",
 }
@@ -41,6 +43,7 @@ __all__ = [
     "ScoreModel",
     "SpaceGroup",
     "__version__",
+    "evaluate",
     "load_model",
     "sample",
 ]

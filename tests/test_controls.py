@@ -26,8 +26,8 @@ from langevin_xtal.crystal.cell import Cell, reduced_formula, to_structure
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.packed import PackedDataset, ideal_cells
 from langevin_xtal.errors import DataError, InputError, MissingPackageError
-from langevin_xtal.evaluate import controls
-from langevin_xtal.evaluate.controls import (
+from langevin_xtal.evaluation import controls
+from langevin_xtal.evaluation.controls import (
     element_distances,
     element_volumes,
     nearest_template,
@@ -36,8 +36,8 @@ from langevin_xtal.evaluate.controls import (
     template_ranks,
     training_sample,
 )
-from langevin_xtal.evaluate.structures import Missing, StructureSet, split_id
-from langevin_xtal.evaluate.targets import (
+from langevin_xtal.evaluation.structures import Missing, StructureSet, split_id
+from langevin_xtal.evaluation.targets import (
     Target,
     choose_targets,
     join,

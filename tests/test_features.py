@@ -26,10 +26,10 @@ from scipy.spatial.transform import Rotation
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import DataError, InputError, MissingPackageError
-from langevin_xtal.evaluate import features as module
-from langevin_xtal.evaluate.cache import FILE, Cache, default_folder
-from langevin_xtal.evaluate.features import FEATURES, compute_features, scale_magpie
-from langevin_xtal.evaluate.structures import StructureSet
+from langevin_xtal.evaluation import features as module
+from langevin_xtal.evaluation.cache import FILE, Cache, default_folder
+from langevin_xtal.evaluation.features import FEATURES, compute_features, scale_magpie
+from langevin_xtal.evaluation.structures import StructureSet
 
 matminer_site = pytest.importorskip("matminer.featurizers.site.fingerprint")
 
@@ -169,7 +169,7 @@ class TestCache:
 
     def test_processes_share_a_folder(self, tmp_path: Path) -> None:
         code = (
-            "import sys, numpy as np; from langevin_xtal.evaluate.cache import Cache\n"
+            "import sys, numpy as np; from langevin_xtal.evaluation.cache import Cache\n"
             "with Cache(sys.argv[1]) as cache:\n"
             "    for k in range(20):\n"
             "        cache.put('a', {sys.argv[2] + str(k): np.zeros(2)})\n"

@@ -18,9 +18,9 @@ from scipy.stats import binomtest
 from langevin_xtal.crystal.cell import Cell, to_structure
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import DataError, InputError
-from langevin_xtal.evaluate import matching
-from langevin_xtal.evaluate.cache import Cache
-from langevin_xtal.evaluate.matching import (
+from langevin_xtal.evaluation import matching
+from langevin_xtal.evaluation.cache import Cache
+from langevin_xtal.evaluation.matching import (
     FREEDOM_BINS,
     FREEDOM_LABELS,
     STRICT,
@@ -39,7 +39,7 @@ from langevin_xtal.evaluate.matching import (
     unique_groups,
     wilson,
 )
-from langevin_xtal.evaluate.structures import Missing, StructureSet
+from langevin_xtal.evaluation.structures import Missing, StructureSet
 from langevin_xtal.symmetry import SpaceGroup
 
 REFERENCE = StructureSet.from_packed(reference_dataset(), "ref")

@@ -22,9 +22,9 @@ from smact.screening import pauling_test, smact_validity
 
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import InputError, MissingPackageError
-from langevin_xtal.evaluate import coverage as coverage_module
-from langevin_xtal.evaluate.coverage import Coverage, coverage, row_blocks
-from langevin_xtal.evaluate.distributions import (
+from langevin_xtal.evaluation import coverage as coverage_module
+from langevin_xtal.evaluation.coverage import Coverage, coverage, row_blocks
+from langevin_xtal.evaluation.distributions import (
     element_divergence,
     fingerprint_diversity,
     formula_diversity,
@@ -35,9 +35,9 @@ from langevin_xtal.evaluate.distributions import (
     space_group_divergence,
     wasserstein,
 )
-from langevin_xtal.evaluate.frechet import finite_rows, frechet_between_halves, frechet_distance
-from langevin_xtal.evaluate.structures import StructureSet
-from langevin_xtal.evaluate.validity import (
+from langevin_xtal.evaluation.frechet import finite_rows, frechet_between_halves, frechet_distance
+from langevin_xtal.evaluation.structures import StructureSet
+from langevin_xtal.evaluation.validity import (
     composition_fault,
     composition_valid,
     compositions_valid,
@@ -59,7 +59,7 @@ def reference() -> StructureSet:
 
 def test_modules_are_light() -> None:
     names = ", ".join(
-        f"langevin_xtal.evaluate.{n}" for n in ("distributions", "frechet", "validity")
+        f"langevin_xtal.evaluation.{n}" for n in ("distributions", "frechet", "validity")
     )
     code = (
         f"import sys, {names};"

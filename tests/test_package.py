@@ -31,7 +31,7 @@ LAYERS = [
     ("diffusion",),
     ("sampling",),
     ("train", "screen"),
-    ("evaluate",),
+    ("evaluation",),
     ("report", "export"),
     ("cli",),
 ]

@@ -14,6 +14,7 @@ from langevin_xtal.version import __version__
 COMMANDS = {
     "sample": "langevin_xtal.cli.sample:sample",
     "train": "langevin_xtal.cli.train:train",
+    "evaluate": "langevin_xtal.cli.evaluate:evaluate",
     "data": "langevin_xtal.cli.data:data",
     "model": "langevin_xtal.cli.model:model",
 }

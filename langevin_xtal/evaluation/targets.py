@@ -18,7 +18,7 @@ from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError
-from langevin_xtal.evaluate.structures import Missing, StructureSet, primitive
+from langevin_xtal.evaluation.structures import Missing, StructureSet, primitive
 from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
 from langevin_xtal.symmetry.wyckoff import locate
 
@@ -133,7 +133,7 @@ def choose_targets(
 
 def trial_id(target: Target, trial: int) -> str:
     """Identifier of a prediction, read back by
-    :func:`~langevin_xtal.evaluate.structures.split_id`."""
+    :func:`~langevin_xtal.evaluation.structures.split_id`."""
     return f"{target.id}__{trial}"
 
 

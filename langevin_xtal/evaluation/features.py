@@ -1,7 +1,7 @@
 """Features of structures: geometry, symmetry, structure and composition fingerprints, CHGNet.
 
 Every feature is a row of numbers per structure. A structure that a featuriser cannot work with
-gets a row of NaN and a reason. Results are kept in a :class:`~langevin_xtal.evaluate.cache.Cache`
+gets a row of NaN and a reason. Results are kept in a :class:`~langevin_xtal.evaluation.cache.Cache`
 under the feature's name and the versions of the libraries that make it.
 """
 
@@ -28,8 +28,8 @@ from langevin_xtal.crystal.cell import Cell, cell_key, reduced_formula, to_struc
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import InputError, MissingPackageError
-from langevin_xtal.evaluate.cache import Cache
-from langevin_xtal.evaluate.structures import StructureSet
+from langevin_xtal.evaluation.cache import Cache
+from langevin_xtal.evaluation.structures import StructureSet
 from langevin_xtal.extras import require
 from langevin_xtal.parallel import parallel_map
 
@@ -166,7 +166,7 @@ def scale_magpie(values: FloatArray) -> FloatArray:
 
 @once
 def _magpie_scale() -> tuple[FloatArray, FloatArray]:
-    source = resources.files("langevin_xtal.evaluate").joinpath("magpie_scaler.csv")
+    source = resources.files("langevin_xtal.evaluation").joinpath("magpie_scaler.csv")
     rows = list(csv.DictReader(io.StringIO(source.read_text(encoding="utf-8"))))
     mean, std = (np.array([float(row[name]) for row in rows]) for name in ("mean", "std"))
     return mean, std

@@ -25,8 +25,8 @@ from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError, InputError
-from langevin_xtal.evaluate.structures import Missing, StructureSet, primitive
-from langevin_xtal.evaluate.targets import Progress, Target, check_trials, expanded, trial_id
+from langevin_xtal.evaluation.structures import Missing, StructureSet, primitive
+from langevin_xtal.evaluation.targets import Progress, Target, check_trials, expanded, trial_id
 from langevin_xtal.extras import require
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.symmetry import SpaceGroup, wrap

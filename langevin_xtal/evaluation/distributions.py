@@ -13,7 +13,7 @@ from scipy.stats import wasserstein_distance
 
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.errors import InputError
-from langevin_xtal.evaluate.coverage import row_blocks
+from langevin_xtal.evaluation.coverage import row_blocks
 from langevin_xtal.symmetry import SpaceGroup
 
 FloatArray = NDArray[np.float64]

@@ -6,7 +6,7 @@ each other. How far apart they are is its normalised RMS displacement, ``get_rms
 over the atoms after the best common translation, divided by (V/N)^(1/3) of the mean cell.
 
 The matcher is slow, so it runs in parallel, only on pairs of the same reduced formula (others
-cannot match), and its answers are kept in a :class:`~langevin_xtal.evaluate.cache.Cache`. Pairs
+cannot match), and its answers are kept in a :class:`~langevin_xtal.evaluation.cache.Cache`. Pairs
 that it cannot handle, or not in :data:`PAIR_SECONDS`, count as no match. Functions that compare
 take a dictionary ``failures``, which receives the reason of each such pair. The answer may depend
 on which structure comes first; the order is stated with each function.
@@ -36,8 +36,8 @@ from numpy.typing import ArrayLike, NDArray
 from langevin_xtal.crystal.cell import Cell, cell_key, reduced_formula, to_structure
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError, InputError
-from langevin_xtal.evaluate.cache import Cache
-from langevin_xtal.evaluate.structures import StructureSet, split_id
+from langevin_xtal.evaluation.cache import Cache
+from langevin_xtal.evaluation.structures import StructureSet, split_id
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.symmetry import CRYSTAL_SYSTEMS
 
@@ -432,7 +432,7 @@ def predict_table(
     ----------
     predictions
         Identifiers say of which target, and which trial (see
-        :func:`~langevin_xtal.evaluate.structures.split_id`); others are left out.
+        :func:`~langevin_xtal.evaluation.structures.split_id`); others are left out.
     targets
         Identifiers of T crystals of the reference.
     trials

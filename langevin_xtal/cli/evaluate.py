@@ -1,0 +1,464 @@
+"""``langevin-xtal evaluate``: how good a set of structures, or a model, is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from langevin_xtal.cli import options
+from langevin_xtal.errors import InputError
+
+if TYPE_CHECKING:
+    from langevin_xtal.dataset.packed import PackedDataset
+    from langevin_xtal.evaluation.structures import StructureSet
+    from langevin_xtal.evaluation.targets import Target
+    from langevin_xtal.model.checkpoint import ScoreModel
+    from langevin_xtal.sampling.sample import SampleOptions
+
+CONTROLS = {
+    "random": "PyXtal's random coordinates and cell with the true Wyckoff letters, and so the "
+    "true formula",
+    "random-relaxed": "the same, relaxed",
+    "template": "the nearest training crystal of the same group and sites, elements substituted",
+    "template-letters": "the same, told the true Wyckoff letters",
+    "training": "training crystals: the ceiling of measures of distributions",
+}
+FINGERPRINTS = ("crystalnn", "magpie", "chgnet")
+DEFAULT_TARGETS = 1000
+SAMPLED = range(16, 231)
+"""Groups the sampler takes."""
+
+
+class Names(click.ParamType):
+    """``a,b`` to a tuple of known names; ``none`` to nothing."""
+
+    name = "names"
+
+    def __init__(self, known: Sequence[str]) -> None:
+        self.known = tuple(known)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        """Names in the order given."""
+        if isinstance(value, tuple):
+            return value
+        names = tuple(part.strip() for part in str(value).split(",") if part.strip())
+        if names == ("none",):
+            return ()
+        for name in names:
+            if name not in self.known:
+                title = getattr(param, "name", "option")
+                raise InputError(
+                    f"--{title}: {name!r} is not known; give none, or some of "
+                    f"{', '.join(self.known)}"
+                )
+        return names
+
+
+@click.command()
+@click.argument("samples", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--reference",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Held-out crystals to compare with (see data prepare).",
+    metavar="FILE.lxd",
+)
+@click.option(
+    "--training",
+    type=click.Path(path_type=Path),
+    help="Training data: for novelty, templates and the ceiling.",
+    metavar="FILE.lxd",
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="Sample this model for the targets and evaluate what it gives; may be repeated.",
+    metavar="MODEL",
+)
+@click.option(
+    "--n",
+    "count",
+    type=click.IntRange(min=1),
+    help=f"Targets, drawn from the reference.  [default: {DEFAULT_TARGETS}]",
+    metavar="N",
+)
+@click.option(
+    "--k", "trials", type=click.IntRange(min=1), default=1, show_default=True,
+    help="Trials for each target.", metavar="K",
+)  # fmt: skip
+@click.option(
+    "--control-trials", type=click.IntRange(min=1), help="Trials of the controls.  [default: as --k]",
+    metavar="K",
+)  # fmt: skip
+@click.option(
+    "--controls",
+    type=Names(tuple(CONTROLS)),
+    help="Sets to print beside: some of " + ", ".join(CONTROLS) + "; or none.  [default: random, "
+    "and with --training template and training]",
+    metavar="LIST",
+)
+@click.option(
+    "--sg",
+    "groups",
+    type=options.SpaceGroups(),
+    help="Keep only reference crystals of these groups.  [default: 16-230 with --model, else all]",
+    metavar="GROUPS",
+)
+@click.option("--relax", is_flag=True, help="Relax the samples too: stability, S.U.N., recovery.")
+@click.option(
+    "--relax-trials", type=click.IntRange(min=1), default=1, show_default=True,
+    help="Trials of each target that are relaxed.", metavar="K",
+)  # fmt: skip
+@click.option(
+    "--fingerprints",
+    type=Names(FINGERPRINTS),
+    default=",".join(FINGERPRINTS),
+    show_default=True,
+    help="What coverage and Fréchet distances are taken on; none is much faster.",
+    metavar="LIST",
+)
+@click.option(
+    "--positions", type=click.Choice(["assigned", "free"]), default="assigned", show_default=True
+)
+@click.option(
+    "--assignment-temperature", type=click.FloatRange(min=0.01), default=1.0, show_default=True
+)
+@click.option(
+    "--sampler",
+    type=click.Choice(["ancestral", "langevin"]),
+    default="ancestral",
+    show_default=True,
+)
+@click.option(
+    "--levels",
+    help="Noise levels; several (10,25,50) give a column each.  [default: the sampler's]",
+    metavar="LIST",
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Langevin steps per level.")
+@options.seed
+@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per CPU]")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for fingerprints, matches and relaxations, shared by all evaluations.  "
+    "[default: ~/.cache/langevin-xtal]",
+    metavar="FOLDER",
+)
+@options.output_folder("evaluation")
+def evaluate(
+    samples: tuple[Path, ...],
+    reference: Path,
+    training: Path | None,
+    models: tuple[str, ...],
+    count: int | None,
+    trials: int,
+    control_trials: int | None,
+    controls: tuple[str, ...] | None,
+    groups: tuple[Any, ...] | None,
+    relax: bool,
+    relax_trials: int,
+    fingerprints: tuple[str, ...],
+    positions: str,
+    assignment_temperature: float,
+    sampler: str,
+    levels: str | None,
+    steps: int | None,
+    seed: int,
+    workers: int | None,
+    cache: Path | None,
+    out: Path,
+) -> None:
+    """Evaluate SAMPLES, and models, against held-out crystals.
+
+    SAMPLES are folders of CIF files, CSV, extended XYZ, ASE databases, pymatgen JSON or packed
+    datasets, a column each. A structure whose identifier (the file's name, the id column) is
+    ID or ID__K, with ID a crystal of the reference, is a prediction of that crystal, the K-th;
+    match rates are then printed, never without a control. Everything slow is cached, so an
+    interrupted evaluation goes on where it stopped.
+
+    \b
+    Examples:
+      langevin-xtal evaluate candidates/ --reference held_out.lxd --training train.lxd
+      langevin-xtal evaluate --model small --reference held_out.lxd --training train.lxd --k 20
+      langevin-xtal evaluate --model small --reference held_out.lxd --levels 10,25,50,100
+    """
+    import numpy as np
+
+    from langevin_xtal.dataset.packed import PackedDataset
+    from langevin_xtal.evaluation.cache import default_folder
+    from langevin_xtal.evaluation.protocol import EvaluateOptions, named_targets
+    from langevin_xtal.evaluation.protocol import evaluate as run
+    from langevin_xtal.evaluation.targets import choose_targets
+    from langevin_xtal.report.evaluation import plot_evaluation
+
+    if not samples and not models:
+        raise InputError("nothing to evaluate: give files or folders of structures, or --model")
+    start = time.perf_counter()
+    data = PackedDataset.load(reference)
+    known = None if training is None else PackedDataset.load(training)
+    kept = {g.number for g in groups} if groups else set(SAMPLED) if models else None
+    if kept is not None:
+        data = data.select(np.isin(data.group, sorted(kept)))
+        known = None if known is None else known.select(np.isin(known.group, sorted(kept)))
+    sets = _read(samples)
+    if count is not None and not models:
+        raise InputError("--n counts the targets of a --model; leave it out")
+    if models:
+        targets = choose_targets(data, count or DEFAULT_TARGETS, seed=seed)
+    else:
+        targets = named_targets(data, sets)
+    if controls is None:
+        controls = ("random",) if targets else ()
+        controls += ("template", "training") if known is not None else ()
+    needs = sorted({"template", "template-letters", "training"} & set(controls))
+    if needs and known is None:
+        raise InputError(f"the control {needs[0]} needs --training FILE.lxd")
+    if not targets:
+        controls = tuple(c for c in controls if c == "training")
+
+    folder = _Sets(out, cached_seed=seed)
+    evaluations: dict[str, int] = {}
+    for name in models:
+        for label, settings in _runs(name, positions, assignment_temperature, sampler, levels,
+                                     steps, models):  # fmt: skip
+            made, count_of = _predicted(folder, label, name, settings, targets, trials, seed)
+            sets.append(made)
+            evaluations[label] = count_of
+    relaxed = [s.label for s in sets] if relax else []
+    sets += _controls(folder, controls, targets, known, control_trials or trials, seed, workers)
+    if "random-relaxed" in controls:
+        relaxed.append("random")
+    chosen = EvaluateOptions(
+        features=fingerprints,
+        relax=relaxed,
+        relax_trials=relax_trials,
+        workers=workers,
+        cache=cache or default_folder(),
+    )
+    with _stages() as progress:
+        report = run(
+            sets,
+            data,
+            training=known,
+            targets=targets or None,
+            evaluations=evaluations,
+            options=chosen,
+            progress=progress,
+        )
+    report.settings |= {
+        "targets": len(targets), "trials": trials, "seed": seed,
+        "groups": None if kept is None else sorted(kept), "models": folder.settings,
+        "seconds": round(time.perf_counter() - start, 1),
+    }  # fmt: skip
+    report.notes += [f"Control {name}: {CONTROLS[name]}." for name in controls]
+    report.save(out)
+    pictures = plot_evaluation(report, out)
+    click.echo(report.table())
+    _list_missing(report)
+    click.echo(
+        f"\n{time.perf_counter() - start:.0f} s; every structure's numbers are in "
+        f"{out / 'evaluation.json'}; pictures: {', '.join(p.name for p in pictures)}"
+    )
+
+
+def _read(paths: Sequence[Path]) -> list[StructureSet]:
+    from langevin_xtal.evaluation.structures import StructureSet
+
+    sets: list[StructureSet] = []
+    for path in paths:
+        name = path.name or str(path)
+        taken = {s.label for s in sets}
+        label = name if name not in taken else str(path)
+        sets.append(StructureSet.read(path, label))
+    return sets
+
+
+def _runs(
+    name: str,
+    positions: str,
+    temperature: float,
+    sampler: str,
+    levels: str | None,
+    steps: int | None,
+    models: Sequence[str],
+) -> Iterator[tuple[str, SampleOptions]]:
+    """(label, options) of every number of levels asked for."""
+    from langevin_xtal.sampling.sample import SampleOptions
+    from langevin_xtal.sampling.samplers import make_sampler
+
+    numbers: list[int | None] = [None]
+    if levels is not None:
+        try:
+            numbers = [int(part) for part in levels.split(",")]
+        except ValueError:
+            raise InputError(
+                f"--levels {levels!r} is not a list of numbers such as 10,25"
+            ) from None
+        if min(n for n in numbers if n is not None) < 2:
+            raise InputError("--levels: at least 2 noise levels are needed")
+    short = Path(name).stem if Path(name).suffix else name
+    if len({Path(m).stem if Path(m).suffix else m for m in models}) < len(models):
+        short = name
+    for number in numbers:
+        label = short if len(numbers) == 1 else f"{short}, {number} levels"
+        yield (
+            label,
+            SampleOptions(
+                sampler=make_sampler(sampler, number, steps),
+                positions=positions,  # type: ignore[arg-type]
+                assignment_temperature=temperature,
+            ),
+        )
+
+
+class _Sets:
+    """Sets that were made for this evaluation, kept in its folder to be resumed."""
+
+    def __init__(self, out: Path, cached_seed: int) -> None:
+        self.folder, self.seed = out / "sets", cached_seed
+        self.settings: dict[str, Any] = {}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"folder {out} cannot be written ({error.strerror}); give --out another folder"
+            ) from None
+
+    def get(self, label: str, settings: Any, make: Callable[[], StructureSet]) -> StructureSet:
+        """The set made with these settings: from the folder, else made and kept."""
+        from langevin_xtal.evaluation.structures import StructureSet
+
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        path = self.folder / f"{digest}.structures.npz"
+        if path.exists():
+            return StructureSet.load(path, label)
+        made = make()
+        made.save(path)
+        return made
+
+
+def _predicted(
+    folder: _Sets,
+    label: str,
+    name: str,
+    settings: SampleOptions,
+    targets: Sequence[Target],
+    trials: int,
+    seed: int,
+) -> tuple[StructureSet, int]:
+    """Predictions of a model, trial by trial, and its evaluations per structure."""
+    from langevin_xtal.evaluation.targets import join, predict_trial
+    from langevin_xtal.model.checkpoint import load_model
+
+    model = load_model(name)
+    parts = []
+    for trial in range(trials):
+        key = _key(targets, seed) | {
+            "model": model.hash,
+            "options": repr(settings),
+            "trial": trial,
+        }
+
+        def make(trial: int = trial, model: ScoreModel = model) -> StructureSet:
+            title = f"{label}: sampling {trial + 1}/{trials}"
+            with options.progress_bar(title, "level") as update:
+                return predict_trial(
+                    targets, model, trial, seed=seed, options=settings, label=label,
+                    progress=update,
+                )  # fmt: skip
+
+        parts.append(folder.get(label, key, make))
+    folder.settings[label] = {"weights": model.hash, "options": repr(settings)}
+    return join(label, parts), settings.sampler.evaluations
+
+
+def _controls(
+    folder: _Sets,
+    controls: Sequence[str],
+    targets: Sequence[Target],
+    known: PackedDataset | None,
+    trials: int,
+    seed: int,
+    workers: int | None,
+) -> list[StructureSet]:
+    from langevin_xtal.evaluation import controls as make
+
+    sets = []
+    base = _key(targets, seed) | {"trials": trials}
+    if known is not None:
+        base["training"] = known.content_hash
+
+    def random() -> StructureSet:
+        with options.progress_bar("control random", "structure") as update:
+            return make.random_symmetric(
+                targets, trials=trials, seed=seed, workers=workers, progress=update,
+                label="random",
+            )  # fmt: skip
+
+    if {"random", "random-relaxed"} & set(controls):
+        sets.append(folder.get("random", base | {"control": "random"}, random))
+    for name in ("template", "template-letters"):
+        if name in controls and known is not None:
+
+            def template(name: str = name, known: PackedDataset = known) -> StructureSet:
+                with options.progress_bar(f"control {name}", "structure") as update:
+                    return make.nearest_template(
+                        targets, known, trials=trials, with_letters=name.endswith("letters"),
+                        label=name, progress=update,
+                    )  # fmt: skip
+
+            sets.append(folder.get(name, base | {"control": name}, template))
+    if "training" in controls and known is not None:
+        size = len(targets) or min(len(known), DEFAULT_TARGETS)
+        sets.append(make.training_sample(known, size, seed=seed, label="training"))
+    return sets
+
+
+def _key(targets: Sequence[Target], seed: int) -> dict[str, Any]:
+    names = hashlib.sha256("\0".join(t.id for t in targets).encode()).hexdigest()
+    return {"targets": names, "seed": seed}
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str, int, int], None]]:
+    """One bar after the other, on stderr."""
+    from tqdm import tqdm
+
+    bar: Any = None
+    current = ""
+
+    def update(stage: str, done: int, planned: int) -> None:
+        nonlocal bar, current
+        if stage != current:
+            if bar is not None:
+                bar.close()
+            bar = tqdm(desc=stage, disable=None, leave=False, dynamic_ncols=True)
+            current = stage
+        bar.total = planned
+        bar.update(done - bar.n)
+
+    try:
+        yield update
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _list_missing(report: Any) -> None:
+    """How many structures are missing or without a fingerprint, by reason."""
+    from collections import Counter
+
+    for column in report.columns:
+        reasons = Counter(entry["reason"] for entry in column.missing)
+        for feature, failed in column.failures.items():
+            reasons.update(f"no {feature}: {reason}" for reason in failed.values())
+        for reason, number in reasons.most_common(8):
+            click.echo(f"{column.label}: {number} × {reason}")

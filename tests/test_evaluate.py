@@ -1,0 +1,270 @@
+"""The evaluation as a whole: itself against itself, noise, bad input, the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ase.db
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from pymatgen.io.cif import CifWriter
+
+import langevin_xtal as lx
+from langevin_xtal.cli import run
+from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.errors import DataError, InputError
+from langevin_xtal.evaluation.controls import perturbed
+from langevin_xtal.evaluation.protocol import EvaluateOptions, evaluate
+from langevin_xtal.evaluation.report import Report
+from langevin_xtal.evaluation.structures import Missing, StructureSet, split_id
+
+OPTIONS = EvaluateOptions(workers=1)
+
+
+@pytest.fixture(scope="module")
+def known(reference: PackedDataset) -> PackedDataset:
+    """Twenty small crystals of groups 16 and above."""
+    small = (reference.atom_counts <= 16) & (reference.group >= 16)
+    return reference.select(np.flatnonzero(small)[::3][:20])
+
+
+@pytest.fixture(scope="module")
+def truth(known: PackedDataset) -> StructureSet:
+    return StructureSet.from_packed(known, "truth")
+
+
+@pytest.fixture(scope="module")
+def noisy(known: PackedDataset, truth: StructureSet, tmp_path_factory: Any) -> Report:
+    """The crystals themselves and three amounts of noise."""
+    sets = [truth, *(perturbed(truth, sigma, seed=1) for sigma in (0.05, 0.3, 1.0))]
+    options = EvaluateOptions(workers=1, cache=tmp_path_factory.mktemp("cache"))
+    return evaluate(sets, known, training=known, options=options)
+
+
+class TestItself:
+    def test_perfect(self, noisy: Report, known: PackedDataset) -> None:
+        found = noisy["truth"]
+        assert found["attempted"] == found["targets"] == len(known)
+        for key in ("match_1", "metre", "cov_recall", "cov_precision", "formula_right",
+                    "cov_recall_joint", "cov_precision_joint", "struct_valid",
+                    "kept_0.001", "kept_0.01", "kept_0.1"):  # fmt: skip
+            assert found[key] == 1.0, key
+        for key in ("fd_crystalnn", "fd_chgnet", "rmse_1", "crmse", "w_density", "w_energy",
+                    "w_elements", "w_min_distance", "w_max_distance", "w_lengths", "js_groups",
+                    "js_elements", "novel", "p1_share"):  # fmt: skip
+            assert found[key] == pytest.approx(0, abs=1e-6), key
+
+    def test_all_bins_are_perfect(self, noisy: Report) -> None:
+        rates = noisy.columns[0].tables["by_freedom"]
+        assert sum(r["targets"] for r in rates.values()) == noisy["truth"]["targets"]
+        assert all(r["rate"] == 1.0 for r in rates.values() if r["targets"])
+
+
+class TestNoise:
+    @pytest.mark.parametrize(
+        ("key", "sign"),
+        [("match_1", -1), ("metre", -1), ("crmse", 1), ("fd_crystalnn", 1), ("fd_chgnet", 1),
+         ("w_min_distance", 1), ("w_energy", 1), ("js_groups", 1), ("kept_0.1", -1),
+         ("cov_precision", -1)],
+    )  # fmt: skip
+    def test_makes_it_worse(self, noisy: Report, key: str, sign: int) -> None:
+        """Never better with more noise, and much worse in the end."""
+        course = sign * np.array([column.summary[key] for column in noisy.columns], dtype=float)
+        assert (np.diff(course) >= -1e-9).all(), course
+        assert course[-1] > course[0]
+
+    def test_leaves_alone_what_it_does_not_touch(self, noisy: Report) -> None:
+        for column in noisy.columns:
+            assert column.summary["w_density"] == pytest.approx(0, abs=1e-6)
+            assert column.summary["js_elements"] == pytest.approx(0, abs=1e-9)
+            assert column.summary["formula_right"] == 1.0
+
+
+class TestReport:
+    def test_json_holds_every_structure(self, noisy: Report, tmp_path: Path) -> None:
+        noisy.save(tmp_path / "new")
+        stored = json.loads((tmp_path / "new" / "evaluation.json").read_text())
+        assert list(stored["columns"]) == [c.label for c in noisy.columns]
+        for column in stored["columns"].values():
+            assert len(column["structures"]) == column["summary"]["attempted"]
+            entry = column["structures"][0]
+            assert {"id", "formula", "target", "rms", "energy", "density", "groups_found",
+                    "nearest_structure", "struct_valid", "comp_valid"} <= set(entry)  # fmt: skip
+        assert stored["settings"]["versions"]["smact"]
+
+    def test_table_says_what_it_measures(self, noisy: Report) -> None:
+        text = noisy.table()
+        for word in ("COV-R", "FD CrystalNN", "match rate, k = 1", "smact14", "ltol"):
+            assert word in text
+        assert "nan" not in text
+
+    def test_rst(self, noisy: Report) -> None:
+        lines = noisy.rst().splitlines()
+        assert any("COV-P" in line for line in lines)
+
+
+class TestBadStructures:
+    @pytest.fixture(scope="class")
+    def report(self, known: PackedDataset, truth: StructureSet) -> Report:
+        cells = list(truth.cells())[:4]
+        lattice, frac, numbers = cells[0]
+        overlap = (lattice, np.zeros_like(np.repeat(frac, 2, 0)), np.repeat(numbers, 2))
+        lone = (np.eye(3) * 30.0, np.zeros((1, 3)), np.array([2]))
+        unknown = (np.eye(3) * 4.0, np.zeros((1, 3)), np.array([118]))
+        odd = StructureSet.of(
+            "odd",
+            [*cells, overlap, lone, unknown],
+            [*(f"{name}__0" for name in truth.ids[:4]), "overlap", "lone", "unknown"],
+            None,
+            [Missing(f"{truth.ids[4]}__0", "could not be read")],
+        )
+        return evaluate(odd, known, training=known, options=OPTIONS)
+
+    def test_stay_in_denominators(self, report: Report) -> None:
+        found = report["odd"]
+        assert found["attempted"] == 8
+        assert found["missing"] == 1
+        assert found["struct_valid"] == pytest.approx(6 / 8)
+        assert found["cov_precision"] <= 6 / 8
+        assert found["targets"] == 5
+        assert found["match_1"] == pytest.approx(4 / 5)
+
+    def test_are_listed(self, report: Report) -> None:
+        column = report.columns[0]
+        assert column.missing == [{"id": column.missing[0]["id"], "reason": "could not be read"}]
+        assert {"overlap", "unknown"} <= set().union(*map(set, column.failures.values()))
+
+
+class TestInput:
+    def test_empty(self, known: PackedDataset) -> None:
+        with pytest.raises(InputError, match="no structures"):
+            evaluate(StructureSet.of("nothing", [], []), known)
+        with pytest.raises(InputError, match="no structures"):
+            evaluate([], known)
+
+    def test_same_label(self, known: PackedDataset, truth: StructureSet) -> None:
+        with pytest.raises(InputError, match="two sets"):
+            evaluate([truth, truth], known)
+
+    def test_unknown_feature(self) -> None:
+        with pytest.raises(InputError, match="soap"):
+            EvaluateOptions(features=("soap",))
+
+    def test_trial_names(self) -> None:
+        assert split_id("mp-12__3") == ("mp-12", 3)
+        assert split_id("mp-12") == ("mp-12", 0)
+        assert split_id("a__b__7") == ("a__b", 7)
+
+
+class TestFormats:
+    """The same structures from every kind of file."""
+
+    @pytest.fixture(scope="class")
+    def sources(self, truth: StructureSet, tmp_path_factory: Any) -> dict[str, Path]:
+        folder = tmp_path_factory.mktemp("formats")
+        chosen = truth.select(np.arange(3))
+        (folder / "cifs").mkdir()
+        rows = ["id,cif"]
+        atoms = []
+        for k, name in enumerate(chosen.ids):
+            text = str(CifWriter(chosen.structure(k)))
+            (folder / "cifs" / f"{name}__0.cif").write_text(text)
+            quoted = text.replace('"', '""')
+            rows.append(f'{name}__0,"{quoted}"')
+            lattice, frac, numbers = chosen.cell(k)
+            atoms.append(Atoms(numbers, scaled_positions=frac, cell=lattice, pbc=True))
+            atoms[-1].info["material_id"] = f"{name}__0"
+        (folder / "cifs" / "broken.cif").write_text("data_x\n_atom_site_label\nnonsense")
+        (folder / "table.csv").write_text("\n".join(rows) + "\n")
+        ase.io.write(folder / "frames.xyz", atoms, format="extxyz")
+        with ase.db.connect(folder / "rows.db") as database:
+            for each in atoms:
+                database.write(each, material_id=each.info["material_id"])
+        chosen.save(folder / "own.structures.npz")
+        return {p.name: p for p in folder.iterdir()}
+
+    @pytest.mark.parametrize(
+        "name", ["cifs", "table.csv", "frames.xyz", "rows.db", "own.structures.npz"]
+    )
+    def test_same_result(self, sources: dict[str, Path], known: PackedDataset, name: str) -> None:
+        found = StructureSet.read(sources[name])
+        report = evaluate(found, known, options=EvaluateOptions(features=(), workers=1))
+        summary = report.columns[0].summary
+        assert summary["attempted"] == 3 + (name == "cifs")
+        assert summary["missing"] == (name == "cifs")
+        assert summary["match_1"] == 1.0
+        assert summary["targets"] == 3
+
+    def test_no_structures(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="does not exist"):
+            StructureSet.read(tmp_path / "nowhere")
+        (tmp_path / "bad.structures.npz").write_text("no")
+        with pytest.raises(DataError, match=r"bad\.structures\.npz"):
+            StructureSet.read(tmp_path / "bad.structures.npz")
+
+
+class TestCandidates:
+    def test_from_sample(self, known: PackedDataset, tiny_model: Any) -> None:
+        request = lx.Request(221, {"Na": 1, "Cl": 1})
+        candidates = lx.sample([request] * 3, tiny_model, seed=0)
+        report = lx.evaluate(candidates, known, options=EvaluateOptions(features=(), workers=1))
+        assert report["candidates"]["attempted"] == len(candidates)
+        assert report["candidates"]["kept_0.001"] >= 0
+
+
+class TestCommand:
+    def test_model_with_control(
+        self, known: PackedDataset, tiny_path: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        known.save(tmp_path / "known.lxd")
+        arguments = [
+            "evaluate", "--model", str(tiny_path), "--reference", str(tmp_path / "known.lxd"),
+            "--training", str(tmp_path / "known.lxd"), "--n", "4", "--k", "2", "--levels", "3",
+            "--workers", "1", "--fingerprints", "none", "--out", str(tmp_path / "out"),
+            "--cache", str(tmp_path / "cache"),
+        ]  # fmt: skip
+        assert run(arguments) == 0
+        first = capsys.readouterr().out
+        stored = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+        labels = list(stored["columns"])
+        assert labels[1:] == ["random", "template", "training"]
+        model = stored["columns"][labels[0]]["summary"]
+        assert model["targets"] == model["attempted"] == 4
+        assert model["trials"] == 2
+        assert model["evaluations"] == 3
+        # its own training set is the template
+        assert stored["columns"]["template"]["summary"]["match_1"] == 1.0
+        assert (tmp_path / "out" / "match_rate.png").exists()
+        assert run(arguments) == 0  # from what was kept
+        again = capsys.readouterr().out
+        assert first.splitlines()[:-1] == again.splitlines()[:-1]
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--reference", "none.lxd"], "nothing to evaluate"),
+            (["nowhere", "--reference", "none.lxd"], "none.lxd"),
+            (["nowhere", "--reference", "{known}"], "nowhere"),
+            (["--model", "small", "--reference", "{known}", "--controls", "luck"], "luck"),
+            (["--model", "small", "--reference", "{known}", "--controls", "template"],
+             "--training"),
+            (["--model", "small", "--reference", "{known}", "--levels", "1"], "levels"),
+            (["--model", "small", "--reference", "{known}", "--levels", "x"], "levels"),
+            (["nowhere", "--reference", "{known}", "--fingerprints", "soap"], "soap"),
+            (["{known}", "--reference", "{known}", "--n", "3"], "--n"),
+        ],
+    )  # fmt: skip
+    def test_bad_input(
+        self, known: PackedDataset, tmp_path: Path, capsys: Any, arguments: list[str], message: str
+    ) -> None:
+        known.save(tmp_path / "known.lxd")
+        filled = [a.format(known=tmp_path / "known.lxd") for a in arguments]
+        code = run(["evaluate", *filled, "--out", str(tmp_path / "out")])
+        error = capsys.readouterr().err
+        assert code == 2
+        assert error.count("\n") == 1
+        assert message in error
