@@ -95,9 +95,11 @@ class Names(click.ParamType):
     help="Trials for each target.", metavar="K",
 )  # fmt: skip
 @click.option(
-    "--control-trials", type=click.IntRange(min=1), help="Trials of the controls.  [default: as --k]",
+    "--control-trials",
+    type=click.IntRange(min=1),
+    help="Trials of the controls.  [default: as --k]",
     metavar="K",
-)  # fmt: skip
+)
 @click.option(
     "--controls",
     type=Names(tuple(CONTROLS)),

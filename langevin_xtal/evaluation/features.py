@@ -1,8 +1,9 @@
 """Features of structures: geometry, symmetry, structure and composition fingerprints, CHGNet.
 
 Every feature is a row of numbers per structure. A structure that a featuriser cannot work with
-gets a row of NaN and a reason. Results are kept in a :class:`~langevin_xtal.evaluation.cache.Cache`
-under the feature's name and the versions of the libraries that make it.
+gets a row of NaN and a reason. Results are kept in a
+:class:`~langevin_xtal.evaluation.cache.Cache` under the feature's name and the versions of the
+libraries that make it.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.crystal.candidate import SYMPRECS, Candidate
+from langevin_xtal.crystal.cell import reduced_formula
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError
 from langevin_xtal.evaluation import distributions, matching, validity
@@ -113,13 +115,25 @@ def evaluate(
         run = _Run(options, cache, progress or (lambda stage, done, planned: None))
         sets = _as_sets(structures)
         data = _packed(reference)
-        known = None if training is None else StructureSet.from_packed(_packed(training), "train")
+        known = None
+        if training is not None:
+            trained = _packed(training)
+            known, run.training_hash = _same_formulas(trained, sets), trained.content_hash
         run.prepare(data, known, targets, sets)
         columns = [run.column(each, (evaluations or {}).get(each.label)) for each in sets]
         for column, each in zip(list(columns), sets, strict=True):
             if each.label in options.relax:
                 columns.append(run.relaxed_column(each, column))
     return Report(columns, run.settings(data), run.notes(), run.reference_values())
+
+
+def _same_formulas(training: PackedDataset, sets: Sequence[StructureSet]) -> StructureSet:
+    """Training crystals that a structure can be equal to: those of its composition."""
+    wanted = set().union(*(s.formulas for s in sets))
+    atoms = np.repeat(training.numbers, training.multiplicity)
+    bounds = pairwise(np.concatenate([[0], np.cumsum(training.atom_counts)]))
+    picked = [k for k, (a, b) in enumerate(bounds) if reduced_formula(atoms[a:b]) in wanted]
+    return StructureSet.from_packed(training, "training", picked)
 
 
 def named_targets(data: PackedDataset, sets: Sequence[StructureSet]) -> list[Target]:
@@ -161,6 +175,7 @@ class _Run:
     def __init__(self, options: EvaluateOptions, cache: Cache, progress: Progress) -> None:
         self.options, self.cache, self.progress = options, cache, progress
         self.used_hull: HullReferences | None = None
+        self.training_hash: str | None = None
 
     # -- shared
 
@@ -239,6 +254,7 @@ class _Run:
         _record(column, struct_valid=shape, comp_valid=composition, valid=both)
         self.add_distributions(column, first, features)
         self.add_membership(column, first)
+        self.add_metre(column, structures)
         if self.targets:
             self.add_prediction(
                 column, structures, dict(zip(first.ids, both.tolist(), strict=True))
@@ -317,9 +333,13 @@ class _Run:
 
     def add_membership(self, column: Column, structures: StructureSet) -> None:
         """Uniqueness and novelty."""
-        shared = {"cache": self.cache, "workers": self.options.workers}
+        shared: dict[str, Any] = {"cache": self.cache, "workers": self.options.workers}
+        failures: dict[tuple[str, str], str] = {}
         labels = matching.unique_groups(
-            structures, progress=self.stage(f"{structures.label}: uniqueness"), **shared
+            structures,
+            progress=self.stage(f"{structures.label}: uniqueness"),
+            failures=failures,
+            **shared,
         )
         column.summary["unique"] = len(set(labels.tolist())) / structures.attempted
         _record(column, same_as=labels)
@@ -328,10 +348,23 @@ class _Run:
                 structures,
                 self.training,
                 progress=self.stage(f"{structures.label}: novelty"),
+                failures=failures,
                 **shared,
             )
             column.summary["novel"] = new.sum() / structures.attempted
             _record(column, novel=new)
+        column.failures["comparison"] = {a: f"{reason} (with {b})" for (a, b), reason in
+                                         failures.items()}  # fmt: skip
+
+    def add_metre(self, column: Column, structures: StructureSet) -> None:
+        """METRe over all trials: of the targets where there are some, else of the reference."""
+        column.summary["metre"], column.summary["crmse"], _ = matching.metre(
+            structures,
+            self.target_set if self.targets else self.reference,
+            cache=self.cache,
+            workers=self.options.workers,
+            progress=self.stage(f"{structures.label}: METRe"),
+        )
 
     def add_prediction(
         self, column: Column, structures: StructureSet, first_valid: Mapping[str, bool]
@@ -390,13 +423,6 @@ class _Run:
             "freedom": table.freedom,
             "rms": table.rms,
         }
-        rate, crmse, _ = matching.metre(
-            structures,
-            self.target_set,
-            progress=self.stage(f"{structures.label}: METRe"),
-            **shared,
-        )
-        summary["metre"], summary["crmse"] = rate, crmse
 
     def _all_valid(self, structures: StructureSet, first: Mapping[str, bool]) -> dict[str, bool]:
         """Of later trials by geometry and composition alone: fingerprints of all cost hours."""
@@ -441,6 +467,7 @@ class _Run:
         }
         _record(column, groups_found=np.nan_to_num(features.values["symmetry"]).astype(np.int64))
         self.add_membership(column, first)
+        self.add_metre(column, after)
         self.add_stability(column, first, chosen, relaxations)
         if self.targets:
             self.add_prediction(column, after, dict(zip(first.ids, both.tolist(), strict=True)))
@@ -529,7 +556,7 @@ class _Run:
             "reference": data.meta.get("source", ""),
             "reference_hash": data.content_hash,
             "reference_crystals": len(data),
-            "training_crystals": None if self.training is None else len(self.training),
+            "training_hash": self.training_hash,
             "features": list(self.options.features),
             "relaxation": repr(self.options.relaxation) if self.options.relax else None,
             "versions": {name: installed(name) for name in packages},
@@ -578,7 +605,7 @@ def _some_trials(
         target, trial = split_id(name)
         return target not in known or trial < trials
 
-    picked = [k for k, name in enumerate(structures.ids) if early(name)]
+    picked: list[int] = [k for k, name in enumerate(structures.ids) if early(name)]
     chosen = structures.select(picked, label)
     missing = [m for m in structures.missing if early(m.id)]
     return StructureSet.of(chosen.label, list(chosen.cells()), chosen.ids, chosen.group, missing)

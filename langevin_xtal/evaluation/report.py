@@ -158,7 +158,7 @@ class Report:
                 lines.append(f"  {metric.title:<48}" + "".join(f"  {c:>{width}}" for c in cells))
         for key, title in (("by_freedom", "free coordinates"), ("by_system", "crystal system")):
             lines += self._rates(key, title, width)
-        return "\n".join(lines[1:] + ["", *self.notes])
+        return "\n".join([*lines[1:], "", *self.notes])
 
     def _rates(self, key: str, title: str, width: int) -> list[str]:
         columns = [column for column in self.columns if column.tables.get(key)]

@@ -109,7 +109,10 @@ class StructureSet:
 
     def select(self, indices: ArrayLike, label: str | None = None) -> StructureSet:
         """The structures at ``indices``, without the missing ones."""
-        picked = np.arange(len(self))[np.asarray(indices)].reshape(-1)
+        indices = np.asarray(indices)
+        if indices.size == 0:
+            indices = indices.astype(np.int64)  # an empty list arrives as float
+        picked = np.arange(len(self))[indices].reshape(-1)
         cells = [self.cell(int(k)) for k in picked]
         ids = [self.ids[k] for k in picked]
         return StructureSet.of(label or self.label, cells, ids, self.group[picked])

@@ -134,7 +134,8 @@ def _distributions(report: Report) -> Any:
     axes = np.atleast_1d(figure.subplots(1, len(panels)))
     for axis, (key, title) in zip(axes, panels, strict=True):
         true = _finite(report.reference[key])
-        edges = np.linspace(*np.quantile(true, [0.002, 0.998]), 41)
+        low, high = np.quantile(true, [0.002, 0.998]).tolist()
+        edges = np.linspace(low, high, 41)
         axis.hist(
             np.clip(true, edges[0], edges[-1]), edges, density=True, color=REFERENCE_COLOUR,
             alpha=0.35, label="reference",
