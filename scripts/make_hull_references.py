@@ -3,7 +3,8 @@
 Every crystal of the given sources gets the potential's energy at its own (DFT) geometry, without
 relaxing it; the lowest of each composition is kept when it lies within 0.1 eV/atom of the hull of
 all of them. Elements are also tried in the elemental structure types of the built-in reference
-set, relaxed with the potential, because the sources lack some elements' ground states.
+set and alpha-boron, relaxed with the potential, because the sources lack some elements' ground
+states.
 
     python scripts/make_hull_references.py mp20_train.lxd mp20_val.lxd
 
@@ -20,13 +21,15 @@ from pathlib import Path
 
 import click
 import numpy as np
+from ase.data import covalent_radii
 from numpy.typing import NDArray
+from pymatgen.core import Lattice, Structure
 from tqdm import tqdm
 
 from langevin_xtal.crystal.cell import Cell, to_structure
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.reference import reference_dataset
-from langevin_xtal.evaluate.structures import StructureSet
+from langevin_xtal.evaluation.structures import StructureSet
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.screen.hull import FILE, HullReferences
 from langevin_xtal.screen.potentials import DEFAULT, load_potential, single_point
@@ -41,10 +44,14 @@ STATEMENT = (
     "elements also relaxed in {count} structure types"
 )
 SAVE_EVERY = 500
-BOND = 2.2
-"""Start of the shortest distance in an elemental crystal, in covalent radii."""
+BONDS = (1.6, 1.8, 2.0, 2.2, 2.4)
+"""Shortest distances tried in an elemental crystal, in covalent radii."""
+WINDOW = 0.3
+"""Elemental structure types this far above the best are not relaxed [eV/atom]."""
 MOST_ATOMS = 12
-"""Elemental structure types with more atoms in the primitive cell are left out."""
+"""Structure types with more atoms in the primitive cell are tried for their own element only."""
+ALPHA_BORON = (4.91, 12.57, ((0.119, -0.119, 0.891), (0.197, -0.197, 0.024)))
+"""a and c of the hexagonal cell [Å] and two sites of R-3m, rounded: it is relaxed."""
 
 
 def energies(
@@ -78,25 +85,68 @@ def save_energies(path: Path, values: dict[str, float]) -> None:
     os.replace(part, path)
 
 
-def elemental_cells(elements: list[int]) -> tuple[list[Cell], list[str], int]:
-    """Each element in each small elemental structure type, their names, and how many types."""
-    from ase.data import covalent_radii
+def elemental_crystals(
+    elements: list[int], options: RelaxOptions, workers: int | None
+) -> tuple[list[str], list[NDArray[np.int64]], list[float], int]:
+    """Names, atoms and energies of relaxed elemental crystals, and how many types were tried."""
+    types = elemental_types()
+    trials = []  # (element, name, cells at several scales)
+    for z in elements:
+        for name, cell in types:
+            lattice, frac, numbers = cell
+            if len(numbers) > MOST_ATOMS and z not in numbers:
+                continue
+            shortest = to_structure(cell).get_neighbor_list(6.0)[3].min()
+            scales = [bond * covalent_radii[z] / shortest for bond in BONDS]
+            own = np.full_like(numbers, z)
+            cells = [(lattice * scale, frac, own) for scale in scales]
+            trials.append(
+                (z, f"{SYMBOLS[z]} as {name}", [*cells, cell] if z in numbers else cells)
+            )
+    points = parallel_map(
+        partial(single_point, name=options.potential, device=options.device),
+        (cell for _, _, cells in trials for cell in cells),
+        workers=workers,
+    )
+    best: dict[int, float] = {}
+    starts = []
+    for z, name, cells in trials:
+        values = [next(points) for _ in cells]
+        if np.isfinite(values).any():
+            lowest = int(np.nanargmin(values))
+            starts.append((z, name, cells[lowest], values[lowest]))
+            best[z] = min(best.get(z, np.inf), values[lowest])
+    starts = [start for start in starts if start[3] <= best[start[0]] + WINDOW]
+    with tqdm(total=len(starts), disable=None) as bar:
+        relaxed = relax(
+            [cell for _, _, cell, _ in starts],
+            options,
+            workers=workers,
+            progress=lambda done, _: (bar.update(done - bar.n), None)[1],
+        )
+    good = [(s, r) for s, r in zip(starts, relaxed, strict=True) if r.converged]
+    return (
+        [name for (_, name, _, _), _ in good],
+        [result.cell[2] for _, result in good],
+        [result.energy for _, result in good],
+        len(types),
+    )
 
+
+def elemental_types() -> list[tuple[str, Cell]]:
+    """Elemental crystals of the reference set, and alpha-boron."""
     known = StructureSet.from_packed(reference_dataset(), "reference set")
     types = [
-        k
-        for k, (_, _, numbers) in enumerate(known.cells())
-        if len(set(numbers.tolist())) == 1 and len(numbers) <= MOST_ATOMS
+        (known.ids[k], cell)
+        for k, cell in enumerate(known.cells())
+        if len(set(cell[2].tolist())) == 1
     ]
-    cells, names = [], []
-    for z in elements:
-        for k in types:
-            lattice, frac, numbers = known.cell(k)
-            shortest = to_structure(known.cell(k)).get_neighbor_list(6.0)[3].min()
-            scale = BOND * covalent_radii[z] / shortest
-            cells.append((lattice * scale, frac, np.full_like(numbers, z)))
-            names.append(f"{SYMBOLS[z]} as {known.ids[k]}")
-    return cells, names, len(types)
+    a, c, sites = ALPHA_BORON
+    boron = Structure.from_spacegroup(
+        "R-3m", Lattice.hexagonal(a, c), ["B"] * len(sites), sites
+    ).get_primitive_structure()
+    numbers = np.array(boron.atomic_numbers, dtype=np.int64)
+    return [*types, ("alpha-B", (boron.lattice.matrix, boron.frac_coords, numbers))]
 
 
 @click.command(help=__doc__)
@@ -131,20 +181,11 @@ def main(
         ids += list(structures.ids)
     found = load_potential(potential)
     elements = set(np.concatenate(compositions).tolist()) & found.elements
-    cells, names, types = elemental_cells(sorted(elements))
     options = RelaxOptions(potential=potential)
-    with tqdm(total=len(cells), disable=None) as bar:
-        relaxed = relax(
-            cells,
-            options,
-            workers=workers,
-            progress=lambda done, _: bar.update(done - bar.n),  # type: ignore[func-returns-value]
-        )
-    for cell, name, result in zip(cells, names, relaxed, strict=True):
-        if result.converged:
-            compositions.append(cell[2])
-            energy.append(result.energy)
-            ids.append(name)
+    names, atoms, lowest, types = elemental_crystals(sorted(elements), options, workers)
+    compositions += atoms
+    energy += lowest
+    ids += names
     table = HullReferences.build(
         compositions,
         np.array(energy),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -190,6 +191,8 @@ def single_point(cell: tuple[Any, Any, Any], name: str = DEFAULT, device: str = 
     atoms = Atoms(numbers=numbers, cell=lattice, scaled_positions=frac, pbc=True)
     atoms.calc = potential.calculator()
     try:
-        return float(atoms.get_potential_energy()) / len(atoms)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return float(atoms.get_potential_energy()) / len(atoms)
     except Exception:  # atoms out of each other's reach or on top of each other, by potential
         return float("nan")
