@@ -32,8 +32,8 @@ from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.evaluation.structures import StructureSet
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.screen.hull import FILE, HullReferences
-from langevin_xtal.screen.potentials import DEFAULT, load_potential, single_point
-from langevin_xtal.screen.relax import RelaxOptions, relax
+from langevin_xtal.screen.potentials import DEFAULT, load_potential
+from langevin_xtal.screen.relax import RelaxOptions, relax, single_point
 
 TARGET = Path(__file__).parents[1] / "langevin_xtal" / "screen" / FILE
 ATTRIBUTION = (
@@ -66,7 +66,7 @@ def energies(
     todo = [k for k, name in enumerate(structures.ids) if name not in known]
     mine: dict[str, float] = {}
     results = parallel_map(
-        partial(single_point, name=potential),
+        partial(single_point, options=RelaxOptions(potential=potential)),
         (structures.cell(k) for k in todo),
         workers=workers if len(todo) > SAVE_EVERY else 1,
     )
@@ -104,7 +104,7 @@ def elemental_crystals(
                 (z, f"{SYMBOLS[z]} as {name}", [*cells, cell] if z in numbers else cells)
             )
     points = parallel_map(
-        partial(single_point, name=options.potential, device=options.device),
+        partial(single_point, options=options),
         (cell for _, _, cells in trials for cell in cells),
         workers=workers,
     )

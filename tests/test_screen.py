@@ -27,8 +27,8 @@ from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.errors import DataError, InputError
 from langevin_xtal.screen.hull import FILE, HullReferences
-from langevin_xtal.screen.potentials import CHGNET_ELEMENTS, load_potential, single_point
-from langevin_xtal.screen.relax import RelaxOptions, relax, relax_cell
+from langevin_xtal.screen.potentials import CHGNET_ELEMENTS, load_potential
+from langevin_xtal.screen.relax import RelaxOptions, relax, relax_cell, single_point
 
 EMT_NAME = "ase.calculators.emt:EMT"
 EMT_OPTIONS = RelaxOptions(potential=EMT_NAME)
@@ -118,7 +118,7 @@ class TestPotentials:
         assert isinstance(found.calculator(), EMT)
         atoms = bulk("Cu")
         atoms.calc = EMT()
-        assert single_point(cell_of(atoms), EMT_NAME) == pytest.approx(
+        assert single_point(cell_of(atoms), EMT_OPTIONS) == pytest.approx(
             atoms.get_potential_energy()
         )
 
@@ -166,6 +166,8 @@ class TestPotentials:
         assert math.isnan(single_point(cell_of(bulk("Po", "sc", 3.3))))
         apart = Atoms("He", cell=[20, 20, 20], pbc=True)
         assert math.isnan(single_point(cell_of(apart)))
+        dense = Atoms("H", cell=[0.6, 0.6, 0.6], pbc=True)  # thousands of neighbours
+        assert math.isnan(single_point(cell_of(dense)))
 
 
 class TestRelaxCell:
@@ -241,7 +243,7 @@ class TestRelaxCell:
         cell = cell_of(bulk("Cu", "fcc", 3.9))
         found = relax_cell(cell, dataclasses.replace(EMT_OPTIONS, steps=0))
         assert found.energy == found.start_energy
-        assert found.energy == pytest.approx(single_point(cell, EMT_NAME), abs=1e-9)
+        assert found.energy == pytest.approx(single_point(cell, EMT_OPTIONS), abs=1e-9)
 
     @pytest.mark.parametrize(
         ("atoms", "reason"),

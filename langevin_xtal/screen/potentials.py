@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from langevin_xtal.errors import InputError
 from langevin_xtal.extras import require
@@ -172,27 +169,3 @@ def _chgnet_calculator(device: str) -> Calculator:
     factory: Any = _chgnet_class()
     made: Calculator = factory(_chgnet(device), device)
     return made
-
-
-def single_point(cell: tuple[Any, Any, Any], name: str = DEFAULT, device: str = "cpu") -> float:
-    """Energy per atom [eV] of a P1 cell as it stands; NaN where the potential has none.
-
-    Raises
-    ------
-    InputError
-        When there is no such potential.
-    """
-    from ase import Atoms
-
-    lattice, frac, numbers = cell
-    potential = load_potential(name, device)
-    if not set(np.asarray(numbers).tolist()) <= potential.elements:
-        return float("nan")
-    atoms = Atoms(numbers=numbers, cell=lattice, scaled_positions=frac, pbc=True)
-    atoms.calc = potential.calculator()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return float(atoms.get_potential_energy()) / len(atoms)
-    except Exception:  # atoms out of each other's reach or on top of each other, by potential
-        return float("nan")

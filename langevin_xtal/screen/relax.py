@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -209,6 +209,17 @@ def relax(
     finally:
         _save(cache, kind, fresh)
     return [done[key] for key in keys]
+
+
+def single_point(cell: Cell, options: RelaxOptions = DEFAULT_OPTIONS) -> float:
+    """Energy per atom [eV] of a P1 cell as it stands, NaN where :func:`relax_cell` would give up.
+
+    Raises
+    ------
+    InputError
+        When the potential is unknown or not installed.
+    """
+    return relax_cell(cell, replace(options, steps=0, keep_symmetry=False)).energy
 
 
 # -- one relaxation
