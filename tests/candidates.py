@@ -17,6 +17,7 @@ def finished(
     frac: np.ndarray | list[list[float]],
     lattice: np.ndarray,
     config: PostprocessConfig = DEFAULT,
+    multiplicity: np.ndarray | None = None,
 ) -> Candidate | Rejection:
     """The end of a chain whose sites are at ``frac``."""
     return finish(
@@ -28,6 +29,7 @@ def finished(
         attempt=1,
         config=config,
         provenance={"weights": "0123456789abcdef"},
+        multiplicity=multiplicity,
     )
 
 

@@ -63,6 +63,16 @@ class TestKnownStructures:
         assert result.reason.startswith("overlap: Na-Na 0.")
         assert (result.index, result.attempt, result.request) == (2, 1, ROCK_SALT)
 
+    def test_a_site_that_left_its_position(self) -> None:
+        """A general position of 192 atoms that ends near a special one of 4."""
+        shift = off([0.3, -0.8, 0.5], 0.1, CUBE)
+        sites = [shift, [0.5, 0.5, 0.5]]
+        asked = np.array([4, 4])
+        assert isinstance(finished(ROCK_SALT, sites, CUBE, multiplicity=asked), Candidate)
+        rejected = finished(ROCK_SALT, sites, CUBE, multiplicity=np.array([192, 4]))
+        assert isinstance(rejected, Rejection)
+        assert rejected.reason.startswith("collapsed: Na was to have 192 atoms")
+
     def test_general_position_stays(self) -> None:
         lattice = np.diag([9.0, 8.0, 10.0])
         point = [0.131, 0.082, 0.211]

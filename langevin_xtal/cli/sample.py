@@ -88,9 +88,9 @@ SHOWN = 20
 @click.option(
     "--attempts",
     type=click.IntRange(min=1),
-    default=3,
+    default=8,
     show_default=True,
-    help="Tries for a candidate whose atoms overlap.",
+    help="Tries for a candidate whose atoms overlap or leave their Wyckoff positions.",
 )
 @click.option(
     "--min-distance",

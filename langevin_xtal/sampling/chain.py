@@ -130,6 +130,7 @@ class Chains:
     frac: Tensor  #: (A, 3) fractional, float64
     coordinates: Tensor  #: (B, 3) lattice coordinates ℓ of a, b and c, float64
     free_space: Tensor | None = None  #: (A, 3, 3) fractional projectors of confined sites
+    multiplicity: Tensor | None = None  #: (A,) of the Wyckoff positions drawn, if any
     evaluations: int = 0  #: network evaluations so far
     failed: Tensor = field(init=False)  #: (B,) bool
 
@@ -162,6 +163,7 @@ class Chains:
         site_start = torch.tensor([0] + [len(r.numbers) for r in requests]).cumsum(0)
         streams = CandidateStreams(keys, site_start)
         start, assignments, free_space = streams.site_uniforms(), None, None
+        multiplicity = None
         if assigned and model.prior is not None:
             uniforms = torch.nn.utils.rnn.pad_sequence(
                 list(streams.site_uniforms()[:, 0].split(site_start.diff().tolist())),
@@ -174,11 +176,14 @@ class Chains:
             ]
             flat = [w for row in assignments for w in row]
             free_space = torch.from_numpy(np.stack([w.projector for w in flat]))
+            multiplicity = torch.tensor([w.multiplicity for w in flat])
             base = torch.from_numpy(np.stack([w.base for w in flat]))
             # many periods, so that the projection is uniform on the position
             start = base + (free_space @ (PERIODS * start).unsqueeze(2)).squeeze(2)
         crystals = starting_crystals(requests, model.statistics, assignments)
-        chains = cls(model, crystals, streams, start, crystals.coordinates, free_space)
+        chains = cls(
+            model, crystals, streams, start, crystals.coordinates, free_space, multiplicity
+        )
         chains.move_lattice(lattice_sigma * streams.crystal_normals())
         return chains
 

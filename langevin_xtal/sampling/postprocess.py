@@ -54,6 +54,7 @@ def finish(
     attempt: int,
     config: PostprocessConfig,
     provenance: dict[str, object],
+    multiplicity: IntArray | None = None,
 ) -> Candidate | Rejection:
     """Place sites on the special positions they are near, expand, and verify.
 
@@ -63,6 +64,9 @@ def finish(
         (A, 3) fractional coordinates at the end of the chain.
     lattice
         (3, 3) rows [Å].
+    multiplicity
+        (A,) atoms each site must have, where its Wyckoff position was drawn beforehand: a site
+        that ends on a more special one is rejected.
     """
 
     def reject(reason: str) -> Rejection:
@@ -76,6 +80,13 @@ def finish(
         for f in frac
     ]
     images = [wrap(orbit(s, group.rotations, group.translations, lattice)[0]) for s in sites]
+    found = np.array([len(i) for i in images])
+    if multiplicity is not None and (found != multiplicity).any():
+        k = int(np.flatnonzero(found != multiplicity)[0])
+        return reject(
+            f"collapsed: {SYMBOLS[numbers[k]]} was to have {multiplicity[k]} atoms in the cell, and "
+            f"its site ended where it has {found[k]}"
+        )
     atom_site = np.repeat(np.arange(len(sites)), [len(i) for i in images])
     atom_frac = np.concatenate(images)
     first = np.searchsorted(atom_site, np.arange(len(sites)))

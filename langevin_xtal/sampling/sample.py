@@ -51,8 +51,8 @@ class SampleOptions:
     """Most chains in one batch."""
     workers: int | None = None
     """Batches side by side; by default one per CPU."""
-    attempts: int = 3
-    """Streams tried for a request whose chains are rejected."""
+    attempts: int = 8
+    """Streams tried for a request whose chains are rejected: about one in six collapses."""
     positions: Positions = "assigned"
     """``assigned``: draw a Wyckoff position for every site from the model's prior and stay on it;
     ``free``: sites find their positions as they go, as in the paper. A model without a prior
@@ -232,6 +232,7 @@ class _Batches:
         lattice, start = chains.lattice.numpy(), chains.crystals.site_start.tolist()
         provenance = _provenance(model, self.options)
         diverged = chains.diverged.tolist()
+        drawn = None if chains.multiplicity is None else chains.multiplicity.numpy()
         for k, (index, attempt) in enumerate(batch):
             if diverged[k]:
                 outcome.rejections.append(Rejection(asked[k], index, attempt, DIVERGED))
@@ -245,6 +246,7 @@ class _Batches:
                 attempt=attempt,
                 config=self.options.postprocess,
                 provenance=provenance | {"request": str(asked[k])},
+                multiplicity=None if drawn is None else drawn[start[k] : start[k + 1]],
             )
             if isinstance(result, Candidate):
                 outcome.candidates.append(result)
