@@ -84,8 +84,8 @@ def finish(
     if multiplicity is not None and (found != multiplicity).any():
         k = int(np.flatnonzero(found != multiplicity)[0])
         return reject(
-            f"collapsed: {SYMBOLS[numbers[k]]} was to have {multiplicity[k]} atoms in the cell, and "
-            f"its site ended where it has {found[k]}"
+            f"collapsed: {SYMBOLS[numbers[k]]} was to have {multiplicity[k]} atoms in the cell, "
+            f"and its site ended where it has {found[k]}"
         )
     atom_site = np.repeat(np.arange(len(sites)), [len(i) for i in images])
     atom_frac = np.concatenate(images)

@@ -183,10 +183,12 @@ class _Batches:
         ) as pool:
             try:
                 while waiting or running:
-                    for batch in self._split(waiting):
-                        self.levels_planned += self.options.sampler.levels
-                        running.add(pool.submit(self._sample, batch))
-                    waiting = []
+                    # rejected attempts wait for company: small batches cost nearly as much as full ones
+                    if len(waiting) >= self.options.batch_size or len(running) < self.workers:
+                        for batch in self._split(waiting):
+                            self.levels_planned += self.options.sampler.levels
+                            running.add(pool.submit(self._sample, batch))
+                        waiting = []
                     done, running = wait(running, POLL_SECONDS, FIRST_COMPLETED)
                     if progress is not None:
                         progress(self.levels_done, self.levels_planned)
