@@ -183,7 +183,7 @@ class _Batches:
         ) as pool:
             try:
                 while waiting or running:
-                    # rejected attempts wait for company: small batches cost nearly as much as full ones
+                    # small batches cost nearly as much as full ones: rejected attempts wait
                     if len(waiting) >= self.options.batch_size or len(running) < self.workers:
                         for batch in self._split(waiting):
                             self.levels_planned += self.options.sampler.levels
