@@ -9,19 +9,40 @@ import numpy as np
 import pytest
 import torch
 
+from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.dataset.reference import reference_dataset
-from langevin_xtal.model.assignment import WyckoffPrior, has_freedom
-from langevin_xtal.model.checkpoint import load_model, save_model
+from langevin_xtal.errors import CheckpointError, InputError
+from langevin_xtal.model.assignment import (
+    PriorConfig,
+    WyckoffPrior,
+    element_features,
+    element_properties,
+    element_rank,
+    has_freedom,
+)
+from langevin_xtal.model.checkpoint import (
+    MODEL_FORMAT,
+    load_model,
+    read_tensors,
+    save_model,
+    write_tensors,
+)
 from langevin_xtal.sampling.chain import Chains
 from langevin_xtal.sampling.sample import SampleOptions, sample
 from langevin_xtal.sampling.samplers import Ancestral, run
 from langevin_xtal.sampling.streams import stream_keys
 from langevin_xtal.symmetry import cell_lengths
-from langevin_xtal.symmetry.wyckoff import locate, table_start, wyckoff_positions
+from langevin_xtal.symmetry.wyckoff import (
+    locate,
+    origin_shifts,
+    table_start,
+    wyckoff_positions,
+)
 from langevin_xtal.train.assignments import (
     assignment_table,
     fit_prior,
+    kin,
     mean_log_likelihood,
     site_positions,
 )
@@ -38,17 +59,17 @@ def rows(number: int) -> range:
 
 @pytest.mark.parametrize("number", [62, 194, 221])
 def test_probabilities_of_all_assignments_add_up(prior, number):
-    """Over every allowed assignment of O, Ti, Ti (canonical order), the sum is 1."""
+    """Over every allowed assignment of Ti, Ti, O (canonical order), the sum is 1."""
     free = has_freedom()
     allowed = [
         (a, b, c)
         for a, b, c in itertools.product(rows(number), repeat=3)
-        if c >= b and all(free[x] or (a, b, c).count(x) == 1 for x in (a, b, c))
+        if b >= a and all(free[x] or (a, b, c).count(x) == 1 for x in (a, b, c))
     ]
     n = len(allowed)
     with torch.inference_mode():
         log = prior.log_likelihood(
-            torch.full((n,), number), torch.tensor([[8, 22, 22]] * n), torch.tensor(allowed)
+            torch.full((n,), number), torch.tensor([[22, 22, 8]] * n), torch.tensor(allowed)
         )
     assert log.exp().sum().item() == pytest.approx(1.0, abs=1e-4)
 
@@ -61,11 +82,11 @@ def test_draws_follow_the_probabilities(prior):
     first = rows(221)[0]
     pairs = sorted({tuple(row) for row in drawn})
     with torch.inference_mode():
-        # canonical order is by atomic number: oxygen first
+        # canonical order is by Mendeleev number: titanium first
         log = prior.log_likelihood(
             torch.full((len(pairs),), 221),
-            torch.tensor([[8, 22]] * len(pairs)),
-            torch.tensor([[first + o, first + ti] for ti, o in pairs]),
+            torch.tensor([[22, 8]] * len(pairs)),
+            torch.tensor([[first + ti, first + o] for ti, o in pairs]),
         )
     for pair, p in zip(pairs, log.exp().tolist(), strict=True):
         share = sum(tuple(row) == pair for row in drawn) / n
@@ -91,6 +112,56 @@ def test_draws_do_not_depend_on_the_batch(prior):
         assert prior.draw([request], uniforms[k : k + 1]) == [together[k]]
 
 
+def test_scores_do_not_depend_on_the_batch(prior):
+    """Neither on its size nor on the padding, to the last bit."""
+    group, numbers, chosen = assignment_table(reference_dataset())
+    pick = torch.arange(0, len(group), 9)
+    with torch.inference_mode():
+        wide = prior._read(group[pick], numbers[pick])
+        for k, b in enumerate(pick.tolist()):
+            n = int((numbers[b] > 0).sum())
+            alone = prior._read(group[b : b + 1], numbers[b : b + 1, :n])
+            assert torch.equal(alone.state[0], wide.state[k, :n])
+            for s in range(n):
+                together = prior._scores(
+                    wide, group[pick], numbers[pick, : s + 1], chosen[pick, : s + 1], s
+                )
+                own = numbers[b : b + 1, : s + 1], chosen[b : b + 1, : s + 1]
+                single = prior._scores(alone, group[b : b + 1], *own, s)
+                assert torch.equal(single[0], together[k])
+
+
+def test_one_site_at_a_time_scores_the_same(prior):
+    """Drawing goes site by site, fitting takes all sites at once."""
+    group, numbers, chosen = assignment_table(reference_dataset())
+    with torch.inference_mode():
+        whole = prior.logits(group, numbers, chosen)
+        reading = prior._read(group, numbers)
+        for s in range(numbers.shape[1]):
+            upto = numbers[:, : s + 1], chosen[:, : s + 1]
+            step = prior._scores(reading, group, *upto, s)[:, 0]
+            real = numbers[:, s] > 0
+            torch.testing.assert_close(step[real], whole[real, s], atol=1e-4, rtol=1e-4)
+
+
+def test_scores_do_not_look_ahead(prior):
+    group, numbers = torch.tensor([62]), torch.tensor([[19, 29, 29, 14]])
+    some, others = torch.tensor([[0, 1, 3, 2]]), torch.tensor([[0, 1, 2, 3]])
+    first = rows(62)[0]
+    with torch.inference_mode():
+        a = prior.logits(group, numbers, first + some)
+        b = prior.logits(group, numbers, first + others)
+    assert torch.equal(a[:, :3], b[:, :3])
+    assert not torch.equal(a[:, 3], b[:, 3])
+
+
+def test_fitting_is_repeatable(prior):
+    again = fit_prior(reference_dataset(), epochs=3)
+    other = fit_prior(reference_dataset(), epochs=3, seed=1)
+    assert torch.equal(again.bias, prior.bias)
+    assert not torch.equal(other.bias, prior.bias)
+
+
 def test_fitting_learns():
     data = reference_dataset()
     group, numbers, chosen = assignment_table(data)
@@ -101,6 +172,67 @@ def test_fitting_learns():
     assert after > before + 1.0
     assert after < 0
     assert len(group) == len(data)
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_the_origin_does_not_matter(moved):
+    """The rows of a crystal are those of the smallest description, whichever it came with."""
+    data = reference_dataset()
+    _, numbers, chosen = assignment_table(data)
+    found = site_positions(data)
+    rank, start = element_rank(), table_start()
+    changed = 0
+    for k, first in enumerate(data.site_start[:-1]):
+        own = slice(first, data.site_start[k + 1])
+        number, offset = int(data.group[k]), start[data.group[k] - 1]
+        shifts = origin_shifts(number)
+        local = found[own] - offset
+        if moved:  # described from the last origin instead
+            local = shifts[-1][local]
+        descriptions = []
+        for shift in shifts:
+            places = shift[local] + offset
+            order = np.lexsort((places, rank[data.numbers[own]]))
+            descriptions.append((tuple(places[order]), tuple(data.numbers[own][order])))
+        smallest, elements = min(descriptions)
+        real = numbers[k] > 0
+        assert tuple(chosen[k][real].tolist()) == smallest
+        assert tuple(numbers[k][real].tolist()) == elements
+        changed += descriptions[0][0] != smallest
+    assert changed > 10
+
+
+def test_elements_are_described():
+    known = element_properties()
+    assert known.shape == (len(SYMBOLS), 9)
+    # Pauling's electronegativity of oxygen and iron; 4s2 3d6
+    assert known[8, 1] == 3.44
+    assert known[26, 1] == 1.83
+    assert known[26, 5:].tolist() == [2, 0, 6, 0]
+    features = element_features()
+    assert torch.isfinite(features).all()
+    assert len(torch.unique(features, dim=0)) == len(SYMBOLS)
+    assert not features[0].any()
+
+
+def test_kin_resemble_each_other():
+    def names(symbol):
+        return {SYMBOLS[z] for z in kin()[atomic_number(symbol)].tolist()}
+
+    assert names("Cl") == {"Cl", "Br", "I"}
+    assert names("F") == {"F"}
+    assert "Hf" in names("Zr")
+    assert "Zr" in names("Hf")
+    assert names("Fe") <= {"Fe", "Ru", "Os"}
+    assert kin()[0].tolist() == [0] * 4
+    assert sorted(element_rank().tolist()) == list(range(len(SYMBOLS)))
+    order = [SYMBOLS[z] for z in np.argsort(element_rank())]
+    assert order.index("Na") < order.index("Fe") < order.index("O")
+
+
+def test_settings_out_of_range_are_refused():
+    with pytest.raises(InputError, match="width is 0"):
+        PriorConfig(width=0)
 
 
 def test_letters_name_positions():
@@ -153,3 +285,27 @@ def test_prior_travels_with_the_model(tiny_model, prior, tmp_path):
     ):
         np.testing.assert_array_equal(a.frac, b.frac)
         np.testing.assert_array_equal(cell_lengths(a.lattice), cell_lengths(b.lattice))
+
+
+def test_other_sizes_come_back(tiny_model, tmp_path):
+    config = PriorConfig(width=32, rounds=1, blocks=0)
+    model = dataclasses.replace(tiny_model, prior=WyckoffPrior(config))
+    save_model(tmp_path / "m.safetensors", model)
+    again = load_model(tmp_path / "m.safetensors")
+    assert again.hash == model.hash
+    assert again.prior.config == config
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [(None, "older version"), ({"width": -1}, "width is -1"), ({"depth": 1}, "unknown keys")],
+)
+def test_priors_that_do_not_fit_are_refused(tiny_model, prior, tmp_path, change, reason):
+    path = tmp_path / "m.safetensors"
+    save_model(path, dataclasses.replace(tiny_model, prior=prior))
+    tensors, header = read_tensors(path, MODEL_FORMAT)
+    write_tensors(path, tensors, {k: v for k, v in header.items() if k != "prior"})
+    if change is not None:
+        write_tensors(path, tensors, header | {"prior": header["prior"] | change})
+    with pytest.raises(CheckpointError, match=reason):
+        load_model(path)

@@ -2,33 +2,66 @@
 
 With sites and group given, which Wyckoff position each site takes is a discrete question that
 noise on positions answers poorly. The prior factorises over the sites in a canonical order
-(by element; sites of one element from special to general):
+(elements by Mendeleev number; sites of one element from special to general):
 
     p(w_1 … w_n | group, elements) = Π_k p(w_k | group, elements, w_1 … w_{k-1}),
 
-each factor a softmax over the group's positions from a small network that sees the composition,
-the sites placed so far, the element at hand and the elements to come. Positions without freedom
-hold one site only.
+each factor a softmax over the group's positions. A network reads the request first: its elements,
+described by their properties and their numbers of sites, exchange messages pair by pair. Another
+one then sees what it made of them, the sites placed so far, the element at hand and the elements
+to come. Positions without freedom hold one site only.
+
+Elements that resemble each other follow each other in the canonical order, so that a crystal and
+the same crystal with an element substituted are mostly told in the same order.
 """
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
+from importlib import resources
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from langevin_xtal.crystal.elements import period_and_group
 from langevin_xtal.crystal.request import Request
+from langevin_xtal.errors import InputError
 from langevin_xtal.model.network import ELEMENTS, Linear
 from langevin_xtal.symmetry.groups import SpaceGroup
 from langevin_xtal.symmetry.wyckoff import table_start, wyckoff_positions
 
-WIDTH = 96
-FEATURES = 7
+POSITION_FEATURES = 7
+COUNTS = 8  # numbers of sites of one element told apart
+SITES = 12  # numbers of sites of a request told apart
+KINDS = 6  # numbers of elements of a request told apart
+BUMPS = 12  # of the Mendeleev number
+
+RANGES: dict[str, tuple[int, int]] = {"width": (1, 1024), "rounds": (0, 16), "blocks": (0, 16)}
+"""What a prior may be: its file comes from strangers, and memory is taken on its word."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    """Size of the prior; with widths in multiples of 32 its scores do not depend on the batch."""
+
+    width: int = 96
+    """Features of an element."""
+    rounds: int = 2
+    """Rounds of messages between the elements."""
+    blocks: int = 2
+    """Residual blocks of the network that scores positions."""
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise InputError(f"{name} is {value}; it must lie between {low} and {high}")
 
 
 @cache
@@ -46,14 +79,49 @@ def position_features() -> Tensor:
 
 
 @cache
+def element_properties() -> NDArray[np.float64]:
+    """(119, 9) Mendeleev number, electronegativity, radii, valence electrons; NaN where unknown.
+
+    The columns and sources are those of ``scripts/make_element_properties.py``.
+    """
+    table = np.full((ELEMENTS, 9), np.nan)
+    source = resources.files("langevin_xtal.crystal").joinpath("element_properties.csv")
+    for number, _, *values in list(csv.reader(source.read_text("utf-8").splitlines()))[1:]:
+        table[int(number)] = [float(v) if v else np.nan for v in values]
+    return table
+
+
+@cache
+def element_rank() -> NDArray[np.int64]:
+    """(119,) place of each atomic number in the order of Mendeleev numbers.
+
+    Elements without one come last, by atomic number; 0, no element, comes first.
+    """
+    key = element_properties()[:, 0].copy()
+    key[0] = -np.inf
+    rank = np.empty(ELEMENTS, dtype=np.int64)
+    rank[np.argsort(key, kind="stable")] = np.arange(ELEMENTS)  # NaN sorts last
+    return rank
+
+
+@cache
 def element_features() -> Tensor:
-    """(119, 25) row and column of the periodic table: kin behave alike. Row 0 is empty."""
-    table = torch.zeros(ELEMENTS, 25)
+    """(119, 46) what kin have in common: place in the periodic table, standardised properties.
+
+    The last columns are bumps along the Mendeleev number. Unknown properties count as average,
+    and row 0 is empty.
+    """
+    table = np.zeros((ELEMENTS, 25))
     for number in range(1, ELEMENTS):
         period, group = period_and_group(number)
         table[number, period - 1] = 1.0
         table[number, 6 + group] = 1.0
-    return table
+    known = element_properties()
+    known = (known - np.nanmean(known, axis=0)) / np.nanstd(known, axis=0)
+    places = np.linspace(-1.7, 1.7, BUMPS)  # uniform numbers end at ±√3
+    bumps = np.exp(-(((known[:, :1] - places) / 0.3) ** 2))
+    features = np.concatenate([table, np.nan_to_num(known), np.nan_to_num(bumps)], axis=1)
+    return torch.from_numpy(features).float()
 
 
 @cache
@@ -62,27 +130,95 @@ def has_freedom() -> Tensor:
     return position_features()[:, 0] == 0
 
 
+def _rows(layer: nn.Module, x: Tensor) -> Tensor:
+    """(B, S, in) to (B, S, out) through a layer of rows."""
+    flat: Tensor = layer(x.flatten(0, 1))
+    return flat.view(*x.shape[:2], -1)
+
+
+def _one_hot(count: Tensor, most: int) -> Tensor:
+    """Counts from 0, the last column for ``most - 1`` and more."""
+    return functional.one_hot(count.clamp(0, most - 1), most).to(torch.float32)
+
+
+def _dropped(x: Tensor, share: float) -> Tensor:
+    return functional.dropout(x, share, training=share > 0)
+
+
+class Exchange(nn.Module):
+    """Every element hears from every element of its request."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.own, self.other = Linear(width, width), Linear(width, width)
+        self.update = nn.Sequential(Linear(3 * width, width), nn.SiLU())
+        self.result = Linear(width, width)
+
+    def forward(self, elements: Tensor, real: Tensor, request: Tensor, dropout: float) -> Tensor:
+        """(B, E, width) to the same; ``real`` is (B, E, 1), ``request`` (B, width)."""
+        x = self.norm(elements)
+        pair = _rows(self.own, x).unsqueeze(2) + _rows(self.other, x).unsqueeze(1)
+        # a running sum adds in the same order whatever the padding
+        heard = (functional.silu(pair) * real.unsqueeze(1)).cumsum(2)[:, :, -1]
+        state = torch.cat([x, heard, request.unsqueeze(1).expand_as(x)], 2)
+        return elements + _rows(self.result, _dropped(_rows(self.update, state), dropout)) * real
+
+
+class Block(nn.Module):
+    """A residual layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.LayerNorm(width), Linear(width, width), nn.SiLU())
+        self.second = Linear(width, width)
+
+    def forward(self, x: Tensor, dropout: float) -> Tensor:
+        """(M, width) to the same."""
+        result: Tensor = x + self.second(_dropped(self.first(x), dropout))
+        return result
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What the first network made of B requests of at most S sites."""
+
+    state: Tensor  #: (B, S, ·) group, all elements, elements to come, counts
+    element: Tensor  #: (B, S, width) of each site, 0 for padding
+    first: Tensor  #: (B, S) place of the first site of the same element
+
+
 class WyckoffPrior(nn.Module):
     """Autoregressive distribution over the Wyckoff positions of a request's sites."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: PriorConfig | None = None) -> None:
         super().__init__()
-        w, rows = WIDTH, len(position_features())
+        self.config = config or PriorConfig()
+        w, rows = self.config.width, len(position_features())
         self.element = nn.Embedding(ELEMENTS, w)
         self.describe_element = Linear(element_features().shape[1], w)
+        self.count = Linear(COUNTS + 1, w)
         self.group = nn.Embedding(231, w)
+        self.size = Linear(SITES + KINDS, w)
+        self.rounds = nn.ModuleList(Exchange(w) for _ in range(self.config.rounds))
         self.position = nn.Embedding(rows, w)
-        self.describe = Linear(FEATURES, w)
+        self.describe = Linear(POSITION_FEATURES, w)
         self.place = nn.Sequential(Linear(3 * w, w), nn.SiLU(), Linear(w, w))
-        self.trunk = nn.Sequential(
-            Linear(6 * w, 2 * w), nn.SiLU(), Linear(2 * w, 2 * w), nn.SiLU(), Linear(2 * w, w)
-        )
+        self.enter = Linear(6 * w + 2 * COUNTS, 2 * w)
+        self.blocks = nn.ModuleList(Block(2 * w) for _ in range(self.config.blocks))
+        self.leave = nn.Sequential(nn.LayerNorm(2 * w), Linear(2 * w, w))
         self.bias = nn.Parameter(torch.zeros(rows))
         nn.init.normal_(self.position.weight, std=0.1)
         nn.init.normal_(self.element.weight, std=0.1)
+        nn.init.normal_(self.group.weight, std=0.3)
 
     def logits(
-        self, group: Tensor, numbers: Tensor, chosen: Tensor, dropout: float = 0.0
+        self,
+        group: Tensor,
+        numbers: Tensor,
+        chosen: Tensor,
+        dropout: float = 0.0,
+        shown: Tensor | None = None,
     ) -> Tensor:
         """Scores of the next position for every site, given those before it.
 
@@ -97,37 +233,27 @@ class WyckoffPrior(nn.Module):
             change its scores.
         dropout
             Share of the hidden features zeroed in training.
+        shown
+            (119,) atomic number to show to the network in place of each.
 
         Returns
         -------
         Tensor
             (B, S, W) with W the most positions of any group; -inf where not allowed.
         """
-        real = (numbers > 0).unsqueeze(2).to(torch.float32)
-        described = self._rows(self.describe_element, element_features()[numbers])
-        element = (self.element(numbers) + described) * real
-        about = self._about(chosen)
-        placed = self._rows(self.place, torch.cat([element, about, element * about], 2)) * real
-        before = placed.cumsum(1) - placed
-        same = (numbers.unsqueeze(2) == numbers.unsqueeze(1)).to(torch.float32).tril(-1)
-        of_element = torch.bmm(same, about)
-        total = element.sum(1, keepdim=True).expand_as(element)
-        to_come = total - element.cumsum(1)
-        group_state = self.group(group).unsqueeze(1).expand_as(element)
-        state = torch.cat([group_state, total, to_come, element, before, of_element], dim=2)
-        state = functional.dropout(state, dropout, training=dropout > 0)
-        hidden = self._rows(self.trunk, state)
-        table, inside = group_rows(group)
-        keys = self._about(table)  # (B, W, width)
-        scores = torch.bmm(hidden, keys.transpose(1, 2)) / WIDTH**0.5
-        scores = scores + self.bias[table].unsqueeze(1)
-        return scores.masked_fill(~self._allowed(numbers, chosen, table, inside), -torch.inf)
+        reading = self._read(group, numbers, dropout, shown)
+        return self._scores(reading, group, numbers, chosen, 0, dropout)
 
     def log_likelihood(
-        self, group: Tensor, numbers: Tensor, chosen: Tensor, dropout: float = 0.0
+        self,
+        group: Tensor,
+        numbers: Tensor,
+        chosen: Tensor,
+        dropout: float = 0.0,
+        shown: Tensor | None = None,
     ) -> Tensor:
-        """(B,) log-probability of whole assignments."""
-        logits = self.logits(group, numbers, chosen, dropout)
+        """(B,) log-probability of whole assignments; parameters as for :meth:`logits`."""
+        logits = self.logits(group, numbers, chosen, dropout, shown)
         first = torch.from_numpy(table_start())[group - 1]
         local = (chosen - first.unsqueeze(1)).clamp(min=0)
         picked = logits.log_softmax(2).gather(2, local.unsqueeze(2)).squeeze(2)
@@ -146,7 +272,7 @@ class WyckoffPrior(nn.Module):
             Below 1, likelier assignments are drawn more often.
         """
         group = torch.tensor([r.space_group.number for r in requests])
-        orders = [np.argsort(r.numbers, kind="stable") for r in requests]
+        orders = [np.argsort(element_rank()[list(r.numbers)], kind="stable") for r in requests]
         longest = max(len(r.numbers) for r in requests)
         numbers = torch.zeros(len(requests), longest, dtype=torch.int64)
         for k, (r, order) in enumerate(zip(requests, orders, strict=True)):
@@ -154,8 +280,10 @@ class WyckoffPrior(nn.Module):
         first = torch.from_numpy(table_start())[group - 1]
         chosen = first.unsqueeze(1).repeat(1, longest)
         with torch.inference_mode():
+            reading = self._read(group, numbers)
             for s in range(longest):
-                scores = self.logits(group, numbers, chosen)[:, s]
+                upto = numbers[:, : s + 1], chosen[:, : s + 1]
+                scores = self._scores(reading, group, *upto, s)[:, 0]
                 share = (scores.double() / temperature).softmax(1).cumsum(1)
                 pick = (uniforms[:, s : s + 1] * share[:, -1:] > share).sum(1)
                 chosen[:, s] = first + pick
@@ -168,14 +296,71 @@ class WyckoffPrior(nn.Module):
             result.append(mine)
         return result
 
-    def _about(self, rows: Tensor) -> Tensor:
-        described = self._rows(self.describe, position_features()[rows])
-        return self.position(rows) + described
+    def _read(
+        self, group: Tensor, numbers: Tensor, dropout: float = 0.0, shown: Tensor | None = None
+    ) -> _Reading:
+        real = numbers > 0
+        new = real & (numbers != functional.pad(numbers, (1, 0))[:, :-1])
+        of = new.cumsum(1) - 1  # (B, S) place of each site's element among the request's
+        blank = torch.zeros(len(group), int(of.max()) + 1, dtype=torch.int64)
+        kinds = blank.scatter_reduce(1, of, numbers, "amax")
+        counts = blank.scatter_add(1, of, real.long())
+        seen = kinds if shown is None else shown[kinds]
+        here = (kinds > 0).unsqueeze(2).to(torch.float32)
+        count = torch.cat([_one_hot(counts - 1, COUNTS), counts.unsqueeze(2).float().log1p()], 2)
+        elements = self.element(seen) + _rows(self.describe_element, element_features()[seen])
+        elements = (elements + _rows(self.count, count)) * here
+        sizes = [_one_hot(counts.sum(1) - 1, SITES), _one_hot((kinds > 0).sum(1) - 1, KINDS)]
+        request = self.group(group) + self.size(torch.cat(sizes, 1))
+        for exchange in self.rounds:
+            elements = exchange(elements, here, request, dropout)
+        running = elements.cumsum(1)
+        index = of.unsqueeze(2).expand(-1, -1, elements.shape[2])
+        element = elements.gather(1, index) * real.unsqueeze(2)
+        place = torch.arange(numbers.shape[1])
+        first = torch.where(new, place, 0).cummax(1).values
+        left = counts.gather(1, of) - (place - first) - 1
+        state = [
+            request.unsqueeze(1).expand_as(element),
+            running[:, -1:].expand_as(element),
+            running.gather(1, index),
+            element,
+            _one_hot(place - first, COUNTS),
+            _one_hot(left, COUNTS),
+        ]
+        return _Reading(torch.cat(state, 2), element, first)
 
-    @staticmethod
-    def _rows(layer: nn.Module, x: Tensor) -> Tensor:
-        flat: Tensor = layer(x.flatten(0, 1))
-        return flat.view(*x.shape[:2], -1)
+    def _scores(
+        self,
+        reading: _Reading,
+        group: Tensor,
+        numbers: Tensor,
+        chosen: Tensor,
+        start: int,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        """(B, S - start, W) of the sites from ``start`` on, of S given."""
+        element, first = (x[:, : numbers.shape[1]] for x in (reading.element, reading.first))
+        about = self._about(chosen)
+        placed = _rows(self.place, torch.cat([element, about, element * about], 2))
+        before = functional.pad(placed.cumsum(1), (0, 0, 1, 0))[:, :-1]
+        of_element = before - before.gather(1, first.unsqueeze(2).expand_as(before))
+        known = reading.state[:, start : numbers.shape[1]]
+        state = torch.cat([known, before[:, start:], of_element[:, start:]], 2)
+        x = _rows(self.enter, _dropped(state, dropout)).flatten(0, 1)
+        for block in self.blocks:
+            x = block(x, dropout)
+        hidden = self.leave(x).view(*state.shape[:2], -1)
+        table, inside = group_rows(group)
+        keys = self._about(table)  # (B, W, width)
+        scores = torch.bmm(hidden, keys.transpose(1, 2)) / self.config.width**0.5
+        scores = scores + self.bias[table].unsqueeze(1)
+        allowed = self._allowed(numbers, chosen, table, inside)[:, start:]
+        return scores.masked_fill(~allowed, -torch.inf)
+
+    def _about(self, rows: Tensor) -> Tensor:
+        described = _rows(self.describe, position_features()[rows])
+        return self.position(rows) + described
 
     @staticmethod
     def _allowed(numbers: Tensor, chosen: Tensor, table: Tensor, inside: Tensor) -> Tensor:

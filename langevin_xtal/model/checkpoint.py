@@ -2,7 +2,7 @@
 
 A model file holds the network's weights (``network.*``), those of the prior over Wyckoff positions
 where there is one (``prior.*``), the tables of :class:`~langevin_xtal.model.statistics.Statistics`
-(``statistics.*``) and one JSON document with the configuration, the noise levels and the card.
+(``statistics.*``) and one JSON document with the configurations, the noise levels and the card.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from langevin_xtal.errors import CheckpointError, InputError
-from langevin_xtal.model.assignment import WyckoffPrior
+from langevin_xtal.model.assignment import PriorConfig, WyckoffPrior
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
 from langevin_xtal.model.statistics import Statistics
@@ -172,6 +172,7 @@ def save_model(path: Path, model: ScoreModel) -> None:
         "format": MODEL_FORMAT,
         "name": model.name,
         "network": dataclasses.asdict(model.network.config),
+        "prior": None if model.prior is None else dataclasses.asdict(model.prior.config),
         "levels": dataclasses.asdict(model.levels),
         "card": model.card,
     }
@@ -220,6 +221,7 @@ def _read_model(path: Path) -> ScoreModel:
         raise CheckpointError(f"{where}: the model card should be a table")
     config = config_from_dict(NetworkConfig, header.get("network"), where)
     levels = config_from_dict(NoiseLevels, header.get("levels"), where)
+    prior_config = _prior_config(tensors, header, where)
     state = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
     try:
         network = EdgeNetwork(config)
@@ -229,7 +231,7 @@ def _read_model(path: Path) -> ScoreModel:
             for f in dataclasses.fields(Statistics)
         }
         statistics = Statistics(**tables)
-        prior = _read_prior(tensors)
+        prior = _read_prior(tensors, prior_config)
     except (KeyError, RuntimeError, InputError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{where} does not fit its own configuration ({reason})") from None
@@ -238,10 +240,25 @@ def _read_model(path: Path) -> ScoreModel:
     return ScoreModel(name, network, levels, statistics, card, prior)
 
 
-def _read_prior(tensors: Mapping[str, torch.Tensor]) -> WyckoffPrior | None:
-    state = {k.removeprefix("prior."): v for k, v in tensors.items() if k.startswith("prior.")}
-    if not state:
+def _prior_config(
+    tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any], where: str
+) -> PriorConfig | None:
+    if not any(name.startswith("prior.") for name in tensors):
         return None
-    prior = WyckoffPrior()
+    if header.get("prior") is None:
+        raise CheckpointError(
+            f"{where}: its prior over Wyckoff positions was written by an older version, whose "
+            "architecture this one no longer has; fit it again with langevin-xtal train"
+        )
+    return config_from_dict(PriorConfig, header["prior"], f"{where}, prior")
+
+
+def _read_prior(
+    tensors: Mapping[str, torch.Tensor], config: PriorConfig | None
+) -> WyckoffPrior | None:
+    if config is None:
+        return None
+    state = {k.removeprefix("prior."): v for k, v in tensors.items() if k.startswith("prior.")}
+    prior = WyckoffPrior(config)
     prior.load_state_dict(state)
     return prior.eval().requires_grad_(False)

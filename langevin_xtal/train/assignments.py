@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from langevin_xtal.crystal.elements import period_and_group
 from langevin_xtal.dataset.packed import PackedDataset
-from langevin_xtal.model.assignment import WyckoffPrior
+from langevin_xtal.model.assignment import PriorConfig, WyckoffPrior, element_rank
+from langevin_xtal.model.network import ELEMENTS
 from langevin_xtal.symmetry.wyckoff import locate, origin_shifts, table_start
 
-BATCH = 256
+BATCH = 64
+POOL = 32  # batches sorted by size together
 RATE = 2e-3
-DROPOUT = 0.2
+DROPOUT = 0.1
 WEIGHT_DECAY = 2e-2
+SUBSTITUTED = 0.15  # share of the elements that may be shown as one of their kin in a batch
 
 
 def site_positions(data: PackedDataset) -> NDArray[np.int64]:
@@ -37,17 +42,23 @@ def site_positions(data: PackedDataset) -> NDArray[np.int64]:
     )
 
 
-def assignment_table(data: PackedDataset) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(B,) groups, (B, S) atomic numbers and (B, S) position rows, in canonical order."""
+def assignment_table(data: PackedDataset) -> tuple[Tensor, Tensor, Tensor]:
+    """(B,) groups, (B, S) atomic numbers and (B, S) position rows, in canonical order.
+
+    Of the origins that keep a crystal's group, the one with the smallest rows is taken: the choice
+    between them is arbitrary, and made the same way for crystals that are alike.
+    """
     rows = site_positions(data)
     sites = np.diff(data.site_start)
     numbers = np.zeros((len(data), int(sites.max())), dtype=np.int64)
     chosen = np.tile(table_start()[data.group - 1][:, None], (1, numbers.shape[1]))
+    rank = element_rank()[data.numbers]
     for b, (start, stop) in enumerate(zip(data.site_start[:-1], data.site_start[1:], strict=True)):
-        order = np.lexsort((rows[start:stop], data.numbers[start:stop]))
+        order = np.lexsort((rows[start:stop], rank[start:stop]))
         numbers[b, : stop - start] = data.numbers[start:stop][order]
         chosen[b, : stop - start] = rows[start:stop][order]
-    return torch.from_numpy(data.group.copy()), torch.from_numpy(numbers), torch.from_numpy(chosen)
+    told = torch.from_numpy(data.group.copy()), torch.from_numpy(numbers)
+    return *told, _smallest(*told, torch.from_numpy(chosen))
 
 
 def fit_prior(
@@ -55,12 +66,13 @@ def fit_prior(
     *,
     epochs: int = 30,
     seed: int = 0,
+    config: PriorConfig | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> WyckoffPrior:
     """Maximum likelihood by AdamW with dropout and a one-cycle rate.
 
-    Every crystal is shown from a random origin among those that keep its group, since the choice
-    between them is arbitrary.
+    In every batch a share of the elements is shown as one of their kin (:func:`kin`), as if it had
+    been substituted: what a position holds changes little then.
 
     Parameters
     ----------
@@ -68,17 +80,20 @@ def fit_prior(
         Called with the number of epochs done and the mean negative log-likelihood of a crystal.
     """
     torch.manual_seed(seed)
-    prior = WyckoffPrior()
+    prior = WyckoffPrior(config)
     group, numbers, chosen = assignment_table(data)
-    steps = max(1, -(-len(data) // BATCH)) * epochs
+    sites = (numbers > 0).sum(1)
+    # where a group has one position there is nothing to learn
+    open_to_choice = torch.from_numpy(np.flatnonzero(np.diff(table_start())[data.group - 1] > 1))
+    steps = max(1, -(-len(open_to_choice) // BATCH)) * epochs
     optimiser = torch.optim.AdamW(prior.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps + 1)
     for epoch in range(epochs):
         total = 0.0
-        for pick in torch.randperm(len(data)).split(BATCH):
-            longest = int((numbers[pick] > 0).sum(1).max())
-            told = _other_origins(group[pick], numbers[pick, :longest], chosen[pick, :longest])
-            loss = -prior.log_likelihood(*told, DROPOUT).mean()
+        for pick in _batches(open_to_choice, sites):
+            longest = int(sites[pick].max())
+            told = group[pick], numbers[pick, :longest], chosen[pick, :longest]
+            loss = -prior.log_likelihood(*told, DROPOUT, _substitution()).mean()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
@@ -91,28 +106,15 @@ def fit_prior(
 
 
 @cache
-def _renamings() -> tuple[torch.Tensor, torch.Tensor]:
-    """(230, P, W) new row of every position under each shift of the origin; (230,) shifts."""
-    start = table_start()
-    shifts = [origin_shifts(number) for number in range(1, 231)]
-    most, widest = max(len(s) for s in shifts), int(np.diff(start).max())
-    table = np.zeros((230, most, widest), dtype=np.int64)
-    for k, names in enumerate(shifts):
-        table[k, : len(names), : names.shape[1]] = names + start[k]
-    return torch.from_numpy(table), torch.tensor([len(s) for s in shifts])
+def kin() -> Tensor:
+    """(119, 4) elements of the same column up to two places away in Mendeleev's order.
 
-
-def _other_origins(
-    group: torch.Tensor, numbers: torch.Tensor, chosen: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same crystals, each described from a random origin, in canonical order again."""
-    table, count = _renamings()
-    pick = (torch.rand(len(group)) * count[group - 1]).long()
-    local = chosen - torch.from_numpy(table_start())[group - 1].unsqueeze(1)
-    renamed = table[group - 1, pick].gather(1, local)
-    # sites of one element from special to general; padding stays last
-    key = torch.where(numbers > 0, numbers, 10**3) * 10**4 + renamed
-    return group, numbers, renamed.gather(1, key.argsort(dim=1, stable=True))
+    Where such a place holds an element of another column, or none, the element itself.
+    """
+    rank, itself = element_rank(), np.arange(ELEMENTS)[:, None]
+    column = np.array([0] + [period_and_group(z)[1] for z in range(1, ELEMENTS)])
+    near = np.argsort(rank)[np.clip(rank[:, None] + np.array([-2, -1, 1, 2]), 0, ELEMENTS - 1)]
+    return torch.from_numpy(np.where(column[near] == column[:, None], near, itself))
 
 
 def mean_log_likelihood(prior: WyckoffPrior, data: PackedDataset) -> float:
@@ -124,3 +126,48 @@ def mean_log_likelihood(prior: WyckoffPrior, data: PackedDataset) -> float:
             for p in torch.arange(len(data)).split(1024)
         ]
     return float(torch.cat(parts).mean())
+
+
+def _batches(crystals: Tensor, sites: Tensor) -> Iterator[Tensor]:
+    """Random batches of crystals with similar numbers of sites, which need little padding."""
+    parts: list[Tensor] = []
+    for pool in crystals[torch.randperm(len(crystals))].split(BATCH * POOL):
+        parts += pool[sites[pool].argsort(stable=True)].split(BATCH)
+    return (parts[k] for k in torch.randperm(len(parts)).tolist() if len(parts[k]))
+
+
+def _substitution() -> Tensor:
+    """(119,) atomic number to show in place of each."""
+    table = kin()
+    other = table.gather(1, torch.randint(table.shape[1], (len(table), 1))).squeeze(1)
+    return torch.where(torch.rand(len(table)) < SUBSTITUTED, other, torch.arange(len(table)))
+
+
+@cache
+def _renamings() -> tuple[Tensor, Tensor]:
+    """(230, P, W) new row of every position under each shift of the origin; (230,) shifts."""
+    start = table_start()
+    shifts = [origin_shifts(number) for number in range(1, 231)]
+    most, widest = max(len(s) for s in shifts), int(np.diff(start).max())
+    table = np.zeros((230, most, widest), dtype=np.int64)
+    for k, names in enumerate(shifts):
+        table[k, : len(names), : names.shape[1]] = names + start[k]
+    return torch.from_numpy(table), torch.tensor([len(s) for s in shifts])
+
+
+def _smallest(group: Tensor, numbers: Tensor, chosen: Tensor) -> Tensor:
+    """(B, S) the rows from the origin where they come first in lexicographic order."""
+    table, count = _renamings()
+    real = numbers > 0
+    element = torch.from_numpy(element_rank())[numbers]
+    local = chosen - torch.from_numpy(table_start())[group - 1].unsqueeze(1)
+    best = chosen
+    for shift in range(1, table.shape[1]):
+        renamed = table[group - 1, shift % count[group - 1]].gather(1, local)
+        # sites of one element from special to general again; padding stays last
+        order = torch.where(real, element * 10**4 + renamed, 10**7).argsort(dim=1, stable=True)
+        renamed = torch.where(real, renamed.gather(1, order), chosen)
+        gap = renamed - best
+        decides = (gap != 0).long().argmax(1, keepdim=True)
+        best = torch.where(gap.gather(1, decides) < 0, renamed, best)
+    return best
