@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @click.option(
     "--prior-epochs",
     type=click.IntRange(min=1),
-    default=30,
+    default=20,
     show_default=True,
     help="Epochs of the prior over Wyckoff positions, fitted after the last step.",
 )

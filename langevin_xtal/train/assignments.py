@@ -64,7 +64,7 @@ def assignment_table(data: PackedDataset) -> tuple[Tensor, Tensor, Tensor]:
 def fit_prior(
     data: PackedDataset,
     *,
-    epochs: int = 30,
+    epochs: int = 20,
     seed: int = 0,
     config: PriorConfig | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
