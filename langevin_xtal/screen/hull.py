@@ -6,6 +6,13 @@ that has this composition: a linear programme over the phases whose elements all
 Energies are those of one potential throughout; the shipped table, ``hull_references.npz``, has
 CHGNet's at the DFT geometries of the Materials Project (A. Jain et al., APL Materials 1, 011002
 (2013), CC-BY 4.0), see ``scripts/make_hull_references.py`` for how it is made.
+
+It holds MP-20's training and validation crystals: phases of MP-20's test split and those with more
+than 20 atoms in the primitive cell are absent, so crystals look more stable than they are. Of
+6,000 crystals of MP-20 whose published energy above hull is known, 97.6 % of those at most 0.001
+eV/atom above the full hull come out within 0.025 of this one; of those more than 0.05 above it,
+so do 45 %. The mean absolute difference is 0.010 eV/atom, the correlation 0.49. These crystals are
+among the references themselves.
 """
 
 from __future__ import annotations
