@@ -111,6 +111,8 @@ def evaluate(
         When an optional package is needed and missing.
     """
     options = options or EvaluateOptions()
+    if options.relax:
+        HullReferences.shipped(options.relaxation.potential)  # refuses a potential without one now
     with Cache(options.cache) as cache:
         run = _Run(options, cache, progress or (lambda stage, done, planned: None))
         sets = _as_sets(structures)

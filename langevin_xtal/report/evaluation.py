@@ -102,12 +102,16 @@ def _lengths(report: Report) -> Any:
     figure = _figure(3.4 * len(columns), 3.6)
     axes = np.atleast_1d(figure.subplots(1, len(columns), sharex=True, sharey=True))
     for axis, (column, true, found) in zip(axes, columns, strict=True):
-        limit = 1.05 * max(true.max(), found.max())
-        axis.plot([0, limit], [0, limit], color="0.7", lw=1)
+        axis.axline((5, 5), (10, 10), color="0.7", lw=1)
         for k, name in enumerate("abc"):
             axis.plot(true[:, k], found[:, k], ".", ms=3, color=COLOURS[k], label=name)
         error = np.median(np.abs(found / true - 1))
-        axis.set(xlabel="target [Å]", title=f"{column.label}\nmedian error {error:.1%}")
+        axis.set(
+            xscale="log",
+            yscale="log",
+            xlabel="target [Å]",
+            title=f"{column.label}\nmedian error {error:.1%}",
+        )
         axis.title.set_fontsize(9)
     axes[0].set_ylabel("conventional cell lengths [Å]")
     axes[0].legend(fontsize=8)
@@ -137,14 +141,14 @@ def _distributions(report: Report) -> Any:
         low, high = np.quantile(true, [0.002, 0.998]).tolist()
         edges = np.linspace(low, high, 41)
         axis.hist(
-            np.clip(true, edges[0], edges[-1]), edges, density=True, color=REFERENCE_COLOUR,
+            true, edges, density=True, color=REFERENCE_COLOUR,
             alpha=0.35, label="reference",
         )  # fmt: skip
         for k, column in enumerate(report.columns):
             values = _finite([entry.get(key, np.nan) for entry in column.structures])
             if len(values):
                 axis.hist(
-                    np.clip(values, edges[0], edges[-1]), edges, density=True, histtype="step",
+                    values, edges, density=True, histtype="step",
                     color=COLOURS[k % len(COLOURS)], lw=1.4, label=column.label,
                 )  # fmt: skip
         axis.set_xlabel(title)
