@@ -459,8 +459,8 @@ def _list_missing(report: Any) -> None:
     from collections import Counter
 
     for column in report.columns:
-        reasons = Counter(entry["reason"] for entry in column.missing)
+        reasons = Counter(entry["reason"].split(":")[0] for entry in column.missing)
         for feature, failed in column.failures.items():
-            reasons.update(f"no {feature}: {reason}" for reason in failed.values())
-        for reason, number in reasons.most_common(8):
+            reasons.update(f"no {feature}" for _ in failed)
+        for reason, number in reasons.most_common():
             click.echo(f"{column.label}: {number} × {reason}")

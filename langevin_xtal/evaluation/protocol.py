@@ -123,9 +123,7 @@ def evaluate(
             known, run.training_hash = _same_formulas(trained, sets), trained.content_hash
         run.prepare(data, known, targets, sets)
         columns = [run.column(each, (evaluations or {}).get(each.label)) for each in sets]
-        for column, each in zip(list(columns), sets, strict=True):
-            if each.label in options.relax:
-                columns.append(run.relaxed_column(each, column))
+        columns += [run.relaxed_column(each) for each in sets if each.label in options.relax]
     return Report(columns, run.settings(data), run.notes(), run.reference_values())
 
 
@@ -172,7 +170,7 @@ def _packed(source: PackedDataset | str | os.PathLike[str]) -> PackedDataset:
 
 
 class _Run:
-    """One evaluation: what all columns share."""
+    """One evaluation: what all columns share, and how a column is made."""
 
     def __init__(self, options: EvaluateOptions, cache: Cache, progress: Progress) -> None:
         self.options, self.cache, self.progress = options, cache, progress
@@ -437,7 +435,7 @@ class _Run:
 
     # -- relaxed
 
-    def relaxed_column(self, structures: StructureSet, before: Column) -> Column:
+    def relaxed_column(self, structures: StructureSet) -> Column:
         """The same set after relaxation: prediction and stability."""
         known = set(self.reference.ids)
         chosen = _some_trials(structures, known, self.options.relax_trials)

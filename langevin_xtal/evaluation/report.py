@@ -97,6 +97,7 @@ SECTIONS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
             Metric("unique", "unique", better="up"),
             Metric("novel", "novel", better="up"),
             Metric("formula_diversity", "different formulas", better="up"),
+            Metric("fingerprint_diversity", "CrystalNN diversity (mean distance)", better="up"),
         ),
     ),
     (
