@@ -25,8 +25,8 @@ def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
     values of ``R_a R_bᵀ``, where R comes from a QR decomposition of the centred rows: no square
     root of a matrix is taken, and singular covariances are no special case.
 
-    Two finite samples of one distribution are not at distance 0: :func:`frechet_between_halves`
-    tells how far they are.
+    Two finite samples of one distribution are not at distance 0: compare with a set from the same
+    source, such as training crystals.
 
     Parameters
     ----------
@@ -53,29 +53,6 @@ def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
     overlap = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
     distance = shift @ shift + (root_a**2).sum() + (root_b**2).sum() - 2.0 * overlap
     return max(0.0, float(distance))
-
-
-def frechet_between_halves(a: ArrayLike, seed: int = 0) -> float:
-    """The distance between two random halves of one set: what finite size alone makes of it.
-
-    Halves of n/2 rows are farther apart than two sets of n rows would be.
-
-    Parameters
-    ----------
-    a
-        (n, d) finite rows.
-    seed
-        Of the split.
-
-    Raises
-    ------
-    InputError
-        When the rows are not finite.
-    """
-    rows = _rows(a)
-    order = np.random.default_rng(seed).permutation(len(rows))
-    half = len(rows) // 2
-    return frechet_distance(rows[order[:half]], rows[order[half:]])
 
 
 def _rows(values: ArrayLike) -> FloatArray:

@@ -146,6 +146,7 @@ def _distributions(report: Report) -> Any:
         )  # fmt: skip
         for k, column in enumerate(report.columns):
             values = _finite([entry.get(key, np.nan) for entry in column.structures])
+            values = values[(values >= low) & (values <= high)]
             if len(values):
                 axis.hist(
                     values, edges, density=True, histtype="step",
