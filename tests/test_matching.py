@@ -198,7 +198,10 @@ class TestPairs:
         alone = match_pairs(pairs, cache=cache, workers=1)
         monkeypatch.setattr(matching, "PAIRS_PER_WORKER", 10)
         assert matching._useful(2, len(pairs)) == 2
-        assert_array_equal(match_pairs(pairs, cache=Cache(None), workers=2), alone)
+        together = match_pairs(pairs, cache=Cache(None), workers=2)
+        # pymatgen keeps reduced cells of structures it takes as equal, so rounding depends on
+        # which pairs a process saw before
+        assert_allclose(together, alone, rtol=1e-9, atol=1e-12)
 
     def test_workers_worth_starting(self) -> None:
         assert [matching._useful(8, n) for n in (0, 99, 250, 10_000)] == [1, 1, 2, 8]
