@@ -107,6 +107,32 @@ class TestReport:
         assert any("COV-P" in line for line in lines)
 
 
+class TestRelaxed:
+    def test_known_crystals_stay_where_they_are(self, known: PackedDataset) -> None:
+        """A strained known crystal relaxes back; one that cannot be relaxed stays counted."""
+        truth = StructureSet.from_packed(known, "truth")
+        small = sorted(range(len(truth)), key=lambda k: len(truth.cell(k)[2]))[1:3]  # not Po
+        cells = [(1.03 * lattice, frac, z) for lattice, frac, z in map(truth.cell, small)]
+        overlap = (4.0 * np.eye(3), np.zeros((2, 3)), np.array([11, 17]))
+        names = [f"{truth.ids[k]}__0" for k in small]
+        strained = StructureSet.of("strained", [*cells, overlap], [*names, "overlap"])
+        options = EvaluateOptions(features=(), workers=1, relax=["strained"])
+        report = evaluate(strained, known, training=known, options=options)
+        assert [c.label for c in report.columns] == ["strained", "strained relaxed"]
+        found = report["strained relaxed"]
+        assert found["attempted"] == 3
+        assert found["relaxed_share"] == found["converged"] == pytest.approx(2 / 3)
+        assert found["match_1"] == 1.0
+        assert found["rmsd_relaxed"] == pytest.approx(0, abs=1e-3)
+        assert found["sun"] == 0.0  # both are in the training data
+        column = report.columns[1]
+        assert [m["id"] for m in column.missing] == ["overlap"]
+        for entry in column.structures:
+            assert entry["energy"] < entry["start_energy"]
+            assert np.isfinite(entry["e_above_hull"])
+        assert "hull" in report.notes[-1]
+
+
 class TestBadStructures:
     @pytest.fixture(scope="class")
     def report(self, known: PackedDataset, truth: StructureSet) -> Report:
