@@ -226,7 +226,7 @@ def evaluate(
     if not targets:
         controls = tuple(c for c in controls if c == "training")
 
-    folder = _Sets(out, cached_seed=seed)
+    folder = _Sets(out)
     evaluations: dict[str, int] = {}
     for name in models:
         for label, settings in _runs(name, positions, assignment_temperature, sampler, levels,
@@ -324,8 +324,8 @@ def _runs(
 class _Sets:
     """Sets that were made for this evaluation, kept in its folder to be resumed."""
 
-    def __init__(self, out: Path, cached_seed: int) -> None:
-        self.folder, self.seed = out / "sets", cached_seed
+    def __init__(self, out: Path) -> None:
+        self.folder = out / "sets"
         self.settings: dict[str, Any] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

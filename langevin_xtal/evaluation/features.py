@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from langevin_xtal.crystal.candidate import SYMPRECS
 from langevin_xtal.crystal.cell import Cell, cell_key, reduced_formula, to_structure
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.readers import first_line
@@ -38,13 +39,9 @@ if TYPE_CHECKING:
     from pymatgen.core import Lattice
 
 FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 Progress = Callable[[int, int], None]
 """Called with (done, planned) after every structure that had to be worked on."""
 
-SYMMETRY_TOLERANCES = (1e-3, 1e-2, 1e-1)
-"""Distances at which space groups are looked for [Å]."""
 DENSEST_FOR_CRYSTALNN = 12.0
 """Atoms per Å³ beyond which a cell would cost too much time and memory: no arrangement of so many
 keeps atoms 0.5 Å apart, which the field's validity asks for."""
@@ -314,7 +311,7 @@ def _shortest_vector(lattice: Lattice) -> float:
 
 
 def _symmetry(cell: Cell) -> FloatArray:
-    return np.array([_space_group(cell, tolerance) for tolerance in SYMMETRY_TOLERANCES], float)
+    return np.array([_space_group(cell, tolerance) for tolerance in SYMPRECS], float)
 
 
 def _space_group(cell: Cell, tolerance: float) -> int:
@@ -325,7 +322,7 @@ def _space_group(cell: Cell, tolerance: float) -> int:
 def _lattice(cell: Cell) -> FloatArray:
     from pymatgen.core import Lattice
 
-    found = _spglib_dataset(cell, SYMMETRY_TOLERANCES[-1])
+    found = _spglib_dataset(cell, SYMPRECS[-1])
     if found is None:
         raise ValueError("spglib finds no symmetry")
     return np.array(Lattice(found.std_lattice).parameters)

@@ -230,17 +230,15 @@ class _Run:
 
     # -- a column
 
-    def column(self, structures: StructureSet, evaluations: int | None) -> Column:
-        """Everything about one set."""
-        known = set(self.reference.ids)
-        first = _first_trials(structures, known)
-        features = self.features(first)
+    def begin(
+        self, structures: StructureSet, first: StructureSet, features: Features
+    ) -> tuple[Column, BoolArray]:
+        """A column with counts and validity of the first trials, and (B,) which are valid."""
         shape, composition, both = self.valid(first, features)
         column = Column(structures.label)
         column.summary = {
             "attempted": first.attempted,
             "missing": len(first.missing),
-            "evaluations": evaluations,
             "struct_valid": shape.sum() / first.attempted,
             "comp_valid": composition.sum() / first.attempted,
             "valid": both.sum() / first.attempted,
@@ -252,6 +250,15 @@ class _Run:
             for name, formula, group in zip(first.ids, first.formulas, first.group, strict=True)
         ]
         _record(column, struct_valid=shape, comp_valid=composition, valid=both)
+        return column, both
+
+    def column(self, structures: StructureSet, evaluations: int | None) -> Column:
+        """Everything about one set."""
+        known = set(self.reference.ids)
+        first = _first_trials(structures, known)
+        features = self.features(first)
+        column, both = self.begin(structures, first, features)
+        column.summary["evaluations"] = evaluations
         self.add_distributions(column, first, features)
         self.add_membership(column, first)
         self.add_metre(column, structures)
@@ -448,21 +455,8 @@ class _Run:
         after = _relaxed_set(chosen, relaxations, label)
         self.trials_of[label] = _trials(after, known)
         first = _first_trials(after, known)
-        column = Column(label)
-        column.missing = [{"id": m.id, "reason": m.reason} for m in after.missing]
-        column.structures = [
-            {"id": name, "formula": formula}
-            for name, formula in zip(first.ids, first.formulas, strict=True)
-        ]
         features = self._features(first, ("geometry", "symmetry"))
-        shape, composition, both = self.valid(first, features)
-        column.summary = {
-            "attempted": first.attempted,
-            "missing": len(first.missing),
-            "struct_valid": shape.sum() / first.attempted,
-            "comp_valid": composition.sum() / first.attempted,
-            "valid": both.sum() / first.attempted,
-        }
+        column, both = self.begin(after, first, features)
         _record(column, groups_found=np.nan_to_num(features.values["symmetry"]).astype(np.int64))
         self.add_membership(column, first)
         self.add_metre(column, after)
