@@ -1,10 +1,16 @@
-"""Process-wide settings for numerical work on a CPU, applied by training and sampling."""
+"""The process as a whole: its allocator, and limits on the time a block may take."""
 
 from __future__ import annotations
 
 import ctypes
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from types import FrameType
+from typing import Literal
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP = 1 << 30
@@ -31,3 +37,37 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_THRESHOLD, _KEEP)) and bool(
         mallopt(_M_TRIM_THRESHOLD, 2 * _KEEP - 1)
     )
+
+
+class OutOfTime(BaseException):  # noqa: N818 - like KeyboardInterrupt
+    """A limit of time has been reached; not an Exception, so that few things swallow it."""
+
+
+@contextmanager
+def time_limit(seconds: float, clock: Literal["wall", "cpu"]) -> Iterator[None]:
+    """Raise :class:`OutOfTime` in the block after so long.
+
+    It is raised again until the block ends: Python drops exceptions raised inside finalisers and
+    callbacks of the garbage collector. CPU time of the process, rather than the wall clock, gives
+    the same answers on a busy machine. No limit outside the main thread, or without ``setitimer``.
+    """
+    possible = hasattr(signal, "setitimer")
+    if not possible or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    timer, number = (
+        (signal.ITIMER_REAL, signal.SIGALRM)
+        if clock == "wall"
+        else (signal.ITIMER_PROF, signal.SIGPROF)
+    )
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise OutOfTime
+
+    before = signal.signal(number, stop)
+    signal.setitimer(timer, seconds, min(seconds, 1.0))
+    try:
+        yield
+    finally:
+        signal.setitimer(timer, 0.0)
+        signal.signal(number, before)

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import signal
-import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import FrameType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +26,7 @@ from langevin_xtal.evaluation.structures import Missing, StructureSet, primitive
 from langevin_xtal.evaluation.targets import Progress, Target, check_trials, expanded, trial_id
 from langevin_xtal.extras import require
 from langevin_xtal.parallel import parallel_map
+from langevin_xtal.runtime import OutOfTime, time_limit
 from langevin_xtal.symmetry import SpaceGroup, wrap
 
 FloatArray = NDArray[np.float64]
@@ -90,9 +88,9 @@ def random_symmetric(
 def _random_cell(job: tuple[Target, tuple[int, int, int]], *, seconds: float) -> Made:
     target, key = job
     try:
-        with _silence(), _time_limit(seconds):
+        with _silence(), time_limit(seconds, "wall"):
             return _pyxtal_cell(target, np.random.default_rng(key))
-    except _OutOfTimeError:
+    except OutOfTime:
         return f"PyXtal: not done after {seconds:g} s"
     except Exception as error:  # PyXtal raises many kinds when it cannot place the atoms
         return f"PyXtal: {type(error).__name__}: {first_line(error)}"
@@ -123,30 +121,6 @@ def _pyxtal_cell(target: Target, generator: np.random.Generator) -> Made:
     if not (np.isfinite(lattice).all() and np.isfinite(frac).all()):
         return "PyXtal: not finite"
     return primitive(target.group, (lattice, wrap(frac), numbers))
-
-
-class _OutOfTimeError(BaseException):
-    """No Exception: PyXtal must not catch it."""
-
-
-@contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise :class:`_OutOfTimeError` inside after so long, where signals allow it."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise _OutOfTimeError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    # again every second, should a bare "except" in PyXtal have swallowed the first
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @contextlib.contextmanager

@@ -16,13 +16,11 @@ from __future__ import annotations
 
 import math
 import os
-import signal
-import threading
 import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache as remember
 from functools import partial
@@ -39,6 +37,7 @@ from langevin_xtal.errors import DataError, InputError
 from langevin_xtal.evaluation.cache import Cache
 from langevin_xtal.evaluation.structures import StructureSet, split_id
 from langevin_xtal.parallel import parallel_map
+from langevin_xtal.runtime import OutOfTime, time_limit
 from langevin_xtal.symmetry import CRYSTAL_SYSTEMS
 
 if TYPE_CHECKING:
@@ -290,12 +289,12 @@ def _run(
 ) -> tuple[float, float, str]:
     """(answer or NaN, CPU seconds it was given up after or 0, reason of a failure)."""
     try:
-        with warnings.catch_warnings(), _cpu_limit(seconds):
+        with warnings.catch_warnings(), time_limit(seconds, "cpu"):
             warnings.simplefilter("ignore")
             reason = _unfit(pair[0]) or _unfit(pair[1]) or _too_long(pair[1], tolerances)
             answer = math.nan if reason else _ask(pair, measure, tolerances)
             return answer, 0.0, reason
-    except _OutOfTime:
+    except OutOfTime:
         return math.nan, seconds, _too_slow(seconds)
     except Exception as error:  # one strange structure must not end the run
         return math.nan, 0.0, f"StructureMatcher failed: {first_line(error)}"
@@ -354,33 +353,6 @@ def _too_long(cell: Cell, tolerances: Tolerances) -> str:
 
 def _too_slow(seconds: float) -> str:
     return f"not compared within {seconds:g} s of CPU time"
-
-
-class _OutOfTime(BaseException):
-    """The limit of CPU time has been reached; not an Exception, so that nothing swallows it."""
-
-
-@contextmanager
-def _cpu_limit(seconds: float) -> Iterator[None]:
-    """Raise :class:`_OutOfTime` in the block after this much CPU time of the process.
-
-    CPU time rather than the clock, so that a busy machine gives the same answers.
-    """
-    possible = hasattr(signal, "setitimer")
-    if not possible or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise _OutOfTime
-
-    before = signal.signal(signal.SIGPROF, stop)
-    try:
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
 
 
 # -- predictions of targets
