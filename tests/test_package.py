@@ -32,6 +32,7 @@ LAYERS = [
     ("sampling",),
     ("train", "screen"),
     ("evaluation",),
+    ("search",),
     ("report", "export"),
     ("cli",),
 ]

@@ -1,0 +1,1 @@
+"""Writing candidates for other programs: VASP, Quantum ESPRESSO, phonopy, CIF, extended XYZ."""
