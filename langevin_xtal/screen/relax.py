@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from langevin_xtal.crystal.cell import Cell, cell_key, to_structure
+from langevin_xtal.crystal.cell import Cell, cell_key
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import InputError
 from langevin_xtal.parallel import parallel_map
+from langevin_xtal.screen.filters import overlap, wrong_volume
 from langevin_xtal.screen.potentials import DEFAULT, Potential, load_potential
 from langevin_xtal.symmetry import wrap
 
@@ -39,8 +40,6 @@ FloatArray = NDArray[np.float64]
 Progress = Callable[[int, int], None]
 
 OPTIMISERS = ("LBFGS", "BFGS", "FIRE")
-VOLUME_PER_ATOM = (3.0, 200.0)
-"""Volumes per atom [Å³] outside of which a cell has collapsed or exploded."""
 CURVATURE = 40.0
 """First guess of the Hessian for LBFGS [eV/Å²]; ASE's 70 takes a quarter more steps."""
 SAVE_EVERY = 20
@@ -234,25 +233,8 @@ def _unfit(cell: Cell, potential: Potential, options: RelaxOptions) -> str:
     if unknown:
         names = ", ".join(SYMBOLS[z] if 0 < z < len(SYMBOLS) else str(z) for z in unknown)
         return f"{potential.name} does not know {names}"
-    reason = _wrong_volume(abs(float(np.linalg.det(lattice))) / len(numbers))
-    return reason or _overlap(cell, options.min_distance)
-
-
-def _wrong_volume(per_atom: float) -> str:
-    low, high = VOLUME_PER_ATOM
-    if low <= per_atom <= high:
-        return ""
-    return f"the volume per atom, {per_atom:.3g} Å³, lies outside {low:g} to {high:g}"
-
-
-def _overlap(cell: Cell, limit: float) -> str:
-    """Says so when atoms or their images are closer than ``limit`` [Å]."""
-    if limit == 0:
-        return ""
-    distances = to_structure(cell).get_neighbor_list(limit)[3]
-    if not len(distances):
-        return ""
-    return f"atoms are {float(distances.min()):.3f} Å apart; the least is {limit:g}"
+    reason = wrong_volume(abs(float(np.linalg.det(lattice))) / len(numbers))
+    return reason or overlap(cell, options.min_distance)
 
 
 def _relaxed(cell: Cell, calculator: Any, options: RelaxOptions, start: list[float]) -> Relaxation:
@@ -283,7 +265,7 @@ def _relaxed(cell: Cell, calculator: Any, options: RelaxOptions, start: list[flo
         if converged:
             break
     end = np.array(atoms.cell.array), wrap(atoms.get_scaled_positions(wrap=False)), numbers
-    reason = _overlap(end, options.min_distance)
+    reason = overlap(end, options.min_distance)
     if reason:
         raise _FailedError(f"collapsed: {reason}")
     return Relaxation(
@@ -305,7 +287,7 @@ def _state(atoms: Atoms) -> tuple[float, float, FloatArray]:
     _FailedError
         When they are not finite, or the cell has collapsed or exploded.
     """
-    reason = _wrong_volume(atoms.get_volume() / len(atoms))
+    reason = wrong_volume(atoms.get_volume() / len(atoms))
     if reason:
         raise _FailedError(reason)
     energy = atoms.get_potential_energy() / len(atoms)
