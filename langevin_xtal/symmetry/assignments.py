@@ -1,0 +1,611 @@
+"""Assignments of Wyckoff positions: every way to place the atoms of a formula in a space group.
+
+An assignment gives each element positions whose multiplicities add up to its number of atoms in
+the conventional cell. A position without freedom holds one site over all elements; the others hold
+any number. Two assignments that an isometry of the lattice keeping the group turns into each other
+(:func:`renamings`) describe the same crystals, and only one of them is told: the one that comes
+first in lexicographic order.
+
+>>> found = assignments(225, [4, 4])                                # rock salt, in Fm-3m
+>>> list(found), found.complete
+([((0,), (1,))], True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import combinations, combinations_with_replacement, groupby, product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from langevin_xtal.errors import RequestError
+from langevin_xtal.symmetry.groups import CRYSTAL_SYSTEMS, SpaceGroup
+from langevin_xtal.symmetry.wyckoff import locate, origin_shifts, wyckoff_positions
+
+Assignment = tuple[tuple[int, ...], ...]
+"""Of each element the sorted indices of its positions within the group, one per site."""
+
+LIMIT = 20_000
+"""Assignments told of one request, unless another limit is asked for."""
+WORK_LIMIT = 200_000
+"""Partial assignments looked at between two that are told; then the enumeration stops."""
+MAX_ATOMS = 2_000
+"""Atoms of one element in the conventional cell."""
+
+_METRICS = {
+    "triclinic": (5.0, 7.0, 11.0, 1.3, 1.7, 2.3),
+    "monoclinic": (5.0, 7.0, 11.0, 0.0, 1.7, 0.0),
+    "orthorhombic": (5.0, 7.0, 11.0, 0.0, 0.0, 0.0),
+    "tetragonal": (5.0, 5.0, 11.0, 0.0, 0.0, 0.0),
+    "trigonal": (5.0, 5.0, 11.0, 0.0, 0.0, -2.5),
+    "hexagonal": (5.0, 5.0, 11.0, 0.0, 0.0, -2.5),
+    "cubic": (5.0, 5.0, 5.0, 0.0, 0.0, 0.0),
+}  # aa, bb, cc, bc, ac, ab of a lattice with no more symmetry than its system demands
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Positions of one multiplicity and freedom: neighbours in the group's list."""
+
+    multiplicity: int
+    freedom: int
+    positions: tuple[int, ...]
+
+    @property
+    def cost(self) -> int:
+        """Sites are told from special to general, and few before many."""
+        return 1 + self.freedom
+
+
+@dataclass(frozen=True)
+class _Kinds:
+    """A group's kinds, and what its kinds with freedom can do."""
+
+    fixed: tuple[Kind, ...]
+    free: tuple[Kind, ...]
+
+    @cached_property
+    def _masks(self) -> list[list[int]]:
+        """By first free kind allowed and atoms: bit c is set where cost c can be had."""
+        return [[1] for _ in range(len(self.free) + 1)]
+
+    def free_costs(self, atoms: int, first: int = 0) -> int:
+        """Bit c is set where the free kinds from ``first`` on can hold ``atoms`` at cost c."""
+        masks = self._masks
+        for n in range(len(masks[0]), atoms + 1):
+            masks[-1].append(0)
+            for k in reversed(range(len(self.free))):
+                kind, mask = self.free[k], masks[k + 1][n]
+                if n >= kind.multiplicity:
+                    mask |= masks[k][n - kind.multiplicity] << kind.cost
+                masks[k].append(mask)
+        return masks[first][atoms]
+
+    def free_patterns(self, atoms: int, cost: int, first: int = 0) -> Iterator[tuple[int, ...]]:
+        """Sites per free kind from ``first`` on that hold ``atoms`` at exactly that cost."""
+        if first == len(self.free):
+            yield ()
+            return
+        kind = self.free[first]
+        for sites in range(min(atoms // kind.multiplicity, cost // kind.cost) + 1):
+            left = atoms - sites * kind.multiplicity, cost - sites * kind.cost
+            if self.free_costs(left[0], first + 1) >> left[1] & 1:
+                for rest in self.free_patterns(*left, first + 1):
+                    yield (sites, *rest)
+
+
+@cache
+def _kinds(number: int) -> _Kinds:
+    kinds = [
+        Kind(*key, tuple(w.index for w in positions))
+        for key, positions in groupby(
+            wyckoff_positions(number), key=lambda w: (w.multiplicity, w.freedom)
+        )
+    ]
+    return _Kinds(tuple(k for k in kinds if not k.freedom), tuple(k for k in kinds if k.freedom))
+
+
+@cache
+def renamings(number: int) -> NDArray[np.int64]:
+    """(P, W) how isometries of the lattice that keep the group relabel its W positions.
+
+    They form a group of permutations: shifts of the origin (:func:`origin_shifts`), and inversions
+    and rotations that the lattice of the crystal system has but the group lacks (its Euclidean
+    normaliser). A crystal and its image, or mirror image, are the same crystal; position ``w`` of
+    one is ``renaming[w]`` of the other. Row 0 changes nothing.
+    """
+    found = {tuple(row) for row in origin_shifts(number).tolist()}
+    for rotation, shift in _isometries(number):
+        found.add(_moved_positions(number, rotation, shift))
+    generators = list(found)
+    new = list(found)
+    while new:
+        composed = {tuple(a[w] for w in b) for a in generators for b in new}
+        new = list(composed - found)
+        found |= composed
+    return np.array(sorted(found), dtype=np.int64)
+
+
+def canonical(number: int, assignment: Assignment) -> tuple[Assignment, int]:
+    """The assignment told for all those that describe the same crystals.
+
+    Returns
+    -------
+    tuple
+        The first in lexicographic order, and the row of :func:`renamings` that leads to it.
+    """
+    images = [
+        tuple(tuple(sorted(names[w] for w in element)) for element in assignment)
+        for names in _rows(number)
+    ]
+    best = min(range(len(images)), key=images.__getitem__)
+    return images[best], best
+
+
+class Assignments(Iterator[Assignment]):
+    """All assignments of a request, each once, made as they are asked for.
+
+    Attributes
+    ----------
+    complete
+        Whether all have been told; false while some may follow, and where a limit cut them off.
+    """
+
+    def __init__(
+        self, number: int, counts: Sequence[int], limit: int, max_sites: int | None
+    ) -> None:
+        self.complete = False
+        self._search = _Search(number, counts, max_sites)
+        self._told = self._upto(limit)
+
+    def __next__(self) -> Assignment:
+        return next(self._told)
+
+    def _upto(self, limit: int) -> Iterator[Assignment]:
+        for told, assignment in enumerate(self._search.run()):
+            if told >= limit:
+                return
+            yield assignment
+        self.complete = not self._search.stopped
+
+
+def assignments(
+    number: int,
+    counts: Sequence[int],
+    *,
+    limit: int = LIMIT,
+    max_sites: int | None = None,
+) -> Assignments:
+    """Assignments of Wyckoff positions, few special sites before many general ones.
+
+    Parameters
+    ----------
+    number
+        Space-group number.
+    counts
+        Atoms of each element in the conventional cell.
+    limit
+        Assignments told at most. The enumeration also stops where it looks at
+        :data:`WORK_LIMIT` partial assignments without finding another.
+    max_sites
+        Sites of all elements together at most.
+
+    Returns
+    -------
+    Assignments
+        An iterator; its ``complete`` says afterwards whether a limit cut it off.
+
+    Raises
+    ------
+    SymmetryError
+        For a group that does not exist.
+    RequestError
+        For counts below 1 or above :data:`MAX_ATOMS`, or none.
+    """
+    _check(number, counts)
+    return Assignments(number, counts, limit, max_sites)
+
+
+def fits(number: int, counts: Sequence[int]) -> bool:
+    """Whether any assignment exists; parameters and errors as for :func:`assignments`."""
+    _check(number, counts)
+    return _Search(number, counts).possible
+
+
+def count_assignments(number: int, counts: Sequence[int]) -> int:
+    """How many assignments there are without any limit, by Burnside's lemma.
+
+    Parameters and errors are those of :func:`assignments`.
+    """
+    _check(number, counts)
+    names = _rows(number)
+    return sum(_invariant(number, counts, row) for row in names) // len(names)
+
+
+def smallest_z(number: int, formula_counts: Sequence[int], upto: int = 24) -> tuple[int, ...]:
+    """Formula units in the conventional cell, up to ``upto``, for which an assignment exists.
+
+    Parameters
+    ----------
+    number
+        Space-group number.
+    formula_counts
+        Atoms of each element in one formula unit.
+    """
+    return tuple(z for z in range(1, upto + 1) if fits(number, [z * n for n in formula_counts]))
+
+
+def explain(number: int, formula: Mapping[str, int], z: int) -> str:
+    """Why no assignment exists and what would fit, in one sentence.
+
+    Parameters
+    ----------
+    number
+        Space-group number.
+    formula
+        Element symbol to its number of atoms in one formula unit.
+    z
+        Formula units in the conventional cell.
+
+    Returns
+    -------
+    str
+        For instance "Cu3Si with Z = 2 (6 Cu and 2 Si) does not fit Pnma (62): its positions hold
+        4 or 8 atoms, which cannot add up to 6 Cu and 2 Si; Z = 4 (12 Cu and 4 Si), 8 or 12 fits,
+        and Z = 2 in Pmmn (59), Cmmm (65) or Pnnm (58)". Where assignments exist it says how many.
+    """
+    name, group = _formula(formula), SpaceGroup(number)
+    per_unit = list(formula.values())
+    counts = [z * n for n in per_unit]
+    if fits(number, counts):
+        ways = count_assignments(number, counts)
+        return f"{name} with Z = {z} fits {group}, in {ways} way{'s' if ways > 1 else ''}"
+    given = _atoms(formula, z)
+    alone = [e for e, n in zip(formula, counts, strict=True) if not fits(number, [n])]
+    if alone:
+        sizes = sorted({w.multiplicity for w in wyckoff_positions(number)})
+        lacking = _listed([f"{z * formula[e]} {e}" for e in alone], "and")
+        why = f"its positions hold {_listed(sizes, 'or')} atoms, which cannot add up to {lacking}"
+        why += _single_use(number, [z * formula[e] for e in alone])
+    else:
+        why = (
+            "its positions without freedom hold one site over all elements, and there are too "
+            "few of them"
+        )
+    units = smallest_z(number, per_unit, 24) or (_general_z(number, per_unit),)
+    better = f"Z = {units[0]} ({_atoms(formula, units[0])})"
+    if len(units) > 1:
+        better = _listed([better, *map(str, units[1:3])], "or")
+    elsewhere = ""
+    near = _nearest_groups(number, counts)
+    if near:
+        elsewhere = f", and Z = {z} in {_listed(list(map(str, near)), 'or')}"
+    return f"{name} with Z = {z} ({given}) does not fit {group}: {why}; {better} fits{elsewhere}"
+
+
+def _single_use(number: int, counts: Sequence[int]) -> str:
+    """A remark where multiplicities would add up if each position held many sites."""
+    sizes = [w.multiplicity for w in wyckoff_positions(number)]
+    reached = {0}
+    for n in range(1, max(counts) + 1):
+        if any(n - size in reached for size in sizes):
+            reached.add(n)
+    return ", as those without freedom hold one site" if reached.issuperset(counts) else ""
+
+
+def _general_z(number: int, per_unit: Sequence[int]) -> int:
+    """The smallest Z that fits; the general position alone makes one of at most its size fit."""
+    most = wyckoff_positions(number)[-1].multiplicity
+    return next(z for z in range(1, most + 1) if fits(number, [z * n for n in per_unit]))
+
+
+def _nearest_groups(number: int, counts: Sequence[int], most: int = 3) -> list[SpaceGroup]:
+    """Groups that the counts fit: of the same crystal system first, then by number."""
+
+    def distance(other: int) -> tuple[bool, int]:
+        return not first <= other <= last, abs(other - number)
+
+    first, last = next((a, b) for _, a, b in CRYSTAL_SYSTEMS if a <= number <= b)
+    near = sorted(range(1, 231), key=distance)
+    fitting = (SpaceGroup(other) for other in near if fits(other, counts))
+    return [group for group, _ in zip(fitting, range(most), strict=False)]
+
+
+def _formula(formula: Mapping[str, int]) -> str:
+    return "".join(f"{symbol}{n if n > 1 else ''}" for symbol, n in formula.items())
+
+
+def _atoms(formula: Mapping[str, int], z: int) -> str:
+    return _listed([f"{z * n} {symbol}" for symbol, n in formula.items()], "and")
+
+
+def _listed(items: Sequence[object], last: str) -> str:
+    words = list(map(str, items))
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
+
+
+class _Search:
+    """The enumeration of one request."""
+
+    def __init__(self, number: int, counts: Sequence[int], max_sites: int | None = None) -> None:
+        self.number, self.counts = number, tuple(counts)
+        self.kinds = _kinds(number)
+        self.max_sites = max_sites
+        self.work = 0
+        self._known: dict[tuple[int, tuple[int, ...]], int] = {}
+        self.capacity = tuple(len(kind.positions) for kind in self.kinds.fixed)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the bound on the work ended the enumeration."""
+        return self.work > WORK_LIMIT
+
+    @property
+    def possible(self) -> bool:
+        return self._costs(0, self.capacity) != 0
+
+    def run(self) -> Iterator[Assignment]:
+        rows = _rows(self.number)
+        for total in _bits(self._costs(0, self.capacity)):
+            for pattern in self._patterns(0, self.capacity, total):
+                self.work += 1
+                few = self.max_sites is None or sum(map(sum, pattern)) <= self.max_sites
+                if few:
+                    for found in self._expanded(pattern, rows):
+                        self.work = 0
+                        yield found
+                if self.stopped:
+                    return
+
+    def _uses(self, element: int, capacity: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+        """Fixed positions of each kind that an element may take, where atoms are left or none."""
+        atoms = self.counts[element]
+        most = [
+            min(c, atoms // kind.multiplicity)
+            for c, kind in zip(capacity, self.kinds.fixed, strict=True)
+        ]
+        for use in product(*(range(m + 1) for m in most)):
+            if self._left(element, use) >= 0:
+                yield use
+
+    def _left(self, element: int, use: tuple[int, ...]) -> int:
+        held = sum(u * kind.multiplicity for u, kind in zip(use, self.kinds.fixed, strict=True))
+        return self.counts[element] - held
+
+    def _costs(self, element: int, capacity: tuple[int, ...]) -> int:
+        """Bit c is set where this element and those after it can be placed at cost c."""
+        if element == len(self.counts):
+            return 1
+        key = element, capacity
+        if key not in self._known:
+            total = 0
+            for use in self._uses(element, capacity):
+                mine = self.kinds.free_costs(self._left(element, use)) << sum(use)
+                if mine:
+                    rest = self._costs(element + 1, _minus(capacity, use))
+                    total |= _sums(mine, rest)
+            self._known[key] = total
+        return self._known[key]
+
+    def _patterns(
+        self, element: int, capacity: tuple[int, ...], total: int
+    ) -> Iterator[tuple[tuple[int, ...], ...]]:
+        """Sites per kind (fixed ones first) of this element and those after it, at that cost."""
+        if element == len(self.counts):
+            yield ()
+            return
+        for use in self._uses(element, capacity):
+            left, after = self._left(element, use), _minus(capacity, use)
+            spare = total - sum(use)
+            if spare < 0:
+                continue
+            rest = self._costs(element + 1, after)
+            for cost in _bits(self.kinds.free_costs(left) & ((1 << (spare + 1)) - 1)):
+                if rest >> (spare - cost) & 1:
+                    for free in self.kinds.free_patterns(left, cost):
+                        for others in self._patterns(element + 1, after, spare - cost):
+                            yield ((*use, *free), *others)
+
+    def _expanded(
+        self, pattern: tuple[tuple[int, ...], ...], rows: tuple[tuple[int, ...], ...]
+    ) -> Iterator[Assignment]:
+        """Canonical assignments with the given numbers of sites of each kind.
+
+        Parts, the positions of one kind that one element takes, are chosen one after the other.
+        The renamings that leave all parts before unchanged must not make the next one smaller.
+        """
+        kinds = self.kinds.fixed + self.kinds.free
+        parts = [
+            (element, kind, sites)
+            for element, row in enumerate(pattern)
+            for kind, sites in sorted(
+                zip(kinds, row, strict=True), key=lambda item: item[0].positions
+            )
+            if sites
+        ]
+        taken: list[list[int]] = [[] for _ in pattern]
+
+        def place(
+            step: int, used: frozenset[int], active: tuple[tuple[int, ...], ...]
+        ) -> Iterator[Assignment]:
+            if step == len(parts):
+                yield tuple(map(tuple, taken))
+                return
+            element, kind, sites = parts[step]
+            choices: Iterator[tuple[int, ...]]
+            if kind.freedom:
+                choices = combinations_with_replacement(kind.positions, sites)
+            else:
+                choices = combinations([w for w in kind.positions if w not in used], sites)
+            mine = taken[element]
+            for part in choices:
+                self.work += 1
+                if self.stopped:
+                    return
+                kept = _unchanged(part, active)
+                if kept is None:
+                    continue
+                mine.extend(part)
+                yield from place(step + 1, used if kind.freedom else used.union(part), kept)
+                del mine[-sites:]
+
+        return place(0, frozenset(), rows)
+
+
+def _unchanged(
+    part: tuple[int, ...], active: tuple[tuple[int, ...], ...]
+) -> tuple[tuple[int, ...], ...] | None:
+    """Renamings that leave a part as it is; none where one makes it smaller."""
+    if len(active) == 1:
+        return active
+    kept = []
+    for names in active:
+        image = tuple(sorted([names[w] for w in part]))
+        if image < part:
+            return None
+        if image == part:
+            kept.append(names)
+    return tuple(kept)
+
+
+def _invariant(number: int, counts: Sequence[int], names: tuple[int, ...]) -> int:
+    """Number of assignments (not only canonical ones) that a renaming leaves unchanged.
+
+    All positions of a cycle of the renaming are then used alike, by the same element.
+    """
+    kinds = _kinds(number)
+    states = {tuple(counts): 1}  # atoms left to place, to number of ways
+    for kind in kinds.fixed:
+        for cycle in _cycles(kind.positions, names):
+            atoms = kind.multiplicity * len(cycle)
+            for left, ways in list(states.items()):
+                for element, n in enumerate(left):
+                    if n >= atoms:
+                        after = (*left[:element], n - atoms, *left[element + 1 :])
+                        states[after] = states.get(after, 0) + ways
+    most = max(counts)
+    free = [1] + [0] * most
+    for kind in kinds.free:
+        for cycle in _cycles(kind.positions, names):
+            atoms = kind.multiplicity * len(cycle)
+            for n in range(atoms, most + 1):
+                free[n] += free[n - atoms]
+    total = 0
+    for left, ways in states.items():
+        for n in left:
+            ways *= free[n]
+        total += ways
+    return total
+
+
+def _cycles(positions: tuple[int, ...], names: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    seen: set[int] = set()
+    for start in positions:
+        cycle = []
+        while start not in seen:
+            seen.add(start)
+            cycle.append(start)
+            start = names[start]
+        if cycle:
+            yield tuple(cycle)
+
+
+def _bits(mask: int) -> Iterator[int]:
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
+
+
+def _sums(a: int, b: int) -> int:
+    """Bit i + j is set for all bits i of one and j of the other."""
+    if a.bit_count() > b.bit_count():
+        a, b = b, a
+    total = 0
+    for shift in _bits(a):
+        total |= b << shift
+    return total
+
+
+def _minus(capacity: tuple[int, ...], use: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(c - u for c, u in zip(capacity, use, strict=True))
+
+
+def _check(number: int, counts: Sequence[int]) -> None:
+    SpaceGroup(number)
+    if not counts:
+        raise RequestError("no elements were asked for: give the atoms of at least one")
+    for count in counts:
+        if not 1 <= count <= MAX_ATOMS:
+            raise RequestError(
+                f"{count} atoms of an element in the cell were asked for; give 1 to {MAX_ATOMS}"
+            )
+
+
+@cache
+def _rows(number: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(row) for row in renamings(number).tolist())
+
+
+def _moved_positions(
+    number: int, rotation: NDArray[np.int64], shift: NDArray[np.float64]
+) -> tuple[int, ...]:
+    """Index of every position's image."""
+    lattice = np.eye(3) * 50.0  # any cell: only equality up to rounding is asked for
+    inside = np.array([0.0127, 0.0211, 0.0173])
+    points = [rotation @ (w.base + w.projector @ inside) for w in wyckoff_positions(number)]
+    return tuple(locate(number, point + shift, lattice).index for point in points)
+
+
+def _isometries(number: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """(3, 3) and (3,) one for each coset of the group's own rotations that the lattice has.
+
+    The shift is found among multiples of 1/24; all others differ by shifts of the origin.
+    """
+    group = SpaceGroup(number)
+    own = {r.tobytes() for r in group.rotations}
+    seen = set(own)
+    grid = np.stack(np.meshgrid(*[np.arange(24)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    for rotation in _lattice_rotations(group.crystal_system):
+        if rotation.tobytes() in seen:
+            continue
+        seen |= {np.ascontiguousarray(rotation @ r).tobytes() for r in group.rotations}
+        shift = _normalising_shift(group, rotation, grid)
+        if shift is not None:
+            yield rotation, shift / 24.0
+
+
+def _normalising_shift(
+    group: SpaceGroup, rotation: NDArray[np.int64], grid: NDArray[np.int64]
+) -> NDArray[np.int64] | None:
+    """(3,) in 1/24, so that conjugation with (rotation, shift) maps the group onto itself."""
+    back = np.rint(np.linalg.inv(rotation)).astype(np.int64)
+    own = {r.tobytes(): t for r, t in zip(group.rotations, group.translations24, strict=True)}
+    centring = {tuple(vector) for vector in (group.centring % 24).tolist()}
+    if {tuple(vector) for vector in ((group.centring @ rotation.T) % 24).tolist()} != centring:
+        return None
+    for r, t in zip(group.rotations, group.translations24, strict=True):
+        image = np.ascontiguousarray(rotation @ r @ back)
+        if image.tobytes() not in own:
+            return None
+        gap = rotation @ t - own[image.tobytes()] + grid - grid @ image.T
+        fits = np.zeros(len(grid), dtype=bool)
+        for vector in centring:
+            fits |= (gap % 24 == vector).all(axis=1)
+        grid = grid[fits]
+        if not len(grid):
+            return None
+    return grid[0]
+
+
+@cache
+def _lattice_rotations(system: str) -> NDArray[np.int64]:
+    """(L, 3, 3) rotations and inversions of a lattice of that system, identity first."""
+    aa, bb, cc, bc, ac, ab = _METRICS[system]
+    metric = np.array([[aa, ab, ac], [ab, bb, bc], [ac, bc, cc]])
+    entries = np.array(list(product((-1, 0, 1), repeat=9)), dtype=np.int64).reshape(-1, 3, 3)
+    turned = np.swapaxes(entries, 1, 2) @ metric @ entries
+    return entries[np.abs(turned - metric).max(axis=(1, 2)) < 1e-9]
