@@ -1,0 +1,273 @@
+"""Entries from wherever candidates are kept: a campaign's store, a sampled folder, any files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from langevin_xtal.crystal.cell import Cell
+from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.dataset.readers import (
+    Record,
+    RejectError,
+    cell_of,
+    first_line,
+    read_records,
+)
+from langevin_xtal.errors import DataError, InputError
+from langevin_xtal.search.entry import Entry, Value
+from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
+
+SYMPREC = 1e-2
+"""At which the group of a structure is found [Å]."""
+TABLE = "candidates.csv"
+"""Of a folder written by ``langevin-xtal sample``."""
+ABOVE_HULL = ("e_above_hull", "energy_above_hull")
+ENERGY = ("energy_per_atom",)
+"""Names of energies [eV/atom] in files."""
+SMALLEST_VOLUME = 1e-3
+_UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
+
+
+def read_entries(
+    source: str | os.PathLike[str],
+    *,
+    top: int | None = None,
+    rejects: dict[str, str] | None = None,
+) -> list[Entry]:
+    """Candidates of a source, best first.
+
+    They are ranked by energy above hull, then by energy per atom, where these are known; others
+    follow in the order of the source. Of a store, candidates that were rejected, or equal an
+    earlier one, are left out.
+
+    Parameters
+    ----------
+    source
+        The store of a search (an SQLite file or a ``postgresql://`` address), a folder written by
+        ``langevin-xtal sample``, a packed dataset (``.lxd``), or anything of
+        :func:`~langevin_xtal.dataset.readers.read_records`. Cells of files are taken as they
+        stand; sites of packed datasets are expanded to the conventional cell.
+    top
+        Return at most so many.
+    rejects
+        Receives the reason of every structure that could not be read, by its identifier.
+
+    Raises
+    ------
+    InputError
+        When ``top`` is below 1.
+    DataError
+        When the source is missing, unreadable, or holds no structure that can be used.
+    """
+    if top is not None and top < 1:
+        raise InputError(f"the best {top} were asked for; the least is 1")
+    from langevin_xtal.search.store import is_store, stored_entries
+
+    refused: dict[str, str] = {}
+    if is_store(source):
+        entries = stored_entries(source)
+    else:
+        entries = list(_unique(_of_files(Path(source), refused)))
+        if not entries:
+            name, reason = next(iter(refused.items()), ("", "it is empty"))
+            where = f"{name}: " if name else ""
+            raise DataError(f"{source} holds no structure that can be used ({where}{reason})")
+    if rejects is not None:
+        rejects.update(refused)
+    return sorted(entries, key=rank_key)[:top]
+
+
+def rank_key(entry: Entry) -> tuple[float, float]:
+    """Smaller is better: energy above hull, then energy [eV/atom]; what is unknown comes last."""
+    return (
+        math.inf if entry.e_above_hull is None else entry.e_above_hull,
+        math.inf if entry.energy is None else entry.energy,
+    )
+
+
+def found_group(cell: Cell, symprec: float = SYMPREC) -> int | None:
+    """Number of the space group spglib finds within ``symprec`` [Å], None when it finds none."""
+    import spglib
+
+    try:
+        dataset = spglib.get_symmetry_dataset(cell, symprec=symprec)  # type: ignore[arg-type]
+    except spglib.SpglibError:
+        return None
+    return None if dataset is None else int(dataset.number)
+
+
+def plain_formula(numbers: Iterable[int]) -> str:
+    """Reduced formula such as ``"Cu2KSi"``, elements in alphabetical order."""
+    elements, counts = np.unique(np.asarray(list(numbers), dtype=np.int64), return_counts=True)
+    counts = counts // np.gcd.reduce(counts)
+    parts = sorted(zip((SYMBOLS[z] for z in elements), counts.tolist(), strict=True))
+    return "".join(f"{symbol}{count if count > 1 else ''}" for symbol, count in parts)
+
+
+# -- files
+
+
+def _of_files(path: Path, refused: dict[str, str]) -> Iterator[Entry]:
+    if path.is_dir() and (path / TABLE).is_file():
+        yield from _of_sampled(path, refused)
+    elif path.suffix == ".lxd":
+        data = PackedDataset.load(path)
+        yield from (_of_packed(data, k) for k in range(len(data)))
+    else:
+        yield from _of_records(read_records(path)[0], {"source": str(path)}, refused)
+
+
+def _of_records(
+    records: Iterable[Record], provenance: Mapping[str, Value], refused: dict[str, str]
+) -> Iterator[Entry]:
+    for record in records:
+        try:
+            cell = _checked(cell_of(record))
+            group = found_group(cell)
+        except RejectError as reject:
+            refused[record.id] = f"{reject.reason} {reject.detail}".strip()
+        except Exception as error:  # one strange structure must not end the run
+            refused[record.id] = f"unexpected failure: {first_line(error)}"
+        else:
+            yield _entry(record.id, cell, group, record.properties, provenance)
+
+
+def _checked(cell: Cell) -> Cell:
+    """A crystal with atoms and a volume.
+
+    Raises
+    ------
+    RejectError
+        When it is none.
+    """
+    lattice, frac, numbers = cell
+    if not len(numbers):
+        raise RejectError("there are no atoms")
+    if lattice.shape != (3, 3) or frac.shape != (len(numbers), 3):
+        raise RejectError("the cell or the positions have the wrong shape")
+    if not (np.isfinite(lattice).all() and np.isfinite(frac).all()):
+        raise RejectError("the cell or the positions are not finite")
+    if abs(np.linalg.det(lattice)) < SMALLEST_VOLUME:
+        raise RejectError("the cell has no volume")
+    if numbers.min() < 1 or numbers.max() >= len(SYMBOLS):
+        raise RejectError("unknown element")
+    return lattice.astype(float), wrap(frac.astype(float)), numbers.astype(np.int64)
+
+
+def _entry(
+    name: str,
+    cell: Cell,
+    group: int | None,
+    properties: Mapping[str, float],
+    provenance: Mapping[str, Value],
+) -> Entry:
+    known = {key: value for key, value in properties.items() if math.isfinite(value)}
+    return Entry(
+        uid=_UNSAFE.sub("_", name).strip("._") or "structure",
+        cell=cell,
+        formula=plain_formula(cell[2]),
+        space_group=group or 1,
+        found_group=group,
+        energy=next((known[key] for key in ENERGY if key in known), None),
+        e_above_hull=next((known[key] for key in ABOVE_HULL if key in known), None),
+        properties=known,
+        provenance={**provenance, "id": name},
+    )
+
+
+def _unique(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The entries, later ones of equal identifier renamed ``x-2``, ``x-3``, …"""
+    used: set[str] = set()
+    for entry in entries:
+        uid, count = entry.uid, 1
+        while uid.lower() in used:  # some file systems take no notice of case
+            count += 1
+            uid = f"{entry.uid}-{count}"
+        used.add(uid.lower())
+        if uid != entry.uid:
+            entry = Entry(**{**vars(entry), "uid": uid})
+        yield entry
+
+
+def _of_packed(data: PackedDataset, k: int) -> Entry:
+    group, own = SpaceGroup(int(data.group[k])), data.sites_of(k)
+    images = [
+        wrap(orbit(point, group.rotations, group.translations, data.lattice[k])[0])
+        for point in data.frac[own]
+    ]
+    numbers = np.repeat(data.numbers[own], [len(i) for i in images])
+    cell = (data.lattice[k], np.concatenate(images), numbers)
+    properties = {name: float(values[k]) for name, values in data.properties.items()}
+    return _entry(str(data.id[k]), cell, group.number, properties, {})
+
+
+# -- a folder of samples
+
+
+def _of_sampled(folder: Path, refused: dict[str, str]) -> Iterator[Entry]:
+    run = _run(folder)
+    for row in _rows(folder / TABLE):
+        name = str(row.get("file", ""))
+        file = folder / Path(name).name
+        try:
+            cell = _checked(_cell_of_file(file))
+            index, group = int(row["index"]), int(row["group"])
+        except RejectError as reject:
+            refused[name] = f"{reject.reason} {reject.detail}".strip()
+        except Exception as error:  # one damaged file must not end the run
+            refused[name] = f"cannot be read: {first_line(error)}"
+        else:
+            yield Entry(
+                uid=f"{index:06d}",
+                cell=cell,
+                formula=plain_formula(cell[2]),
+                space_group=group,
+                found_group=found_group(cell),
+                properties={"symmetry": row.get("symmetry", "")},
+                provenance={
+                    **run,
+                    "request": row.get("request", ""),
+                    "index": index,
+                    "attempt": int(row["attempt"]) if row.get("attempt") else 0,
+                },
+            )
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            return [row for row in csv.DictReader(stream) if row.get("file")]
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read ({first_line(error)})") from None
+
+
+def _run(folder: Path) -> dict[str, Value]:
+    """What ``run.json`` says of seed, model, weights and sampler; nothing when it is not there."""
+    try:
+        settings: Any = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(settings, dict):
+        return {}
+    names = ("seed", "model", "weights", "sampler", "positions", "assignment_temperature")
+    return {name: settings[name] for name in names if isinstance(settings.get(name), Value)}
+
+
+def _cell_of_file(path: Path) -> Cell:
+    if path.suffix != ".vasp":
+        return cell_of(next(iter(read_records(path)[0])))
+    from pymatgen.io.vasp import Poscar
+
+    structure = Poscar.from_str(path.read_text(encoding="utf-8")).structure
+    numbers = np.array([site.specie.Z for site in structure], dtype=np.int64)
+    return structure.lattice.matrix.copy(), structure.frac_coords, numbers
