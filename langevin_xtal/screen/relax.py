@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,11 +37,15 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 FloatArray = NDArray[np.float64]
+Outcome = TypeVar("Outcome")
 Progress = Callable[[int, int], None]
 
 OPTIMISERS = ("LBFGS", "BFGS", "FIRE")
 CURVATURE = 40.0
 """First guess of the Hessian for LBFGS [eV/Å²]; ASE's 70 takes a quarter more steps."""
+GROUP_SYMPRECS = (0.01, 0.1)
+"""Tolerances at which space groups are reported [Å]; whether symmetry broke is seen at the last:
+cells relaxed without symmetry are never exact."""
 SAVE_EVERY = 20
 SAVE_SECONDS = 10.0
 PER_WORKER = 8
@@ -99,6 +103,34 @@ class RelaxOptions:
 
 
 DEFAULT_OPTIONS = RelaxOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseOptions:
+    """How symmetry is let go after a relaxation that kept it.
+
+    Raises
+    ------
+    InputError
+        For values out of range.
+    """
+
+    perturbation: float = 0.01  #: typical displacement at the start [Å]
+    seed: int = 0  #: of the displacements
+    fmax: float = 0.01  #: as in :class:`RelaxOptions`; the smaller of both counts
+    more_steps: int = 100  #: besides those of the first relaxation
+    tolerance: float = 0.005  #: a smaller gain in energy is not one [eV/atom]
+
+    def __post_init__(self) -> None:
+        for name in ("perturbation", "fmax", "tolerance"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and 0 < value <= 1):
+                raise InputError(f"{name} is {value}: it must lie above 0 and up to 1")
+        if self.seed < 0 or self.more_steps < 0:
+            raise InputError("seed and more_steps must not be negative")
+
+
+DEFAULT_RELEASE = ReleaseOptions()
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,23 +216,62 @@ def relax(
         When the potential is unknown or not installed.
     """
     kind = f"relaxation {load_potential(options.potential, options.device).version} {options!r}"
+    return each_once(
+        partial(relax_cell, options=options),
+        cells,
+        kind=kind,
+        pack=_pack,
+        unpack=_unpack,
+        cache=cache,
+        workers=workers,
+        progress=progress,
+    )
+
+
+def each_once(
+    work: Callable[[Cell], Outcome],
+    cells: Sequence[Cell],
+    *,
+    kind: str,
+    pack: Callable[[Outcome], FloatArray],
+    unpack: Callable[[FloatArray, Cell], Outcome],
+    cache: Store | None,
+    workers: int | None,
+    progress: Progress | None,
+    per_worker: int = PER_WORKER,
+) -> list[Outcome]:
+    """``work`` of each different cell in parallel, kept as it comes.
+
+    Parameters
+    ----------
+    work
+        Picklable; should not raise for anything a cell can cause.
+    kind
+        What the results depend on besides the cell: potential, version, options.
+    pack, unpack
+        A result as a 1-D array, and back, given the cell it belongs to.
+    cache, workers, progress
+        As in :func:`relax`.
+    per_worker
+        Cells that pay for starting one more process.
+    """
     keys = [cell_key(cell) for cell in cells]
     of = dict(zip(keys, cells, strict=True))
     stored = cache.get(kind, list(of)) if cache is not None else {}
-    done = {key: _unpack(values, of[key]) for key, values in stored.items()}
+    done = {key: unpack(values, of[key]) for key, values in stored.items()}
     todo = [key for key in of if key not in done]
     report = progress or (lambda finished, planned: None)
     report(len(done), len(of))
-    useful = max(1, min(workers or os.cpu_count() or 1, math.ceil(len(todo) / PER_WORKER)))
+    useful = max(1, min(workers or os.cpu_count() or 1, math.ceil(len(todo) / per_worker)))
     fresh: dict[str, FloatArray] = {}
     saved = time.monotonic()
-    results = parallel_map(
-        partial(relax_cell, options=options), [of[key] for key in todo], workers=useful, chunk=2
-    )
+    # two at a time save messages; one at a time share few cells evenly
+    chunk = 2 if len(todo) >= 4 * useful else 1
+    results = parallel_map(work, [of[key] for key in todo], workers=useful, chunk=chunk)
     try:
         for key, result in zip(todo, results, strict=True):
             done[key] = result
-            fresh[key] = _pack(result)
+            fresh[key] = pack(result)
             report(len(done), len(of))
             if len(fresh) >= SAVE_EVERY or time.monotonic() - saved > SAVE_SECONDS:
                 _save(cache, kind, fresh)
@@ -219,6 +290,218 @@ def single_point(cell: Cell, options: RelaxOptions = DEFAULT_OPTIONS) -> float:
         When the potential is unknown or not installed.
     """
     return relax_cell(cell, replace(options, steps=0, keep_symmetry=False)).energy
+
+
+# -- with symmetry, then without
+
+
+@dataclass(frozen=True, eq=False)
+class TwoRelaxations:
+    """A cell relaxed as its space group allows, and then without symmetry.
+
+    Groups are space-group numbers found by spglib, by tolerance [Å] (:data:`GROUP_SYMPRECS`), 0
+    where it finds none.
+    """
+
+    kept: Relaxation  #: symmetry kept
+    released: Relaxation  #: from the end of ``kept``, displaced a little, without symmetry
+    groups_before: Mapping[float, int]  #: of the cell given
+    groups_kept: Mapping[float, int]
+    groups_released: Mapping[float, int]
+    broke: bool  #: the released cell is of another group, and lower in energy than the tolerance
+    note: str  #: what to know of the released relaxation; empty when it changed nothing
+
+    @property
+    def gain(self) -> float:
+        """Energy of the released cell less that of the other [eV/atom], NaN without one."""
+        return self.released.energy - self.kept.energy
+
+    @property
+    def best(self) -> Relaxation:
+        """The released relaxation where symmetry broke, else the one that kept it."""
+        return self.released if self.broke else self.kept
+
+
+def relax_twice(
+    cells: Sequence[Cell],
+    options: RelaxOptions = DEFAULT_OPTIONS,
+    *,
+    release: ReleaseOptions = DEFAULT_RELEASE,
+    cache: Store | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> list[TwoRelaxations]:
+    """Relax P1 cells with the symmetry they have, then without, each once.
+
+    Both relaxations run in the primitive cell; geometries come back in the cell given, atom by
+    atom. A distortion that needs a larger cell than the primitive one is not found: that is what
+    phonons are for.
+
+    Parameters
+    ----------
+    options
+        Of the first relaxation; the second differs in what ``release`` says.
+    cache, workers, progress
+        As in :func:`relax`; one cell with both of its relaxations is one piece of work.
+
+    Raises
+    ------
+    InputError
+        When the potential is unknown or not installed.
+    """
+    version = load_potential(options.potential, options.device).version
+    options = replace(options, keep_symmetry=True)
+    return each_once(
+        partial(_relax_both, options=options, release=release),
+        cells,
+        kind=f"two relaxations {version} {options!r} {release!r}",
+        pack=_pack_both,
+        unpack=partial(_unpack_both, tolerance=release.tolerance),
+        cache=cache,
+        workers=workers,
+        progress=progress,
+    )
+
+
+def _relax_both(cell: Cell, options: RelaxOptions, release: ReleaseOptions) -> TwoRelaxations:
+    folded = fold(cell, options.symprec)
+    kept = relax_cell(folded.primitive, options)
+    if kept.reason:
+        released = _failed(kept.cell, "the relaxation that keeps symmetry failed")
+    else:
+        start = perturbed(kept.cell, release.perturbation, release.seed)
+        fmax, steps = min(options.fmax, release.fmax), options.steps + release.more_steps
+        free = replace(options, keep_symmetry=False, fmax=fmax, steps=steps)
+        released = relax_cell(start, free)
+    return _judge(
+        folded.expand(kept) if not kept.reason else replace(kept, cell=cell),
+        folded.expand(released) if not released.reason else replace(released, cell=cell),
+        found_groups(cell),
+        found_groups(kept.cell),
+        found_groups(released.cell) if not released.reason else dict.fromkeys(GROUP_SYMPRECS, 0),
+        release.tolerance,
+    )
+
+
+def _judge(
+    kept: Relaxation,
+    released: Relaxation,
+    before: Mapping[float, int],
+    groups_kept: Mapping[float, int],
+    groups_released: Mapping[float, int],
+    tolerance: float,
+) -> TwoRelaxations:
+    gain = released.energy - kept.energy
+    loose = GROUP_SYMPRECS[-1]
+    left = groups_released[loose] != groups_kept[loose]
+    broke = bool(left and gain < -tolerance)
+    note = ""
+    if kept.reason:
+        note = f"not relaxed: {kept.reason}"
+    elif released.reason:
+        note = f"released relaxation failed: {released.reason}"
+    elif gain < -tolerance:
+        what = "symmetry broke" if left else "released atoms moved within the group"
+        note = f"{what}, ΔE = {1000 * gain:.0f} meV/atom"
+        note += f" ({groups_kept[loose]} to {groups_released[loose]})" if left else ""
+    if not kept.reason and not released.reason and not (kept.converged and released.converged):
+        which = "kept" if not kept.converged else "released"
+        note += f"{'; ' if note else ''}{which} relaxation ran out of steps"
+    return TwoRelaxations(kept, released, before, groups_kept, groups_released, broke, note)
+
+
+def found_groups(cell: Cell) -> dict[float, int]:
+    """Space-group number by tolerance (:data:`GROUP_SYMPRECS`) [Å], 0 where spglib finds none."""
+    import spglib
+
+    lattice, frac, numbers = cell
+    groups = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for symprec in GROUP_SYMPRECS:
+            try:
+                found = spglib.get_symmetry_dataset(
+                    (lattice, frac, numbers),  # type: ignore[arg-type]
+                    symprec=symprec,
+                )
+            except Exception:  # spglib raises or returns None for atoms on top of each other
+                found = None
+            groups[symprec] = 0 if found is None else int(found.number)
+    return groups
+
+
+def perturbed(cell: Cell, size: float, seed: int) -> Cell:
+    """The cell with every atom displaced and the lattice strained at random.
+
+    Displacements are Gaussian of ``size`` [Å] in each direction, strains (symmetric) Gaussian of
+    ``size`` over the cube root of the volume. The random stream depends on ``seed`` and the
+    elements only.
+    """
+    lattice, frac, numbers = cell
+    rng = np.random.default_rng([seed, len(numbers), *numbers.tolist()])
+    moves = rng.normal(0.0, size, frac.shape)
+    strain = rng.normal(0.0, size / abs(np.linalg.det(lattice)) ** (1 / 3), (3, 3))
+    moved = frac + (moves - moves.mean(axis=0)) @ np.linalg.inv(lattice)
+    return lattice @ (np.eye(3) + (strain + strain.T) / 2), wrap(moved), numbers
+
+
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """A cell and its primitive cell, with the way back.
+
+    With T the integer rows such that ``lattice = T @ primitive lattice``, atom i of the cell lies
+    at ``x_i T = y_(own i) + offset_i`` of the primitive one.
+    """
+
+    primitive: Cell
+    rows: FloatArray  #: (3, 3) T
+    own: NDArray[np.int64]  #: (N,) atom of the primitive cell
+    offset: FloatArray  #: (N, 3) whole numbers
+
+    def expand(self, found: Relaxation) -> Relaxation:
+        """What happened to the primitive cell, in the cell given."""
+        lattice, frac, numbers = found.cell
+        frac = frac - np.rint(frac - self.primitive[1])  # undoes wrapping
+        whole = (frac[self.own] + self.offset) @ np.linalg.inv(self.rows)
+        return replace(found, cell=(self.rows @ lattice, wrap(whole), numbers[self.own]))
+
+
+def fold(cell: Cell, symprec: float) -> Folded:
+    """The primitive cell of a cell, by the translations spglib finds within ``symprec`` [Å].
+
+    The cell itself where there is no smaller one, or spglib finds nothing.
+    """
+    import spglib
+
+    lattice, frac, numbers = cell
+    unchanged = Folded(cell, np.eye(3), np.arange(len(numbers)), np.zeros_like(frac))
+    try:
+        found = spglib.get_symmetry_dataset(
+            (lattice, frac, numbers),  # type: ignore[arg-type]
+            symprec=symprec,
+        )
+    except Exception:  # spglib raises or returns None for atoms on top of each other
+        return unchanged
+    if found is None:
+        return unchanged
+    own = np.asarray(found.mapping_to_primitive)
+    first = np.unique(own, return_index=True)[1]
+    basis = np.asarray(found.primitive_lattice)
+    exact = lattice @ np.linalg.inv(basis)
+    rows = np.rint(exact)
+    ratio = abs(round(float(np.linalg.det(rows))))
+    if len(first) == len(numbers) or ratio * len(first) != len(numbers):
+        return unchanged
+    basis = np.linalg.inv(rows) @ lattice
+    inside = frac @ rows
+    difference = inside - inside[first][own]
+    offset = np.rint(difference)
+    away = np.linalg.norm((difference - offset) @ basis, axis=1).max()
+    if away > 2 * symprec or np.abs(exact - rows).max() > 0.1:
+        return unchanged
+    small = wrap(inside[first])
+    offset += np.rint(inside[first] - small)[own]
+    return Folded((basis, small, numbers[first]), rows, own, offset)
 
 
 # -- one relaxation
@@ -356,6 +639,26 @@ def _unpack(values: FloatArray, cell: Cell) -> Relaxation:
         max_stress=float(values[5]),
         reason="".join(chr(int(code)) for code in values[end:]),
     )
+
+
+def _pack_both(result: TwoRelaxations) -> FloatArray:
+    first = _pack(result.kept)
+    groups = [
+        float(of[symprec])
+        for of in (result.groups_before, result.groups_kept, result.groups_released)
+        for symprec in GROUP_SYMPRECS
+    ]
+    return np.concatenate([[len(first)], groups, first, _pack(result.released)])
+
+
+def _unpack_both(values: FloatArray, cell: Cell, *, tolerance: float) -> TwoRelaxations:
+    size = len(GROUP_SYMPRECS)
+    numbers = values[1 : 1 + 3 * size].astype(int).reshape(3, size).tolist()
+    groups = [dict(zip(GROUP_SYMPRECS, row, strict=True)) for row in numbers]
+    begin = 1 + 3 * size
+    middle = begin + int(values[0])
+    kept, released = _unpack(values[begin:middle], cell), _unpack(values[middle:], cell)
+    return _judge(kept, released, groups[0], groups[1], groups[2], tolerance)
 
 
 def _save(cache: Store | None, kind: str, fresh: dict[str, FloatArray]) -> None:
