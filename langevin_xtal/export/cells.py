@@ -1,0 +1,101 @@
+"""The cell that is handed to DFT: primitive, conventional, or as stored."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from langevin_xtal.crystal.cell import Cell, to_structure
+from langevin_xtal.errors import InputError
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+    from langevin_xtal.search.entry import Entry
+
+CellChoice = Literal["primitive", "conventional", "stored"]
+CELL_CHOICES: tuple[CellChoice, ...] = ("primitive", "conventional", "stored")
+SYMPREC = 0.01
+"""Default tolerance of the symmetry search [Å], as for the groups that are reported."""
+
+_NAME_LENGTH = 60
+
+
+def export_cell(cell: Cell, choice: CellChoice = "primitive", symprec: float = SYMPREC) -> Cell:
+    """The same crystal in spglib's standardised primitive or conventional cell.
+
+    Atoms are placed exactly where the symmetry found within ``symprec`` has them, so that a DFT
+    code with a tighter tolerance finds it too. ``"stored"`` changes nothing; neither do the others
+    when spglib finds no symmetry.
+
+    Parameters
+    ----------
+    cell
+        (lattice rows [Å], fractional coordinates, atomic numbers).
+    choice
+        ``"primitive"``, ``"conventional"`` or ``"stored"``.
+    symprec
+        Tolerance of the symmetry search [Å].
+    """
+    if choice == "stored":
+        return cell
+    import spglib
+
+    lattice, frac, numbers = cell
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            given: Any = (lattice, frac, numbers)
+            found = spglib.standardize_cell(
+                given, to_primitive=choice == "primitive", no_idealize=False, symprec=symprec
+            )
+    except Exception:  # spglib raises its own tree since 2.7
+        found = None
+    if found is None:
+        return cell
+    standard: Cell = (
+        np.asarray(found[0], dtype=np.float64),
+        np.asarray(found[1], dtype=np.float64),
+        np.asarray(found[2], dtype=np.int64),
+    )
+    return standard if _same_density(standard, cell) else cell
+
+
+def export_structure(entry: Entry, choice: CellChoice, symprec: float) -> Structure:
+    """pymatgen Structure of :func:`export_cell`, atoms grouped by element as VASP needs them."""
+    structure: Structure = to_structure(export_cell(entry.cell, choice, symprec))
+    return structure.get_sorted_structure()
+
+
+def check_cell_options(choice: str, symprec: float) -> None:
+    """Raise InputError for a cell or a tolerance [Å] that cannot be used."""
+    if choice not in CELL_CHOICES:
+        raise InputError(f"cell {choice!r} is not known: give {', '.join(CELL_CHOICES)}")
+    if not (math.isfinite(symprec) and 0 < symprec <= 1):
+        raise InputError(f"symprec is {symprec}: it must lie above 0 and up to 1 Å")
+
+
+def entry_name(rank: int, entry: Entry) -> str:
+    """``0001-Cu2KSi-62-000017``: a file name whatever the formula and the uid hold."""
+    parts = (_plain(entry.formula), str(int(entry.space_group)), _plain(entry.uid))
+    return f"{rank:04d}-" + "-".join(parts)
+
+
+def _plain(text: str) -> str:
+    kept = re.sub(r"[^A-Za-z0-9._+-]+", "_", text.replace(" ", ""))
+    return kept[:_NAME_LENGTH].strip("._") or "_"
+
+
+def _same_density(one: Cell, other: Cell) -> bool:
+    volumes = [abs(np.linalg.det(c[0])) / len(c[2]) for c in (one, other)]
+    counts = [np.unique(c[2], return_counts=True) for c in (one, other)]
+    shares = [n / n.sum() for _, n in counts]
+    return (
+        abs(volumes[0] / volumes[1] - 1) < 0.02
+        and np.array_equal(counts[0][0], counts[1][0])
+        and np.allclose(shares[0], shares[1])
+    )
