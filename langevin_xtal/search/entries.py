@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from langevin_xtal.dataset.readers import (
 )
 from langevin_xtal.errors import DataError, InputError
 from langevin_xtal.search.entry import Entry, Value
+from langevin_xtal.search.store import Row, is_store, plain_address, read_rows
 from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
 
 SYMPREC = 1e-2
@@ -71,11 +73,9 @@ def read_entries(
     """
     if top is not None and top < 1:
         raise InputError(f"the best {top} were asked for; the least is 1")
-    from langevin_xtal.search.store import is_store, stored_entries
-
     refused: dict[str, str] = {}
     if is_store(source):
-        entries = stored_entries(source)
+        entries = _of_store(source)
     else:
         entries = list(_unique(_of_files(Path(source), refused)))
         if not entries:
@@ -107,11 +107,57 @@ def found_group(cell: Cell, symprec: float = SYMPREC) -> int | None:
 
 
 def plain_formula(numbers: Iterable[int]) -> str:
-    """Reduced formula such as ``"Cu2KSi"``, elements in alphabetical order."""
-    elements, counts = np.unique(np.asarray(list(numbers), dtype=np.int64), return_counts=True)
-    counts = counts // np.gcd.reduce(counts)
-    parts = sorted(zip((SYMBOLS[z] for z in elements), counts.tolist(), strict=True))
-    return "".join(f"{symbol}{count if count > 1 else ''}" for symbol, count in parts)
+    """Reduced formula as pymatgen writes it, such as ``"NaCl"``."""
+    from pymatgen.core import Composition
+
+    symbols = Counter(SYMBOLS[int(z)] for z in numbers)
+    return str(Composition(symbols).reduced_formula)
+
+
+def entry_of(row: Row) -> Entry:
+    """A candidate of a store as exports and reports see it.
+
+    Raises
+    ------
+    ValueError
+        For a row without a geometry.
+    """
+    cell, facts = row.cell, row.facts
+    if cell is None:
+        raise ValueError(f"candidate {row.uid} has no geometry")
+    own = ("found_group", "energy", "e_above_hull", "potential")
+    group = facts.get("found_group")
+    return Entry(
+        uid=row.uid,
+        cell=cell,
+        formula=plain_formula(cell[2]),
+        space_group=row.group,
+        found_group=int(group) if group else None,
+        energy=_number(facts.get("energy")),
+        e_above_hull=_number(facts.get("e_above_hull")),
+        potential=str(facts.get("potential", "")),
+        sampled=None if cell is row.sampled else row.sampled,
+        properties={
+            "state": row.state,
+            **{name: value for name, value in facts.items() if name not in own},
+        },
+        provenance={"request": row.request, **row.provenance},
+    )
+
+
+def _number(value: Value | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def _of_store(source: str | os.PathLike[str]) -> list[Entry]:
+    rows = read_rows(source)
+    entries = [entry_of(row) for row in rows if row.state not in ("rejected", "duplicate")]
+    if not entries:
+        raise DataError(
+            f"store {plain_address(source)} has no candidate left: all of its {len(rows)} were "
+            "rejected, or there are none yet"
+        )
+    return entries
 
 
 # -- files
