@@ -1,0 +1,54 @@
+"""``langevin-xtal report``: one HTML file about a search."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("source")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="report.html",
+    show_default=True,
+    help="HTML file to write.",
+    metavar="FILE",
+)
+@click.option("--top", type=click.IntRange(min=1), help="Only the best N.", metavar="N")
+@click.option("--title", default="", help="Heading.  [default: the elements]")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+def report(source: str, out: Path, top: int | None, title: str, force: bool) -> None:
+    """Write a report of candidates: one HTML file, complete in itself.
+
+    SOURCE is the store of a search, a folder written by "sample", or structure files. The page
+    shows a ranked table, the hull, distributions and structures in 3D. It works offline.
+
+    \b
+    Examples:
+      langevin-xtal report cu-si-k.db --out report.html
+      langevin-xtal report cusik/ --top 200 --title "Cu-Si-K, first look"
+    """
+    from langevin_xtal.report.search import check_output, write_report
+    from langevin_xtal.screen.hull import HullReferences
+    from langevin_xtal.search.entries import read_entries
+
+    check_output(out, force=force)
+    rejects: dict[str, str] = {}
+    entries = read_entries(source, top=top, rejects=rejects)
+    write_report(
+        entries,
+        out,
+        title=title,
+        date=datetime.date.today().isoformat(),
+        references=HullReferences.shipped(),
+        force=force,
+    )
+    click.echo(f"{len(entries)} candidates in {out}, {out.stat().st_size / 1e6:.1f} MB")
+    for name, reason in list(rejects.items())[:3]:
+        click.echo(f"  left out: {name} ({reason})", err=True)
+    if len(rejects) > 3:
+        click.echo(f"  left out: {len(rejects) - 3} more", err=True)
