@@ -1,0 +1,193 @@
+"""``langevin-xtal bench``: how fast this machine is, and where the time goes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from langevin_xtal.cli import options
+from langevin_xtal.errors import InputError
+
+
+class Stages(click.ParamType):
+    """``graph,train`` to a tuple of stages."""
+
+    name = "stages"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        """Stages as given, each once; the names are checked where they are measured."""
+        if isinstance(value, tuple):
+            return value
+        stages = tuple(dict.fromkeys(part.strip() for part in str(value).split(",")))
+        if not any(stages):
+            raise InputError("--stage: no stage was given; give some of graph, train, sample")
+        return stages
+
+
+@click.command()
+@click.option("--model", default="small", show_default=True, help="Shipped name, size or file.")
+@click.option(
+    "--stage",
+    "stages",
+    type=Stages(),
+    default="graph,train,sample",
+    show_default=True,
+    metavar="LIST",
+    help="What to measure: graph, train, sample.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Packed dataset.  [default: the built-in structure types]",
+    metavar="FILE.lxd",
+)
+@click.option(
+    "--sampler",
+    type=click.Choice(["ancestral", "langevin"]),
+    default="ancestral",
+    show_default=True,
+)
+@click.option(
+    "--levels", type=click.IntRange(min=2), help="Noise levels.  [default: the sampler's]"
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Langevin steps per level.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option(
+    "--repeat",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Measurements of which the median is shown.",
+)
+@click.option(
+    "--json",
+    "out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write all numbers to this file.",
+    metavar="FILE",
+)
+@options.device
+@options.threads
+def bench(
+    model: str,
+    stages: tuple[str, ...],
+    data: Path | None,
+    sampler: str,
+    levels: int | None,
+    steps: int | None,
+    batch_size: int,
+    repeat: int,
+    out: Path | None,
+    device: str,
+    threads: int | None,
+) -> None:
+    """Measure graph building, training and sampling.
+
+    Rates are medians, with the smallest and largest in brackets, of the product as it runs. Shares
+    of time come from one more run with every stage on its own. Needs no network and no data.
+
+    \b
+    Examples:
+      langevin-xtal bench
+      langevin-xtal bench --stage sample --threads 1 --batch-size 16 --json bench.json
+    """
+    from langevin_xtal.dataset.packed import PackedDataset
+    from langevin_xtal.dataset.reference import reference_dataset
+    from langevin_xtal.report.bench import bench_model, check_device, measure
+    from langevin_xtal.sampling.samplers import make_sampler
+
+    if out is not None and not out.resolve().parent.is_dir():
+        raise InputError(f"--json: {out.parent} is not a folder; give a file in one that exists")
+    engine = make_sampler(sampler, levels, steps)
+    crystals = reference_dataset() if data is None else PackedDataset.load(data)
+    place = check_device(device)
+    with options.progress_bar("measuring", "stage") as update:
+        report = measure(
+            bench_model(model, crystals),
+            crystals,
+            stages=stages,
+            device=place,
+            batch_size=batch_size,
+            repeat=repeat,
+            threads=threads,
+            sampler=engine,
+            progress=update,
+        )
+    for line in table(report):
+        click.echo(line)
+    if out is not None:
+        out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        click.echo(f"all numbers in {out}")
+
+
+def table(report: dict[str, Any]) -> list[str]:
+    """The report as lines for the terminal."""
+    lines = [
+        f"langevin-xtal {report['langevin_xtal']}, torch {report['torch']}, "
+        f"Python {report['python']}; {report['device_name']}, {report['cores']} cores",
+        f"model {report['model']} ({report['weights']}); {report['data']['crystals']} crystals; "
+        f"batches of {report['batch_size']}; median [smallest, largest] of {report['repeat']}",
+    ]
+    if "graph" in report:
+        lines += ["", *_graph_lines(report["graph"])]
+    if "train" in report:
+        part = report["train"]
+        lines += ["", f"training, {part['threads']} torch threads and one that prepares batches"]
+        lines += _rates(part, {"crystals_per_second": "crystals/s", "seconds_per_step": "s/step"})
+        lines += _closing(part)
+    if "sample" in report:
+        part = report["sample"]
+        lines += [
+            "",
+            f"sampling, {part['workers']} workers, {part['sampler']}",
+            f"  {part['candidates']} candidates from {part['requests']} requests in "
+            f"{part['attempts']} attempts, {part['evaluations_per_structure']:.0f} network "
+            "evaluations per structure",
+        ]
+        names = {
+            "structures_per_second": "structures/s",
+            "seconds_per_structure": "s/structure",
+            "evaluations_per_second": "evaluations/s",
+        }
+        lines += _rates(part, names) + _closing(part)
+    return lines
+
+
+def _graph_lines(part: dict[str, Any]) -> list[str]:
+    lines = [
+        f"multigraphs of {part['crystals']} crystals noised by σ, one thread",
+        f"  {'builder':10s} {'σ [Å]':>6s} {'edges/site':>10s}  "
+        f"{'crystals/s':32s} {'edges/s':>10s}",
+    ]
+    for row in part["rows"]:
+        lines.append(
+            f"  {row['backend']:10s} {row['sigma']:6.3f} {row['edges_per_site']:10.1f}  "
+            f"{_spread(row['crystals_per_second']):32s} "
+            f"{_number(row['edges_per_second']['median']):>10s}"
+        )
+    return [*lines, f"  peak memory {_size(part['peak_memory'])}"]
+
+
+def _rates(part: dict[str, Any], names: dict[str, str]) -> list[str]:
+    return [f"  {unit:16s} {_spread(part[name])}" for name, unit in names.items()]
+
+
+def _closing(part: dict[str, Any]) -> list[str]:
+    shares = ", ".join(f"{name} {100 * value:.1f} %" for name, value in part["shares"].items())
+    return [f"  time             {shares}", f"  peak memory      {_size(part['peak_memory'])}"]
+
+
+def _spread(value: dict[str, float]) -> str:
+    low, high = _number(value["low"]), _number(value["high"])
+    return f"{_number(value['median'])} [{low}, {high}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _size(value: int) -> str:
+    return f"{value / 2**20:,.0f} MiB"

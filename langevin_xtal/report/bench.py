@@ -1,0 +1,609 @@
+"""How fast this machine builds multigraphs, trains and samples, and where the time goes.
+
+Rates are taken from the product as it runs, without instruments: medians over repetitions, with
+the smallest and the largest. Shares of time come from one more run in which the functions of each
+stage are wrapped in a stopwatch, on one thread and, on CUDA, waiting for the device at every
+boundary; so stages that otherwise overlap are counted one after the other.
+
+Peak memory is that of the process on a CPU (which keeps what it once took, see
+:mod:`langevin_xtal.runtime`) and what torch had allocated on CUDA.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import platform
+import resource
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import wraps
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.request import Request
+from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.errors import InputError
+from langevin_xtal.graph import CrystalArrays, GraphSettings, available, build_multigraph
+from langevin_xtal.graph.batch import snap_radius
+from langevin_xtal.graph.snapping import all_operations, site_pairs, snap_sites
+from langevin_xtal.model.checkpoint import ScoreModel, load_model, shipped_models
+from langevin_xtal.model.levels import NoiseLevels
+from langevin_xtal.model.network import SIZES, EdgeNetwork
+from langevin_xtal.model.statistics import Statistics
+from langevin_xtal.sampling.sample import SampleOptions, sample_batches
+from langevin_xtal.sampling.samplers import Ancestral, Sampler
+from langevin_xtal.train.loop import TrainConfig, Trainer
+from langevin_xtal.version import __version__
+
+STAGES = ("graph", "train", "sample")
+
+GRAPH_CRYSTALS = 128
+SIGMAS = 4
+REFERENCE_CRYSTALS = 2  # the specification takes a fifth of a second for each
+STEPS_PER_ROW = 3
+
+TRAIN_POINTS = {
+    "langevin_xtal.diffusion.noising:noise_batch": "noising",
+    "langevin_xtal.diffusion.noising:graph_of": "graph",
+    "langevin_xtal.diffusion.losses:denoising_losses": "forward",
+    "torch:Tensor.backward": "backward",
+    "langevin_xtal.train.loop:Trainer._advance": "optimiser",
+}
+"""Functions that make up a training step; each stage without those called inside it.
+
+``graph`` is snapping, building and layout; ``optimiser`` is clipping, Adam, the average and the
+bookkeeping of losses.
+"""
+
+SAMPLE_POINTS = {
+    "langevin_xtal.sampling.chain:Chains.start": "start",
+    "langevin_xtal.diffusion.noising:graph_of": "graph",
+    "langevin_xtal.model.network:EdgeNetwork.forward": "network",
+    "langevin_xtal.sampling.postprocess:finish": "post-processing",
+}
+"""Functions that make up sampling, beside the sampler's ``steps``: scores, noise and moving."""
+
+Progress = Callable[[int, int], None]
+"""Called with parts done and planned."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, smallest and largest of several measurements."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of at least one value."""
+        return cls(statistics.median(values), min(values), max(values))
+
+
+class Stopwatch:
+    """Seconds spent in named stages, each without the stages entered inside it.
+
+    Every thread is timed on its own; seconds of all threads are added.
+
+    Parameters
+    ----------
+    synchronise
+        Waits for the device; called before every reading of the clock.
+    clock
+        Seconds from any origin.
+    """
+
+    def __init__(
+        self,
+        synchronise: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.seconds: dict[str, float] = {}
+        self._synchronise, self._clock = synchronise, clock
+        self._lock, self._here = threading.Lock(), threading.local()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a block."""
+        stack: list[str] = getattr(self._here, "stack", [])
+        self._here.stack = stack
+        self._lap(stack)
+        stack.append(name)
+        try:
+            yield
+        finally:
+            self._lap(stack)
+            stack.pop()
+
+    def timed(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """The function as a stage."""
+
+        @wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with self.stage(name):
+                return function(*args, **kwargs)
+
+        return wrapped
+
+    def _lap(self, stack: list[str]) -> None:
+        self._synchronise()
+        now = self._clock()
+        if stack:
+            with self._lock:
+                own = self.seconds.get(stack[-1], 0.0)
+                self.seconds[stack[-1]] = own + now - self._here.since
+        self._here.since = now
+
+
+@contextmanager
+def watched(watch: Stopwatch, points: Mapping[str, str]) -> Iterator[None]:
+    """Time the functions that ``points`` maps to stages; the keys are ``module:name``.
+
+    A function is replaced wherever a module of the package holds it, a method
+    (``module:Class.name``) in its class; both are put back afterwards.
+    """
+    undo: list[tuple[Any, str, Any]] = []
+    try:
+        for path, name in points.items():
+            for owner, attribute, raw in _holders(path):
+                inner = raw.__func__ if isinstance(raw, classmethod) else raw
+                timed: Any = watch.timed(inner, name)
+                undo.append((owner, attribute, raw))
+                is_class_method = isinstance(raw, classmethod)
+                setattr(owner, attribute, classmethod(timed) if is_class_method else timed)
+        yield
+    finally:
+        for owner, attribute, raw in reversed(undo):
+            setattr(owner, attribute, raw)
+
+
+def _holders(path: str) -> list[tuple[Any, str, Any]]:
+    """(owner, attribute, value) everywhere the function is looked up."""
+    module_name, _, name = path.partition(":")
+    owner: Any = import_module(module_name)
+    *classes, attribute = name.split(".")
+    for part in classes:
+        owner = getattr(owner, part)
+    raw = inspect.getattr_static(owner, attribute)
+    found = [(owner, attribute, raw)]
+    if not classes:
+        mine = [m for k, m in list(sys.modules.items()) if k.startswith("langevin_xtal")]
+        found += [
+            (m, key, raw)
+            for m in mine
+            if m is not owner
+            for key, value in list(vars(m).items())
+            if value is raw
+        ]
+    return found
+
+
+class PeakMemory:
+    """Largest memory in use while a block runs [bytes]."""
+
+    def __init__(self, device: str) -> None:
+        self.on_cuda = device.startswith("cuda")
+        self.bytes = 0
+
+    def __enter__(self) -> PeakMemory:
+        if self.on_cuda:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            _reset_peak()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bytes = torch.cuda.max_memory_allocated() if self.on_cuda else _peak()
+
+
+def _reset_peak() -> None:
+    """On Linux the kernel forgets the peak so far; elsewhere it stands for the whole process."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _peak() -> int:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(k.split()[1]) for k in lines if k.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def synchroniser(device: str) -> Callable[[], None]:
+    """What waits for everything started on the device."""
+    return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+
+
+def bench_model(name: str, data: PackedDataset) -> ScoreModel:
+    """A model by name or path; a named size that is not shipped gets random weights.
+
+    Those are good enough to time building and training, and carry no prior to sample with.
+    """
+    if name in shipped_models() or name not in SIZES:
+        return load_model(name)
+    torch.manual_seed(0)
+    network = EdgeNetwork(SIZES[name]).eval().requires_grad_(False)
+    table = Statistics.of(
+        data.group, data.lattice, data.site_start, data.numbers, data.multiplicity
+    )
+    return ScoreModel(f"{name}, random weights", network, NoiseLevels(), table)
+
+
+def measure(
+    model: ScoreModel,
+    data: PackedDataset,
+    *,
+    stages: Sequence[str] = STAGES,
+    device: str = "cpu",
+    batch_size: int = 64,
+    repeat: int = 5,
+    threads: int | None = None,
+    sampler: Sampler | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure the stages asked for.
+
+    Parameters
+    ----------
+    model
+        Its network, noise levels and weights are used.
+    data
+        Crystals to build, train on and take requests from.
+    device
+        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    threads
+        Torch threads in training, beside the one that prepares batches, and batches sampled side
+        by side. By default as ``train`` and ``sample`` choose.
+    sampler
+        By default that of ``sample``.
+
+    Returns
+    -------
+    dict
+        Plain numbers, texts, lists and tables, to be written as JSON; rates are
+        :class:`Spread` as tables, sizes in bytes, times in seconds, σ in Å.
+
+    Raises
+    ------
+    InputError
+        For an unknown stage, a set without crystals, or CUDA where there is none.
+    """
+    for stage in stages:
+        if stage not in STAGES:
+            raise InputError(f"stage {stage!r} is not known; give some of {', '.join(STAGES)}")
+    for name, value in (("batch_size", batch_size), ("repeat", repeat)):
+        if value < 1:
+            raise InputError(f"{name} is {value}; it must be at least 1")
+    if not len(data):
+        raise InputError("the data set holds no crystals to measure with")
+    device = check_device(device)
+    if "sample" in stages and model.prior is None and model.name.endswith("random weights"):
+        raise InputError(
+            f"{model.name.split(',')[0]} has no trained weights here to sample with; leave out "
+            "the stage sample, or give a model file"
+        )
+    planned = [s for s in STAGES if s in stages]
+    report = surroundings(model, data, device) | {"batch_size": batch_size, "repeat": repeat}
+    for k, stage in enumerate(planned):
+        if progress is not None:
+            progress(k, len(planned))
+        with PeakMemory(device) as memory:
+            if stage == "graph":
+                with _torch_threads(1):  # as the other builders
+                    report[stage] = measure_graph(model, data, device=device, repeat=repeat)
+            elif stage == "train":
+                report[stage] = measure_training(
+                    model,
+                    data,
+                    device=device,
+                    batch_size=batch_size,
+                    repeat=repeat,
+                    threads=threads,
+                )
+            else:
+                report[stage] = measure_sampling(
+                    model,
+                    data,
+                    device=device,
+                    batch_size=batch_size,
+                    repeat=repeat,
+                    threads=threads,
+                    sampler=sampler or Ancestral(),
+                )
+        report[stage]["peak_memory"] = memory.bytes
+    if progress is not None:
+        progress(len(planned), len(planned))
+    return report
+
+
+def check_device(name: str) -> str:
+    """``auto``, ``cpu`` or ``cuda`` to one of the last two.
+
+    Raises
+    ------
+    InputError
+        For another name, or CUDA where there is none.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device {name!r} is not known; give auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda was asked for, but torch finds no CUDA device; give cpu")
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def surroundings(model: ScoreModel, data: PackedDataset, device: str) -> dict[str, Any]:
+    """Versions, machine, weights and data: what a number is worth nothing without."""
+    return {
+        "langevin_xtal": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count() or 1,
+        "device": device,
+        "device_name": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
+        "cuda": torch.version.cuda if device == "cuda" else None,
+        "model": model.name,
+        "weights": model.hash,
+        "network": asdict(model.network.config),
+        "data": {"crystals": len(data), "hash": data.content_hash},
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [k.partition(":")[2].strip() for k in lines if k.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+# -- multigraphs
+
+
+def measure_graph(
+    model: ScoreModel, data: PackedDataset, *, device: str, repeat: int
+) -> dict[str, Any]:
+    """Crystals and edges per second of every builder there is, one thread, at several σ.
+
+    ``reference``, the specification, is timed once on a few crystals. On CUDA, ``torch`` starts
+    from tensors on the device and leaves its result there.
+    """
+    settings = model.network.config.graph_settings()
+    chosen = data.select(_spread_out(len(data), GRAPH_CRYSTALS))
+    rows = []
+    for sigma in model.levels.grid(SIGMAS)[0].tolist():
+        crystals = noised_crystals(chosen, sigma)
+        edges = len(build_multigraph(crystals, settings, threads=1).edge_dist)
+        for backend in available():
+            sample, runs, made = crystals, repeat, edges
+            if backend == "reference":
+                few = chosen.select(np.arange(min(len(chosen), REFERENCE_CRYSTALS)))
+                sample, runs = noised_crystals(few, sigma), 1
+                made = len(build_multigraph(sample, settings, threads=1).edge_dist)
+            build = _builder(sample, settings, backend, device)
+            if backend != "reference":
+                build()
+            seconds = _seconds(build, runs, synchroniser(device))
+            rows.append(
+                {
+                    "backend": backend,
+                    "sigma": sigma,
+                    "edges_per_site": made / len(sample.frac),
+                    "crystals_per_second": asdict(Spread.of([len(sample) / s for s in seconds])),
+                    "edges_per_second": asdict(Spread.of([made / s for s in seconds])),
+                }
+            )
+    return {"crystals": len(chosen), "rows": rows}
+
+
+def noised_crystals(data: PackedDataset, sigma: float, seed: int = 0) -> CrystalArrays:
+    """The crystals with positions noised by ``sigma`` [Å] and snapped, as builders get them."""
+    rng = np.random.default_rng(seed)
+    crystal = np.repeat(np.arange(len(data)), np.diff(data.site_start))
+    step = sigma * rng.standard_normal(data.frac.shape)
+    frac = data.frac + np.einsum("ai,aij->aj", step, np.linalg.inv(data.lattice)[crystal])
+    arrays = CrystalArrays.of_groups(data.lattice, frac, data.site_start, data.group)
+    site_crystal = torch.from_numpy(crystal)
+    pairs = site_pairs(
+        site_crystal, torch.from_numpy(arrays.op_start), torch.from_numpy(arrays.op_count)
+    )
+    radius = snap_radius(torch.full((len(frac),), sigma, dtype=torch.float64))
+    snapped = snap_sites(
+        torch.from_numpy(frac),
+        torch.from_numpy(arrays.lattice),
+        site_crystal,
+        pairs,
+        all_operations(),
+        radius,
+    )
+    return CrystalArrays.of_groups(data.lattice, snapped.frac.numpy(), data.site_start, data.group)
+
+
+def _builder(
+    crystals: CrystalArrays, settings: GraphSettings, backend: str, device: str
+) -> Callable[[], object]:
+    if backend == "torch" and device == "cuda":
+        from langevin_xtal.graph.torch_builder import build_tensors
+
+        given = {k: torch.as_tensor(v, device=device) for k, v in vars(crystals).items()}
+        return lambda: build_tensors(**given, settings=settings)
+    return lambda: build_multigraph(crystals, settings, backend, threads=1)
+
+
+def _seconds(
+    run: Callable[[], object], repeat: int, synchronise: Callable[[], None]
+) -> list[float]:
+    found = []
+    for _ in range(repeat):
+        synchronise()
+        start = time.perf_counter()
+        run()
+        synchronise()
+        found.append(time.perf_counter() - start)
+    return found
+
+
+# -- training
+
+
+def measure_training(
+    model: ScoreModel,
+    data: PackedDataset,
+    *,
+    device: str,
+    batch_size: int,
+    repeat: int,
+    threads: int | None,
+) -> dict[str, Any]:
+    """Crystals per second of ``train`` as it runs, and shares of the time of a step."""
+    threads = threads or max(1, (os.cpu_count() or 1) - 1)
+    steps = STEPS_PER_ROW * (repeat + 1)
+    config = TrainConfig(
+        steps=steps,
+        batch_size=batch_size,
+        log_every=STEPS_PER_ROW,
+        validate_every=steps,
+        save_every=steps,
+        network=model.network.config,
+        levels=model.levels,
+    )
+    synchronise = synchroniser(device)
+    with TemporaryDirectory() as folder, _torch_threads(threads):
+        trainer = Trainer(data, Path(folder), config, device=device, start=model)
+        rates, last = [], time.perf_counter()
+        for _ in trainer.run():
+            synchronise()
+            now = time.perf_counter()
+            rates.append(STEPS_PER_ROW * batch_size / (now - last))
+            last = now
+    watch = Stopwatch(synchronise)
+    with _torch_threads(threads), watched(watch, TRAIN_POINTS):
+        for _ in range(STEPS_PER_ROW):
+            trainer._advance(trainer._prepare(trainer.step))
+    return {
+        "threads": threads,
+        "crystals_per_second": asdict(Spread.of(rates[1:])),
+        "seconds_per_step": asdict(Spread.of([batch_size / rate for rate in rates[1:]])),
+        "shares": _shares(watch.seconds, TRAIN_POINTS.values()),
+    }
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# -- sampling
+
+
+def measure_sampling(
+    model: ScoreModel,
+    data: PackedDataset,
+    *,
+    device: str,
+    batch_size: int,
+    repeat: int,
+    threads: int | None,
+    sampler: Sampler,
+) -> dict[str, Any]:
+    """Structures per second, attempts that were rejected included.
+
+    One batch of requests with the sites and groups of crystals of the data, the same each time.
+    """
+    asked = requests_like(data, batch_size)
+    options = SampleOptions(batch_size=batch_size, workers=threads, sampler=sampler)
+    alone = replace(options, workers=1)
+    synchronise = synchroniser(device)
+
+    def run(options: SampleOptions) -> tuple[float, int, int]:
+        """Seconds, candidates and attempts."""
+        found = attempts = 0
+        synchronise()
+        start = time.perf_counter()
+        for outcome in sample_batches(asked, model, device=device, options=options):
+            found += len(outcome.candidates)
+            attempts += len(outcome.candidates) + len(outcome.rejections)
+        synchronise()
+        return time.perf_counter() - start, found, attempts
+
+    list(sample_batches(asked[:2], model, device=device, options=options))  # warm caches
+    runs = [run(options) for _ in range(repeat)]
+    _, found, attempts = runs[0]
+    if not found:
+        raise InputError(
+            f"model {model.name} gave no candidate for {len(asked)} requests; "
+            "give a trained model to measure sampling"
+        )
+    watch = Stopwatch(synchronise)
+    order = ("start", "graph", "network", "steps", "post-processing", "other")
+    kind = type(sampler)
+    points = SAMPLE_POINTS | {f"{kind.__module__}:{kind.__name__}.step": "steps"}
+    with watched(watch, points):
+        total, _, _ = run(alone)
+    other = max(0.0, total - sum(watch.seconds.values()))
+    evaluations = attempts * sampler.evaluations
+    return {
+        "workers": threads or os.cpu_count() or 1,
+        "sampler": repr(sampler),
+        "requests": len(asked),
+        "candidates": found,
+        "attempts": attempts,
+        "structures_per_second": asdict(Spread.of([n / s for s, n, _ in runs])),
+        "seconds_per_structure": asdict(Spread.of([s / n for s, n, _ in runs])),
+        "evaluations_per_structure": evaluations / found,
+        "evaluations_per_second": asdict(Spread.of([evaluations / s for s, _, _ in runs])),
+        "shares": _shares(watch.seconds | {"other": other}, order),
+    }
+
+
+def requests_like(data: PackedDataset, count: int) -> list[Request]:
+    """``count`` requests with the sites and groups of crystals spread over the data.
+
+    Groups 16 to 230, as in all timings before other groups could be sampled.
+    """
+    usable = np.flatnonzero(data.group >= 16)
+    if not len(usable):
+        raise InputError("the data set holds no crystal of groups 16 to 230 to take requests from")
+    chosen = usable[_spread_out(len(usable), count)]
+    found = []
+    for k in np.resize(chosen, count):
+        z, n = np.unique(data.numbers[data.sites_of(int(k))], return_counts=True)
+        sites = {SYMBOLS[a]: int(b) for a, b in zip(z, n, strict=True)}
+        found.append(Request(int(data.group[k]), sites))
+    return found
+
+
+def _spread_out(total: int, count: int) -> np.ndarray:
+    return np.linspace(0, total - 1, min(total, count)).round().astype(np.int64)
+
+
+def _shares(seconds: Mapping[str, float], stages: Iterable[str]) -> dict[str, float]:
+    """Parts of the whole, in the order of the stages."""
+    spent = dict.fromkeys(stages, 0.0) | dict(seconds)
+    whole = sum(spent.values())
+    return {name: value / whole for name, value in spent.items()}
