@@ -21,9 +21,10 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib import resources
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,8 @@ from langevin_xtal.crystal.cell import reduced_formula
 from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError, InputError
+from langevin_xtal.screen.fetch import Client, materials_project_phases
+from langevin_xtal.screen.potentials import DEFAULT, load_potential
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -43,6 +46,16 @@ KEEP = 0.1
 """Phases farther above the hull than this are not worth keeping [eV/atom]."""
 SHARE = 1e-6
 """Phases with a smaller share of the atoms do not compete."""
+
+GAPS = (
+    "phases of MP-20's test split and those with more than 20 atoms in the primitive cell are "
+    "absent, so energies above hull are rather too low than too high"
+)
+"""What the shipped table lacks."""
+LISTED = 5
+"""Elements of a system whose subsystems are all named in a note."""
+CORRECTED = "MP2020-corrected"
+"""Energies that belong with those of the Materials Project."""
 
 _PART = re.compile(r"([A-Z][a-z]?)(\d+)")
 
@@ -76,6 +89,7 @@ class HullReferences:
     version: str  #: of the potential
     statement: str = ""  #: what the energies are
     attribution: str = ""  #: of the structures
+    gaps: str = ""  #: what is known to be missing
     _known: dict[str, tuple[float, dict[str, float]]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -116,6 +130,30 @@ class HullReferences:
     def _elements(self) -> IntArray:
         """(P,) distinct elements of each phase."""
         return self._has.sum(axis=1)
+
+    # -- what there is
+
+    def coverage(self, elements: Sequence[str]) -> dict[tuple[str, ...], int]:
+        """Number of phases of each subsystem, the elements first, in the order given.
+
+        A phase counts for the subsystem of exactly its elements.
+
+        Raises
+        ------
+        RequestError
+            For an unknown element.
+        """
+        symbols = list(dict.fromkeys(elements))
+        numbers = [atomic_number(symbol) for symbol in symbols]
+        inside = self._has[:, numbers].sum(axis=1) == self._elements
+        counts: dict[tuple[str, ...], int] = {
+            subset: 0
+            for size in range(1, len(symbols) + 1)
+            for subset in combinations(symbols, size)
+        }
+        for row in self._has[np.ix_(inside, numbers)]:
+            counts[tuple(s for s, has in zip(symbols, row, strict=True) if has)] += 1
+        return counts
 
     # -- the hull
 
@@ -286,8 +324,113 @@ class HullReferences:
             )
         return table
 
+    @classmethod
+    def from_materials_project(
+        cls,
+        elements: Sequence[str],
+        key: str,
+        *,
+        potential: str = DEFAULT,
+        client: Client | None = None,
+    ) -> HullReferences:
+        """All phases the Materials Project knows of these elements, with their DFT energies.
+
+        They are on the footing of CHGNet, which predicts the same MP2020-corrected energies, but
+        the model's error, some 0.03 eV/atom (B. Deng et al. 2023), does not cancel: it goes into
+        every energy above hull. Against the shipped table, whose energies are CHGNet's own, it
+        cancels in part.
+
+        Parameters
+        ----------
+        elements
+            Symbols, up to nine.
+        key
+            The user's own.
+        potential
+            Whose energies will be compared.
+        client
+            See :func:`~langevin_xtal.screen.fetch.materials_project_phases`.
+
+        Raises
+        ------
+        InputError
+            When the key is refused, there are too many elements or no phases of them, or the
+            potential's energies do not belong with these.
+        MissingPackageError
+            When mp-api is not installed.
+        LangevinXtalError
+            When the Materials Project cannot be reached.
+        """
+        energies = load_potential(potential).energies
+        if energies != CORRECTED:
+            raise InputError(
+                f"energies of potential {potential!r} are {energies!r}, those of the Materials "
+                f"Project {CORRECTED!r}: only chgnet's may be compared with them"
+            )
+        phases, version = materials_project_phases(elements, key, client=client)
+        if not phases:
+            raise InputError(
+                f"the Materials Project has no phase of {', '.join(sorted(set(elements)))}"
+            )
+        return cls.build(
+            [phase.numbers for phase in phases],
+            np.array([phase.energy for phase in phases]),
+            [phase.id for phase in phases],
+            potential=f"DFT, {CORRECTED}",
+            version=f"Materials Project {version}",
+            statement=(
+                "DFT energies (PBE and PBE+U, MP2020 corrections), so that the error of the "
+                "potential, some 0.03 eV/atom, is in every energy above hull"
+            ),
+            attribution="Materials Project, CC-BY 4.0, A. Jain et al., APL Materials 1, 011002 "
+            "(2013)",
+            keep=math.inf,
+        )
+
+
+def coverage_note(elements: Sequence[str], references: HullReferences | None = None) -> str:
+    """What the hull of a chemical system rests on, and what is missing, in a sentence or two.
+
+    Parameters
+    ----------
+    elements
+        Symbols of the system.
+    references
+        The shipped ones by default.
+
+    Raises
+    ------
+    RequestError
+        For an unknown element.
+    """
+    table = HullReferences.shipped() if references is None else references
+    counts = table.coverage(elements)
+    symbols = list(dict.fromkeys(elements))
+    name = "-".join(symbols)
+    known = {subset: count for subset, count in counts.items() if count}
+    parts = [f"{'-'.join(subset)} {count}" for subset, count in known.items()]
+    if len(symbols) > LISTED:
+        sizes = range(1, len(symbols) + 1)
+        by_size = {n: sum(c for subset, c in known.items() if len(subset) == n) for n in sizes}
+        parts = [f"{count} of {n} elements" for n, count in by_size.items() if count]
+    total = sum(counts.values())
+    note = f"{total} reference phase{'' if total == 1 else 's'} in {name}"
+    note += f" ({', '.join(parts)})" if parts else ""
+    alone = [symbol for symbol in symbols if not counts[(symbol,)]]
+    if alone:
+        note += (
+            f"; none of {', '.join(alone)} alone, so that energies above hull of crystals with "
+            f"{'it' if len(alone) == 1 else 'them'} may be unknown"
+        )
+    empty = ["-".join(subset) for subset in counts if len(subset) > 1 and subset not in known]
+    if empty and len(symbols) <= LISTED:
+        note += f"; none of {', '.join(empty)}"
+    elif empty:
+        note += f"; {len(empty)} of {len(counts)} subsystems have none"
+    return note + (f"; {table.gaps}" if table.gaps else "")
+
 
 @cache
 def _shipped() -> HullReferences:
     with resources.as_file(resources.files("langevin_xtal.screen").joinpath(FILE)) as path:
-        return HullReferences.load(path)
+        return replace(HullReferences.load(path), gaps=GAPS)

@@ -109,13 +109,17 @@ DEFAULT_OPTIONS = RelaxOptions()
 class ReleaseOptions:
     """How symmetry is let go after a relaxation that kept it.
 
+    Of five crystals that CHGNet has at a saddle point (cubic PbTiO3, BaTiO3 and KNbO3, body-centred
+    Cu and Si), a start 0.01 Å away from it fell off in two, 0.05 Å in all, one of them without
+    arriving anywhere in 200 steps, 0.1 Å in all. Crystals at a minimum take 12 to 20 steps back.
+
     Raises
     ------
     InputError
         For values out of range.
     """
 
-    perturbation: float = 0.01  #: typical displacement at the start [Å]
+    perturbation: float = 0.1  #: typical displacement at the start [Å]
     seed: int = 0  #: of the displacements
     fmax: float = 0.01  #: as in :class:`RelaxOptions`; the smaller of both counts
     more_steps: int = 100  #: besides those of the first relaxation
@@ -484,7 +488,7 @@ def fold(cell: Cell, symprec: float) -> Folded:
         return unchanged
     if found is None:
         return unchanged
-    own = np.asarray(found.mapping_to_primitive)
+    own = np.asarray(found.mapping_to_primitive, dtype=np.int64)
     first = np.unique(own, return_index=True)[1]
     basis = np.asarray(found.primitive_lattice)
     exact = lattice @ np.linalg.inv(basis)

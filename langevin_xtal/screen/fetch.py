@@ -1,0 +1,127 @@
+"""Phases of the Materials Project, fetched with the user's key: the only screening that needs a
+network."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from langevin_xtal.crystal.elements import atomic_number
+from langevin_xtal.dataset.readers import first_line
+from langevin_xtal.errors import InputError, LangevinXtalError, RequestError
+from langevin_xtal.extras import require
+
+MOST_ELEMENTS = 9
+"""In one query: the address would become too long."""
+FUNCTIONAL = "GGA_GGA+U"
+"""Thermo type of the energies: PBE and PBE+U with MP2020's corrections, as CHGNet was trained."""
+KEY_PAGE = "https://next-gen.materialsproject.org/api"
+REFUSALS = ("api key", "401", "403", "unauthorized", "forbidden", "authentication")
+"""Words of an answer that refuses the key."""
+
+Client = Callable[[str], Any]
+"""Makes, from a key, a context manager with ``get_entries_in_chemsys``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Phase:
+    """A phase of the Materials Project."""
+
+    numbers: NDArray[np.int64]  #: (N,) atomic numbers of its formula unit
+    energy: float  #: DFT with MP2020's corrections [eV/atom]
+    id: str  #: such as ``"mp-149"``
+
+
+def materials_project_phases(
+    elements: Sequence[str], key: str, *, client: Client | None = None
+) -> tuple[list[Phase], str]:
+    """All phases of elements and their subsystems, and the version of the database.
+
+    Parameters
+    ----------
+    elements
+        Symbols, up to :data:`MOST_ELEMENTS`.
+    key
+        The user's own, from :data:`KEY_PAGE`.
+    client
+        By default ``mp_api.client.MPRester``.
+
+    Raises
+    ------
+    InputError
+        When the key is refused, or there are too many elements.
+    MissingPackageError
+        When mp-api is not installed.
+    LangevinXtalError
+        When the Materials Project cannot be reached, or answers something else.
+    """
+    wanted = sorted(set(elements))
+    if not 1 <= len(wanted) <= MOST_ELEMENTS:
+        raise InputError(
+            f"{len(wanted)} elements were asked of the Materials Project: give 1 to "
+            f"{MOST_ELEMENTS}"
+        )
+    for symbol in wanted:
+        atomic_number(symbol)
+    if not key.strip():
+        raise InputError(f"the key of the Materials Project is empty: get one at {KEY_PAGE}")
+    make = client or _client
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with make(key.strip()) as project:
+                entries = project.get_entries_in_chemsys(
+                    wanted, additional_criteria={"thermo_types": [FUNCTIONAL]}
+                )
+                version = str(getattr(project, "db_version", None) or "unknown")
+    except LangevinXtalError:
+        raise
+    except Exception as error:  # requests, mp_api and pydantic raise many kinds
+        raise _explained(error) from None
+    phases = [phase for entry in entries if (phase := _phase(entry)) is not None]
+    return phases, version
+
+
+def _client(key: str) -> Any:
+    rester = require("mp_api.client", "mp", "the Materials Project as a reference").MPRester
+    return rester(key, mute_progress_bars=True)
+
+
+def _explained(error: Exception) -> LangevinXtalError:
+    text = str(error).lower()
+    unreachable = isinstance(error, OSError) or "max retries" in text or "connection" in text
+    if not unreachable and any(word in text for word in REFUSALS):
+        return InputError(
+            f"the Materials Project does not accept this key: get one of 32 characters at "
+            f"{KEY_PAGE}"
+        )
+    if unreachable:
+        return LangevinXtalError(
+            "the Materials Project cannot be reached: check the network, or leave the key out to "
+            "use the references that come with the package"
+        )
+    return LangevinXtalError(
+        f"the Materials Project gave an answer that cannot be used ({first_line(error)})"
+    )
+
+
+def _phase(entry: Any) -> Phase | None:
+    """None for what is no crystal of known elements, with whole amounts and an energy."""
+    try:
+        amounts = entry.composition.get_el_amt_dict()
+        numbers = np.repeat(
+            [atomic_number(symbol) for symbol in amounts],
+            [round(amount) for amount in amounts.values()],
+        )
+    except RequestError:
+        return None
+    energy = float(entry.energy_per_atom)
+    if not len(numbers) or not np.isfinite(energy):
+        return None
+    name = (entry.data or {}).get("material_id") or entry.entry_id
+    return Phase(numbers.astype(np.int64), energy, str(name))
