@@ -27,6 +27,7 @@ from langevin_xtal.export.manifest import (
     Manifest,
     entry_row,
     export_key,
+    read_kinds,
     table_text,
 )
 from langevin_xtal.export.notes import Notes
@@ -91,7 +92,7 @@ def write_folders(
     if not entries:
         raise InputError("there is no candidate to export; check the source and its filters")
     root = Path(out)
-    _make_root(root)
+    make_root(root, settings["export"], force=force)
     notes = Notes() if notes is None else notes
     run = _Run(root, settings, make, notes, force)
     plan = run.plan(entries)
@@ -248,7 +249,14 @@ class _Run:
         return [rows[name] for name in sorted(rows)]
 
 
-def _make_root(root: Path) -> None:
+def make_root(root: Path, export: str, *, force: bool = False) -> None:
+    """Make the folder of an export ready, and remove what a killed one left half-written.
+
+    Raises
+    ------
+    InputError
+        When it cannot be written, or holds an export of another kind and ``force`` is not given.
+    """
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -261,6 +269,12 @@ def _make_root(root: Path) -> None:
         process = left.name.split(".")[-2]
         if left.is_dir() and process.isdecimal() and not _is_alive(int(process)):
             shutil.rmtree(left, ignore_errors=True)
+    there = read_kinds(root / MANIFEST)
+    if there - {export} and not force:
+        raise InputError(
+            f"{root / MANIFEST} is there already and not of an export to {export}; give another "
+            "folder, or --force (force=True) to replace it"
+        )
 
 
 def _is_alive(process: int) -> bool:

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +96,19 @@ def table_text(rows: Iterable[Mapping[str, str]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue()
+
+
+def read_kinds(path: Path) -> set[str]:
+    """The exports a manifest tells of; ``{""}`` for a file that is no manifest."""
+    if not os.path.lexists(path):
+        return set()
+    try:
+        with path.open(newline="", encoding="utf-8") as handle:
+            reader = csv.DictReader(handle)
+            kinds = {str(row["export"]) for row in reader}
+            return kinds if tuple(reader.fieldnames or ())[: len(COLUMNS)] == COLUMNS else {""}
+    except (OSError, ValueError, KeyError, csv.Error):
+        return {""}
 
 
 def _text(value: Any) -> str:

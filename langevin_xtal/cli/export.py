@@ -1,0 +1,441 @@
+"""``langevin-xtal export``: candidates as inputs of other programs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from langevin_xtal.cli import options
+from langevin_xtal.errors import InputError, LangevinXtalError
+
+if TYPE_CHECKING:
+    from langevin_xtal.export.manifest import Manifest
+    from langevin_xtal.search.entry import Entry
+
+SHOWN = 5
+
+
+class Multiples(click.ParamType):
+    """``2,2,2`` to three whole numbers."""
+
+    name = "multiples"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        """Three multiples of 1 or more."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        if len(parts) != 3 or not all(p.isdecimal() and len(p) < 4 and int(p) for p in parts):
+            raise InputError(f"--dim {value!r} should be three whole numbers, such as 2,2,2")
+        return tuple(int(p) for p in parts)
+
+
+sources = click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+top = click.option("--top", type=click.IntRange(min=1), help="Only the best N.", metavar="N")
+force = click.option("--force", is_flag=True, help="Replace what holds something else.")
+cell_help = "Standardised by spglib, or the cell as it is stored."
+symprec = click.option(
+    "--symprec",
+    type=click.FloatRange(min=0, min_open=True, max=1),
+    default=0.01,
+    show_default=True,
+    help="Tolerance of the symmetry search [Å].",
+)
+
+
+def out(metavar: str) -> Any:
+    """``--out``, required."""
+    return click.option(
+        "--out", type=click.Path(path_type=Path), required=True, metavar=metavar, help="Where to."
+    )
+
+
+def cell(default: str) -> Any:
+    """``--cell``."""
+    return click.option(
+        "--cell",
+        type=click.Choice(["primitive", "conventional", "stored"]),
+        default=default,
+        show_default=True,
+        help=cell_help,
+    )
+
+
+def job(default: str) -> Callable[[Any], Any]:
+    """``--command`` and ``--concurrent`` of the job-array script."""
+
+    def decorate(command: Any) -> Any:
+        command = click.option(
+            "--concurrent",
+            type=click.IntRange(min=1),
+            default=16,
+            show_default=True,
+            help="Array tasks that run at a time.",
+            metavar="N",
+        )(command)
+        return click.option(
+            "--command",
+            default=default,
+            show_default=True,
+            help="What submit.sh runs in each folder.",
+        )(command)
+
+    return decorate
+
+
+def vasp_options(default_set: str) -> Callable[[Any], Any]:
+    """``--set``, ``--potcar`` and ``--incar``."""
+
+    def decorate(command: Any) -> Any:
+        for option in (
+            click.option(
+                "--incar",
+                multiple=True,
+                help="INCAR tag such as ENCUT=600 or MAGMOM=Fe:5,O:0.6; ENCUT= removes it. "
+                "Repeatable.",
+                metavar="TAG=VALUE",
+            ),
+            click.option(
+                "--potcar",
+                type=click.Choice(["auto", "spec", "files"]),
+                default="auto",
+                show_default=True,
+                help="POTCAR files, names in POTCAR.spec, or files where they are installed.",
+            ),
+            click.option(
+                "--set",
+                "input_set",
+                default=default_set,
+                show_default=True,
+                help="Input set of pymatgen.",
+                metavar="NAME",
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+@click.group()
+def export() -> None:
+    """Write candidates for other programs.
+
+    SOURCE is the store of a search, a folder written by sample, or structure files. Folders that
+    are there already and hold the same are kept, so an interrupted export continues.
+
+    \b
+    Examples:
+      langevin-xtal export vasp cu-si-k.db --top 20 --out vasp/ --set MPRelaxSet
+      langevin-xtal export cif candidates/ --out cif/
+    """
+
+
+@export.command()
+@sources
+@top
+@out("FOLDER")
+@vasp_options("MPRelaxSet")
+@cell("primitive")
+@symprec
+@job("srun vasp_std")
+@force
+def vasp(
+    sources: tuple[str, ...],
+    top: int | None,
+    out: Path,
+    input_set: str,
+    potcar: Any,
+    incar: tuple[str, ...],
+    cell: Any,
+    symprec: float,
+    command: str,
+    concurrent: int,
+    force: bool,
+) -> None:
+    """VASP inputs, one folder per candidate.
+
+    \b
+    Example:
+      langevin-xtal export vasp cu-si-k.db --top 20 --out vasp/ --set MPRelaxSet
+    """
+    from langevin_xtal.export.vasp import export_vasp, read_incar_tag
+
+    overrides = dict(read_incar_tag(text) for text in incar)
+    entries = _entries(sources, top)
+    with _exporting() as progress:
+        manifest = export_vasp(
+            entries,
+            out,
+            input_set=input_set,
+            potcar=potcar,
+            overrides=overrides,
+            cell=cell,
+            symprec=symprec,
+            command=command,
+            concurrent=concurrent,
+            force=force,
+            progress=progress,
+        )
+    _summary(manifest, out, "submit.sh")
+
+
+@export.command()
+@sources
+@top
+@out("FOLDER")
+@click.option(
+    "--calculation",
+    type=click.Choice(["vc-relax", "relax", "scf"]),
+    default="vc-relax",
+    show_default=True,
+)
+@click.option(
+    "--pseudo-dir",
+    default="../pseudo",
+    show_default=True,
+    help="Written as given: where pw.x, running in a candidate's folder, finds the files.",
+    metavar="FOLDER",
+)
+@click.option(
+    "--pseudo-name",
+    default="{element}.upf",
+    show_default=True,
+    help="File name of a pseudopotential.",
+    metavar="PATTERN",
+)
+@click.option(
+    "--kspacing",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.2,
+    show_default=True,
+    help="Largest distance between k-points, with the factor 2π [1/Å].",
+)
+@click.option(
+    "--ecutwfc", type=float, default=60.0, show_default=True, help="Wave-function cut-off [Ry]."
+)
+@click.option(
+    "--ecutrho", type=float, default=480.0, show_default=True, help="Density cut-off [Ry]."
+)
+@click.option(
+    "--pw",
+    "variables",
+    multiple=True,
+    help="Variable of pw.x such as degauss=0.02; degauss= removes it. Repeatable.",
+    metavar="NAME=VALUE",
+)
+@cell("primitive")
+@symprec
+@job("srun pw.x -in pw.in > pw.out")
+@force
+def qe(
+    sources: tuple[str, ...],
+    top: int | None,
+    out: Path,
+    calculation: str,
+    pseudo_dir: str,
+    pseudo_name: str,
+    kspacing: float,
+    ecutwfc: float,
+    ecutrho: float,
+    variables: tuple[str, ...],
+    cell: Any,
+    symprec: float,
+    command: str,
+    concurrent: int,
+    force: bool,
+) -> None:
+    """Quantum ESPRESSO inputs (pw.in), one folder per candidate.
+
+    \b
+    Example:
+      langevin-xtal export qe cu-si-k.db --top 20 --out qe/ --pseudo-dir /opt/sssp
+    """
+    from langevin_xtal.export.espresso import export_qe, read_pw_variable
+
+    overrides = dict(read_pw_variable(text) for text in variables)
+    entries = _entries(sources, top)
+    with _exporting() as progress:
+        manifest = export_qe(
+            entries,
+            out,
+            calculation=calculation,
+            pseudo_dir=pseudo_dir,
+            pseudo_name=pseudo_name,
+            kspacing=kspacing,
+            ecutwfc=ecutwfc,
+            ecutrho=ecutrho,
+            overrides=overrides,
+            cell=cell,
+            symprec=symprec,
+            command=command,
+            concurrent=concurrent,
+            force=force,
+            progress=progress,
+        )
+    _summary(manifest, out, "submit.sh")
+
+
+@export.command()
+@sources
+@top
+@out("FOLDER")
+@click.option(
+    "--dim",
+    type=Multiples(),
+    help="Multiples of the cell, such as 2,2,2.  [default: by --min-height]",
+    metavar="A,B,C",
+)
+@click.option(
+    "--min-height",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Opposite faces of the supercell are at least this far apart [Å].",
+)
+@click.option(
+    "--distance",
+    type=click.FloatRange(min=0, min_open=True, max=0.5),
+    default=0.01,
+    show_default=True,
+    help="Of a displacement [Å].",
+)
+@vasp_options("MPStaticSet")
+@cell("conventional")
+@symprec
+@job("srun vasp_std")
+@force
+def phonopy(
+    sources: tuple[str, ...],
+    top: int | None,
+    out: Path,
+    dim: tuple[int, ...] | None,
+    min_height: float,
+    distance: float,
+    input_set: str,
+    potcar: Any,
+    incar: tuple[str, ...],
+    cell: Any,
+    symprec: float,
+    command: str,
+    concurrent: int,
+    force: bool,
+) -> None:
+    """Displaced supercells of phonopy as VASP runs.
+
+    \b
+    Example:
+      langevin-xtal export phonopy cu-si-k.db --top 3 --out phonons/ --dim 2,2,2
+    """
+    from langevin_xtal.export.phonons import export_phonopy
+    from langevin_xtal.export.vasp import read_incar_tag
+
+    overrides = dict(read_incar_tag(text) for text in incar)
+    entries = _entries(sources, top)
+    with _exporting() as progress:
+        manifest = export_phonopy(
+            entries,
+            out,
+            dim=dim,
+            min_height=min_height,
+            distance=distance,
+            input_set=input_set,
+            potcar=potcar,
+            overrides=overrides,
+            cell=cell,
+            symprec=symprec,
+            command=command,
+            concurrent=concurrent,
+            force=force,
+            progress=progress,
+        )
+    _summary(manifest, out, "submit.sh")
+
+
+@export.command()
+@sources
+@top
+@out("FOLDER")
+@symprec
+@force
+def cif(sources: tuple[str, ...], top: int | None, out: Path, symprec: float, force: bool) -> None:
+    """CIF files with the symmetry that was asked for.
+
+    \b
+    Example:
+      langevin-xtal export cif cu-si-k.db --top 20 --out cif/
+    """
+    from langevin_xtal.export.structures import export_cif
+
+    entries = _entries(sources, top)
+    with _exporting() as progress:
+        manifest = export_cif(entries, out, symprec=symprec, force=force, progress=progress)
+    _summary(manifest, out, None)
+
+
+@export.command()
+@sources
+@top
+@out("FILE")
+@cell("stored")
+@symprec
+@force
+def xyz(
+    sources: tuple[str, ...],
+    top: int | None,
+    out: Path,
+    cell: Any,
+    symprec: float,
+    force: bool,
+) -> None:
+    """One extended XYZ file, with energies and provenance.
+
+    \b
+    Example:
+      langevin-xtal export xyz cu-si-k.db --top 20 --out best.xyz
+    """
+    from langevin_xtal.export.structures import export_xyz
+
+    entries = _entries(sources, top)
+    with _exporting():
+        manifest = export_xyz(entries, out, cell=cell, symprec=symprec, force=force)
+    _summary(manifest, out, None)
+
+
+def _entries(sources: tuple[str, ...], top: int | None) -> list[Entry]:
+    from langevin_xtal.search.entries import read_entries
+
+    entries = [entry for source in sources for entry in read_entries(source, top=top)]
+    if not entries:
+        raise InputError(f"{', '.join(sources)} holds no candidate to export")
+    return entries[:top]
+
+
+@contextmanager
+def _exporting() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar; warnings of the export are printed by the summary instead."""
+    from langevin_xtal.export.manifest import ExportWarning
+
+    with warnings.catch_warnings(), options.progress_bar("exporting", " candidates") as update:
+        warnings.simplefilter("ignore", ExportWarning)
+        yield update
+
+
+def _summary(manifest: Manifest, out: Path, script: str | None) -> None:
+    for note in manifest.notes:
+        click.echo(f"Warning: {note}", err=True)
+    click.echo(
+        f"{len(manifest)} candidates in {out}: {manifest.written} written, "
+        f"{manifest.kept} there already"
+        + ("" if manifest.path == out else f"; table in {manifest.path}")
+        + ("" if script is None else f"; submit with: cd {out} && sbatch {script}")
+    )
+    for uid, reason in list(manifest.failures.items())[:SHOWN]:
+        click.echo(f"  not written: {uid}: {reason}", err=True)
+    if manifest.failures:
+        raise LangevinXtalError(f"{len(manifest.failures)} candidates could not be exported")

@@ -1,0 +1,263 @@
+"""Quantum ESPRESSO inputs: ``pw.in`` for a pw.x run, by default a variable-cell relaxation.
+
+Written through ASE's writer, with the cell as it is (``ibrav = 0``) and crystal coordinates.
+Pseudopotential files are named by a pattern and never shipped.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.errors import InputError
+from langevin_xtal.export.cells import (
+    SYMPREC,
+    CellChoice,
+    check_cell_options,
+    export_structure,
+)
+from langevin_xtal.export.folders import Inputs, write_folders
+from langevin_xtal.export.jobs import Job
+from langevin_xtal.export.manifest import Manifest
+from langevin_xtal.export.notes import Notes
+from langevin_xtal.search.entry import Entry
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+CALCULATIONS = ("vc-relax", "relax", "scf")
+COMMAND = "srun pw.x -in pw.in > pw.out"
+KSPACING = 0.2
+"""Largest distance between k-points [1/Å], with the factor 2π."""
+PSEUDO_DIR = "../pseudo"
+PSEUDO_NAME = "{element}.upf"
+MAGNETIC = frozenset([*range(24, 29), *range(58, 71)])
+"""Atomic numbers whose presence makes a run spin-polarised: Cr to Ni, Ce to Yb."""
+STARTING_MAGNETIZATION = 0.5
+"""Of the magnetic elements, as a fraction of the valence electrons."""
+
+
+def export_qe(
+    entries: Sequence[Entry],
+    out: str | os.PathLike[str],
+    *,
+    calculation: str = "vc-relax",
+    pseudo_dir: str = PSEUDO_DIR,
+    pseudo_name: str = PSEUDO_NAME,
+    kspacing: float = KSPACING,
+    ecutwfc: float = 60.0,
+    ecutrho: float = 480.0,
+    overrides: Mapping[str, Any] | None = None,
+    cell: CellChoice = "primitive",
+    symprec: float = SYMPREC,
+    command: str = COMMAND,
+    concurrent: int = 16,
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """One folder with ``pw.in`` per candidate, a manifest and a job-array script.
+
+    Parameters
+    ----------
+    entries
+        By rank, the best first.
+    out
+        Folder, made when missing; an interrupted export continues.
+    calculation
+        ``"vc-relax"``, ``"relax"`` or ``"scf"``.
+    pseudo_dir
+        Written as it is given: where pw.x, running in a candidate's folder, finds the files.
+    pseudo_name
+        File name of a pseudopotential, ``{element}`` standing for the symbol.
+    kspacing
+        Largest distance between k-points [1/Å], with the factor 2π; the grid contains Γ.
+    ecutwfc, ecutrho
+        Cut-offs of the wave functions and the density [Ry]; they belong to the pseudopotentials.
+    overrides
+        Further pw.x variables, such as ``{"degauss": 0.02}``; None removes one.
+    cell
+        ``"primitive"``, ``"conventional"`` (both standardised) or ``"stored"``.
+    symprec
+        Tolerance of the symmetry search [Å].
+    command
+        Run in each folder by the job script; ``concurrent`` tasks at a time.
+    force
+        Replace folders that hold something else.
+    progress
+        Called with (done, planned).
+
+    Raises
+    ------
+    InputError
+        For options and variables that cannot be used, and folders that hold something else.
+    LangevinXtalError
+        When the disk is full, or no candidate could be written.
+    """
+    check_cell_options(cell, symprec)
+    _check_options(calculation, pseudo_name, kspacing, ecutwfc, ecutrho)
+    settings: dict[str, Any] = {
+        "export": "qe",
+        "input_set": calculation,
+        "pseudo_dir": pseudo_dir,
+        "pseudo_name": pseudo_name,
+        "kspacing": kspacing,
+        "ecutwfc": ecutwfc,
+        "ecutrho": ecutrho,
+        "overrides": _checked_variables(overrides or {}),
+        "cell": cell,
+        "symprec": symprec,
+    }
+    notes = Notes()
+    missing = _missing_files(entries, pseudo_dir, pseudo_name)
+    if missing:
+        notes.say(f"{pseudo_dir} lacks the pseudopotential files {', '.join(missing)}")
+
+    def make(entry: Entry, name: str, _: Notes) -> Inputs:
+        import ase
+
+        structure = export_structure(entry, cell, symprec)
+        files = {"pw.in": pw_input(structure, settings)}
+        return Inputs(files, {"atoms": str(len(structure)), "writer": f"ase {ase.__version__}"})
+
+    return write_folders(
+        entries,
+        out,
+        make,
+        settings=settings,
+        job=Job("pwscf", command, concurrent),
+        force=force,
+        progress=progress,
+        notes=notes,
+    )
+
+
+def pw_input(structure: Structure, settings: Mapping[str, Any]) -> str:
+    """The text of ``pw.in``; ``settings`` as :func:`export_qe` gathers them."""
+    from ase import Atoms
+    from ase.io.espresso import write_espresso_in
+
+    numbers = np.array(structure.atomic_numbers)
+    magnetic = np.isin(numbers, list(MAGNETIC))
+    atoms = Atoms(
+        numbers=numbers,
+        scaled_positions=structure.frac_coords,
+        cell=structure.lattice.matrix,
+        pbc=True,
+        magmoms=np.where(magnetic, STARTING_MAGNETIZATION, 0.0) if magnetic.any() else None,
+    )
+    variables: dict[str, Any] = {
+        "calculation": settings["input_set"],
+        "prefix": "pwscf",
+        "outdir": "./out",
+        "pseudo_dir": settings["pseudo_dir"],
+        "tprnfor": True,
+        "tstress": True,
+        "etot_conv_thr": 1e-5 * len(atoms),
+        "forc_conv_thr": 1e-4,
+        "ecutwfc": float(settings["ecutwfc"]),
+        "ecutrho": float(settings["ecutrho"]),
+        "occupations": "smearing",
+        "smearing": "cold",
+        "degauss": 0.01,
+        "conv_thr": 1e-10 * len(atoms),
+        "mixing_beta": 0.4,
+        "electron_maxstep": 200,
+    }
+    variables |= settings["overrides"]
+    buffer = io.StringIO()
+    write_espresso_in(
+        buffer,
+        atoms,
+        input_data={k: v for k, v in variables.items() if v is not None},
+        pseudopotentials={
+            SYMBOLS[z]: settings["pseudo_name"].replace("{element}", SYMBOLS[z])
+            for z in np.unique(numbers)
+        },
+        kpts=k_grid(structure.lattice.matrix, settings["kspacing"]),
+        crystal_coordinates=True,
+    )
+    return buffer.getvalue().rstrip("\n") + "\n"
+
+
+def k_grid(lattice: NDArray[np.float64], kspacing: float) -> tuple[int, ...]:
+    """Divisions of the reciprocal cell so that k-points are at most ``kspacing`` [1/Å] apart.
+
+    ``n_i = ceil(2π |b_i| / kspacing)``, the b_i being rows of the inverse transpose of
+    ``lattice`` (rows [Å]).
+    """
+    lengths = 2 * np.pi * np.linalg.norm(np.linalg.inv(lattice), axis=0)
+    return tuple(max(1, math.ceil(n - 1e-6)) for n in lengths / kspacing)
+
+
+def read_pw_variable(text: str) -> tuple[str, Any]:
+    """``"degauss=0.02"`` to a pw.x variable and its value; ``"degauss="`` removes it.
+
+    Raises
+    ------
+    InputError
+        When the text is of another form.
+    """
+    name, sign, value = (part.strip() for part in text.partition("="))
+    if not sign or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(\([0-9, ]+\))?", name):
+        raise InputError(f"--pw {text!r} should be like degauss=0.02")
+    if not value:
+        return name, None
+    flags = {".true.": True, "true": True, ".false.": False, "false": False}
+    if value.lower() in flags:
+        return name, flags[value.lower()]
+    for kind in (int, float):
+        try:
+            return name, kind(value.lower().replace("d", "e") if kind is float else value)
+        except ValueError:
+            continue
+    return name, value.strip("'\"")
+
+
+def _check_options(
+    calculation: str, pseudo_name: str, kspacing: float, ecutwfc: float, ecutrho: float
+) -> None:
+    if calculation not in CALCULATIONS:
+        raise InputError(
+            f"calculation {calculation!r} is not known: give {', '.join(CALCULATIONS)}"
+        )
+    if "{element}" not in pseudo_name or "/" in pseudo_name:
+        raise InputError(
+            f"pseudopotentials cannot be named {pseudo_name!r}: give a file name with {{element}} "
+            "in it, such as {element}.upf"
+        )
+    for name, value, unit in (
+        ("kspacing", kspacing, "1/Å"),
+        ("ecutwfc", ecutwfc, "Ry"),
+        ("ecutrho", ecutrho, "Ry"),
+    ):
+        if not (math.isfinite(value) and value > 0):
+            raise InputError(f"{name} is {value}: it must be above 0 {unit}")
+
+
+def _checked_variables(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    from ase.io.espresso_namelist.keys import ALL_KEYS
+
+    known = {name.lower() for names in ALL_KEYS["pw"].values() for name in names}
+    for name in overrides:
+        if name.split("(")[0].lower() not in known:
+            raise InputError(f"{name!r} is not a variable of pw.x")
+    return {name.lower(): overrides[name] for name in sorted(overrides)}
+
+
+def _missing_files(entries: Sequence[Entry], pseudo_dir: str, pseudo_name: str) -> list[str]:
+    """Files that are not there, where the folder is one of this machine."""
+    folder = Path(pseudo_dir)
+    if not (folder.is_absolute() and folder.is_dir()):
+        return []
+    elements = sorted({SYMBOLS[z] for entry in entries for z in entry.cell[2]})
+    names = [pseudo_name.replace("{element}", e) for e in elements]
+    return [name for name in names if not (folder / name).is_file()]

@@ -1,0 +1,238 @@
+"""Displaced supercells for phonopy, each a folder with the inputs of a static VASP run.
+
+The unit cell is sorted by element first, so that the supercells are, and the atoms of every
+POSCAR stand in phonopy's order: forces read from the runs belong to the right atoms. When the
+runs are done: ``phonopy-init -f disp-*/vasprun.xml`` within a candidate's folder.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from langevin_xtal.errors import InputError
+from langevin_xtal.export.cells import (
+    SYMPREC,
+    CellChoice,
+    check_cell_options,
+    export_structure,
+)
+from langevin_xtal.export.folders import Inputs, write_folders
+from langevin_xtal.export.jobs import Job
+from langevin_xtal.export.manifest import Manifest
+from langevin_xtal.export.notes import Notes
+from langevin_xtal.export.vasp import (
+    COMMAND,
+    PotcarChoice,
+    VaspWriter,
+    potcar_notes,
+    vasp_settings,
+)
+from langevin_xtal.search.entry import Entry
+
+if TYPE_CHECKING:
+    from phonopy import Phonopy
+    from phonopy.structure.atoms import PhonopyAtoms
+    from pymatgen.core import Structure
+
+FORCES: Mapping[str, Any] = {
+    "IBRION": -1,
+    "NSW": 0,
+    "ISIF": 2,
+    "ISYM": 2,
+    "ISMEAR": 0,
+    "SIGMA": 0.05,
+    "ALGO": "Normal",
+    "PREC": "Accurate",
+    "EDIFF": 1e-7,
+    "LREAL": False,
+    "LCHARG": False,
+    "LWAVE": False,
+}
+"""INCAR tags for forces on displaced atoms: nothing moves, tightly converged, no real-space
+projection; the symmetry that the displaced cell still has is used, which forces obey."""
+MIN_HEIGHT = 10.0
+"""Default distance between opposite faces of the supercell [Å]."""
+MAX_ATOMS = 600
+"""A larger supercell is refused."""
+
+
+def export_phonopy(
+    entries: Sequence[Entry],
+    out: str | os.PathLike[str],
+    *,
+    dim: Sequence[int] | None = None,
+    min_height: float = MIN_HEIGHT,
+    distance: float = 0.01,
+    input_set: str = "MPStaticSet",
+    potcar: PotcarChoice = "auto",
+    overrides: Mapping[str, Any] | None = None,
+    cell: CellChoice = "conventional",
+    symprec: float = SYMPREC,
+    command: str = COMMAND,
+    concurrent: int = 16,
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """One folder per candidate with phonopy's displacements as VASP runs, and a job-array script.
+
+    A folder holds ``phonopy_disp.yaml``, ``POSCAR`` (the unit cell), ``SPOSCAR`` and
+    ``disp-001/`` … with INCAR, KPOINTS, POSCAR, and POTCAR or POTCAR.spec.
+
+    Parameters
+    ----------
+    entries
+        By rank, the best first.
+    out
+        Folder, made when missing; an interrupted export continues.
+    dim
+        Multiples of the cell's three vectors; by default the smallest that keep opposite faces of
+        the supercell ``min_height`` [Å] apart.
+    distance
+        Of a displacement [Å].
+    input_set
+        A set of :data:`langevin_xtal.export.vasp.INPUT_SETS`; :data:`FORCES` is laid over it.
+    potcar, overrides
+        As in :func:`langevin_xtal.export.vasp.export_vasp`; overrides win over :data:`FORCES`.
+    cell
+        ``"primitive"``, ``"conventional"`` (both standardised) or ``"stored"``.
+    symprec
+        Tolerance of the symmetry search [Å].
+    command
+        Run in each displacement's folder by the job script; ``concurrent`` tasks at a time.
+    force
+        Replace folders that hold something else.
+    progress
+        Called with (done, planned).
+
+    Raises
+    ------
+    InputError
+        For options that cannot be used, and folders that hold something else.
+    LangevinXtalError
+        When the disk is full, or no candidate could be written.
+    """
+    check_cell_options(cell, symprec)
+    _check_options(dim, min_height, distance)
+    settings = vasp_settings("phonopy", input_set, potcar, overrides, cell, symprec)
+    settings |= {
+        "dim": None if dim is None else [int(n) for n in dim],
+        "min_height": min_height if dim is None else None,
+        "distance": distance,
+    }
+    tags = {**FORCES, **(overrides or {})}
+    options = {"sort_structure": False, "force_gamma": True}
+    writer = VaspWriter(input_set, settings["potcar"], tags, options)
+
+    def make(entry: Entry, name: str, notes: Notes) -> Inputs:
+        unit = export_structure(entry, cell, symprec)
+        phonon = displaced(unit, dim or supercell_multiples(unit, min_height), distance)
+        return _inputs(phonon, unit, writer, name, notes)
+
+    return write_folders(
+        entries,
+        out,
+        make,
+        settings=settings,
+        job=Job("phonopy", command, concurrent, needs="POTCAR"),
+        force=force,
+        progress=progress,
+        notes=potcar_notes(potcar, settings, os.fspath(out)),
+    )
+
+
+def displaced(unit: Structure, dim: Sequence[int], distance: float) -> Phonopy:
+    """phonopy with the displacements of a supercell.
+
+    Parameters
+    ----------
+    unit
+        Unit cell, atoms grouped by element.
+    dim
+        Multiples of its vectors.
+    distance
+        Of a displacement [Å].
+
+    Raises
+    ------
+    InputError
+        When the supercell is larger than :data:`MAX_ATOMS`.
+    """
+    from phonopy import Phonopy
+    from phonopy.structure.atoms import PhonopyAtoms
+
+    atoms = len(unit) * math.prod(dim)
+    if atoms > MAX_ATOMS:
+        raise InputError(
+            f"a supercell of {'×'.join(map(str, dim))} cells has {atoms} atoms, more than "
+            f"{MAX_ATOMS}; give a smaller --dim or --min-height"
+        )
+    cell = PhonopyAtoms(
+        symbols=[site.specie.symbol for site in unit],
+        cell=unit.lattice.matrix,
+        scaled_positions=unit.frac_coords,
+    )
+    phonon = Phonopy(
+        cell, supercell_matrix=np.diag(dim), primitive_matrix="auto", calculator="vasp"
+    )
+    phonon.generate_displacements(distance=distance)
+    return phonon
+
+
+def supercell_multiples(unit: Structure, min_height: float) -> tuple[int, ...]:
+    """Smallest multiples that keep opposite faces of the supercell ``min_height`` [Å] apart."""
+    heights = 1 / np.linalg.norm(np.linalg.inv(unit.lattice.matrix), axis=0)
+    return tuple(max(1, math.ceil(min_height / h - 1e-6)) for h in heights)
+
+
+def _inputs(
+    phonon: Phonopy, unit: Structure, writer: VaspWriter, name: str, notes: Notes
+) -> Inputs:
+    from pymatgen.io.vasp import Poscar
+
+    supercell = _structure(phonon.supercell)
+    files = {
+        "phonopy_disp.yaml": _yaml(phonon),
+        "POSCAR": str(Poscar(unit, comment=name)),
+        "SPOSCAR": str(Poscar(supercell, comment=name)),
+    }
+    texts, columns = writer.inputs(supercell, name, notes)  # one k-point grid for all
+    del texts["POSCAR"]
+    cells = [c for c in phonon.supercells_with_displacements or [] if c is not None]
+    width = max(3, len(str(len(cells))))
+    jobs = [f"disp-{number:0{width}d}" for number in range(1, len(cells) + 1)]
+    for job, moved in zip(jobs, cells, strict=True):
+        files |= {f"{job}/{file}": text for file, text in texts.items()}
+        files[f"{job}/POSCAR"] = str(Poscar(_structure(moved), comment=f"{name} {job}"))
+    columns |= {"atoms": str(len(supercell)), "displacements": str(len(cells))}
+    return Inputs(files, columns, tuple(jobs))
+
+
+def _yaml(phonon: Phonopy) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "phonopy_disp.yaml"
+        phonon.save(path, settings={"force_sets": False, "displacements": True})
+        return path.read_text(encoding="utf-8")
+
+
+def _structure(cell: PhonopyAtoms) -> Structure:
+    from pymatgen.core import Lattice, Structure
+
+    return Structure(Lattice(cell.cell), cell.symbols, cell.scaled_positions)
+
+
+def _check_options(dim: Sequence[int] | None, min_height: float, distance: float) -> None:
+    if dim is not None and (len(dim) != 3 or min(dim) < 1):
+        raise InputError(
+            f"dim is {','.join(map(str, dim))}: give three whole numbers of 1 or more"
+        )
+    if not (math.isfinite(min_height) and min_height > 0):
+        raise InputError(f"min_height is {min_height}: it must be above 0 Å")
+    if not (math.isfinite(distance) and 0 < distance <= 0.5):
+        raise InputError(f"distance is {distance}: it must lie above 0 and up to 0.5 Å")

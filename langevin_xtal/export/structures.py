@@ -1,0 +1,363 @@
+"""Structure files: CIF with symmetry, one per candidate, and one extended XYZ."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from langevin_xtal.crystal.cell import Cell
+from langevin_xtal.crystal.cif import cell_parameters, operation_text
+from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.dataset.packed import cell_from_parameters, ideal_cells
+from langevin_xtal.dataset.prepare import AsymmetricUnit, asymmetric_unit
+from langevin_xtal.dataset.readers import RejectError
+from langevin_xtal.errors import InputError, LangevinXtalError
+from langevin_xtal.export.cells import (
+    SYMPREC,
+    CellChoice,
+    check_cell_options,
+    entry_name,
+    export_cell,
+)
+from langevin_xtal.export.folders import MANIFEST, Progress, make_root
+from langevin_xtal.export.jobs import write_text
+from langevin_xtal.export.manifest import (
+    ExportWarning,
+    Manifest,
+    entry_row,
+    structure_sha,
+    table_text,
+)
+from langevin_xtal.export.notes import Notes
+from langevin_xtal.search.entry import Entry
+from langevin_xtal.symmetry import SpaceGroup, wrap
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+_ORIGINS = {"found": "the group found by spglib", "P1": "P1"}
+_SITE_COLUMNS = (
+    "label",
+    "type_symbol",
+    "symmetry_multiplicity",
+    "fract_x",
+    "fract_y",
+    "fract_z",
+    "occupancy",
+)
+
+
+def export_cif(
+    entries: Sequence[Entry],
+    out: str | os.PathLike[str],
+    *,
+    symprec: float = SYMPREC,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """One CIF per candidate with its asymmetric unit and operations, and a manifest.
+
+    The group that was asked for is kept wherever the stored cell has it within ``symprec``;
+    otherwise the group spglib finds is written in its conventional cell, or P1 without one. The
+    column ``input_set`` of the manifest says which: ``declared``, ``found`` or ``P1``.
+
+    Parameters
+    ----------
+    entries
+        By rank, the best first.
+    out
+        Folder, made when missing.
+    symprec
+        Tolerance of the symmetry [Å].
+    force
+        Replace files that hold something else.
+    progress
+        Called with (done, planned).
+
+    Raises
+    ------
+    InputError
+        Without entries, when ``out`` cannot be written, or when a file there holds something else
+        and ``force`` is not given.
+    LangevinXtalError
+        When the disk is full.
+    """
+    _check(entries)
+    check_cell_options("stored", symprec)
+    root = Path(out)
+    make_root(root, "cif", force=force)
+    notes = Notes()
+    texts: dict[str, str] = {}
+    rows: dict[str, dict[str, str]] = {}
+    failures: dict[str, str] = {}
+    for rank, entry in enumerate(entries, start=1):
+        if progress is not None:
+            progress(rank - 1, len(entries))
+        name = f"{entry_name(rank, entry)}.cif"
+        try:
+            text, origin = entry_cif(entry, rank, symprec)
+        except LangevinXtalError as error:
+            failures[entry.uid] = str(error)
+            continue
+        if origin != "declared":
+            notes.add(name, f"the cell lacks the group asked for; {_ORIGINS[origin]} is written")
+        _check_place(root / name, text, force)
+        texts[name] = text
+        columns = {"folder": name, "export": "cif", "input_set": origin}
+        rows[name] = entry_row(entry, columns | {"atoms": str(len(entry.cell[2]))})
+    if not texts:
+        raise LangevinXtalError(f"none of the candidates could be exported: {failures}")
+    done: list[bool] = []
+    try:
+        for name, text in texts.items():
+            done.append(_write(root / name, text))
+        write_text(root / MANIFEST, table_text(rows.values()))
+    except OSError as error:
+        raise _unfinished(root, error, len(done), len(entries)) from None
+    if progress is not None:
+        progress(len(entries), len(entries))
+    return _manifest(root / MANIFEST, list(rows.values()), sum(done), notes, failures)
+
+
+def export_xyz(
+    entries: Sequence[Entry],
+    out: str | os.PathLike[str],
+    *,
+    cell: CellChoice = "stored",
+    symprec: float = SYMPREC,
+    force: bool = False,
+) -> Manifest:
+    """All candidates in one extended XYZ file; energies and provenance in ``info``.
+
+    Parameters
+    ----------
+    entries
+        By rank, the best first.
+    out
+        The file, such as ``best.xyz``.
+    cell, symprec
+        See :func:`langevin_xtal.export.cells.export_cell`.
+    force
+        Replace a file that holds something else.
+
+    Raises
+    ------
+    InputError
+        Without entries, when the file cannot be written, or when it holds something else and
+        ``force`` is not given.
+    LangevinXtalError
+        When the disk is full.
+    """
+    _check(entries)
+    check_cell_options(cell, symprec)
+    from ase.io import write
+
+    path = Path(out)
+    if path.is_dir() or not path.parent.is_dir():
+        problem = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is no folder"
+        raise InputError(f"{path} {problem}; give a file such as best.xyz")
+    frames, rows = [], []
+    for rank, entry in enumerate(entries, start=1):
+        chosen = export_cell(entry.cell, cell, symprec)
+        frames.append(_atoms(chosen, entry, rank))
+        columns = {"folder": path.name, "export": "xyz", "atoms": str(len(chosen[2]))}
+        rows.append(entry_row(entry, columns))
+    buffer = io.StringIO()
+    write(buffer, frames, format="extxyz")
+    _check_place(path, buffer.getvalue(), force)
+    try:
+        written = _write(path, buffer.getvalue())
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+    except OSError as error:
+        raise _unfinished(path, error, 0, len(entries)) from None
+    return _manifest(path, rows, len(rows) * written, Notes())
+
+
+def entry_cif(entry: Entry, rank: int, symprec: float = SYMPREC) -> tuple[str, str]:
+    """The CIF of an entry, and whose symmetry it has: ``declared``, ``found`` or ``P1``."""
+    origin = "declared"
+    sites = declared_sites(entry.cell, entry.space_group, symprec)
+    if sites is None:
+        origin = "found"
+        with suppress(RejectError):
+            sites = asymmetric_unit(*entry.cell, symprec=symprec)
+    if sites is None or (origin == "found" and sites.group == 1):
+        origin = "P1"
+        sites = declared_sites(entry.cell, 1, symprec)
+    if sites is None:
+        raise InputError(f"candidate {entry.uid} has a cell that no CIF can hold")
+    facts = "".join(f"# {name}: {' '.join(str(v).split())}\n" for name, v in _facts(entry))
+    return facts + sites_cif(sites, f"{rank:04d}_{sites.group}"), origin
+
+
+def declared_sites(cell: Cell, group: int, symprec: float = SYMPREC) -> AsymmetricUnit | None:
+    """The cell as independent sites of a group, or None where it lacks that symmetry.
+
+    The cell must be the conventional one in the package's setting. Each site is placed at the mean
+    of what all operations say of it; no atom moves further than ``symprec``.
+
+    Parameters
+    ----------
+    cell
+        (lattice rows [Å], fractional coordinates, atomic numbers).
+    group
+        Space-group number.
+    symprec
+        Largest distance [Å] between an atom's image and the atom there.
+    """
+    if not 1 <= group <= 230:
+        return None
+    frac, numbers = wrap(cell[1]), cell[2]
+    standard = cell_from_parameters(cell_parameters(cell[0]))
+    lattice = ideal_cells(standard, group)
+    if np.abs(lattice - standard).max() > symprec:
+        return None
+    space_group = SpaceGroup(group)
+    shift = np.zeros_like(frac)
+    lowest = np.arange(len(frac))
+    for rotation, translation in zip(space_group.rotations, space_group.translations, strict=True):
+        delta = frac - (frac @ rotation.T + translation)[:, None]
+        delta -= np.rint(delta)
+        distance = np.linalg.norm(delta @ lattice, axis=2)
+        distance[numbers[:, None] != numbers] = np.inf
+        image = distance.argmin(axis=1)
+        nearest = distance[np.arange(len(frac)), image]
+        if nearest.max() > symprec or len(np.unique(image)) < len(frac):
+            return None
+        shift += delta[np.arange(len(frac)), image] @ np.linalg.inv(rotation).T
+        lowest = np.minimum(lowest, image)
+    first, counts = np.unique(lowest, return_counts=True)
+    return AsymmetricUnit(
+        group=group,
+        lattice=lattice,
+        numbers=numbers[first],
+        frac=wrap(frac + shift / space_group.order)[first],
+        multiplicity=counts,
+        wyckoff=np.full(len(first), "", dtype="<U1"),
+    )
+
+
+def sites_cif(sites: AsymmetricUnit, name: str) -> str:
+    """A CIF of independent sites and the operations of their group."""
+    group = SpaceGroup(sites.group)
+    parameters = [f"{v:.6f}" for v in cell_parameters(sites.lattice)]
+    elements = [SYMBOLS[z] for z in sites.numbers]
+    counts: Counter[str] = Counter()
+    for symbol, number in zip(elements, sites.multiplicity.tolist(), strict=True):
+        counts[symbol] += number
+    operations = zip(group.rotations, group.translations24, strict=True)
+    places = np.round(sites.frac, 10) % 1.0
+    lines = [
+        f"data_{name}",
+        "_chemical_formula_sum '" + " ".join(f"{s}{n}" for s, n in counts.items()) + "'",
+        *(f"_cell_length_{n} {v}" for n, v in zip("abc", parameters[:3], strict=True)),
+        *(
+            f"_cell_angle_{n} {v}"
+            for n, v in zip(("alpha", "beta", "gamma"), parameters[3:], strict=True)
+        ),
+        f"_cell_volume {abs(np.linalg.det(sites.lattice)):.6f}",
+        f"_space_group_IT_number {group.number}",
+        f"_space_group_name_H-M_alt '{group.symbol}'",
+        "",
+        "loop_",
+        "_space_group_symop_id",
+        "_space_group_symop_operation_xyz",
+        *(f"{k} '{operation_text(w, t)}'" for k, (w, t) in enumerate(operations, start=1)),
+        "",
+        "loop_",
+        *(f"_atom_site_{column}" for column in _SITE_COLUMNS),
+        *(
+            f"{symbol}{k} {symbol} {m} {x:.10f} {y:.10f} {z:.10f} 1"
+            for k, (symbol, m, (x, y, z)) in enumerate(
+                zip(elements, sites.multiplicity, places, strict=True), start=1
+            )
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _check(entries: Sequence[Entry]) -> None:
+    if not entries:
+        raise InputError("there is no candidate to export; check the source and its filters")
+
+
+def _is_same(path: Path, text: str) -> bool:
+    try:
+        return path.read_text(encoding="utf-8") == text
+    except (OSError, ValueError):
+        return False
+
+
+def _check_place(path: Path, text: str, force: bool) -> None:
+    """Refuse a place that holds something else."""
+    if not os.path.lexists(path) or (force and not path.is_dir()) or _is_same(path, text):
+        return
+    remedy = "" if path.is_dir() else ", or --force (force=True) to replace it"
+    raise InputError(
+        f"{path} is there already and holds something else; give another place{remedy}"
+    )
+
+
+def _write(path: Path, text: str) -> bool:
+    """Write a file unless it is there; whether it was written."""
+    if _is_same(path, text):
+        return False
+    write_text(path, text)
+    return True
+
+
+def _manifest(
+    path: Path,
+    rows: list[dict[str, str]],
+    written: int,
+    notes: Notes,
+    failures: dict[str, str] | None = None,
+) -> Manifest:
+    sentences = notes.sentences(len(rows))
+    for sentence in sentences:
+        warnings.warn(sentence, ExportWarning, stacklevel=3)
+    return Manifest(path, tuple(rows), written, len(rows) - written, failures or {}, sentences)
+
+
+def _unfinished(path: Path, error: OSError, done: int, planned: int) -> LangevinXtalError:
+    return LangevinXtalError(
+        f"{error.filename or path} cannot be written ({error.strerror or error}); "
+        f"{done} of {planned} candidates are complete, and the same command continues"
+    )
+
+
+def _facts(entry: Entry) -> Iterator[tuple[str, Any]]:
+    """What is known of an entry, by name."""
+    yield "uid", entry.uid
+    yield "formula", entry.formula
+    yield "space_group", entry.space_group
+    for name in ("found_group", "e_above_hull", "energy", "potential"):
+        value = getattr(entry, name)
+        if value not in (None, ""):
+            yield {"energy": "energy_per_atom"}.get(name, name), value
+    for prefix, values in (("", entry.properties), ("provenance_", entry.provenance)):
+        for name, value in sorted(values.items()):
+            if value is not None and value != "":
+                yield re.sub(r"\W", "_", f"{prefix}{name}", flags=re.ASCII), value
+
+
+def _atoms(cell: Cell, entry: Entry, rank: int) -> Atoms:
+    from ase import Atoms
+
+    info: dict[str, Any] = {"rank": rank}
+    for name, value in _facts(entry):
+        plain = value.item() if isinstance(value, np.generic) else value
+        info.setdefault(name, " ".join(plain.split()) if isinstance(plain, str) else plain)
+    info["structure_sha"] = structure_sha(entry)
+    lattice, frac, numbers = cell
+    return Atoms(numbers=numbers, scaled_positions=frac, cell=lattice, pbc=True, info=info)
