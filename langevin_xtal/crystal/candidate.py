@@ -57,7 +57,7 @@ class Candidate:
         """Reduced formula, elements in the order of the request."""
         counts = {
             symbol: int(self.multiplicity[self.numbers == SYMBOLS.index(symbol)].sum())
-            for symbol in self.request.sites
+            for symbol in self.request.elements
         }
         divisor = int(np.gcd.reduce(list(counts.values())))
         return "".join(f"{s}{n // divisor if n > divisor else ''}" for s, n in counts.items())

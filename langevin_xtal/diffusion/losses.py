@@ -38,7 +38,9 @@ def denoising_losses(
     error = (position_noise(g, output, noised.sigma_pos) - noised.position_target).square().mean(1)
     sites = torch.bincount(g.site_crystal, minlength=n).to(error.dtype)
     position = error.new_zeros(n).index_add(0, g.site_crystal, error) / sites
-    predicted = lattice_noise(g, output, noised.coordinates, noised.axis, estimate)
+    predicted = lattice_noise(
+        g, output, noised.coordinates, noised.driver, noised.lattice_used, estimate
+    )
     wrong = (predicted - noised.lattice_target).square() * noised.lattice_used
     free = noised.lattice_used.sum(1)
     return Losses(position, wrong.sum(1) / free.clamp(min=1), free > 0)

@@ -2,13 +2,17 @@
 
 One draw serves both processes: lattice coordinates get noise σ_L, the fractional coordinates stay
 as the cell deforms, and Cartesian position noise σ is added in the deformed cell. A lattice left
-clean (σ_L = 0) is the paper's position objective. A share of the crystals is noised **confined**:
-each site moves only along the free directions of its Wyckoff position.
+clean (σ_L = 0) is the paper's position objective.
+
+Most crystals are noised **confined**: each site moves only along the free directions of its
+Wyckoff position, and counts with that position's multiplicity however near it comes to a more
+special one. The others are noised freely, as in the paper, and snap to what they are near (see
+:mod:`langevin_xtal.graph.snapping`). The network is told which of the two it sees.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -16,11 +20,14 @@ import torch
 from torch import Tensor
 
 from langevin_xtal.diffusion.targets import orbit_noise
-from langevin_xtal.graph.batch import GraphBatch, make_batch, snap_radius
+from langevin_xtal.graph import torch_builder
+from langevin_xtal.graph.backends import build_multigraph
+from langevin_xtal.graph.batch import GraphBatch, lay_out, snap_radius
 from langevin_xtal.graph.contract import CrystalArrays, GraphSettings
 from langevin_xtal.graph.snapping import Operations, SitePairs, site_pairs, snap_sites
 from langevin_xtal.model.levels import NoiseLevels
-from langevin_xtal.model.scores import cell_length
+from langevin_xtal.model.scores import cell_frame
+from langevin_xtal.symmetry.lattice import COORDINATES
 
 Target = Literal["orbit", "plain"]
 
@@ -33,7 +40,7 @@ class NoisingConfig:
     """``orbit``: mean over equivalent images; ``plain``: as in the paper."""
     clean_lattice: float = 0.2
     """Share of crystals whose lattice stays clean."""
-    confined: float = 0.6
+    confined: float = 0.85
     """Share of crystals whose sites stay on their Wyckoff positions."""
     decoupling: float = 0.15
     """Standard deviation of τ of the lattice around τ of the positions."""
@@ -46,12 +53,15 @@ class Crystals:
     numbers: Tensor  #: (A,) atomic numbers
     frac: Tensor  #: (A, 3), exactly on their special positions
     site_start: Tensor  #: (B + 1,)
-    directions: Tensor  #: (B, 3, 3) unit row vectors of the cell
-    coordinates: Tensor  #: (B, 3) lattice coordinates ℓ of a, b and c
-    axis: Tensor  #: (B, 3) free coordinate that drives a, b and c
-    fixed_angles: Tensor  #: (B,) bool: groups 16 to 230, whose lattices are learned
+    coordinates: Tensor  #: (B, 6) lattice coordinates
+    driver: Tensor  #: (B, 6) free coordinate that drives each of them
+    free: Tensor  #: (B, 6) bool: degrees of freedom of the lattice
     op_start: Tensor  #: (B,)
     op_count: Tensor  #: (B,)
+
+    def to(self, device: torch.device | str) -> Crystals:
+        """The same on another device."""
+        return Crystals(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
     @property
     def site_crystal(self) -> Tensor:
@@ -69,36 +79,27 @@ class Noised:
     sigma_lat: Tensor  #: (B,) 0 where the lattice is clean
     tau_pos: Tensor  #: (B,) place of the position noise on the schedule
     tau_lat: Tensor  #: (B,) place of the lattice noise
-    coordinates: Tensor  #: (B, 3) noised lattice coordinates
-    axis: Tensor  #: (B, 3)
+    coordinates: Tensor  #: (B, 6) noised lattice coordinates
+    driver: Tensor  #: (B, 6)
     position_target: Tensor  #: (A, 3) in units of σ
-    lattice_target: Tensor  #: (B, 3) in units of σ_L, 0 for unused coordinates
-    lattice_used: Tensor  #: (B, 3) bool: free coordinates of noised lattices
-
-
-def lattice_of(coordinates: Tensor, directions: Tensor) -> Tensor:
-    """(B, 3, 3) rows [Å] from lattice coordinates (B, 3) and unit rows (B, 3, 3)."""
-    return cell_length(coordinates).unsqueeze(2) * directions
+    lattice_target: Tensor  #: (B, 6) in units of σ_L, 0 for unused coordinates
+    lattice_used: Tensor  #: (B, 6) bool: free coordinates of noised lattices
 
 
 def crystal_arrays(
     frac: Tensor, lattice: Tensor, crystals: Crystals, operations: Operations
 ) -> CrystalArrays:
-    """What the builders read."""
+    """What the builders on the host read."""
     return CrystalArrays(
         lattice=lattice.numpy(),
         frac=np.ascontiguousarray(frac.numpy()),
         site_start=crystals.site_start.numpy(),
-        rotations=_integer_rotations(operations),
+        rotations=operations.whole.numpy(),
         translations=operations.translations.numpy(),
         op_start=crystals.op_start.numpy(),
         op_count=crystals.op_count.numpy(),
         orbit=np.arange(len(frac)),
     )
-
-
-def _integer_rotations(operations: Operations) -> np.ndarray:
-    return operations.rotations.numpy().astype(np.int64)
 
 
 def noise_batch(
@@ -114,30 +115,34 @@ def noise_batch(
     site_crystal = crystals.site_crystal
     n_crystals, n_sites = len(crystals.coordinates), len(crystals.frac)
     pairs = site_pairs(site_crystal, crystals.op_start, crystals.op_count)
+    device = crystals.frac.device
 
+    # random numbers are the host's, so a run does not depend on the device they go to
     def uniform(n: int) -> Tensor:
-        return torch.rand(n, generator=generator, dtype=torch.float64)
+        return torch.rand(n, generator=generator, dtype=torch.float64).to(device)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device)
 
     # stratified over the batch: every batch sees the whole schedule
-    tau = (torch.randperm(n_crystals, generator=generator) + uniform(n_crystals)) / n_crystals
+    order = torch.randperm(n_crystals, generator=generator).to(device)
+    tau = (order + uniform(n_crystals)) / n_crystals
     sigma_pos = levels.position(tau)
     tau_lat = (tau + config.decoupling * normal(n_crystals)).clamp(0.0, 1.0)
-    noisy = crystals.fixed_angles & (uniform(n_crystals) >= config.clean_lattice)
+    noisy = uniform(n_crystals) >= config.clean_lattice
     sigma_lat = torch.where(noisy, levels.lattice(tau_lat), 0.0)
 
-    lattice_target = normal(n_crystals, 3) * free_coordinates(crystals.axis) * noisy.unsqueeze(1)
-    shift = (sigma_lat.unsqueeze(1) * lattice_target).gather(1, crystals.axis)
-    coordinates = crystals.coordinates + shift
-    lattice = lattice_of(coordinates, crystals.directions)
+    lattice_used = crystals.free & noisy.unsqueeze(1)
+    lattice_target = normal(n_crystals, COORDINATES) * lattice_used
+    coordinates = moved_lattice(crystals, sigma_lat.unsqueeze(1) * lattice_target)
+    lattice = cell_frame(coordinates).rows
 
     noise = normal(n_sites, 3)
     home = snap_sites(
-        crystals.frac, lattice, site_crystal, pairs, operations, torch.zeros(n_sites)
+        crystals.frac, lattice, site_crystal, pairs, operations, noise.new_zeros(n_sites)
     )
-    confined = (uniform(n_crystals) < config.confined)[site_crystal]
+    kept = uniform(n_crystals) < config.confined
+    confined = kept[site_crystal]
     inside = (noise.unsqueeze(1) @ home.projector).squeeze(1)
     noise = torch.where(confined.unsqueeze(1), inside, noise)
     cart = sigma_pos[site_crystal].unsqueeze(1) * noise
@@ -157,7 +162,7 @@ def noise_batch(
             home.projector,
         )
     graph = graph_of(
-        noised, lattice, crystals, sigma_pos, settings, operations, dtype, pairs=pairs
+        noised, lattice, crystals, sigma_pos, kept, settings, operations, dtype, pairs=pairs
     )
     return Noised(
         graph=graph,
@@ -166,16 +171,17 @@ def noise_batch(
         tau_pos=tau.to(dtype),
         tau_lat=tau_lat.to(dtype),
         coordinates=coordinates.to(dtype),
-        axis=crystals.axis,
+        driver=crystals.driver,
         position_target=target.to(dtype),
         lattice_target=lattice_target.to(dtype),
-        lattice_used=free_coordinates(crystals.axis) & noisy.unsqueeze(1),
+        lattice_used=lattice_used,
     )
 
 
-def free_coordinates(axis: Tensor) -> Tensor:
-    """(B, 3) bool: which of the three lattice coordinates drive an axis."""
-    return (axis.unsqueeze(2) == torch.arange(3, device=axis.device)).any(1)
+def moved_lattice(crystals: Crystals, step: Tensor, coordinates: Tensor | None = None) -> Tensor:
+    """(B, 6) lattice coordinates, the crystals' or those given, after a step (B, 6) of the free."""
+    start = crystals.coordinates if coordinates is None else coordinates
+    return start + (step * crystals.free).gather(1, crystals.driver)
 
 
 def graph_of(
@@ -183,16 +189,44 @@ def graph_of(
     lattice: Tensor,
     crystals: Crystals,
     sigma_pos: Tensor,
+    confined: Tensor,
     settings: GraphSettings,
     operations: Operations,
     dtype: torch.dtype,
     *,
     pairs: SitePairs,
 ) -> GraphBatch:
-    """Snap, build and lay out the multigraph of positions noised by ``sigma_pos`` (B,) [Å]."""
+    """Snap, build and lay out the multigraph of positions noised by ``sigma_pos`` (B,) [Å].
+
+    Sites of crystals that are ``confined`` (B,) stay where they are.
+    """
     site_crystal = crystals.site_crystal
-    snapped = snap_sites(
-        frac, lattice, site_crystal, pairs, operations, snap_radius(sigma_pos)[site_crystal]
+    radius = torch.where(confined, 0.0, snap_radius(sigma_pos))
+    snapped = snap_sites(frac, lattice, site_crystal, pairs, operations, radius[site_crystal])
+    if frac.is_cuda:
+        given = {
+            "lattice": lattice,
+            "frac": snapped.frac,
+            "site_start": crystals.site_start,
+            "rotations": operations.rotations,
+            "translations": operations.translations,
+            "op_start": crystals.op_start,
+            "op_count": crystals.op_count,
+            "orbit": torch.arange(len(frac), device=frac.device),
+        }
+        graph = torch_builder.build_tensors(**given, settings=settings)
+    else:
+        arrays = crystal_arrays(snapped.frac, lattice, crystals, operations)
+        # one thread: building is cheap, and callers run several batches side by side
+        built = build_multigraph(arrays, settings, threads=1)
+        given = {f.name: torch.from_numpy(getattr(arrays, f.name)) for f in fields(arrays)}
+        graph = {f.name: torch.from_numpy(getattr(built, f.name)) for f in fields(built)}
+    return lay_out(
+        crystals.numbers,
+        given,
+        confined,
+        operations.back,
+        graph,
+        snapped=snapped,
+        dtype=dtype,
     )
-    arrays = crystal_arrays(snapped.frac, lattice, crystals, operations)
-    return make_batch(crystals.numbers, arrays, settings, snapped=snapped, dtype=dtype)

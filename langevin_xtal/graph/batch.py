@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +23,6 @@ from langevin_xtal.graph.contract import (
     NO_LENGTH,
     CrystalArrays,
     GraphSettings,
-    SymmetryMultigraph,
 )
 from langevin_xtal.graph.snapping import Snapped
 from langevin_xtal.symmetry.sites import IDENTICAL
@@ -51,6 +49,7 @@ class GraphBatch:
     volume_per_atom: Tensor  #: (B,) [Å^3]
     multiplicity: Tensor  #: (A,) atoms of each site in the cell
     abundance: Tensor  #: (A,) share of the cell's atoms that each site's orbit makes up
+    confined: Tensor  #: (B,) bool: crystals whose sites keep their Wyckoff positions
     source: Tensor  #: (E,)
     target: Tensor  #: (E,)
     vec: Tensor  #: (E, 3) from the source to the image [Å]
@@ -59,7 +58,7 @@ class GraphBatch:
     is_self_image: Tensor  #: (E,) bool
     is_long_range: Tensor  #: (E,) bool
     is_snap: Tensor  #: (E,) bool
-    axes: Tensor  #: (E, 3) ∂d_e / ∂(a, b, c) along the edge, dimensionless
+    frac: Tensor  #: (E, 3) from the source to the image, fractional; 0 for snap edges
     out_edge: Tensor  #: (A, K) edges leaving each site and within reach, E where none
     row_site: Tensor  #: (R,) site at which the edges of a row arrive
     row_edge: Tensor  #: (R, ROW) arriving edges, E where none
@@ -96,49 +95,75 @@ def make_batch(
     """
     # one thread: building is cheap, and callers run several batches side by side
     graph = build_multigraph(crystals, settings, backend, threads=1)
-    turned, axes = _turned_directions(graph, crystals)
-    site_crystal = np.repeat(np.arange(len(crystals)), np.diff(crystals.site_start))
-    atoms = np.bincount(site_crystal, graph.multiplicity, minlength=len(crystals))
-    volume = np.abs(np.linalg.det(crystals.lattice)) / np.maximum(atoms, 1)
-    of_orbit = np.bincount(crystals.orbit, graph.multiplicity, minlength=len(crystals.orbit))
-    abundance = of_orbit[crystals.orbit] / atoms[site_crystal]
-    tensors = {
-        "source": torch.from_numpy(graph.edge_index[0].copy()),
-        "target": torch.from_numpy(graph.edge_index[1].copy()),
-        "vec": torch.from_numpy(graph.edge_vec),
-        "turned": torch.from_numpy(turned),
-        "axes": torch.from_numpy(axes),
-        "is_self_image": torch.from_numpy(graph.edge_is_self_image),
-        "is_long_range": torch.from_numpy(graph.edge_is_long_range),
+    tensors = {f.name: torch.from_numpy(getattr(graph, f.name)) for f in fields(graph)}
+    given = {f.name: torch.from_numpy(getattr(crystals, f.name)) for f in fields(crystals)}
+    inverse = torch.linalg.inv(given["rotations"].double()).round()
+    confined = torch.zeros(len(crystals), dtype=torch.bool)
+    return lay_out(numbers, given, confined, inverse, tensors, snapped=snapped, dtype=dtype)
+
+
+def lay_out(
+    numbers: Tensor,
+    crystals: dict[str, Tensor],
+    confined: Tensor,
+    inverse: Tensor,
+    graph: dict[str, Tensor],
+    *,
+    snapped: Snapped | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> GraphBatch:
+    """What the network reads of a multigraph that is there, on the device of the tensors.
+
+    Parameters
+    ----------
+    crystals, graph
+        The fields of :class:`CrystalArrays` and :class:`SymmetryMultigraph` as tensors.
+    confined
+        (B,) bool: crystals whose sites keep their Wyckoff positions.
+    inverse
+        (O, 3, 3) inverses of the rotations, float64.
+    """
+    start, lattice, orbit = crystals["site_start"], crystals["lattice"], crystals["orbit"]
+    n_crystals = len(lattice)
+    site_crystal = torch.repeat_interleave(
+        torch.arange(n_crystals, device=start.device), start.diff(), output_size=len(numbers)
+    )
+    multiplicity = graph["multiplicity"].double()
+    atoms = lattice.new_zeros(n_crystals).index_add(0, site_crystal, multiplicity)
+    of_orbit = torch.zeros_like(multiplicity).index_add(0, orbit, multiplicity)
+    source, target = graph["edge_index"]
+    crystal = site_crystal[source]
+    vec = graph["edge_vec"]
+    frac = _times(vec, torch.linalg.inv(lattice)[crystal])
+    # R_h⁻¹(−d_e): the way back seen by the stored target
+    w = inverse[crystals["op_start"][crystal] + graph["edge_op"]]
+    turned = _times((w * -frac.unsqueeze(1)).sum(2), lattice[crystal])
+    edges = {
+        "source": source,
+        "target": target,
+        "vec": vec,
+        "frac": frac,
+        "turned": turned,
+        "is_self_image": graph["edge_is_self_image"],
+        "is_long_range": graph["edge_is_long_range"],
     }
     return assemble(
         numbers,
-        torch.from_numpy(site_crystal),
-        torch.from_numpy(volume),
-        torch.from_numpy(graph.multiplicity),
-        torch.from_numpy(abundance),
-        torch.from_numpy(graph.site_reach),
-        tensors,
+        site_crystal,
+        torch.linalg.det(lattice).abs() / atoms.clamp(min=1),
+        multiplicity,
+        of_orbit[orbit] / atoms[site_crystal],
+        graph["site_reach"],
+        confined,
+        edges,
         None if snapped is None else snapped.displacement,
         dtype,
     )
 
 
-def _turned_directions(
-    graph: SymmetryMultigraph, crystals: CrystalArrays
-) -> tuple[np.ndarray, np.ndarray]:
-    """(E, 3) R_h⁻¹(−d_e), the way back seen by the stored target; (E, 3) ∂d/∂(a, b, c)."""
-    crystal = np.searchsorted(crystals.site_start, graph.edge_index[0], side="right") - 1
-    inverse = np.linalg.inv(crystals.lattice)
-    frac = np.einsum("ei,eij->ej", graph.edge_vec, inverse[crystal])
-    w = crystals.rotations[crystals.op_start[crystal] + graph.edge_op].astype(float)
-    back = np.linalg.solve(w, -frac[..., None])[..., 0]
-    turned = np.einsum("ei,eij->ej", back, crystals.lattice[crystal])
-    lengths = np.linalg.norm(crystals.lattice, axis=2)
-    along = np.einsum("ekj,ej->ek", crystals.lattice[crystal], graph.edge_vec)
-    dist = np.maximum(graph.edge_dist, IDENTICAL)[:, None]
-    axes = frac * along / (lengths[crystal] * dist)
-    return turned, axes
+def _times(rows: Tensor, matrices: Tensor) -> Tensor:
+    """(N, 3) rows times (N, 3, 3) matrices, term by term: the same bits in any batch."""
+    return (rows.unsqueeze(2) * matrices).sum(1)
 
 
 def assemble(
@@ -148,6 +173,7 @@ def assemble(
     multiplicity: Tensor,
     abundance: Tensor,
     site_reach: Tensor,
+    confined: Tensor,
     edges: dict[str, Tensor],
     displacement: Tensor | None,
     dtype: torch.dtype,
@@ -155,7 +181,7 @@ def assemble(
     """Lay out edges for the network; runs on whatever device the tensors are on."""
     n_sites, device = len(numbers), numbers.device
     source, target = edges["source"], edges["target"]
-    vec, turned, axes = edges["vec"], edges["turned"], edges["axes"]
+    vec, turned, frac = edges["vec"], edges["turned"], edges["frac"]
     self_image, long_range = edges["is_self_image"], edges["is_long_range"]
     is_snap = torch.zeros_like(long_range)
     if displacement is not None:
@@ -164,7 +190,7 @@ def assemble(
         source, target = torch.cat([source, site]), torch.cat([target, site])
         vec = torch.cat([vec, -displacement[site]])
         turned = torch.cat([turned, displacement[site]])  # the site itself: identity
-        axes = torch.cat([axes, torch.zeros_like(displacement[site])])
+        frac = torch.cat([frac, torch.zeros_like(displacement[site])])
         self_image, is_snap = torch.cat([self_image, yes]), torch.cat([is_snap, yes])
         long_range = torch.cat([long_range, ~yes])
     dist = torch.linalg.vector_norm(vec, dim=1)
@@ -189,6 +215,7 @@ def assemble(
         volume_per_atom=volume_per_atom.to(dtype),
         multiplicity=multiplicity.to(dtype),
         abundance=abundance.to(dtype),
+        confined=confined,
         source=source,
         target=target,
         vec=vec.to(dtype),
@@ -197,7 +224,7 @@ def assemble(
         is_self_image=self_image,
         is_long_range=long_range,
         is_snap=is_snap,
-        axes=axes.to(dtype),
+        frac=frac.to(dtype),
         out_edge=out_edge,
         row_site=row_site,
         row_edge=row_edge,

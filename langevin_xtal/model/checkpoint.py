@@ -1,8 +1,9 @@
 """Checkpoints: safetensors with a JSON header entry. Data, never code.
 
-A model file holds the network's weights (``network.*``), those of the prior over Wyckoff positions
-where there is one (``prior.*``), the tables of :class:`~langevin_xtal.model.statistics.Statistics`
-(``statistics.*``) and one JSON document with the configurations, the noise levels and the card.
+A model file holds the network's weights (``network.*``), those of the parts that say where chains
+start, as far as it has them (``prior.*``, ``ranker.*``, ``proposal.*``), the tables of
+:class:`~langevin_xtal.model.statistics.Statistics` (``statistics.*``) and one JSON document with
+the configurations, the noise levels and the card.
 """
 
 from __future__ import annotations
@@ -20,18 +21,26 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from langevin_xtal.errors import CheckpointError, InputError
 from langevin_xtal.model.assignment import PriorConfig, WyckoffPrior
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
+from langevin_xtal.model.proposal import Proposal, ProposalConfig
 from langevin_xtal.model.statistics import Statistics
 
-MODEL_FORMAT = "langevin-xtal model 1"
+MODEL_FORMAT = "langevin-xtal model 2"
 HEADER = "langevin_xtal"
 SUFFIX = ".safetensors"
 
 ConfigT = TypeVar("ConfigT")
+
+_PARTS: dict[str, tuple[Any, Any]] = {
+    "prior": (WyckoffPrior, PriorConfig),
+    "proposal": (Proposal, ProposalConfig),
+}
+"""Networks beside the score network: class and configuration of each."""
 
 # what safetensors, json and torch raise on damaged or foreign bytes
 _DAMAGE = (
@@ -47,7 +56,7 @@ _DAMAGE = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ScoreModel:
     """A trained network with everything sampling needs.
 
@@ -59,15 +68,27 @@ class ScoreModel:
     levels: NoiseLevels
     statistics: Statistics
     card: dict[str, Any] = field(default_factory=dict)
-    prior: WyckoffPrior | None = None  #: over Wyckoff positions; without it sites are free
+    prior: WyckoffPrior | None = None
+    """Over the Wyckoff positions of given sites; without it they are free."""
+    proposal: Proposal | None = None
+    """Of positions and cell; without it chains start from noise."""
 
     @property
     def hash(self) -> str:
         """Identifies the weights."""
-        state = self.network.state_dict()
-        if self.prior is not None:
-            state = state | {f"prior.{k}": v for k, v in self.prior.state_dict().items()}
-        return weights_hash(state)
+        return weights_hash(self.network.state_dict() | self._part_tensors())
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The networks beside the score network, by the name of their field."""
+        found = {name: getattr(self, name) for name in _PARTS}
+        return {name: part for name, part in found.items() if part is not None}
+
+    def _part_tensors(self) -> dict[str, torch.Tensor]:
+        return {
+            f"{name}.{k}": v
+            for name, part in self.parts().items()
+            for k, v in part.state_dict().items()
+        }
 
     def __repr__(self) -> str:
         weights = sum(p.numel() for p in self.network.parameters())
@@ -164,15 +185,14 @@ def read_tensors(path: Path, expected: str) -> tuple[dict[str, torch.Tensor], di
 def save_model(path: Path, model: ScoreModel) -> None:
     """Write a model file."""
     tensors = {f"network.{k}": v for k, v in model.network.state_dict().items()}
-    if model.prior is not None:
-        tensors |= {f"prior.{k}": v for k, v in model.prior.state_dict().items()}
+    tensors |= model._part_tensors()
     tables = model.statistics.to_tensors()
     tensors |= {f"statistics.{k}": torch.from_numpy(v) for k, v in tables.items()}
     header = {
         "format": MODEL_FORMAT,
         "name": model.name,
         "network": dataclasses.asdict(model.network.config),
-        "prior": None if model.prior is None else dataclasses.asdict(model.prior.config),
+        "parts": {k: dataclasses.asdict(part.config) for k, part in model.parts().items()},
         "levels": dataclasses.asdict(model.levels),
         "card": model.card,
     }
@@ -221,7 +241,7 @@ def _read_model(path: Path) -> ScoreModel:
         raise CheckpointError(f"{where}: the model card should be a table")
     config = config_from_dict(NetworkConfig, header.get("network"), where)
     levels = config_from_dict(NoiseLevels, header.get("levels"), where)
-    prior_config = _prior_config(tensors, header, where)
+    parts = _part_configs(header.get("parts"), where)
     state = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
     try:
         network = EdgeNetwork(config)
@@ -231,34 +251,30 @@ def _read_model(path: Path) -> ScoreModel:
             for f in dataclasses.fields(Statistics)
         }
         statistics = Statistics(**tables)
-        prior = _read_prior(tensors, prior_config)
+        read = {name: _read_part(name, config, tensors) for name, config in parts.items()}
     except (KeyError, RuntimeError, InputError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{where} does not fit its own configuration ({reason})") from None
     network.eval().requires_grad_(False)
     name = str(header.get("name", path.stem))
-    return ScoreModel(name, network, levels, statistics, card, prior)
+    return ScoreModel(name, network, levels, statistics, card, **read)
 
 
-def _prior_config(
-    tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any], where: str
-) -> PriorConfig | None:
-    if not any(name.startswith("prior.") for name in tensors):
-        return None
-    if header.get("prior") is None:
+def _part_configs(table: Any, where: str) -> dict[str, Any]:
+    """Configurations of the parts a header names."""
+    if not isinstance(table, dict) or not set(table) <= set(_PARTS):
         raise CheckpointError(
-            f"{where}: its prior over Wyckoff positions was written by an older version, whose "
-            "architecture this one no longer has; fit it again with langevin-xtal train"
+            f"{where}: its parts should be a table with some of {', '.join(_PARTS)}"
         )
-    return config_from_dict(PriorConfig, header["prior"], f"{where}, prior")
+    return {
+        name: config_from_dict(_PARTS[name][1], values, f"{where}, {name}")
+        for name, values in table.items()
+    }
 
 
-def _read_prior(
-    tensors: Mapping[str, torch.Tensor], config: PriorConfig | None
-) -> WyckoffPrior | None:
-    if config is None:
-        return None
-    state = {k.removeprefix("prior."): v for k, v in tensors.items() if k.startswith("prior.")}
-    prior = WyckoffPrior(config)
-    prior.load_state_dict(state)
-    return prior.eval().requires_grad_(False)
+def _read_part(name: str, config: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    prefix = f"{name}."
+    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    part = _PARTS[name][0](config)
+    part.load_state_dict(state)
+    return part.eval().requires_grad_(False)

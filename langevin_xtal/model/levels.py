@@ -52,7 +52,18 @@ class NoiseLevels:
         """σ of lattice coordinates [Å] at τ, any shape."""
         return self.lattice_max * (self.lattice_min / self.lattice_max) ** tau
 
-    def grid(self, count: int) -> tuple[Tensor, Tensor]:
-        """``count`` levels, largest first: (count,) positions and (count,) lattice; float64."""
-        tau = torch.linspace(0.0, 1.0, count, dtype=torch.float64)
+    def place(self, sigma: float) -> float:
+        """τ of a position noise [Å], held within the schedule."""
+        if sigma >= self.position_max:
+            return 0.0
+        if sigma <= self.position_min:
+            return 1.0
+        return math.log(sigma / self.position_max) / math.log(
+            self.position_min / self.position_max
+        )
+
+    def grid(self, count: int, start: Tensor) -> tuple[Tensor, Tensor]:
+        """``count`` levels from τ = ``start`` (B,) to 1: (count, B) positions and lattice."""
+        share = torch.linspace(0.0, 1.0, count, dtype=torch.float64, device=start.device)
+        tau = start + (1.0 - start) * share.unsqueeze(1)
         return self.position(tau), self.lattice(tau)

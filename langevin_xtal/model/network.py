@@ -79,7 +79,12 @@ class NetworkConfig:
     def graph_settings(self) -> GraphSettings:
         """The multigraph this network reads."""
         return GraphSettings(
-            cutoff=self.cutoff, k_min=self.k_min, k_max=self.k_max, all_pairs=self.all_pairs
+            cutoff=self.cutoff,
+            k_min=self.k_min,
+            k_max=self.k_max,
+            all_pairs=self.all_pairs,
+            # copies of a confined site must feel each other until they are one
+            coincidence=0.01,
         )
 
 
@@ -92,6 +97,7 @@ SIZES: dict[str, NetworkConfig] = {
 ELEMENTS = 119
 NOISE_FEATURES = 16
 EDGE_FEATURES = 5
+SITE_FEATURES = 3
 
 
 def noise_features(sigma: Tensor) -> Tensor:
@@ -190,7 +196,7 @@ class EdgeNetwork(nn.Module):
             Linear(w, w),
             nn.SiLU(),
         )
-        self.from_amount = Linear(2, w)
+        self.from_amount = Linear(SITE_FEATURES, w)
         self.from_source, self.from_target = Linear(w, w), Linear(w, w, bias=False)
         self.from_edge = Linear(config.radial + EDGE_FEATURES, w, bias=False)
         self.embed = Linear(w, w)
@@ -235,7 +241,9 @@ class EdgeNetwork(nn.Module):
         angular = self.spherical(g.dist) * leaves
         angle = legendre(self.config.spherical, g.cosine) * g.is_triplet.unsqueeze(-1)
 
-        h = self.element(g.numbers) + self.from_amount(torch.stack([amount, room], dim=1))
+        confined = g.confined[g.site_crystal].to(amount.dtype)
+        site = torch.stack([amount, room, confined], dim=1)
+        h = self.element(g.numbers) + self.from_amount(site)
         x = self.from_source(h + noise[g.site_crystal])[g.source] + self.from_target(h)[g.target]
         x = functional.silu(self.embed(functional.silu(x + self.from_edge(radial))))
         plain = radial[:, : self.config.radial]

@@ -10,7 +10,9 @@ Position of site i (paper, section 4.2)
 so that a vanishing displacement from a special position is restored linearly.
 
 Lattice (paper, section 4.3): the second output is the change of edge length, Δd_e, per unit of
-noise. With G_e = ∂|d_e| / ∂ℓ, either the mean of minimum-norm solutions, as in the paper,
+noise. With G_e = ∂|d_e| / ∂ℓ over the six lattice coordinates (three lengths, as in the paper, and
+three angles, see :mod:`langevin_xtal.symmetry.lattice`), either the mean of minimum-norm
+solutions, as in the paper,
 
     Δℓ = mean_e Δd_e G_e / |G_e|²,
 
@@ -21,18 +23,18 @@ edge counts once for every image of its source.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from langevin_xtal.graph.batch import GraphBatch
 from langevin_xtal.model.network import edge_weight
-from langevin_xtal.symmetry.lattice import SOFTPLUS_LENGTH
+from langevin_xtal.symmetry.lattice import ANGLE_LENGTH, COORDINATES, SOFTPLUS_LENGTH
 
 LatticeEstimate = Literal["least_squares", "mean"]
 
-RIDGE = 1e-3
+RIDGE = 1e-4
 """Relative ridge of the least-squares lattice estimate: keeps undetermined directions at zero."""
 
 
@@ -50,6 +52,44 @@ def length_slope(coordinates: Tensor) -> Tensor:
     return 1.0 / (1.0 + torch.exp(-coordinates / SOFTPLUS_LENGTH))
 
 
+def angle_cosine_sine(coordinates: Tensor) -> tuple[Tensor, Tensor]:
+    """cos θ = −tanh(u/k) and sin θ = 1/cosh(u/k) of angle coordinates u, any shape."""
+    e = torch.exp(coordinates / ANGLE_LENGTH)
+    total = 1.0 + e * e
+    return (1.0 - e) * (1.0 + e) / total, 2.0 * e / total
+
+
+class CellFrame(NamedTuple):
+    """Cells and how they change with their coordinates."""
+
+    rows: Tensor  #: (B, 3, 3) rows a, b, c [Å]
+    tangent: Tensor  #: (B, 6, 3) change of row ``TANGENT_ROW[k]`` per unit of coordinate k
+
+
+TANGENT_ROW = (0, 1, 2, 1, 2, 2)
+"""The row of the cell that moves with ℓ_a, ℓ_b, ℓ_c, u_γ, u_β and u_ω."""
+
+
+def cell_frame(coordinates: Tensor) -> CellFrame:
+    """Cells of (B, 6) lattice coordinates and their derivatives, closed form."""
+    length, slope = cell_length(coordinates[:, :3]), length_slope(coordinates[:, :3])
+    cosine, sine = angle_cosine_sine(coordinates[:, 3:])
+    (cg, cb, cw), (sg, sb, sw) = cosine.unbind(1), sine.unbind(1)
+    zero, one = torch.zeros_like(cg), torch.ones_like(cg)
+    unit = [
+        torch.stack(v, 1) for v in ((one, zero, zero), (cg, sg, zero), (cb, sb * cw, sb * sw))
+    ]
+    # dθ/du = sin θ / k
+    turn = [
+        (length[:, 1] * sg).unsqueeze(1) * torch.stack([-sg, cg, zero], 1),
+        (length[:, 2] * sb).unsqueeze(1) * torch.stack([-sb, cb * cw, cb * sw], 1),
+        (length[:, 2] * sw * sb).unsqueeze(1) * torch.stack([zero, -sw, cw], 1),
+    ]
+    rows = length.unsqueeze(2) * torch.stack(unit, 1)
+    stretch = slope.unsqueeze(2) * torch.stack(unit, 1)
+    return CellFrame(rows, torch.cat([stretch, torch.stack(turn, 1) / ANGLE_LENGTH], 1))
+
+
 def position_noise(g: GraphBatch, edge_output: Tensor, sigma_pos: Tensor) -> Tensor:
     """(A, 3) predicted Cartesian position noise in units of σ, from (E, 2) edge outputs."""
     sigma = sigma_pos[g.site_crystal[g.source]]
@@ -60,36 +100,40 @@ def position_noise(g: GraphBatch, edge_output: Tensor, sigma_pos: Tensor) -> Ten
     return total.index_add(0, g.source, pulls)
 
 
-def length_gradients(g: GraphBatch, coordinates: Tensor, axis: Tensor) -> Tensor:
-    """(E, 3) G_e = ∂|d_e| / ∂ℓ, closed form.
+def length_gradients(g: GraphBatch, coordinates: Tensor, driver: Tensor) -> Tensor:
+    """(E, 6) G_e = ∂|d_e| / ∂ℓ over the free coordinates, closed form.
 
     Parameters
     ----------
     coordinates
-        (B, 3) lattice coordinates ℓ of a, b and c.
-    axis
-        (B, 3) index of the free coordinate that drives a, b and c.
+        (B, 6) lattice coordinates.
+    driver
+        (B, 6) index of the free coordinate that drives each of them.
     """
     crystal = g.site_crystal[g.source]
-    by_axis = g.axes * length_slope(coordinates)[crystal]
-    return torch.zeros_like(by_axis).scatter_add(1, axis[crystal], by_axis)
+    unit = g.vec / g.dist.clamp(min=1e-6).unsqueeze(1)
+    along = (cell_frame(coordinates).tangent[crystal] * unit.unsqueeze(1)).sum(2)
+    each = along * g.frac[:, list(TANGENT_ROW)]
+    return torch.zeros_like(each).scatter_add(1, driver[crystal], each)
 
 
 def lattice_noise(
     g: GraphBatch,
     edge_output: Tensor,
     coordinates: Tensor,
-    axis: Tensor,
+    driver: Tensor,
+    free: Tensor,
     estimate: LatticeEstimate = "least_squares",
 ) -> Tensor:
-    """(B, 3) predicted noise of the free lattice coordinates in units of σ_L; unused ones are 0.
+    """(B, 6) predicted noise of the lattice coordinates in units of σ_L; 0 where not ``free``.
 
     The second edge output is dimensionless: times the edge length and the mean relative change of
     the cell lengths per unit ℓ it is Δd_e per unit noise [Å].
     """
     crystal = g.site_crystal[g.source]
-    gradient = length_gradients(g, coordinates, axis)
-    strain = (length_slope(coordinates) / cell_length(coordinates)).mean(1)
+    gradient = length_gradients(g, coordinates, driver) * free[crystal]
+    lengths = coordinates[:, :3]
+    strain = (length_slope(lengths) / cell_length(lengths)).mean(1)
     change = edge_output[:, 1] * g.dist * strain[crystal]
     used = (~g.is_snap & (g.dist > 1e-3)) * g.multiplicity[g.source]
     n = len(coordinates)
@@ -98,13 +142,14 @@ def lattice_noise(
         each = change.unsqueeze(1) * gradient / norm.clamp(min=1e-6).unsqueeze(1)
         each = each * used.unsqueeze(1)
         count = gradient.new_zeros(n).index_add(0, crystal, used)
-        total = gradient.new_zeros(n, 3).index_add(0, crystal, each)
+        total = gradient.new_zeros(n, COORDINATES).index_add(0, crystal, each)
         return total / count.clamp(min=1.0).unsqueeze(1)
     weight = (edge_weight(g) * used).unsqueeze(1)
     outer = (weight * gradient).unsqueeze(2) * gradient.unsqueeze(1)
-    normal = gradient.new_zeros(n, 3, 3).index_add(0, crystal, outer)
+    normal = gradient.new_zeros(n, COORDINATES, COORDINATES).index_add(0, crystal, outer)
     # the envelope is already in the edge output
-    right = gradient.new_zeros(n, 3).index_add(0, crystal, (change * used).unsqueeze(1) * gradient)
+    right = (change * used).unsqueeze(1) * gradient
+    right = gradient.new_zeros(n, COORDINATES).index_add(0, crystal, right)
     diagonal = normal.diagonal(dim1=1, dim2=2)
     ridge = RIDGE * diagonal.sum(1, keepdim=True) + (diagonal == 0)
     return torch.linalg.solve(normal + torch.diag_embed(ridge), right)

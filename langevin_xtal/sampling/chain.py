@@ -10,107 +10,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from langevin_xtal.crystal.request import Request
-from langevin_xtal.diffusion.noising import (
-    Crystals,
-    crystal_arrays,
-    free_coordinates,
-    graph_of,
-    lattice_of,
-)
-from langevin_xtal.errors import GraphError, RequestError
+from langevin_xtal.diffusion.noising import Crystals, crystal_arrays, graph_of, moved_lattice
+from langevin_xtal.errors import GraphError
 from langevin_xtal.graph import build_multigraph
 from langevin_xtal.graph.batch import GraphBatch
-from langevin_xtal.graph.snapping import SitePairs, all_operations, site_pairs
+from langevin_xtal.graph.snapping import Operations, SitePairs, all_operations, site_pairs
 from langevin_xtal.model.checkpoint import ScoreModel
-from langevin_xtal.model.scores import lattice_noise, position_noise
-from langevin_xtal.model.statistics import Statistics
+from langevin_xtal.model.scores import cell_frame, lattice_noise, position_noise
+from langevin_xtal.sampling.start import Start
 from langevin_xtal.sampling.streams import CandidateStreams
 from langevin_xtal.symmetry.groups import operation_table
 from langevin_xtal.symmetry.lattice import (
-    axis_coordinate,
-    cell_directions,
+    coordinate_from_cosine,
     coordinate_from_length,
-    has_fixed_angles,
+    lattice_driver,
 )
-from langevin_xtal.symmetry.wyckoff import WyckoffPosition, wyckoff_positions
 
 SHORTEST, LONGEST = 1.2, 80.0
 """Cell lengths a chain is held within [Å]."""
 
-PERIODS = 24.0
-"""Cells spanned by the uniform start of a site confined to its Wyckoff position."""
+SHARPEST = 20.0
+"""Cell angles are held between this and 180 less this [degrees]."""
 
 LONGEST_STEP = 100.0
 """A chain with a longer step has exploded [Å]."""
 
 
-def check_groups(requests: Sequence[Request]) -> None:
-    """Refuse groups whose lattices cannot be sampled.
-
-    Raises
-    ------
-    RequestError
-        For triclinic and monoclinic groups, whose cell angles are not sampled yet.
-    """
-    for request in requests:
-        if not has_fixed_angles(request.space_group.number):
-            raise RequestError(
-                f"space group {request.space_group} is {request.space_group.crystal_system}: "
-                "sampling needs cell angles fixed by symmetry, that is groups 16 to 230"
-            )
-
-
-Assignment = Sequence[WyckoffPosition]
-"""The Wyckoff position of every site of a request."""
-
-
-def expected_lengths(
-    request: Request, statistics: Statistics, assignment: Assignment | None = None
-) -> np.ndarray:
-    """(3,) cell lengths [Å] that sites, elements and group suggest, from training statistics.
-
-    Without an assignment every site counts with the group's mean multiplicity.
-    """
-    number = request.space_group.number
-    atoms = np.full(len(request.numbers), statistics.site_multiplicity[number])
-    if assignment is not None:
-        atoms = np.array([w.multiplicity for w in assignment], dtype=float)
-    volume = statistics.atomic_volume[list(request.numbers)] @ atoms
-    lengths = np.cbrt(volume) * np.exp(statistics.shape[number])
-    axis = axis_coordinate(number)
-    return np.array([lengths[axis == axis[k]].mean() for k in range(3)])
-
-
-def starting_crystals(
-    requests: Sequence[Request],
-    statistics: Statistics,
-    assignments: Sequence[Assignment] | None = None,
-) -> Crystals:
-    """The fixed parts of chains, with cells of the expected size and all sites at the origin.
-
-    Raises
-    ------
-    RequestError
-        For triclinic and monoclinic groups, whose cell angles are not sampled yet.
-    """
-    check_groups(requests)
-    numbers = np.array([r.space_group.number for r in requests])
+def starting_crystals(starts: Sequence[Start], groups: Sequence[int]) -> Crystals:
+    """What chains of space groups ``groups`` start from, without noise."""
     table = operation_table()
-    sites = np.array([len(r.numbers) for r in requests])
-    given: Sequence[Assignment | None] = assignments or [None] * len(requests)
-    lengths = np.stack(
-        [expected_lengths(r, statistics, a) for r, a in zip(requests, given, strict=True)]
-    )
-    flat = [z for r in requests for z in r.numbers]
+    numbers = np.asarray(groups)
+    sites = np.array([len(s.numbers) for s in starts])
     return Crystals(
-        numbers=torch.tensor(flat, dtype=torch.int64),
-        frac=torch.zeros(len(flat), 3, dtype=torch.float64),
+        numbers=torch.tensor([z for s in starts for z in s.numbers], dtype=torch.int64),
+        frac=torch.from_numpy(np.concatenate([s.frac for s in starts])),
         site_start=torch.from_numpy(np.concatenate([[0], np.cumsum(sites)])),
-        directions=torch.from_numpy(np.stack([cell_directions(n) for n in numbers])),
-        coordinates=torch.from_numpy(coordinate_from_length(lengths)),
-        axis=torch.from_numpy(np.stack([axis_coordinate(n) for n in numbers])),
-        fixed_angles=torch.ones(len(requests), dtype=torch.bool),
+        coordinates=torch.from_numpy(np.stack([s.coordinates for s in starts])),
+        driver=torch.from_numpy(np.stack([lattice_driver(n) for n in groups])),
+        free=torch.from_numpy(np.stack([s.free for s in starts])),
         op_start=torch.from_numpy(table.start[numbers - 1]),
         op_count=torch.from_numpy(table.start[numbers] - table.start[numbers - 1]),
     )
@@ -125,126 +62,115 @@ class Chains:
     """
 
     model: ScoreModel
-    crystals: Crystals  #: the fixed parts
+    crystals: Crystals  #: the fixed parts, and the start
     streams: CandidateStreams
+    tau: Tensor  #: (B,) place on the noise schedule at the start
+    free_space: Tensor  #: (A, 3, 3) fractional projectors onto the directions sites may move in
+    confined: Tensor  #: (B,) bool: crystals whose sites keep their Wyckoff positions
     frac: Tensor  #: (A, 3) fractional, float64
-    coordinates: Tensor  #: (B, 3) lattice coordinates ℓ of a, b and c, float64
-    free_space: Tensor | None = None  #: (A, 3, 3) fractional projectors of confined sites
-    multiplicity: Tensor | None = None  #: (A,) of the Wyckoff positions drawn, if any
+    coordinates: Tensor  #: (B, 6) lattice coordinates, float64
     evaluations: int = 0  #: network evaluations so far
     failed: Tensor = field(init=False)  #: (B,) bool
 
     def __post_init__(self) -> None:
-        self.failed = torch.zeros(len(self.coordinates), dtype=torch.bool)
+        self.failed = torch.zeros_like(self.confined)
 
     @classmethod
     def start(
         cls,
         model: ScoreModel,
-        requests: Sequence[Request],
+        starts: Sequence[Start],
+        groups: Sequence[int],
         keys: Tensor,
-        lattice_sigma: float,
-        *,
-        assigned: bool = False,
-        temperature: float = 1.0,
+        device: str | torch.device = "cpu",
     ) -> Chains:
-        """Positions uniform in the cell, lattice coordinates normal around the expected cell.
+        """Chains at the noise level where they start, on a device.
 
-        Parameters
-        ----------
-        lattice_sigma
-            Noise level [Å] the first step will assume.
-        assigned
-            Draw a Wyckoff position for every site from the model's prior, start uniformly on it
-            and stay on it; otherwise sites are free, as in the paper.
-        temperature
-            Of that draw: below 1, likelier assignments come up more often.
+        A chain that starts at the largest noise keeps its positions, which are uniform already.
         """
-        site_start = torch.tensor([0] + [len(r.numbers) for r in requests]).cumsum(0)
-        streams = CandidateStreams(keys, site_start)
-        start, assignments, free_space = streams.site_uniforms(), None, None
-        multiplicity = None
-        if assigned and model.prior is not None:
-            uniforms = torch.nn.utils.rnn.pad_sequence(
-                list(streams.site_uniforms()[:, 0].split(site_start.diff().tolist())),
-                batch_first=True,
-            )
-            drawn = model.prior.draw(requests, uniforms, temperature)
-            assignments = [
-                [wyckoff_positions(r.space_group.number)[w] for w in row]
-                for r, row in zip(requests, drawn, strict=True)
+        crystals = starting_crystals(starts, groups)
+        eye = np.eye(3)
+        free_space = np.stack(
+            [
+                (eye if s.positions is None else s.positions[k].projector) * s.moves[k]
+                for s in starts
+                for k in range(len(s.numbers))
             ]
-            flat = [w for row in assignments for w in row]
-            free_space = torch.from_numpy(np.stack([w.projector for w in flat]))
-            multiplicity = torch.tensor([w.multiplicity for w in flat])
-            base = torch.from_numpy(np.stack([w.base for w in flat]))
-            # many periods, so that the projection is uniform on the position
-            start = base + (free_space @ (PERIODS * start).unsqueeze(2)).squeeze(2)
-        crystals = starting_crystals(requests, model.statistics, assignments)
-        chains = cls(
-            model, crystals, streams, start, crystals.coordinates, free_space, multiplicity
         )
-        chains.move_lattice(lattice_sigma * streams.crystal_normals())
+        crystals = crystals.to(device)
+        chains = cls(
+            model=model,
+            crystals=crystals,
+            streams=CandidateStreams(keys.to(device), crystals.site_start),
+            tau=torch.tensor([s.tau for s in starts], dtype=torch.float64, device=device),
+            free_space=torch.from_numpy(free_space).to(device),
+            confined=torch.tensor([s.positions is not None for s in starts], device=device),
+            frac=crystals.frac,
+            coordinates=crystals.coordinates,
+        )
+        sigma, sigma_lat = (level[0] for level in model.levels.grid(2, chains.tau))
+        sigma = torch.where(chains.tau > 0, sigma, 0.0)
+        chains.move_positions(sigma[chains.site_crystal, None] * chains.streams.site_normals())
+        chains.move_lattice(sigma_lat.unsqueeze(1) * chains.streams.crystal_normals())
         return chains
 
     @property
     def lattice(self) -> Tensor:
         """(B, 3, 3) rows [Å]."""
-        return lattice_of(self.coordinates, self.crystals.directions)
+        return cell_frame(self.coordinates).rows
 
-    @property
+    @cached_property
     def site_crystal(self) -> Tensor:
         """(A,) crystal of each site."""
         return self.crystals.site_crystal
 
-    @property
-    def free(self) -> Tensor:
-        """(B, 3) bool: which lattice coordinates are degrees of freedom."""
-        return free_coordinates(self.crystals.axis)
-
-    def noise(self, sigma_pos: float, sigma_lat: float) -> tuple[Tensor, Tensor]:
-        """Predicted noise: positions (A, 3) in units of σ, lattice (B, 3) in units of σ_L."""
-        n = len(self.coordinates)
-        position = torch.full((n,), sigma_pos, dtype=torch.float64)
-        lattice = torch.full((n,), sigma_lat, dtype=torch.float64)
+    def noise(self, sigma_pos: Tensor, sigma_lat: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicted noise at levels (B,): positions (A, 3) in units of σ, lattice (B, 6) of σ_L."""
+        clean = ~self.crystals.free.any(1)
+        told_lat = torch.where(clean, 0.0, sigma_lat)
         with torch.inference_mode():
             try:
-                g = self._graph(position)
+                g = self._graph(sigma_pos)
             except GraphError:
                 self._give_up_collapsed()
-                g = self._graph(position)
-            out = self.model.network(g, position.float(), lattice.float())
-            shift = position_noise(g, out, position.float()).double()
-            change = lattice_noise(g, out, self.coordinates.float(), self.crystals.axis).double()
+                g = self._graph(sigma_pos)
+            out = self.model.network(g, sigma_pos.float(), told_lat.float())
+            shift = position_noise(g, out, sigma_pos.float()).double()
+            change = lattice_noise(
+                g,
+                out,
+                self.coordinates.float(),
+                self.crystals.driver,
+                self.crystals.free,
+            ).double()
         self.evaluations += 1
         return shift, change
 
     def move_positions(self, step: Tensor) -> None:
-        """Move sites by Cartesian vectors (A, 3) [Å]."""
+        """Move sites by Cartesian vectors (A, 3) [Å], along the directions they are free in."""
         wild = ~(step.abs() <= LONGEST_STEP).all(1)
         exploded = torch.zeros_like(self.failed, dtype=torch.int64)
         exploded = exploded.index_add(0, self.site_crystal, wild.long())
         self.failed = self.failed | (exploded > 0)
         frame = torch.linalg.inv(self.lattice)[self.site_crystal]
         delta = (step.unsqueeze(1) @ frame).squeeze(1)
-        if self.free_space is not None:
-            delta = (self.free_space @ delta.unsqueeze(2)).squeeze(2)
+        delta = (self.free_space @ delta.unsqueeze(2)).squeeze(2)
         moved = self.frac + delta
         moved = moved - moved.floor()
         stays = self.failed[self.site_crystal].unsqueeze(1)
         self.frac = torch.where(stays, self.frac, moved)
 
     def move_lattice(self, step: Tensor) -> None:
-        """Move the free lattice coordinates by (B, 3) [Å], within the allowed lengths."""
+        """Move the free lattice coordinates by (B, 6) [Å], within the allowed cells."""
         self.failed = self.failed | ~(step.abs() <= LONGEST_STEP).all(1)
-        moved = self.coordinates + (step * self.free).gather(1, self.crystals.axis)
-        moved = moved.clamp(*_limits())
+        low, high = (limit.to(step.device) for limit in _limits())
+        moved = moved_lattice(self.crystals, step, self.coordinates).clamp(low, high)
         self.coordinates = torch.where(self.failed.unsqueeze(1), self.coordinates, moved)
 
     @property
     def diverged(self) -> Tensor:
-        """(B,) bool: chains that failed, or whose cell lengths are at a limit."""
-        low, high = _limits()
+        """(B,) bool: chains that failed, or whose cell lengths or angles are at a limit."""
+        low, high = (limit.to(self.coordinates.device) for limit in _limits())
         stuck = (self.coordinates <= low) | (self.coordinates >= high)
         return self.failed | stuck.any(1)
 
@@ -254,15 +180,17 @@ class Chains:
             self.lattice,
             self.crystals,
             sigma_pos,
+            self.confined,
             self.model.network.config.graph_settings(),
-            all_operations(),
+            self._operations,
             torch.float32,
             pairs=self._pairs,
         )
 
     def _give_up_collapsed(self) -> None:
-        """Mark the chains too dense for the multigraph, and give them cells of normal size."""
-        arrays = crystal_arrays(self.frac, self.lattice, self.crystals, all_operations())
+        """Mark the chains too dense for the multigraph, and give them the cells they began with."""
+        host = self.crystals.to("cpu")
+        arrays = crystal_arrays(self.frac.cpu(), self.lattice.cpu(), host, all_operations())
         settings = self.model.network.config.graph_settings()
         for k in range(len(arrays)):
             own = slice(int(arrays.site_start[k]), int(arrays.site_start[k + 1]))
@@ -283,12 +211,20 @@ class Chains:
         self.coordinates = torch.where(self.failed.unsqueeze(1), roomy, self.coordinates)
 
     @cached_property
+    def _operations(self) -> Operations:
+        return all_operations().to(self.frac.device)
+
+    @cached_property
     def _pairs(self) -> SitePairs:
         return site_pairs(self.site_crystal, self.crystals.op_start, self.crystals.op_count)
 
 
 @cache
-def _limits() -> tuple[float, float]:
-    """Lattice coordinates of the shortest and longest cell length."""
+def _limits() -> tuple[Tensor, Tensor]:
+    """(6,) lattice coordinates of the shortest lengths and sharpest angles, and the other end."""
     low, high = coordinate_from_length(np.array([SHORTEST, LONGEST]))
-    return float(low), float(high)
+    angle = float(coordinate_from_cosine(np.cos(np.radians(SHARPEST))))
+    return (
+        torch.tensor([low] * 3 + [angle] * 3, dtype=torch.float64),
+        torch.tensor([high] * 3 + [-angle] * 3, dtype=torch.float64),
+    )

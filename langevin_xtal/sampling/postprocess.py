@@ -12,7 +12,9 @@ from langevin_xtal.crystal.candidate import SYMPRECS, Candidate
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.errors import InputError
+from langevin_xtal.sampling.start import Start
 from langevin_xtal.symmetry import SpaceGroup, orbit, snap_site, wrap
+from langevin_xtal.symmetry.sites import IDENTICAL
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -46,6 +48,7 @@ class Rejection:
 
 def finish(
     request: Request,
+    start: Start,
     frac: FloatArray,
     lattice: FloatArray,
     *,
@@ -54,19 +57,18 @@ def finish(
     attempt: int,
     config: PostprocessConfig,
     provenance: dict[str, object],
-    multiplicity: IntArray | None = None,
 ) -> Candidate | Rejection:
-    """Place sites on the special positions they are near, expand, and verify.
+    """Place free sites on the special positions they are near, expand, and verify.
 
     Parameters
     ----------
+    start
+        What the chain started from. Sites with Wyckoff positions are on them already, and are
+        rejected where they came to rest on a more special one.
     frac
         (A, 3) fractional coordinates at the end of the chain.
     lattice
         (3, 3) rows [Å].
-    multiplicity
-        (A,) atoms each site must have, where its Wyckoff position was drawn beforehand: a site
-        that ends on a more special one is rejected.
     """
 
     def reject(reason: str) -> Rejection:
@@ -74,19 +76,18 @@ def finish(
 
     if not (np.isfinite(frac).all() and np.isfinite(lattice).all()):
         return reject("diverged: positions or cell are not finite")
-    group, numbers = request.space_group, np.array(request.numbers)
-    sites = [
-        wrap(snap_site(f, group.rotations, group.translations, lattice, config.merge))
-        for f in frac
-    ]
+    group, numbers = request.space_group, np.array(start.numbers)
+    merge = config.merge if start.positions is None else IDENTICAL
+    sites = [wrap(snap_site(f, group.rotations, group.translations, lattice, merge)) for f in frac]
     images = [wrap(orbit(s, group.rotations, group.translations, lattice)[0]) for s in sites]
     found = np.array([len(i) for i in images])
-    if multiplicity is not None and (found != multiplicity).any():
-        k = int(np.flatnonzero(found != multiplicity)[0])
-        return reject(
-            f"collapsed: {SYMBOLS[numbers[k]]} was to have {multiplicity[k]} atoms in the cell, "
-            f"and its site ended where it has {found[k]}"
-        )
+    wanted = found if start.positions is None else [w.multiplicity for w in start.positions]
+    for number, had, has in zip(numbers, wanted, found, strict=True):
+        if had != has:
+            return reject(
+                f"collapsed: {SYMBOLS[number]} was to have {had} atoms in the cell, and its site "
+                f"ended where it has {has}"
+            )
     atom_site = np.repeat(np.arange(len(sites)), [len(i) for i in images])
     atom_frac = np.concatenate(images)
     first = np.searchsorted(atom_site, np.arange(len(sites)))

@@ -7,6 +7,7 @@ workers.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,17 +21,17 @@ from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.errors import InputError
 from langevin_xtal.model.checkpoint import ScoreModel, load_model
+from langevin_xtal.model.device import resolved_device
 from langevin_xtal.runtime import keep_freed_memory
-from langevin_xtal.sampling.chain import LONGEST, LONGEST_STEP, SHORTEST, Chains, check_groups
+from langevin_xtal.sampling.chain import LONGEST, LONGEST_STEP, SHARPEST, SHORTEST, Chains
 from langevin_xtal.sampling.postprocess import PostprocessConfig, Rejection, finish
 from langevin_xtal.sampling.samplers import Ancestral, Sampler, run
+from langevin_xtal.sampling.start import Positions, StartOptions, start_chains
 from langevin_xtal.sampling.streams import stream_keys
 from langevin_xtal.version import __version__
 
 Progress = Callable[[int, int], None]
 """Called with noise levels done and planned, over all batches."""
-
-Positions = Literal["assigned", "free"]
 
 Attempt = tuple[int, int]
 """Index of a request and attempt at it."""
@@ -38,8 +39,8 @@ Attempt = tuple[int, int]
 POLL_SECONDS = 0.2
 
 DIVERGED = (
-    f"diverged: a step was not finite or beyond {LONGEST_STEP:g} Å, or a cell length left "
-    f"{SHORTEST:g} to {LONGEST:g} Å"
+    f"diverged: a step was not finite or beyond {LONGEST_STEP:g} Å, or the cell left lengths of "
+    f"{SHORTEST:g} to {LONGEST:g} Å and angles of {SHARPEST:g} to {180 - SHARPEST:g} degrees"
 )
 
 
@@ -52,22 +53,46 @@ class SampleOptions:
     workers: int | None = None
     """Batches side by side; by default one per CPU."""
     attempts: int = 8
-    """Streams tried for a request whose chains are rejected: about one in six collapses."""
+    """Streams tried for a request whose chains are rejected."""
     positions: Positions = "assigned"
     """``assigned``: draw a Wyckoff position for every site from the model's prior and stay on it;
     ``free``: sites find their positions as they go, as in the paper. A model without a prior
     samples freely."""
     assignment_temperature: float = 1.0
     """Below 1, likelier assignments of Wyckoff positions are drawn more often."""
+    start: Literal["proposal", "noise"] = "proposal"
+    """``proposal``: chains with Wyckoff positions start from the model's proposal, at a middle
+    noise level; ``noise``: from uniform positions at the largest, as in the paper. A model
+    without a proposal starts from noise."""
+    proposal_temperature: float = 0.5
+    """Below 1, likelier proposals are drawn more often."""
+    proposal_noise: float = 0.4
+    """Noise of the positions at which a proposal is refined [Å]; the cell's goes with it."""
+    proposals: int = 1
+    """Drawn for a chain, of which the likeliest is refined."""
     sampler: Sampler = field(default_factory=Ancestral)
     """:class:`~langevin_xtal.sampling.samplers.AnnealedLangevin` is the paper's."""
     postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "workers", "attempts"):
+        for name in ("batch_size", "workers", "attempts", "proposals"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; it must be at least 1")
+        for name in ("assignment_temperature", "proposal_temperature", "proposal_noise"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise InputError(f"{name} is {value}; it must be positive and finite")
+
+    def start_options(self) -> StartOptions:
+        """What concerns the start of chains."""
+        return StartOptions(
+            positions=self.positions,
+            assignment_temperature=self.assignment_temperature,
+            proposal_temperature=self.proposal_temperature,
+            proposal_noise=self.proposal_noise,
+            proposals=self.proposals if self.start == "proposal" else 0,
+        )
 
 
 @dataclass
@@ -99,7 +124,7 @@ def sample(
     model
         From :func:`langevin_xtal.load_model`, or the name of a shipped model.
     device
-        ``"auto"`` or ``"cpu"``.
+        ``"cpu"``, ``"cuda"``, or ``"auto"`` for a GPU where there is one.
 
     Returns
     -------
@@ -110,7 +135,7 @@ def sample(
     Raises
     ------
     InputError
-        For a device that is not supported or a group that cannot be sampled yet.
+        For a device that is not there.
     """
     found: dict[int, Candidate] = {}
     for outcome in sample_batches(
@@ -135,11 +160,9 @@ def sample_batches(
     ``indices`` gives the stream of each request, 0, 1, … by default; part of a list gives the same
     candidates as the whole list when their indices are kept.
     """
-    if device not in ("auto", "cpu"):
-        raise InputError(f"device {device!r} is not supported for sampling; give auto or cpu")
+    device = resolved_device(device)
     options = options or SampleOptions()
     model = load_model(model) if isinstance(model, str) else model
-    check_groups(requests)
     streams = range(len(requests)) if indices is None else [int(k) for k in indices]
     if len(set(streams)) != len(requests) or len(streams) != len(requests):
         raise InputError(
@@ -147,7 +170,7 @@ def sample_batches(
             f"{len(set(streams))} of them different"
         )
     request_of = dict(zip(streams, requests, strict=True))
-    batches = _Batches(model, request_of, seed, options)
+    batches = _Batches(model, request_of, seed, options, device)
     threads = torch.get_num_threads()
     try:
         yield from batches.run(progress)
@@ -164,10 +187,12 @@ class _Batches:
         request_of: dict[int, Request],
         seed: int,
         options: SampleOptions,
+        device: str,
     ) -> None:
         self.model, self.request_of = model, request_of
-        self.seed, self.options = seed, options
-        self.workers = options.workers or os.cpu_count() or 1
+        self.seed, self.options, self.device = seed, options, device
+        # one batch at a time fills a GPU
+        self.workers = options.workers or (1 if device != "cpu" else os.cpu_count() or 1)
         self.stop = threading.Event()
         self.lock = threading.Lock()
         self.levels_done = 0
@@ -216,39 +241,33 @@ class _Batches:
             self.seed, torch.tensor([i for i, _ in batch]), torch.tensor([a for _, a in batch])
         )
         asked = [self.request_of[index] for index, _ in batch]
-        lattice_sigma = float(model.levels.grid(sampler.levels)[1][0])
-        chains = Chains.start(
-            model,
-            asked,
-            keys,
-            lattice_sigma,
-            assigned=self.options.positions == "assigned",
-            temperature=self.options.assignment_temperature,
-        )
+        starts = start_chains(asked, model, keys, self.options.start_options())
+        groups = [request.space_group.number for request in asked]
+        chains = Chains.start(model, starts, groups, keys, self.device)
         for _ in run(sampler, chains):
             with self.lock:
                 self.levels_done += 1
             if self.stop.is_set():
                 return Outcome()
         outcome = Outcome()
-        lattice, start = chains.lattice.numpy(), chains.crystals.site_start.tolist()
+        lattice, frac = chains.lattice.cpu().numpy(), chains.frac.cpu().numpy()
+        first = chains.crystals.site_start.tolist()
         provenance = _provenance(model, self.options)
         diverged = chains.diverged.tolist()
-        drawn = None if chains.multiplicity is None else chains.multiplicity.numpy()
         for k, (index, attempt) in enumerate(batch):
             if diverged[k]:
                 outcome.rejections.append(Rejection(asked[k], index, attempt, DIVERGED))
                 continue
             result = finish(
                 asked[k],
-                chains.frac[start[k] : start[k + 1]].numpy(),
+                starts[k],
+                frac[first[k] : first[k + 1]],
                 lattice[k],
                 seed=self.seed,
                 index=index,
                 attempt=attempt,
                 config=self.options.postprocess,
                 provenance=provenance | {"request": str(asked[k])},
-                multiplicity=None if drawn is None else drawn[start[k] : start[k + 1]],
             )
             if isinstance(result, Candidate):
                 outcome.candidates.append(result)
@@ -264,6 +283,11 @@ def _provenance(model: ScoreModel, options: SampleOptions) -> dict[str, object]:
         "version": __version__,
         "positions": options.positions,
         "assignment_temperature": options.assignment_temperature,
+        "start": options.start,
+        "proposal": (
+            f"{options.proposals} at temperature {options.proposal_temperature:g}, "
+            f"{options.proposal_noise:g} Å"
+        ),
         "sampler": repr(options.sampler),
         "levels": str(asdict(model.levels)),
     }

@@ -16,7 +16,7 @@ from langevin_xtal.errors import InputError
 from langevin_xtal.sampling.chain import Chains
 
 Schedule = tuple[Tensor, Tensor]
-"""Noise levels of positions and of the lattice, (F,) each, largest first."""
+"""Noise levels of positions and of the lattice, (F, B) each, largest first."""
 
 
 class Sampler(Protocol):
@@ -64,16 +64,17 @@ class AnnealedLangevin:
 
     def step(self, chains: Chains, schedule: Schedule, level: int) -> None:
         """X ← X + ε/2 s(X) + √ε z, then the same for L3 with cool noise."""
-        sigma, sigma_lat = float(schedule[0][level]), float(schedule[1][level])
+        sigma, sigma_lat = schedule[0][level], schedule[1][level]
+        of_sites, of_cells = _of_sites(chains, sigma), sigma_lat.unsqueeze(1)
         for _ in range(self.steps):
             noise, _ = chains.noise(sigma, sigma_lat)
-            drift = -0.5 * self.step_size * sigma * noise
-            kick = self.step_size**0.5 * sigma * chains.streams.site_normals()
-            chains.move_positions(drift + kick)
+            drift = -0.5 * self.step_size * noise
+            kick = self.step_size**0.5 * chains.streams.site_normals()
+            chains.move_positions(of_sites * (drift + kick))
             _, noise = chains.noise(sigma, sigma_lat)
-            drift = -0.5 * self.lattice_step_size * sigma_lat * noise
-            kick = self.lattice_step_size**0.5 * sigma_lat * chains.streams.crystal_normals()
-            chains.move_lattice(drift + self.temperature * kick)
+            drift = -0.5 * self.lattice_step_size * noise
+            kick = self.lattice_step_size**0.5 * chains.streams.crystal_normals()
+            chains.move_lattice(of_cells * (drift + self.temperature * kick))
         if level == self.levels - 1:
             _denoise(chains, sigma, sigma_lat)
 
@@ -98,30 +99,36 @@ class Ancestral:
 
     def step(self, chains: Chains, schedule: Schedule, level: int) -> None:
         """From one noise level to the next; to none from the last."""
-        sigma, sigma_lat = float(schedule[0][level]), float(schedule[1][level])
+        sigma, sigma_lat = schedule[0][level], schedule[1][level]
         if level == self.levels - 1:
             _denoise(chains, sigma, sigma_lat)
             return
         noise, noise_lat = chains.noise(sigma, sigma_lat)
-        after, after_lat = float(schedule[0][level + 1]), float(schedule[1][level + 1])
+        after, after_lat = schedule[0][level + 1], schedule[1][level + 1]
         kept, kept_lat = (after / sigma) ** 2, (after_lat / sigma_lat) ** 2
-        kick = after * (1 - kept) ** 0.5 * chains.streams.site_normals()
-        kick_lat = after_lat * (1 - kept_lat) ** 0.5 * chains.streams.crystal_normals()
-        chains.move_positions((kept - 1) * sigma * noise + self.temperature * kick)
-        chains.move_lattice(
-            (kept_lat - 1) * sigma_lat * noise_lat + self.lattice_temperature * kick_lat
-        )
+        back, kick = (kept - 1) * sigma, self.temperature * after * (1 - kept) ** 0.5
+        step = _of_sites(chains, back) * noise
+        chains.move_positions(step + _of_sites(chains, kick) * chains.streams.site_normals())
+        back = (kept_lat - 1) * sigma_lat
+        kick = self.lattice_temperature * after_lat * (1 - kept_lat) ** 0.5
+        step = back.unsqueeze(1) * noise_lat
+        chains.move_lattice(step + kick.unsqueeze(1) * chains.streams.crystal_normals())
 
 
-def _denoise(chains: Chains, sigma: float, sigma_lat: float) -> None:
+def _denoise(chains: Chains, sigma: Tensor, sigma_lat: Tensor) -> None:
     noise, noise_lat = chains.noise(sigma, sigma_lat)
-    chains.move_positions(-sigma * noise)
-    chains.move_lattice(-sigma_lat * noise_lat)
+    chains.move_positions(_of_sites(chains, -sigma) * noise)
+    chains.move_lattice(-sigma_lat.unsqueeze(1) * noise_lat)
+
+
+def _of_sites(chains: Chains, values: Tensor) -> Tensor:
+    """(A, 1) of every site, from values (B,) of the crystals."""
+    return values[chains.site_crystal].unsqueeze(1)
 
 
 def run(sampler: Sampler, chains: Chains) -> Iterator[int]:
     """Run all levels, yielding the number of levels done."""
-    schedule = chains.model.levels.grid(sampler.levels)
+    schedule = chains.model.levels.grid(sampler.levels, chains.tau)
     for level in range(sampler.levels):
         sampler.step(chains, schedule, level)
         yield level + 1

@@ -15,6 +15,9 @@ _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _PER_DRAW = 1 << 24
 """Numbers reserved for one draw of one candidate."""
 
+FIRST_DRAW = 1 << 10
+"""Draws before this one belong to the start of a chain."""
+
 
 def _signed(value: int) -> int:
     value &= (1 << 64) - 1
@@ -83,14 +86,10 @@ class CandidateStreams:
         three = torch.arange(3, device=keys.device)
         self._site_keys = keys[crystal].repeat_interleave(3)
         self._site_slots = (3 * place.unsqueeze(1) + three + 3).flatten()
-        self._keys = keys.repeat_interleave(3)
-        self._slots = three.repeat(len(keys))
-        self._draw = 0
-
-    def site_uniforms(self) -> Tensor:
-        """(A, 3) in (0, 1)."""
-        self._draw += 1
-        return uniforms(self._site_keys, self._site_slots, self._draw).view(-1, 3)
+        six = torch.arange(6, device=keys.device)
+        self._keys = keys.repeat_interleave(6)
+        self._slots = six.repeat(len(keys))
+        self._draw = FIRST_DRAW
 
     def site_normals(self) -> Tensor:
         """(A, 3) standard normal."""
@@ -98,6 +97,6 @@ class CandidateStreams:
         return normals(self._site_keys, self._site_slots, self._draw).view(-1, 3)
 
     def crystal_normals(self) -> Tensor:
-        """(B, 3) standard normal."""
+        """(B, 6) standard normal."""
         self._draw += 1
-        return normals(self._keys, self._slots, self._draw).view(-1, 3)
+        return normals(self._keys, self._slots, self._draw).view(-1, 6)

@@ -2,12 +2,13 @@
 
 from langevin_xtal.symmetry.groups import CRYSTAL_SYSTEMS, SpaceGroup, operation_table
 from langevin_xtal.symmetry.lattice import (
-    axis_coordinate,
     cell_directions,
     cell_lengths,
     coordinate_from_length,
-    free_lengths,
     has_fixed_angles,
+    lattice_coordinates,
+    lattice_driver,
+    lattice_freedom,
     length_from_coordinate,
 )
 from langevin_xtal.symmetry.sites import orbit, site_projector, snap_site, stabiliser, wrap
@@ -15,12 +16,13 @@ from langevin_xtal.symmetry.sites import orbit, site_projector, snap_site, stabi
 __all__ = [
     "CRYSTAL_SYSTEMS",
     "SpaceGroup",
-    "axis_coordinate",
     "cell_directions",
     "cell_lengths",
     "coordinate_from_length",
-    "free_lengths",
     "has_fixed_angles",
+    "lattice_coordinates",
+    "lattice_driver",
+    "lattice_freedom",
     "length_from_coordinate",
     "operation_table",
     "orbit",

@@ -9,8 +9,9 @@ freedom; the last one is the general position. The table is computed from the op
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from langevin_xtal.symmetry.groups import SpaceGroup
 from langevin_xtal.symmetry.sites import stabiliser
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 _BOX = np.stack(np.meshgrid(*[np.arange(-2, 3)] * 3, indexing="ij"), -1).reshape(-1, 3)
 
@@ -37,6 +39,36 @@ class WyckoffPosition:
     def freedom(self) -> int:
         """Degrees of freedom: 0 to 3."""
         return round(float(np.trace(self.projector)))
+
+    @cached_property
+    def parameters(self) -> IntArray:
+        """(freedom,) coordinates that parametrise the position: those the others follow from.
+
+        As in the International Tables, the others are whole multiples of them, plus a constant.
+        """
+        return self._parametrisation[0]
+
+    @cached_property
+    def directions(self) -> FloatArray:
+        """(3, freedom) change of the point with each parameter, whole numbers."""
+        return self._parametrisation[1]
+
+    @cached_property
+    def _parametrisation(self) -> tuple[IntArray, FloatArray]:
+        for chosen in combinations(range(3), self.freedom):
+            axes = np.array(chosen, dtype=np.int64)
+            # least squares for the matrix that is the identity in the chosen rows
+            block = self.projector[axes]
+            if np.linalg.matrix_rank(block, tol=1e-6) < self.freedom:
+                continue
+            directions = self.projector @ np.linalg.pinv(block)
+            if np.abs(directions - np.rint(directions)).max(initial=0.0) < 1e-6:
+                return axes, np.rint(directions)
+        raise SymmetryError(f"Wyckoff position {self.index} has no whole parametrisation")
+
+    def point(self, values: FloatArray) -> FloatArray:
+        """(..., 3) points with parameters (..., freedom)."""
+        return self.base + (values - self.base[self.parameters]) @ self.directions.T
 
     def contains(self, point: FloatArray) -> bool:
         """Whether a point lies in the representative space, up to a lattice vector."""
@@ -102,23 +134,46 @@ def locate(number: int, point: FloatArray, lattice: FloatArray) -> WyckoffPositi
 
 
 @cache
-def origin_shifts(number: int) -> NDArray[np.int64]:
-    """(P, W) how shifts of the origin that keep the group relabel its W Wyckoff positions.
+def polar_directions(number: int) -> FloatArray:
+    """(3, 3) projector onto the vectors that no operation turns: along axes of the cell."""
+    return np.mean(SpaceGroup(number).rotations, axis=0)
 
-    A crystal described from another such origin is the same crystal with position ``w`` renamed to
-    ``shift[w]``. Shifts of 1/4, 1/3 and 1/2 along the axes are tried; row 0 changes nothing. The
-    set is part of the Euclidean normaliser of the group.
+
+@cache
+def shift_vectors(number: int) -> tuple[FloatArray, IntArray]:
+    """(S, 3) shifts of the origin that keep the group, and (S, W) how they relabel its positions.
+
+    A point at x is at x + shift from the other origin, and position ``w`` is called ``label[w]``
+    there. Shifts of 1/4, 1/3 and 1/2 along the axes are tried; they belong to the Euclidean
+    normaliser of the group. Shifts by a centring vector change nothing and are left out; row 0 is
+    no shift. Those along :func:`polar_directions` are a continuum, relabel nothing, and are left
+    out too.
     """
     group, positions = SpaceGroup(number), wyckoff_positions(number)
     steps = np.array([0, 6, 8, 12, 16, 18]) / 24.0
     shifts = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
-    centring = group.centring / 24.0
+    centring, polar = group.centring / 24.0, polar_directions(number)
     lattice = np.eye(3) * 50.0  # any cell: only equality up to rounding is asked for
     generic = [w.base + w.projector @ np.array([0.0127, 0.0211, 0.0173]) for w in positions]
-    found = {tuple(range(len(positions)))}
+    vectors: list[FloatArray] = []
+    labels: list[list[int]] = []
     for shift in shifts:
+        if np.abs(polar @ shift).max() > 1e-9:
+            continue
         moved = shift @ np.swapaxes(group.rotations, 1, 2) - shift
         gap = moved[:, None] - centring[None]
-        if (np.abs(gap - np.rint(gap)).max(axis=2) < 1e-9).any(axis=1).all():
-            found.add(tuple(locate(number, p + shift, lattice).index for p in generic))
-    return np.array(sorted(found), dtype=np.int64)
+        if not (np.abs(gap - np.rint(gap)).max(axis=2) < 1e-9).any(axis=1).all():
+            continue
+        if vectors:
+            gap = shift - np.array(vectors)[:, None] - centring[None]
+            if (np.abs(gap - np.rint(gap)).max(axis=2) < 1e-9).any():
+                continue
+        vectors.append(shift)
+        labels.append([locate(number, p + shift, lattice).index for p in generic])
+    return np.array(vectors), np.array(labels, dtype=np.int64)
+
+
+@cache
+def origin_shifts(number: int) -> IntArray:
+    """(P, W) the different relabellings of :func:`shift_vectors`; row 0 changes nothing."""
+    return np.unique(shift_vectors(number)[1], axis=0)

@@ -93,7 +93,7 @@ def fit_prior(
         for pick in _batches(open_to_choice, sites):
             longest = int(sites[pick].max())
             told = group[pick], numbers[pick, :longest], chosen[pick, :longest]
-            loss = -prior.log_likelihood(*told, DROPOUT, _substitution()).mean()
+            loss = -prior.log_likelihood(*told, DROPOUT, substitution()).mean()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
@@ -136,7 +136,7 @@ def _batches(crystals: Tensor, sites: Tensor) -> Iterator[Tensor]:
     return (parts[k] for k in torch.randperm(len(parts)).tolist() if len(parts[k]))
 
 
-def _substitution() -> Tensor:
+def substitution() -> Tensor:
     """(119,) atomic number to show in place of each."""
     table = kin()
     other = table.gather(1, torch.randint(table.shape[1], (len(table), 1))).squeeze(1)

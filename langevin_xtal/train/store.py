@@ -9,12 +9,7 @@ from torch import Tensor
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.diffusion.noising import Crystals
 from langevin_xtal.symmetry.groups import operation_table
-from langevin_xtal.symmetry.lattice import (
-    axis_coordinate,
-    cell_lengths,
-    coordinate_from_length,
-    has_fixed_angles,
-)
+from langevin_xtal.symmetry.lattice import lattice_coordinates, lattice_driver, lattice_freedom
 
 
 class CrystalStore:
@@ -25,19 +20,17 @@ class CrystalStore:
     """
 
     def __init__(self, data: PackedDataset) -> None:
-        lengths = cell_lengths(data.lattice)
         table = operation_table()
         numbers = range(1, 231)
-        axis = np.array([axis_coordinate(n) for n in numbers])[data.group - 1]
-        fixed = np.array([has_fixed_angles(n) for n in numbers])[data.group - 1]
+        driver = np.array([lattice_driver(n) for n in numbers])[data.group - 1]
+        free = np.array([lattice_freedom(n) for n in numbers])[data.group - 1]
         self.sites = torch.from_numpy(np.diff(data.site_start))
         self._start = torch.from_numpy(np.asarray(data.site_start, dtype=np.int64))
         self._numbers = torch.from_numpy(np.asarray(data.numbers, dtype=np.int64))
         self._frac = torch.from_numpy(np.asarray(data.frac, dtype=np.float64))
-        self._directions = torch.from_numpy(data.lattice / lengths[..., None])
-        self._coordinates = torch.from_numpy(coordinate_from_length(lengths))
-        self._axis = torch.from_numpy(axis)
-        self._fixed = torch.from_numpy(fixed)
+        self._coordinates = torch.from_numpy(lattice_coordinates(data.lattice))
+        self._driver = torch.from_numpy(driver)
+        self._free = torch.from_numpy(free)
         self._op_start = torch.from_numpy(table.start[data.group - 1])
         self._op_count = torch.from_numpy(table.start[data.group] - table.start[data.group - 1])
 
@@ -55,10 +48,9 @@ class CrystalStore:
             numbers=self._numbers[site],
             frac=self._frac[site],
             site_start=start,
-            directions=self._directions[index],
             coordinates=self._coordinates[index],
-            axis=self._axis[index],
-            fixed_angles=self._fixed[index],
+            driver=self._driver[index],
+            free=self._free[index],
             op_start=self._op_start[index],
             op_count=self._op_count[index],
         )

@@ -1,0 +1,424 @@
+"""A learned proposal: where atoms and cell may be before any noise is removed.
+
+With the Wyckoff positions given, a crystal is few numbers: the free parameters of its sites and
+the free lengths and angles of its cell. An autoregressive network over one canonical description
+(:mod:`langevin_xtal.symmetry.description`) learns them,
+
+    p(x, L | group, elements, positions) = Π_k p(x_k | x_1 … x_{k-1}, …) p(L | x, …),
+
+each parameter a categorical over ``BINS`` fractions of the cell, the lattice a mixture of normal
+distributions. It sees no distances: it remembers which structure types such elements take. The
+score network, which sees nothing but distances and angles, starts from its draws at an
+intermediate noise level and does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from langevin_xtal.errors import InputError
+from langevin_xtal.model.assignment import (
+    element_features,
+    element_rank,
+    position_features,
+)
+from langevin_xtal.model.network import ELEMENTS, Linear
+from langevin_xtal.model.statistics import Statistics
+from langevin_xtal.symmetry.description import EDGE, smallest_labels
+from langevin_xtal.symmetry.lattice import (
+    COORDINATES,
+    coordinate_from_length,
+    fixed_coordinates,
+    lattice_driver,
+    lattice_freedom,
+)
+from langevin_xtal.symmetry.wyckoff import table_start, wyckoff_positions
+
+BINS = 96
+"""Fractions of the cell told apart: 0.1 Å in a cell of 10 Å, and all multiples of 1/24."""
+
+WAVES = 12
+"""Frequencies by which a parameter is told to the network."""
+
+COMPONENTS = 12
+"""Of the mixture over lattices."""
+
+SMALLEST_SPREAD = 0.01
+"""Of a component, in units of log length or angle coordinate / 10 Å."""
+
+RANGES: dict[str, tuple[int, int]] = {"width": (8, 1024), "layers": (1, 16), "heads": (1, 16)}
+"""What a proposal may be: its file comes from strangers, and memory is taken on its word."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposalConfig:
+    """Size of the proposal network."""
+
+    width: int = 128
+    """Features of a site."""
+    layers: int = 3
+    """Layers that read the request, and layers that place its sites."""
+    heads: int = 4
+    """Attention heads."""
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise InputError(f"{name} is {value}; it must lie between {low} and {high}")
+        if self.width % self.heads:
+            raise InputError(
+                f"width {self.width} is not a multiple of {self.heads} heads; give one that is"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Descriptions:
+    """B crystals described (see :func:`~langevin_xtal.symmetry.description.describe`), padded."""
+
+    group: Tensor  #: (B,) space-group numbers
+    numbers: Tensor  #: (B, S) atomic numbers, 0 for padding
+    rows: Tensor  #: (B, S) rows of the table of all Wyckoff positions
+    values: Tensor  #: (B, S, 3) parameters, first those there are; float32
+    used: Tensor  #: (B, S, 3) bool: parameters there are
+    size: Tensor  #: (B,) log of the volume expected of the atoms [Å³]
+    lattice: Tensor  #: (B, 6) see :func:`lattice_features`
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    def pick(self, index: Tensor) -> Descriptions:
+        """Some of them, with no more padding than they need."""
+        longest = int((self.numbers[index] > 0).sum(1).max())
+        return Descriptions(
+            self.group[index],
+            self.numbers[index, :longest],
+            self.rows[index, :longest],
+            self.values[index, :longest],
+            self.used[index, :longest],
+            self.size[index],
+            self.lattice[index],
+        )
+
+
+@torch.no_grad()
+def lattice_features(coordinates: Tensor, log_volume: Tensor) -> Tensor:
+    """(B, 6) log lengths less a third of the expected log volume; angle coordinates / 10 Å."""
+    lengths = 10.0 * torch.log1p(torch.exp(coordinates[:, :3] / 10.0))
+    return torch.cat([lengths.log() - log_volume.unsqueeze(1) / 3, coordinates[:, 3:] / 10], 1)
+
+
+def lattice_freedoms() -> tuple[Tensor, Tensor]:
+    """(231, 6) which coordinates are free, and which one drives each; row 0 unused."""
+    free = [np.zeros(COORDINATES, dtype=bool)] + [lattice_freedom(n) for n in range(1, 231)]
+    driver = [np.arange(COORDINATES)] + [lattice_driver(n) for n in range(1, 231)]
+    return torch.from_numpy(np.array(free)), torch.from_numpy(np.array(driver))
+
+
+def expected_log_volume(
+    numbers: NDArray[np.int64], multiplicity: NDArray[np.int64], statistics: Statistics
+) -> float:
+    """Log of the volume of a cell [Å³] that its atoms suggest."""
+    return float(np.log(statistics.atomic_volume[numbers] @ multiplicity))
+
+
+class Attention(nn.Module):
+    """A pre-norm transformer layer over the sites of each crystal."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm, self.norm_out = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.mix = nn.Linear(width, 3 * width, bias=False)
+        self.leave = nn.Linear(width, width, bias=False)
+        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor, allowed: Tensor, dropout: float) -> Tensor:
+        """(B, S, W) to the same; ``allowed`` (B, S, S) says who sees whom."""
+        b, s, w = x.shape
+        q, k, v = self.mix(self.norm(x)).view(b, s, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        seen = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed.unsqueeze(1))
+        seen = self.leave(seen.transpose(1, 2).reshape(b, s, w))
+        x = x + functional.dropout(seen, dropout, training=dropout > 0)
+        inner = self.narrow(functional.gelu(self.wide(self.norm_out(x))))
+        return x + functional.dropout(inner, dropout, training=dropout > 0)
+
+
+class Proposal(nn.Module):
+    """Autoregressive distribution of site parameters and lattice."""
+
+    def __init__(self, config: ProposalConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or ProposalConfig()
+        w, rows = self.config.width, len(position_features())
+        self.group = nn.Embedding(231, w)
+        self.position = nn.Embedding(rows, w)
+        self.element = nn.Embedding(ELEMENTS, w)
+        self.describe_position = Linear(position_features().shape[1], w)
+        self.describe_element = Linear(element_features().shape[1], w)
+        self.size = Linear(3, w)
+        self.read = nn.ModuleList(
+            Attention(w, self.config.heads) for _ in range(self.config.layers)
+        )
+        self.enter = nn.Linear(w + 3 * 2 * WAVES, w)
+        self.place = nn.ModuleList(
+            Attention(w, self.config.heads) for _ in range(self.config.layers)
+        )
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(w + 2 * WAVES * k, 2 * w), nn.GELU(), nn.Linear(2 * w, BINS)
+            )
+            for k in range(3)
+        )
+        self.lattice = nn.Sequential(
+            nn.Linear(2 * w, 2 * w),
+            nn.GELU(),
+            nn.Linear(2 * w, COMPONENTS * (1 + 2 * COORDINATES)),
+        )
+        for table, spread in ((self.position, 0.1), (self.element, 0.1), (self.group, 0.2)):
+            nn.init.normal_(table.weight, std=spread)
+
+    def context(self, d: Descriptions, dropout: float = 0.0, shown: Tensor | None = None) -> Tensor:
+        """(B, S, W) what each site is, among the others."""
+        real = d.numbers > 0
+        seen = d.numbers if shown is None else shown[d.numbers]
+        count = real.sum(1, keepdim=True).float()
+        size = torch.stack([d.size / 3 - 2, d.size - count[:, 0].log() - 3, count[:, 0].log()], 1)
+        x = self.element(seen) + self.describe_element(element_features()[seen].flatten(0, 1)).view(
+            *seen.shape, -1
+        )
+        about = position_features()[d.rows].flatten(0, 1)
+        x = x + self.position(d.rows) + self.describe_position(about).view(*seen.shape, -1)
+        x = x + (self.group(d.group) + self.size(size)).unsqueeze(1)
+        # which sites share an element, whatever it is
+        allowed = (real.unsqueeze(1) & real.unsqueeze(2)) | torch.eye(real.shape[1]).bool()
+        for layer in self.read:
+            x = layer(x, allowed, dropout)
+        return x
+
+    def placed(self, context: Tensor, d: Descriptions, dropout: float = 0.0) -> Tensor:
+        """(B, S + 1, W): state before each site is placed, and after the last."""
+        b, s, w = context.shape
+        told = torch.cat([context, (waves(d.values) * d.used.unsqueeze(3)).flatten(2)], 2)
+        told = functional.pad(self.enter(told), (0, 0, 1, 0))
+        x = told + functional.pad(context, (0, 0, 0, 1))
+        real = functional.pad(d.numbers > 0, (1, 0), value=True)
+        causal = torch.ones(s + 1, s + 1).tril().bool()
+        for layer in self.place:
+            x = layer(x, causal & real.unsqueeze(1) | torch.eye(s + 1).bool(), dropout)
+        return x
+
+    def bins(self, state: Tensor, values: Tensor, k: int) -> Tensor:
+        """(..., BINS) logits of parameter ``k`` from states (..., W) and those before it."""
+        before = waves(values[..., :k]).flatten(-2)
+        return self.heads[k](torch.cat([state, before], -1))
+
+    def mixture(self, state: Tensor, context: Tensor, d: Descriptions) -> Mixture:
+        """The lattice's, from :meth:`placed` and :meth:`context`."""
+        real = (d.numbers > 0).unsqueeze(2)
+        last = state.gather(
+            1, real.sum(1, keepdim=True).expand(-1, -1, state.shape[2])
+        ).squeeze(1)
+        mean = (context * real).sum(1) / real.sum(1)
+        out = self.lattice(torch.cat([last, mean], 1)).view(len(last), COMPONENTS, -1)
+        spread = SMALLEST_SPREAD + functional.softplus(out[..., 1 + COORDINATES :] - 3.0)
+        return Mixture(out[..., 0].log_softmax(1), out[..., 1 : 1 + COORDINATES], spread)
+
+    def log_likelihood(
+        self,
+        d: Descriptions,
+        dropout: float = 0.0,
+        shown: Tensor | None = None,
+        smoothing: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """(B,) of the parameters [nats, of their bins] and (B,) of the lattice features.
+
+        With ``smoothing`` bins, targets are spread over neighbouring bins by a normal of so many.
+        """
+        context = self.context(d, dropout, shown)
+        state = self.placed(context, d, dropout)
+        total = torch.zeros(len(d))
+        for k in range(3):
+            crystal, site = torch.nonzero(d.used[:, :, k], as_tuple=True)
+            if not len(crystal):
+                continue
+            values = d.values[crystal, site]
+            log_p = self.bins(state[crystal, site], values, k).log_softmax(1)
+            wanted = soft_bins(values[:, k], smoothing)
+            total = total.index_add(0, crystal, (wanted * log_p).sum(1))
+        free = lattice_freedoms()[0][d.group]
+        return total, self.mixture(state, context, d).log_density(d.lattice, free)
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Of normal distributions with independent coordinates."""
+
+    log_weight: Tensor  #: (B, K)
+    mean: Tensor  #: (B, K, 6)
+    spread: Tensor  #: (B, K, 6)
+
+    def log_density(self, x: Tensor, free: Tensor) -> Tensor:
+        """(B,) of points (B, 6), over the coordinates that are free (B, 6)."""
+        z = (x.unsqueeze(1) - self.mean) / self.spread
+        each = -0.5 * z.square() - self.spread.log() - 0.5 * np.log(2 * np.pi)
+        return torch.logsumexp(self.log_weight + (each * free.unsqueeze(1)).sum(2), 1)
+
+
+def waves(values: Tensor) -> Tensor:
+    """(..., 2 · WAVES) sines and cosines of fractions (...)."""
+    frequency = 2 * torch.pi * torch.arange(1, WAVES + 1)
+    phase = values.unsqueeze(-1) * frequency
+    return torch.cat([phase.sin(), phase.cos()], -1)
+
+
+def soft_bins(values: Tensor, smoothing: float) -> Tensor:
+    """(N, BINS) the nearest bin of fractions (N,), or a normal around them, on the circle."""
+    gap = values.unsqueeze(1) - torch.arange(BINS) / BINS
+    gap = (gap - gap.round()) * BINS
+    if not smoothing:
+        return functional.one_hot(gap.abs().argmin(1), BINS).float()
+    return (-0.5 * (gap / smoothing).square()).softmax(1)
+
+
+def padded(
+    group: Sequence[int],
+    numbers: Sequence[NDArray[np.int64]],
+    positions: Sequence[Sequence[int]],
+    statistics: Statistics,
+) -> Descriptions:
+    """Crystals whose parameters and lattices are not known yet, zero.
+
+    Parameters
+    ----------
+    numbers, positions
+        (B,) sequences, for each crystal the atomic numbers and the positions (indices within the
+        group) of its sites, in the order of the description.
+    """
+    longest = max(len(n) for n in numbers)
+    shape = (len(group), longest)
+    start = table_start()
+    z, rows = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    used, size = np.zeros((*shape, 3), dtype=bool), np.zeros(len(group))
+    for b, (g, own, where) in enumerate(zip(group, numbers, positions, strict=True)):
+        table = [wyckoff_positions(g)[w] for w in where]
+        z[b, : len(own)] = own
+        rows[b] = start[g - 1]
+        rows[b, : len(own)] = start[g - 1] + np.array(where)
+        for s, w in enumerate(table):
+            used[b, s, : w.freedom] = True
+        size[b] = expected_log_volume(own, np.array([w.multiplicity for w in table]), statistics)
+    return Descriptions(
+        torch.tensor(group),
+        torch.from_numpy(z),
+        torch.from_numpy(rows),
+        torch.zeros(*shape, 3),
+        torch.from_numpy(used),
+        torch.from_numpy(size).float(),
+        torch.zeros(len(group), COORDINATES),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """One crystal proposed."""
+
+    frac: NDArray[np.float64]  #: (A, 3) on the representative spaces, sites in the order given
+    positions: tuple[int, ...]  #: (A,) their Wyckoff positions, by the description's origin
+    coordinates: NDArray[np.float64]  #: (6,) lattice
+    log_likelihood: float  #: of what was drawn
+
+
+@torch.inference_mode()
+def draw(
+    proposal: Proposal,
+    statistics: Statistics,
+    group: int,
+    numbers: Sequence[int],
+    positions: Sequence[int],
+    uniforms: Tensor,
+    normals: Tensor,
+    temperature: float = 1.0,
+) -> Draw:
+    """Draw parameters and lattice of one crystal.
+
+    Parameters
+    ----------
+    numbers, positions
+        (A,) atomic numbers and Wyckoff positions (indices within the group), in any order.
+    uniforms
+        (A + 1, 3) numbers in (0, 1): for the parameters, and the last row for the lattice.
+    normals
+        (6,) standard normal numbers.
+    temperature
+        Below 1, likelier crystals come up more often.
+    """
+    rank = element_rank()[list(numbers)]
+    labels, _ = smallest_labels(group, positions, rank.tolist())
+    order = np.lexsort((labels, rank))
+    own = np.array(numbers)[order]
+    d = padded([group], [own], [[labels[s] for s in order]], statistics)
+    context = proposal.context(d)
+    log_likelihood = 0.0
+    for s in range(len(own)):
+        if not bool(d.used[0, s].any()):
+            continue
+        state = proposal.placed(context[:, : s + 1], _upto(d, s + 1))[:, s]
+        for k in range(int(d.used[0, s].sum())):
+            log_p = (proposal.bins(state, d.values[:, s], k)[0].double()).log_softmax(0)
+            share = (log_p / temperature).softmax(0).cumsum(0)
+            # within the bin too: its edges are nothing special
+            u = float(uniforms[s, k]) * float(share[-1])
+            bin_ = int((share < u).sum())
+            log_likelihood += float(log_p[bin_])
+            d.values[0, s, k] = (bin_ / BINS + EDGE) % 1.0 - EDGE
+    mixture = proposal.mixture(proposal.placed(context, d), context, d)
+    share = (mixture.log_weight[0].double() / temperature).softmax(0).cumsum(0)
+    pick = int((share < float(uniforms[-1, 0]) * float(share[-1])).sum())
+    x = mixture.mean[0, pick].double() + temperature * mixture.spread[0, pick].double() * normals
+    free, driver = (table[group] for table in lattice_freedoms())
+    density = mixture.log_density(x.float().unsqueeze(0), free.unsqueeze(0))
+    frac = np.zeros((len(own), 3))
+    table = wyckoff_positions(group)
+    for place, s in enumerate(order):
+        w = table[labels[s]]
+        frac[s] = w.point(d.values[0, place, : w.freedom].double().numpy())
+    return Draw(
+        frac,
+        tuple(labels),
+        _lattice_coordinates(x.numpy(), float(d.size[0]), group, free.numpy(), driver.numpy()),
+        log_likelihood + float(density[0]),
+    )
+
+
+def _upto(d: Descriptions, sites: int) -> Descriptions:
+    return Descriptions(
+        d.group,
+        d.numbers[:, :sites],
+        d.rows[:, :sites],
+        d.values[:, :sites],
+        d.used[:, :sites],
+        d.size,
+        d.lattice,
+    )
+
+
+def _lattice_coordinates(
+    x: NDArray[np.float64],
+    log_volume: float,
+    group: int,
+    free: NDArray[np.bool_],
+    driver: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """(6,) lattice coordinates from features; those not free are the group's own."""
+    lengths = np.exp(np.clip(x[:3] + log_volume / 3, 0.0, 5.0))
+    angles = np.clip(10.0 * x[3:], -15.0, 15.0)
+    values = np.concatenate([coordinate_from_length(lengths), angles])
+    return np.where(free[driver], values[driver], fixed_coordinates(group))

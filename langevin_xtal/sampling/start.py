@@ -1,0 +1,337 @@
+"""Where a chain starts: its sites, their Wyckoff positions, coordinates, cell and noise level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from langevin_xtal.crystal.elements import atomic_number
+from langevin_xtal.crystal.request import Request, cell_coordinates
+from langevin_xtal.errors import RequestError
+from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.proposal import draw
+from langevin_xtal.model.statistics import Statistics
+from langevin_xtal.sampling.streams import normals, uniforms
+from langevin_xtal.symmetry.assignments import Assignment, assignments, explain
+from langevin_xtal.symmetry.groups import SpaceGroup
+from langevin_xtal.symmetry.lattice import (
+    cell_directions,
+    coordinate_from_length,
+    fixed_coordinates,
+    has_fixed_angles,
+    lattice_coordinates,
+    lattice_driver,
+    lattice_freedom,
+)
+from langevin_xtal.symmetry.sites import snap_site
+from langevin_xtal.symmetry.wyckoff import WyckoffPosition, locate, wyckoff_positions
+
+FloatArray = NDArray[np.float64]
+
+Positions = Literal["assigned", "free"]
+
+PERIODS = 24.0
+"""Cells spanned by the uniform start of a site confined to its Wyckoff position."""
+
+USUAL_BETA = 105.0
+"""Angle [degrees] at which monoclinic cells start without a proposal."""
+
+MOST_ASSIGNMENTS = 2_000
+"""Assignments of a formula that are ranked; the others are not sampled."""
+
+FIXED_WITHIN = 0.1
+"""A fixed site this near to a special position is on it [Å]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """One chain before its first step. A sites."""
+
+    numbers: tuple[int, ...]  #: (A,) atomic numbers
+    positions: tuple[WyckoffPosition, ...] | None  #: of the sites; None where sites are free
+    frac: FloatArray  #: (A, 3)
+    coordinates: FloatArray  #: (6,) lattice
+    tau: float  #: place on the noise schedule where the chain starts, 0 for the largest noise
+    moves: NDArray[np.bool_]  #: (A,) sites that are not fixed
+    free: NDArray[np.bool_]  #: (6,) lattice coordinates that are sampled
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOptions:
+    """How starts are drawn."""
+
+    positions: Positions
+    assignment_temperature: float
+    proposal_temperature: float
+    proposal_noise: float  #: of the positions [Å] where a proposal is refined
+    proposals: int  #: drawn for a chain, of which the likeliest is taken
+
+
+def start_chains(
+    requests: Sequence[Request], model: ScoreModel, keys: Tensor, options: StartOptions
+) -> list[Start]:
+    """The start of every request's chain, from streams ``keys`` (B,)."""
+    assigned = _assign(requests, model, keys, options)
+    return [
+        _start(request, drawn, model, int(key), options)
+        for request, drawn, key in zip(requests, assigned, keys.tolist(), strict=True)
+    ]
+
+
+# -- Wyckoff positions
+
+_Sites = list[tuple[int, WyckoffPosition]]
+"""Atomic number and position of each site."""
+
+
+def _assign(
+    requests: Sequence[Request], model: ScoreModel, keys: Tensor, options: StartOptions
+) -> list[_Sites | None]:
+    """Positions of the sites of every request, None where they are free."""
+    found: list[_Sites | None] = [None] * len(requests)
+    by_prior = []
+    for k, request in enumerate(requests):
+        if request.start is not None:
+            table = wyckoff_positions(request.space_group.number)
+            where = [table[w] for w in request.start.positions]
+            found[k] = list(zip(request.numbers, where, strict=True))
+        elif request.formula is not None:
+            u = float(uniforms(keys[k : k + 1], torch.zeros(1, dtype=torch.int64), 1))
+            found[k] = _assign_formula(request, model, u, options.assignment_temperature)
+        elif options.positions == "assigned" and model.prior is not None:
+            by_prior.append(k)
+    if by_prior:
+        assert model.prior is not None
+        longest = max(len(requests[k].numbers) for k in by_prior)
+        slots = torch.arange(longest)
+        u = torch.stack([uniforms(keys[k].expand(longest), slots, 1) for k in by_prior])
+        asked = [requests[k] for k in by_prior]
+        drawn = model.prior.draw(asked, u, options.assignment_temperature)
+        for k, row in zip(by_prior, drawn, strict=True):
+            table = wyckoff_positions(requests[k].space_group.number)
+            sites = zip(requests[k].numbers, (table[w] for w in row), strict=True)
+            found[k] = _with_fixed(requests[k], list(sites))
+    return found
+
+
+def _with_fixed(request: Request, sites: _Sites) -> _Sites:
+    """Fixed sites sit where they are, whatever was drawn for them."""
+    for place, (number, where) in _fixed_places(request):
+        sites[place] = (number, where)
+    return sites
+
+
+def _fixed_places(request: Request) -> list[tuple[int, tuple[int, WyckoffPosition]]]:
+    """Sites of the request that are fixed: the first ones of their element."""
+    taken: dict[int, int] = {}
+    places = []
+    for symbol, point in request.fixed:
+        number = atomic_number(symbol)
+        own = [k for k, z in enumerate(request.numbers) if z == number]
+        if taken.get(number, 0) >= len(own):
+            raise RequestError(f"{len(own)} {symbol} sites were asked for, and more are fixed")
+        place = own[taken.get(number, 0)]
+        taken[number] = taken.get(number, 0) + 1
+        places.append((place, (number, _fixed_site(request.space_group, point)[0])))
+    return places
+
+
+def _fixed_site(
+    group: SpaceGroup, point: Sequence[float]
+) -> tuple[WyckoffPosition, FloatArray]:
+    """The position of a fixed point, and the point exactly on it."""
+    cell = np.eye(3) * 10.0
+    if group.crystal_system in ("trigonal", "hexagonal"):
+        cell = 10.0 * cell_directions(group.number)
+    exact = snap_site(
+        np.array(point), group.rotations, group.translations, cell, FIXED_WITHIN
+    )
+    return locate(group.number, exact, cell), exact
+
+
+def _assign_formula(
+    request: Request, model: ScoreModel, u: float, temperature: float
+) -> _Sites:
+    number = request.space_group.number
+    elements = tuple(atomic_number(symbol) for symbol in request.elements)
+    counts = list(request.counts.values())
+    fixed = [
+        (atomic_number(symbol), _fixed_site(request.space_group, x)[0])
+        for symbol, x in request.fixed
+    ]
+    for z, where in fixed:
+        counts[elements.index(z)] -= where.multiplicity
+    ranked = ranked_assignments(
+        model, number, elements, tuple(counts), tuple(w.index for _, w in fixed if not w.freedom)
+    )
+    if ranked is None:
+        units = {s: n // (request.z or 1) for s, n in request.counts.items()}
+        reason = explain(number, units, request.z or 1)
+        raise RequestError(
+            f"{request}: nothing fits beside the fixed sites" if fixed else reason
+        )
+    found, log_p = ranked
+    share = np.exp((log_p - log_p.max()) / temperature)
+    pick = int(np.searchsorted(np.cumsum(share), u * share.sum()))
+    table = wyckoff_positions(number)
+    chosen = found[min(pick, len(found) - 1)]
+    sites = [(z, table[w]) for z, own in zip(elements, chosen, strict=True) for w in own]
+    return fixed + sites
+
+
+@lru_cache(maxsize=4096)
+def ranked_assignments(
+    model: ScoreModel,
+    number: int,
+    elements: tuple[int, ...],
+    counts: tuple[int, ...],
+    occupied: tuple[int, ...] = (),
+) -> tuple[list[Assignment], FloatArray] | None:
+    """Assignments of a composition, likeliest first, and their log-probabilities.
+
+    Parameters
+    ----------
+    elements, counts
+        Atomic numbers, and atoms of each in the conventional cell.
+    occupied
+        Positions without freedom that are taken already.
+    """
+    present = [k for k, n in enumerate(counts) if n > 0]
+    if min(counts) < 0:
+        return None
+    if not present:
+        return [((),) * len(elements)], np.zeros(1)
+    told = []
+    for option in assignments(number, [counts[k] for k in present], limit=MOST_ASSIGNMENTS):
+        if not {w for own in option for w in own} & set(occupied):
+            told.append(option)
+    if not told:
+        return None
+    if getattr(model, "ranker", None) is None:
+        log_p = -np.array([float(sum(len(own) for own in option)) for option in told])
+    else:
+        kinds = [elements[k] for k in present]
+        amounts = [counts[k] for k in present]
+        log_p = model.ranker.log_probabilities(number, kinds, amounts, told)
+    order = np.argsort(-log_p, kind="stable")
+    whole = []
+    for k in order:
+        filled: list[tuple[int, ...]] = [()] * len(elements)
+        for place, own in zip(present, told[k], strict=True):
+            filled[place] = own
+        whole.append(tuple(filled))
+    return whole, log_p[order] - np.logaddexp.reduce(log_p)
+
+
+# -- coordinates and cell
+
+
+def expected_coordinates(
+    number: int, numbers: Sequence[int], multiplicity: FloatArray, statistics: Statistics
+) -> FloatArray:
+    """(6,) lattice of the size and shape that atoms and group suggest, from training statistics."""
+    volume = statistics.atomic_volume[list(numbers)] @ multiplicity
+    lengths = np.cbrt(volume) * np.exp(statistics.shape[number])
+    driver = lattice_driver(number)[:3]
+    lengths = np.array([lengths[driver == driver[k]].mean() for k in range(3)])
+    coordinates = fixed_coordinates(number)
+    coordinates[:3] = coordinate_from_length(lengths)
+    if SpaceGroup(number).crystal_system == "monoclinic":
+        coordinates[4] = cell_coordinates((1.0, 1.0, 1.0, 90.0, USUAL_BETA, 90.0))[4]
+    return coordinates
+
+
+def _start(
+    request: Request, drawn: _Sites | None, model: ScoreModel, key: int, options: StartOptions
+) -> Start:
+    group = request.space_group
+    number = group.number
+    stream = torch.tensor([key])
+    free = lattice_freedom(number)
+    if drawn is None:
+        numbers, where = request.numbers, None
+        multiplicity = np.full(len(numbers), model.statistics.site_multiplicity[number])
+    else:
+        numbers, where = tuple(z for z, _ in drawn), tuple(w for _, w in drawn)
+        multiplicity = np.array([float(w.multiplicity) for w in where])
+    tau, moves = 0.0, np.ones(len(numbers), dtype=bool)
+    slots = torch.arange(3 * len(numbers))
+    u = uniforms(stream.expand(len(slots)), slots, 2).view(-1, 3).numpy()
+    if request.start is not None:
+        frac, coordinates = request.start.frac, lattice_coordinates(request.start.lattice)
+        coordinates = np.where(
+            free[lattice_driver(number)], coordinates, fixed_coordinates(number)
+        )
+        tau = model.levels.place(request.start.noise)
+    elif (
+        where is not None
+        and model.proposal is not None
+        and options.proposals
+        # proposals choose their own origin, and fixed sites have one already
+        and not request.fixed
+    ):
+        frac, where, coordinates = _proposed(model, number, numbers, where, stream, options)
+        tau = model.levels.place(options.proposal_noise)
+    else:
+        coordinates = expected_coordinates(number, numbers, multiplicity, model.statistics)
+        frac = u
+        if where is not None:
+            # many periods, so that the projection is uniform on the position
+            frac = np.array(
+                [w.base + w.projector @ (PERIODS * x) for w, x in zip(where, u, strict=True)]
+            )
+    if request.lattice is not None:
+        given = cell_coordinates(request.lattice)
+        coordinates = np.where(
+            free[lattice_driver(number)], given[lattice_driver(number)], fixed_coordinates(number)
+        )
+        free = np.zeros_like(free)
+    if request.fixed:
+        places = (
+            [p for p, _ in _fixed_places(request)]
+            if request.formula is None
+            else range(len(request.fixed))
+        )
+        for place, (_, point) in zip(places, request.fixed, strict=True):
+            frac[place] = _fixed_site(group, point)[1]
+            moves[place] = False
+    return Start(numbers, where, frac, coordinates, tau, moves, free)
+
+
+def _proposed(
+    model: ScoreModel,
+    number: int,
+    numbers: tuple[int, ...],
+    where: tuple[WyckoffPosition, ...],
+    stream: Tensor,
+    options: StartOptions,
+) -> tuple[FloatArray, tuple[WyckoffPosition, ...], FloatArray]:
+    """The likeliest of a few proposals."""
+    assert model.proposal is not None
+    count = 3 * (len(numbers) + 1)
+    best = None
+    for k in range(options.proposals):
+        u = uniforms(stream.expand(count), torch.arange(count), 3 + 2 * k).view(-1, 3)
+        normal = normals(stream.expand(6), torch.arange(6), 4 + 2 * k)
+        found = draw(
+            model.proposal,
+            model.statistics,
+            number,
+            numbers,
+            [w.index for w in where],
+            u,
+            normal,
+            options.proposal_temperature,
+        )
+        if best is None or found.log_likelihood > best.log_likelihood:
+            best = found
+    assert best is not None
+    table = wyckoff_positions(number)
+    return best.frac, tuple(table[w] for w in best.positions), best.coordinates
