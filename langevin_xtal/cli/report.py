@@ -37,6 +37,7 @@ def report(source: str, out: Path, top: int | None, title: str, force: bool) -> 
     from langevin_xtal.search.entries import read_entries
 
     check_output(out, force=force)
+    stages, about = _campaign(source)
     rejects: dict[str, str] = {}
     entries = read_entries(source, top=top, rejects=rejects)
     write_report(
@@ -44,6 +45,8 @@ def report(source: str, out: Path, top: int | None, title: str, force: bool) -> 
         out,
         title=title,
         date=datetime.date.today().isoformat(),
+        stages=stages,
+        about=about,
         references=HullReferences.shipped(),
         force=force,
     )
@@ -52,3 +55,20 @@ def report(source: str, out: Path, top: int | None, title: str, force: bool) -> 
         click.echo(f"  left out: {name} ({reason})", err=True)
     if len(rejects) > 3:
         click.echo(f"  left out: {len(rejects) - 3} more", err=True)
+
+
+def _campaign(source: str) -> tuple[dict[str, int] | None, dict[str, str]]:
+    """Of a store: candidates by what became of them, and its settings, rejections and times."""
+    from langevin_xtal.search.store import is_store, read_summary
+
+    if not is_store(source):
+        return None, {"source": Path(source).name}
+    summary = read_summary(source)
+    stages = {"sampled": sum(summary.states.values())}
+    for state, count in summary.states.items():
+        if count:
+            stages["not screened yet" if state == "sampled" else state] = count
+    about = {name: str(value) for name, value in summary.settings.items() if value is not None}
+    about["rejections"] = "; ".join(f"{reason}: {n}" for reason, n in summary.reasons.items())
+    about["seconds"] = ", ".join(f"{stage} {s:.0f}" for stage, s in summary.seconds.items())
+    return stages, {name: value for name, value in about.items() if value}

@@ -67,23 +67,10 @@ def phases_of(references: HullReferences, elements: Sequence[str]) -> list[int]:
     return np.flatnonzero(rows).tolist()
 
 
-def subsystems(references: HullReferences, elements: Sequence[str]) -> dict[str, int]:
-    """Reference phases in each subsystem, such as ``{"Cu": 1, "Si": 1, "Cu–Si": 2}``."""
-    sizes = range(1, len(elements) + 1)
-    counts = {"–".join(c): 0 for size in sizes for c in combinations(elements, size)}
-    for row in phases_of(references, elements):
-        here = [s for s in elements if references.fractions[row, atomic_number(s)] > 0]
-        counts["–".join(here)] += 1
-    return counts
-
-
 def make_diagram(
     entries: Sequence[Entry], references: HullReferences | None
 ) -> tuple[Diagram | None, str]:
-    """The phase diagram to draw, or None and a sentence that says why there is none.
-
-    References that do not give the energies above the hull that the entries have are not drawn.
-    """
+    """The phase diagram to draw, or None and a sentence that says why there is none."""
     elements = elements_of(entries)
     if not any(entry.e_above_hull is not None for entry in entries):
         return None, "No candidate has an energy above the hull, so there is no diagram to draw."
@@ -92,7 +79,7 @@ def make_diagram(
             None,
             f"A system of {len(elements)} element{'s' * (len(elements) != 1)}: by formula.",
         )
-    if references is None or not _consistent(entries, references):
+    if references is None:
         return None, (
             "The reference phases behind these energies are not at hand, so the hull itself is "
             "not drawn."
@@ -105,8 +92,15 @@ def make_diagram(
     return _diagram(elements, references, rows), ""
 
 
-def _consistent(entries: Sequence[Entry], references: HullReferences) -> bool:
-    """Whether energies and energies above the hull differ by the hull of these references."""
+def _s(things: Sequence[str]) -> str:
+    return "" if len(things) == 1 else "s"
+
+
+def agree(entries: Sequence[Entry], references: HullReferences) -> bool:
+    """Whether the entries' energies above the hull were taken from these references.
+
+    True when there are some, and each is the energy less that of the references' hull.
+    """
     known = [e for e in entries if e.energy is not None and e.e_above_hull is not None]
     for entry in known:
         hull = references.hull_energy(entry.cell[2])[0]

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from langevin_xtal.report.diagram import Diagram, elements_of, subsystems
+from langevin_xtal.report.diagram import elements_of
+from langevin_xtal.screen.hull import HullReferences, coverage_note
 from langevin_xtal.search.entry import Entry
 
-if TYPE_CHECKING:
-    from langevin_xtal.screen.hull import HullReferences
-
-MOST_ELEMENTS = 5
+MOST_ELEMENTS = 8
 """Beyond, subsystems are too many to list."""
 
 
-def limits(
-    entries: Sequence[Entry], references: HullReferences | None, diagram: Diagram | None
-) -> list[tuple[str, str]]:
+def limits(entries: Sequence[Entry], references: HullReferences | None) -> list[tuple[str, str]]:
     """Headings and what each is about, most important first."""
     found = [("Energies", _energies(entries))]
     if any(entry.energy is not None for entry in entries):
-        found.append(("Hull", _hull(entries, references, diagram)))
+        found.append(("Hull", _hull(entries, references)))
     found += [("Geometry", _geometry(entries)), ("Temperature", _temperature(entries))]
     found.append(
         (
@@ -53,31 +48,23 @@ def _energies(entries: Sequence[Entry]) -> str:
     return text + (f" {without} of {len(entries)} candidates have no energy." if without else "")
 
 
-def _hull(
-    entries: Sequence[Entry], references: HullReferences | None, diagram: Diagram | None
-) -> str:
+def _hull(entries: Sequence[Entry], references: HullReferences | None) -> str:
+    with_energy = sum(entry.energy is not None for entry in entries)
     unknown = sum(e.e_above_hull is None and e.energy is not None for e in entries)
-    if unknown == sum(entry.energy is not None for entry in entries):
+    if unknown == with_energy:
         return "No energy above the hull is known: nothing says whether a candidate decomposes."
     parts = []
-    elements = elements_of(entries)
-    if references is not None and (diagram is not None or len(elements) not in (2, 3)):
-        parts.append(f"Reference: {references.describe()}.")
-        if len(elements) <= MOST_ELEMENTS:
-            parts.append(_coverage(subsystems(references, elements)))
-    else:
+    if references is None:
         parts.append("Which reference phases the energies above the hull rest on is not recorded.")
+    else:
+        parts.append(f"Reference: {references.describe()}.")
+        elements = elements_of(entries)
+        if len(elements) <= MOST_ELEMENTS:
+            parts.append(f"{coverage_note(elements, references)}.")
     parts.append("A phase that is missing makes candidates look more stable than they are.")
     if unknown:
         parts.append(f"{unknown} candidates have an energy but no place against the hull.")
     return " ".join(parts)
-
-
-def _coverage(counts: dict[str, int]) -> str:
-    present = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
-    absent = ", ".join(name for name, count in counts.items() if not count)
-    text = f"Reference phases in this system: {present or 'none'}"
-    return f"{text}; none for {absent}." if absent else f"{text}."
 
 
 def _geometry(entries: Sequence[Entry]) -> str:

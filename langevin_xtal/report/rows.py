@@ -13,6 +13,7 @@ from langevin_xtal.crystal.cell import Cell, to_structure
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.report.diagram import Diagram
 from langevin_xtal.search.entry import Entry, Value
+from langevin_xtal.search.store import STATES
 
 NOTES = ("note", "reason", "missing", "warning")
 """Strings whose names contain one of these are shown in the table, the rest on demand."""
@@ -131,7 +132,7 @@ def _flags(properties: Mapping[str, Value]) -> list[str]:
             continue
         if key in MUST_HOLD:
             flags += [] if value else [MUST_HOLD[key]]
-        elif value:
+        elif value and key not in STATES:
             flags.append(str(key).replace("_", " "))
     return flags
 

@@ -48,6 +48,11 @@ function formulaText(formula) {
   return parts ? parts.map((part) => part.join("")).join("") : formula;
 }
 
+// For pictures and lists, where there is no markup: subscripts as letters.
+function formulaLabel(formula) {
+  return formulaText(formula).replace(/\d/g, (digit) => "₀₁₂₃₄₅₆₇₈₉"[digit]);
+}
+
 function formulaNodes(formula) {
   const parts = formulaParts(formula);
   if (!parts) return [formula];
@@ -56,6 +61,10 @@ function formulaNodes(formula) {
 
 function groupSymbol(group) {
   return DATA.groups[group] || "none";
+}
+
+function groupLabel(group) {
+  return `${groupSymbol(group).replace(/_(\d)/g, (_, digit) => "₀₁₂₃₄₅₆₇₈₉"[digit])} (${group})`;
 }
 
 // P6_3/mmc and Fm-3m as crystallographers write them
@@ -150,8 +159,8 @@ const ABOVE = ROWS.map((row) => row.above).filter((above) => above !== null).sor
 
 // Energies from here on share the last colour [meV/atom].
 const PALE = (() => {
-  const most = ABOVE[Math.floor(0.9 * ABOVE.length)] || 0;
-  return [50, 100, 150, 200, 300, 400].find((limit) => limit >= most) || 500;
+  const most = ABOVE[Math.floor(0.75 * ABOVE.length)] || 0;
+  return [50, 100, 150].find((limit) => limit >= most) || 200;
 })();
 
 function energyColour(above) {

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langevin_xtal.errors import InputError
-from langevin_xtal.report.diagram import elements_of, make_diagram
+from langevin_xtal.report.diagram import agree, elements_of, make_diagram
 from langevin_xtal.report.limits import limits
 from langevin_xtal.report.rows import page_rows, shared_provenance
 from langevin_xtal.search.entry import Entry, Value
@@ -42,6 +42,7 @@ def write_report(
     date: str = "",
     stages: Mapping[str, int] | None = None,
     references: HullReferences | None = None,
+    about: Mapping[str, str] | None = None,
     force: bool = False,
 ) -> Path:
     """Write the report of a search to ``path``, complete or not at all.
@@ -60,7 +61,9 @@ def write_report(
     """
     path = Path(path)
     check_output(path, force=force)
-    text = report_html(entries, title=title, date=date, stages=stages, references=references)
+    text = report_html(
+        entries, title=title, date=date, stages=stages, references=references, about=about
+    )
     part = path.with_name(path.name + ".part")
     try:
         part.write_bytes(text.encode("utf-8", "replace"))
@@ -94,6 +97,7 @@ def report_html(
     date: str = "",
     stages: Mapping[str, int] | None = None,
     references: HullReferences | None = None,
+    about: Mapping[str, str] | None = None,
 ) -> str:
     """The page.
 
@@ -108,8 +112,10 @@ def report_html(
     stages
         How many candidates reached each stage of the search; counted from ``entries`` otherwise.
     references
-        What energies above the hull were measured from. The hull is drawn when they agree with
-        the entries.
+        What energies above the hull were measured from. They are left out when they do not give
+        the energies above the hull that the entries have.
+    about
+        What else is known of the search as a whole, by name.
 
     Raises
     ------
@@ -119,7 +125,8 @@ def report_html(
     if not entries:
         raise InputError("there are no candidates to report: the source holds none")
     shared = shared_provenance(entries)
-    diagram, why = make_diagram(entries, references)
+    known = references if references is not None and agree(entries, references) else None
+    diagram, why = make_diagram(entries, known)
     title = title.strip() or f"{'–'.join(elements_of(entries))}: candidate crystals"
     data = {
         "title": title,
@@ -136,8 +143,10 @@ def report_html(
             "data": as_script(data),
             "facts": _facts(entries, shared, date),
             "stages": _stages(stages or _counted(entries)),
-            "limits": _definitions(limits(entries, references, diagram)),
-            "provenance": _definitions([(k, str(v)) for k, v in shared.items()]),
+            "limits": _definitions(limits(entries, known)),
+            "provenance": _definitions(
+                [(k.replace("_", " "), str(v)) for k, v in {**shared, **(about or {})}.items()]
+            ),
             "version": html.escape(__version__),
             "viewer": _text(VIEWER),
             "licence": html.escape(_text(VIEWER_LICENCE)),

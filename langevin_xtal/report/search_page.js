@@ -19,6 +19,7 @@ let order = ROWS;
 let picked = ROWS[0];
 let kind = "relaxed";
 const lines = new Map();
+const CHUNK = 150; // rows made at a time: browsers are slow at laying out thousands
 
 // -- cells of the table
 
@@ -33,7 +34,7 @@ function groupCell(group) {
 
 function aboveCell(row) {
   if (row.above === null) return ["–"];
-  return [make("span", { class: "dot", style: `background:${energyColour(row.above)}`, "aria-hidden": "true" }), fixed(row.above, 0)];
+  return [make("span", { class: "dot", style: `background:${energyColour(row.above)}`, "aria-hidden": "true" }), make("span", { class: "number" }, fixed(row.above, 0))];
 }
 
 function noteCell(row) {
@@ -50,6 +51,10 @@ function makeHead() {
     return make("th", { scope: "col", class: column.right ? "right" : null, "data-name": column.name }, button);
   });
   at("table").tHead.append(make("tr", {}, ...cells));
+}
+
+function lineOf(row) {
+  return lines.get(row) || makeLine(row);
 }
 
 function makeLine(row) {
@@ -97,7 +102,9 @@ function showTable() {
   const body = at("table").tBodies[0];
   order = sorted(ROWS.filter(matches));
   shown = new Set(order);
-  body.replaceChildren(...order.map((row) => lines.get(row)));
+  body.replaceChildren();
+  at("table-box").scrollTop = 0;
+  extend(CHUNK);
   if (!order.length) body.append(make("tr", { class: "empty" }, make("td", { colspan: COLUMNS.length }, "No candidate passes these filters.")));
   for (const cell of at("table").tHead.rows[0].cells) {
     const here = cell.dataset.name === state.sort;
@@ -105,21 +112,43 @@ function showTable() {
     else cell.removeAttribute("aria-sort");
     cell.querySelector("i").textContent = here ? (state.down ? "↓" : "↑") : "↕";
   }
-  at("count").textContent = order.length === ROWS.length ? `${ROWS.length} candidate${ROWS.length === 1 ? "" : "s"}` : `${order.length} of ${ROWS.length} candidates`;
+  at("count").textContent = order.length === ROWS.length ? `${ROWS.length} candidate${ROWS.length === 1 ? "" : "s"}` : `${order.length} of ${ROWS.length} shown`;
   for (const id of ["save-csv", "save-cif"]) at(id).disabled = !order.length;
 }
 
+// Add rows until there are so many.
+function extend(count) {
+  const body = at("table").tBodies[0];
+  const have = order.length && body.rows.length;
+  if (count > have) body.append(...order.slice(have, count).map(lineOf));
+}
+
+function extendWhenNear() {
+  const box = at("table-box");
+  if (box.scrollTop + box.clientHeight > box.scrollHeight - 600) extend(at("table").tBodies[0].rows.length + CHUNK);
+}
+
+function reveal(row) {
+  const place = order.indexOf(row);
+  if (place < 0) return;
+  extend(place + 20);
+  // only the table scrolls, not the page
+  const [box, line] = [at("table-box"), lineOf(row)];
+  const head = at("table").tHead.offsetHeight;
+  const [top, bottom] = [line.offsetTop, line.offsetTop + line.offsetHeight];
+  if (top - head < box.scrollTop) box.scrollTop = top - head;
+  else if (bottom > box.scrollTop + box.clientHeight) box.scrollTop = bottom - box.clientHeight;
+}
+
 function markPicked() {
-  for (const [row, line] of lines) {
-    const here = row === picked;
-    if (line.classList.contains("picked") !== here) line.classList.toggle("picked", here);
-  }
+  for (const line of document.querySelectorAll("#table tr.picked")) line.classList.remove("picked");
+  lineOf(picked).classList.add("picked");
   // one stop of the tab key for the whole table: the picked row, or the first one shown
   const stop = shown.has(picked) ? picked : order[0];
   for (const button of document.querySelectorAll("#table .open[tabindex='0']")) button.tabIndex = -1;
-  if (stop) lines.get(stop).querySelector(".open").tabIndex = 0;
+  if (stop) lineOf(stop).querySelector(".open").tabIndex = 0;
   for (const button of document.querySelectorAll("#table .open[aria-pressed]")) button.removeAttribute("aria-pressed");
-  lines.get(picked).querySelector(".open").setAttribute("aria-pressed", "true");
+  lineOf(picked).querySelector(".open").setAttribute("aria-pressed", "true");
 }
 
 function moveBy(event) {
@@ -129,9 +158,7 @@ function moveBy(event) {
   event.preventDefault();
   const next = Math.min(order.length - 1, Math.max(0, order.indexOf(picked) + step));
   pick(order[next], false);
-  const button = lines.get(order[next]).querySelector(".open");
-  button.focus({ preventScroll: true });
-  lines.get(order[next]).scrollIntoView({ block: "nearest" });
+  lineOf(order[next]).querySelector(".open").focus({ preventScroll: true });
 }
 
 // -- the structure that is picked
@@ -141,11 +168,11 @@ function pick(row, fromTable) {
   state.uid = row.uid;
   kind = "relaxed";
   keepAddress();
-  showStructure(false);
   markPicked();
   drawPlots();
+  showStructure(false);
   if (fromTable && window.innerWidth <= 1080) at("structure").scrollIntoView({ block: "start", behavior: "smooth" });
-  if (!fromTable) lines.get(row).scrollIntoView({ block: "nearest" });
+  if (!fromTable) reveal(row);
 }
 
 function cellShown() {
@@ -155,7 +182,8 @@ function cellShown() {
 function showStructure(keepView) {
   const row = picked;
   const group = row.found || row.asked;
-  at("picked").replaceChildren(`#${row.rank} `, ...formulaNodes(row.formula), "  ", ...groupNodes(group), " ", make("small", {}, row.uid));
+  const unsure = row.found ? "  " : "  asked for in ";
+  at("picked").replaceChildren(`#${row.rank} `, ...formulaNodes(row.formula), unsure, ...groupNodes(group), " ", make("small", {}, row.uid));
   showGeometries();
   at("canvas").setAttribute("aria-label", `Unit cell of ${row.name}, ${groupSymbol(group)}, ${row.atoms} atoms, ${row.sampled ? kind : ""}`);
   Viewer.show(cellShown(), keepView);
@@ -278,7 +306,7 @@ function readAddress() {
 function makeFilters() {
   const counts = {};
   for (const row of ROWS) for (const group of new Set([row.asked, row.found])) if (group) counts[group] = (counts[group] || 0) + 1;
-  const choices = Object.keys(counts).map((group) => make("option", { value: group }, `${groupSymbol(group).replaceAll("_", "")} (${group}): ${counts[group]}`));
+  const choices = Object.keys(counts).map((group) => make("option", { value: group }, `${groupLabel(group)}: ${counts[group]}`));
   at("filter-group").append(make("option", { value: "" }, "all"), ...choices);
   at("filter-above-label").hidden = !ABOVE.length;
   for (const name of ["formula", "group", "above"]) {
@@ -304,21 +332,25 @@ function update() {
 
 function start() {
   makeHead();
-  ROWS.forEach(makeLine);
   makeFilters();
   makeViews();
   readAddress();
+  at("beside").classList.toggle("flat", !ABOVE.length);
   at("hull-note").textContent = ABOVE.length ? DATA.why : "";
   Plots.legend(at("hull-legend"));
   Viewer.start();
   update();
-  showStructure(false);
+  reveal(picked);
+  setTimeout(() => showStructure(false)); // the table first: without a graphics card this takes seconds
+  at("table-box").addEventListener("scroll", extendWhenNear, { passive: true });
+  window.addEventListener("beforeprint", () => extend(ROWS.length));
   at("table").addEventListener("keydown", moveBy);
   at("save-csv").addEventListener("click", () => download("candidates.csv", csvText(order), "text/csv"));
   at("save-cif").addEventListener("click", () => download("candidates.cif", order.map((row) => cifText(row, row.cell, row.sampled ? "relaxed" : "as listed")).join("\n"), "chemical/x-cif"));
   window.addEventListener("hashchange", () => {
     readAddress();
     update();
+    reveal(picked);
     showStructure(false);
   });
   let waiting = 0;

@@ -1,6 +1,7 @@
 // Hull diagram and distributions, drawn as SVG for the width at hand.
 
 const Plots = (() => {
+  const MANY = 30; // values from which on stray ones are left off
   const TOP = 12; // groups with a bar of their own
 
   // -- scales
@@ -67,7 +68,7 @@ const Plots = (() => {
 
   function candidateWords(row) {
     const above = row.above === null ? "" : `\n${fixed(row.above, 0)} meV/atom above the hull`;
-    return `#${row.rank}  ${row.name}  ${groupSymbol(row.found || row.asked)}${above}`;
+    return `#${row.rank}  ${formulaLabel(row.formula)}  ${groupLabel(row.found || row.asked)}${above}`;
   }
 
   function clickable(node, row, pick) {
@@ -127,7 +128,7 @@ const Plots = (() => {
 
   function binary(box, diagram, shown, picked, pick) {
     const rows = ROWS.filter((row) => row.formation !== undefined && row.formation !== null);
-    const height = 420;
+    const height = box.clientWidth > 600 ? 520 : 400;
     const label = `Formation energy against composition, ${diagram.elements.join("–")}: ${rows.length} candidates and ${diagram.phases.length} reference phases`;
     const { svg, width } = canvas(box, height, label);
     const frame = { left: 62, right: width - 18, top: 26, bottom: height - 48 };
@@ -163,7 +164,7 @@ const Plots = (() => {
     const stable = diagram.phases.filter((phase) => phase.above_hull === 0);
     for (const phase of stable) labels.keepOff(x(share(phase)), y(phase.formation), 5);
     for (const row of rows) labels.keepOff(x(share(row)), edge(row), 5);
-    for (const phase of stable) labels.place(x(share(phase)), y(phase.formation), formulaText(phase.formula), BELOW_FIRST);
+    for (const phase of stable) labels.place(x(share(phase)), y(phase.formation), formulaLabel(phase.formula), BELOW_FIRST);
   }
 
   function square(svg, x, y, phase) {
@@ -171,7 +172,7 @@ const Plots = (() => {
     const half = stable ? 4.5 : 3.5;
     const mark = draw("rect", { x: x - half, y: y - half, width: 2 * half, height: 2 * half, class: stable ? "stable" : "other" });
     const where = stable ? "on the hull" : `${fixed(1000 * phase.above_hull, 0)} meV/atom above the hull`;
-    svg.append(tip(mark, `${formulaText(phase.formula)}  (reference: ${phase.source})\n${where}, formation energy ${fixed(phase.formation, 3)} eV/atom`));
+    svg.append(tip(mark, `${formulaLabel(phase.formula)}  (reference: ${phase.source})\n${where}, formation energy ${fixed(phase.formation, 3)} eV/atom`));
   }
 
   // Worst first, so that the best lie on top; the picked one is ringed.
@@ -224,7 +225,7 @@ const Plots = (() => {
     for (const row of marked) labels.keepOff(...at2(row), 7);
     for (const phase of diagram.phases) {
       if (phase.above_hull !== 0 || phase.fractions.some((share) => share === 1)) continue;
-      labels.place(...place(phase.fractions), formulaText(phase.formula), [[-11, 4, "end"], [11, 4, "start"], ...BELOW_FIRST]);
+      labels.place(...place(phase.fractions), formulaLabel(phase.formula), [[-11, 4, "end"], [11, 4, "start"], ...BELOW_FIRST]);
     }
   }
 
@@ -244,7 +245,7 @@ const Plots = (() => {
   function strip(box, shown, picked, pick) {
     const rows = ROWS.filter((row) => row.above !== null);
     const names = [...new Set([...rows].sort((a, b) => a.above - b.above).map((row) => row.name))];
-    const height = 400;
+    const height = box.clientWidth > 600 ? 520 : 400;
     const { svg, width } = canvas(box, height, `Energy above the hull by formula: ${rows.length} candidates of ${names.length} formulas`);
     const longest = Math.min(110, 14 + 5.4 * Math.max(...names.map((name) => name.length)));
     const frame = { left: 62, right: width - 18, top: 26, bottom: height - longest };
@@ -260,7 +261,7 @@ const Plots = (() => {
     leftAxis(svg, y, ticks(low - pad, high + pad, 6), frame, "energy above the hull [meV/atom]");
     svg.append(draw("line", { x1: frame.left, x2: frame.right, y1: y(0), y2: y(0), class: "axis" }));
     for (const name of kept) {
-      svg.append(text(0, 0, name, { "text-anchor": "end", transform: `translate(${x(name) + 4} ${frame.bottom + 12}) rotate(-50)` }));
+      svg.append(text(0, 0, formulaLabel(name), { "text-anchor": "end", transform: `translate(${x(name) + 4} ${frame.bottom + 12}) rotate(-50)` }));
     }
     const edge = (row) => [x(row.name), Math.max(frame.top, y(row.above))];
     outside(svg, frame, inside.filter((row) => y(row.above) < frame.top).length);
@@ -307,13 +308,14 @@ const Plots = (() => {
     const sorted = [...values].sort((a, b) => a - b);
     const [low, most] = [sorted[0], sorted[sorted.length - 1]];
     const usual = sorted[Math.floor(0.97 * (sorted.length - 1))];
-    const high = most - low > 1.6 * (usual - low) && usual > low ? usual : most;
-    const { step, digits } = ticks(low, high > low ? high : low + 1, 14);
+    const stray = values.length >= MANY && usual > low && most - low > 1.6 * (usual - low);
+    const high = stray ? usual : most;
+    const { step, digits } = ticks(low, high > low ? high : low + 1, values.length >= 10 * MANY ? 28 : 14);
     const first = Math.floor(low / step + 1e-9) * step;
     const bins = Math.max(3, Math.floor((high - first) / step + 1e-9) + 1);
     const height = 210;
     const { svg, width } = canvas(box, height, `Histogram of ${title}, ${values.length} candidates`);
-    const frame = { left: 50, right: width - 8, top: 10, bottom: height - 40 };
+    const frame = { left: 50, right: width - 18, top: 10, bottom: height - 40 };
     const last = first + bins * step;
     const count = (rows) => {
       const counts = Array(bins).fill(0);
@@ -375,7 +377,7 @@ const Plots = (() => {
     const x = scale([0, Math.max(...order.map(([, n]) => n.all))], [frame.left, frame.right]);
     order.slice(0, TOP).forEach(([group, n], k) => {
       const y = 6 + 19 * k;
-      const name = group ? `${groupSymbol(group).replaceAll("_", "")} (${group})` : "none";
+      const name = group ? groupLabel(group) : "none";
       const words = `${name}: ${n.shown} shown of ${n.all}`;
       const bar = (count, kind) => draw("rect", { x: frame.left, y, width: Math.max(0, x(count) - frame.left), height: 13, class: kind });
       const line = draw("g", {}, text(frame.left - 8, y + 11, name, { "text-anchor": "end" }), bar(n.all, "all"), bar(n.shown, "shown"), text(x(n.all) + 6, y + 11, String(n.all), { class: "soft" }));

@@ -2,6 +2,8 @@
 
 const Viewer = (() => {
   const BOND = 1.12; // atoms this many times the sum of their covalent radii apart are joined
+  const LARGE = 1.7; // two atoms of at least this radius [Å], cations of alkali metals and the like, are not
+  const ZOOM = 1.3; // 3Dmol leaves much room around what it fits
   const EDGE = 1e-4; // fractional distance from a face at which an atom lies on it
   const MOST_ATOMS = 4000; // beyond, a block of cells is not drawn
   const options = { cells: 1, bonds: true, labels: false };
@@ -38,7 +40,9 @@ const Viewer = (() => {
     const bonds = atoms.map(() => []);
     for (let i = 0; i < atoms.length; i++) {
       for (let j = i + 1; j < atoms.length; j++) {
-        const limit = BOND * (DATA.elements[atoms[i].symbol][1] + DATA.elements[atoms[j].symbol][1]);
+        const radii = [atoms[i], atoms[j]].map((atom) => DATA.elements[atom.symbol][1]);
+        if (Math.min(...radii) >= LARGE) continue;
+        const limit = BOND * (radii[0] + radii[1]);
         const apart = [0, 1, 2].map((k) => atoms[i].place[k] - atoms[j].place[k]);
         if (dot(apart, apart) < limit * limit) {
           bonds[i].push(j);
@@ -111,21 +115,32 @@ const Viewer = (() => {
       const end = [0, 0, 0].map((_, k) => (k === axis ? 1.0 : 0));
       const tip = toCartesian(cell, end);
       const away = 1 + 0.7 / length(tip);
-      view.addLabel(name, { position: { x: away * tip[0], y: away * tip[1], z: away * tip[2] }, fontSize: 14, fontColor: "#4a5560", showBackground: false, alignment: "center", inFront: false });
+      view.addLabel(name, { position: { x: away * tip[0], y: away * tip[1], z: away * tip[2] }, fontSize: 14, fontColor: "#1c2530", showBackground: false, alignment: "center", inFront: false });
     });
   }
 
-  // Look along a lattice vector, another one up.
-  function look(axis) {
+  function fit() {
+    view.zoomTo();
+    view.zoom(ZOOM);
+    view.render();
+  }
+
+  // Look along a lattice vector, another one up; turned to the side and down by angles [degrees].
+  function look(axis, side = 0, down = 0) {
     if (!view || !current) return;
     const all = vectors(current);
     const towards = unit(all[axis]);
     const upwards = all[axis === 2 ? 1 : 2];
     const right = unit(cross(upwards, towards));
-    turn([right, cross(towards, right), towards]);
-    view.zoomTo();
-    view.zoom(0.95);
-    view.render();
+    const [s, d] = [side, down].map((angle) => (angle * Math.PI) / 180);
+    const aside = [[Math.cos(s), 0, Math.sin(s)], [0, 1, 0], [-Math.sin(s), 0, Math.cos(s)]];
+    const nod = [[1, 0, 0], [0, Math.cos(d), -Math.sin(d)], [0, Math.sin(d), Math.cos(d)]];
+    turn(times(nod, times(aside, [right, cross(towards, right), towards])));
+    fit();
+  }
+
+  function times(p, q) {
+    return p.map((row) => [0, 1, 2].map((k) => row[0] * q[0][k] + row[1] * q[1][k] + row[2] * q[2][k]));
   }
 
   // Rows of a rotation to the quaternion that 3Dmol keeps (Shepperd 1978).
@@ -163,21 +178,14 @@ const Viewer = (() => {
       view.render();
       return;
     }
-    look(0);
-    view.rotate(-22, "y");
-    view.rotate(14, "x");
-    view.render();
+    look(0, -24, 14);
   }
 
   function set(name, value) {
     options[name] = value;
     if (!current) return;
     show(current, true);
-    if (name === "cells" && view) {
-      view.zoomTo();
-      view.zoom(0.95);
-      view.render();
-    }
+    if (name === "cells" && view) fit();
   }
 
   return { start, show, look, set, options, atomsOf };
