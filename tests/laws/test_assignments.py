@@ -1,0 +1,287 @@
+"""Enumeration of Wyckoff assignments, against brute force, counting and crystals built."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import combinations_with_replacement, islice, product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Structure
+
+from langevin_xtal.dataset.reference import reference_dataset
+from langevin_xtal.errors import RequestError, SymmetryError
+from langevin_xtal.symmetry import SpaceGroup
+from langevin_xtal.symmetry import assignments as module
+from langevin_xtal.symmetry.assignments import (
+    LIMIT,
+    Assignment,
+    assignments,
+    canonical,
+    count_assignments,
+    explain,
+    fits,
+    renamings,
+    smallest_z,
+)
+from langevin_xtal.symmetry.sites import orbit
+from langevin_xtal.symmetry.wyckoff import locate, origin_shifts, wyckoff_positions
+from tests.crystals import random_lattice
+
+ALL_GROUPS = range(1, 231)
+
+
+def every_way(number: int, counts: tuple[int, ...]) -> set[Assignment]:
+    """All assignments, equivalent ones too, by trying every multiset of positions."""
+    positions = wyckoff_positions(number)
+    smallest = min(w.multiplicity for w in positions)
+    choices = [
+        [
+            chosen
+            for sites in range(1, count // smallest + 1)
+            for chosen in combinations_with_replacement(range(len(positions)), sites)
+            if sum(positions[w].multiplicity for w in chosen) == count
+        ]
+        for count in counts
+    ]
+    found = set()
+    for ways in product(*choices):
+        used = Counter(w for element in ways for w in element)
+        if all(n == 1 or positions[w].freedom for w, n in used.items()):
+            found.add(ways)
+    return found
+
+
+def images(number: int, assignment: Assignment) -> set[Assignment]:
+    return {
+        tuple(tuple(sorted(int(row[w]) for w in element)) for element in assignment)
+        for row in renamings(number)
+    }
+
+
+@pytest.mark.parametrize("number", ALL_GROUPS)
+def test_against_brute_force(number):
+    positions = wyckoff_positions(number)
+    least = positions[0].multiplicity
+    for counts in ((2 * least, least), (least, 3 * least) if len(positions) < 15 else (least,)):
+        found = assignments(number, counts)
+        told = list(found)
+        assert found.complete
+        assert len(set(told)) == len(told) == count_assignments(number, counts)
+        everything: set[Assignment] = set()
+        for assignment in told:
+            mine = images(number, assignment)
+            assert not everything & mine, "an equivalent assignment was told twice"
+            everything |= mine
+            assert canonical(number, assignment)[0] == assignment
+        assert everything == every_way(number, counts)
+        assert fits(number, counts) == bool(told)
+
+
+@pytest.mark.parametrize("number", ALL_GROUPS)
+def test_renamings_are_a_group_that_keeps_what_positions_are(number):
+    rows = renamings(number)
+    as_set = {tuple(row) for row in rows.tolist()}
+    positions = wyckoff_positions(number)
+    assert rows[0].tolist() == list(range(len(positions)))
+    assert {tuple(row) for row in origin_shifts(number).tolist()} <= as_set
+    assert {tuple(a[b].tolist()) for a in rows for b in rows} == as_set
+    for row in rows:
+        for w, image in zip(positions, row.tolist(), strict=True):
+            assert w.multiplicity == positions[image].multiplicity
+            assert w.freedom == positions[image].freedom
+
+
+GAINED = (22, 82, 93, 98, 119, 149, 174, 195, 196, 200, 208, 214, 216, 220)
+
+
+@pytest.mark.parametrize("number", [*GAINED, 2, 14, 47, 123, 166, 221, 225, 227])
+def test_renamed_crystals_match(number):
+    """Built on positions without freedom, a crystal and its images are the same for pymatgen."""
+    positions = [w for w in wyckoff_positions(number) if not w.freedom]
+    group, rng = SpaceGroup(number), np.random.default_rng(number)
+    lattice = random_lattice(number, rng, 400.0)
+    if not positions:
+        pytest.skip("no position without freedom")
+    chosen = [positions[k].index for k in rng.permutation(len(positions))[:3]]
+
+    def crystal(names: list[int]) -> Structure:
+        species, frac = [], []
+        for symbol, name in zip(("Na", "Cl", "K"), names, strict=False):
+            w = wyckoff_positions(number)[name]
+            points, _ = orbit(w.base, group.rotations, group.translations, lattice)
+            species += [symbol] * len(points)
+            frac += points.tolist()
+        return Structure(lattice, species, frac)
+
+    matcher = StructureMatcher(ltol=0.01, stol=0.01, angle_tol=0.1, scale=False)
+    first = crystal(chosen)
+    for row in renamings(number)[1:]:
+        assert matcher.fit(first, crystal([int(row[w]) for w in chosen]))
+
+
+@given(data=st.data(), number=st.integers(1, 230))
+@settings(max_examples=100, deadline=None)
+def test_canonical_is_the_same_for_all_images(data, number):
+    count = len(wyckoff_positions(number))
+    sites = st.lists(st.integers(0, count - 1), min_size=1, max_size=5).map(sorted).map(tuple)
+    assignment = tuple(data.draw(st.lists(sites, min_size=1, max_size=4)))
+    best, row = canonical(number, assignment)
+    names = renamings(number)[row]
+    assert best == tuple(tuple(sorted(int(names[w]) for w in e)) for e in assignment)
+    assert {canonical(number, image)[0] for image in images(number, assignment)} == {best}
+
+
+@given(
+    number=st.integers(1, 230),
+    units=st.lists(st.integers(1, 3), min_size=1, max_size=4),
+    z=st.integers(1, 8),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_request_is_answered_within_its_limit(number, units, z):
+    counts = [z * n for n in units]
+    found = assignments(number, counts, limit=300)
+    told = list(found)
+    assert len(told) == min(300, count_assignments(number, counts))
+    assert found.complete == (count_assignments(number, counts) <= 300)
+    positions = wyckoff_positions(number)
+    for assignment in told:
+        for count, element in zip(counts, assignment, strict=True):
+            assert sum(positions[w].multiplicity for w in element) == count
+            assert list(element) == sorted(element)
+        used = Counter(w for element in assignment for w in element)
+        assert all(n == 1 or positions[w].freedom for w, n in used.items())
+
+
+@pytest.mark.parametrize("number", [65, 123, 166, 225])
+def test_four_elements_in_large_cells(number):
+    """The first ones come at once, however many there are."""
+    counts = [24, 48, 72, 96]
+    found = assignments(number, counts)
+    told = list(islice(found, 30))
+    assert len(set(told)) == 30
+    assert not found.complete
+    assert count_assignments(number, counts) > 10**3
+
+
+BEYOND_LIMIT = {"YBa2Cu3O7"}
+"""Of eight million assignments in Pmmm, the first 20,000 lack the true one."""
+
+
+class TestKnownCounts:
+    def test_textbook_structures(self):
+        assert count_assignments(225, [4, 4]) == 1  # rock salt
+        assert count_assignments(225, [8, 4]) == 1  # fluorite
+        assert count_assignments(216, [4, 4, 4]) == 3  # half-Heusler: which one is in between
+        assert count_assignments(221, [1, 1, 3]) == 2  # perovskite: which one is at the corners
+        assert count_assignments(227, [8]) == 1  # diamond
+        assert list(assignments(227, [8])) == [((0,),)]
+
+    def test_large_numbers_are_exact(self):
+        assert count_assignments(1, [500, 300]) == 1
+        # Pm: two mirrors, a shift swaps them; of n atoms on mirrors k lie on the first
+        per_pair = sum((20 - 2 * general) // 2 + 1 for general in range(11))
+        assert count_assignments(6, [20]) == per_pair
+        ways = len(every_way(6, (5,)))
+        orbits = {min(images(6, a)) for a in every_way(6, (5,))}
+        assert count_assignments(6, [5]) == len(orbits) < ways
+
+    def test_known_structure_types_are_found(self):
+        data = reference_dataset()
+        for k in range(len(data)):
+            sites, number = data.sites_of(k), int(data.group[k])
+            wyckoff = [locate(number, f, data.lattice[k]).index for f in data.frac[sites]]
+            elements = np.unique(data.numbers[sites])
+            held = [np.flatnonzero(data.numbers[sites] == e) for e in elements]
+            true = tuple(tuple(sorted(wyckoff[s] for s in h)) for h in held)
+            counts = [int(data.multiplicity[sites][h].sum()) for h in held]
+            found = assignments(number, counts)
+            told = canonical(number, true)[0] in set(found)
+            assert told or data.id[k] in BEYOND_LIMIT, data.id[k]
+            assert told or not found.complete
+
+
+class TestLimits:
+    def test_limit(self):
+        found = assignments(62, [12, 4], limit=3)
+        assert len(list(found)) == 3
+        assert not found.complete
+        exact = assignments(62, [12, 4], limit=count_assignments(62, [12, 4]))
+        assert len(list(exact)) == count_assignments(62, [12, 4])
+        assert exact.complete
+        assert list(assignments(62, [12, 4], limit=0)) == []
+
+    def test_default_limit(self):
+        found = assignments(47, [7, 3, 2, 1])
+        assert len(list(found)) == LIMIT < count_assignments(47, [7, 3, 2, 1])
+        assert not found.complete
+
+    def test_nothing_fits(self):
+        found = assignments(62, [6, 2])
+        assert list(found) == []
+        assert found.complete
+        assert next(found, None) is None
+
+    def test_max_sites(self):
+        everything = list(assignments(123, [2, 4]))
+        few = [a for a in everything if sum(map(len, a)) <= 2]
+        found = assignments(123, [2, 4], max_sites=2)
+        assert sorted(found) == sorted(few)
+        assert found.complete
+        assert 0 < len(few) < len(everything)
+
+    def test_work_is_bounded(self, monkeypatch):
+        monkeypatch.setattr(module, "WORK_LIMIT", 3)
+        found = assignments(47, [8, 8])
+        told = list(found)
+        assert len(told) < 1000
+        assert not found.complete
+
+    def test_order_does_not_depend_on_the_limit(self):
+        assert list(assignments(71, [8, 4], limit=40)) == list(assignments(71, [8, 4]))[:40]
+
+    @pytest.mark.parametrize("counts", [[], [0], [4, -1], [10**9]])
+    def test_bad_counts(self, counts):
+        with pytest.raises(RequestError, match="give"):
+            assignments(62, counts)
+
+    def test_bad_group(self):
+        with pytest.raises(SymmetryError, match="231"):
+            count_assignments(231, [1])
+
+
+class TestExplanations:
+    def test_multiplicities_do_not_add_up(self):
+        text = explain(62, {"Cu": 3, "Si": 1}, 2)
+        assert text.startswith("Cu3Si with Z = 2 (6 Cu and 2 Si) does not fit Pnma (62): ")
+        assert "hold 4 or 8 atoms, which cannot add up to 6 Cu and 2 Si" in text
+        assert "Z = 4 (12 Cu and 4 Si), 8 or 12 fits" in text
+        assert "and Z = 2 in Pmmn (59)" in text
+        assert smallest_z(62, [3, 1], upto=12) == (4, 8, 12)
+
+    def test_fixed_positions_are_used_up(self):
+        text = explain(221, {"Cs": 1, "Pb": 1, "I": 1}, 1)
+        assert "hold one site over all elements, and there are too few" in text
+        assert fits(221, [1, 1])
+        assert not fits(221, [1, 1, 1])
+
+    def test_one_element_uses_them_up(self):
+        """Positions of 4, 4 and 8 atoms: their multiplicities reach 20, single sites do not."""
+        assert not fits(225, [20])
+        assert "hold one site;" in explain(225, {"Cu": 5}, 4)
+
+    def test_it_fits(self):
+        assert explain(225, {"Li": 3, "Bi": 1}, 4) == "Li3Bi with Z = 4 fits Fm-3m (225), in 1 way"
+
+    def test_what_it_says_is_true(self):
+        for number in (19, 62, 148, 167, 198, 206, 220, 225, 230):
+            for z in (1, 2, 3, 5):
+                text = explain(number, {"A": 1, "B": 2}, z)
+                assert fits(number, [z, 2 * z]) == ("does not fit" not in text)
+                if "does not fit" in text:
+                    units = int(text.rpartition("; Z = ")[2].split()[0])
+                    assert fits(number, [units, 2 * units])
+                    assert all(not fits(number, [n, 2 * n]) for n in range(1, units))
