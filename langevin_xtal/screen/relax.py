@@ -109,7 +109,7 @@ DEFAULT_OPTIONS = RelaxOptions()
 class ReleaseOptions:
     """How symmetry is let go after a relaxation that kept it.
 
-    Of five crystals that CHGNet has at a saddle point (cubic PbTiO3, BaTiO3 and KNbO3, body-centred
+    Of five crystals that CHGNet has at a saddle point (cubic PbTiO3, BaTiO3, KNbO3, body-centred
     Cu and Si), a start 0.01 Å away from it fell off in two, 0.05 Å in all, one of them without
     arriving anywhere in 200 steps, 0.1 Å in all. Crystals at a minimum take 12 to 20 steps back.
 
@@ -177,7 +177,7 @@ def relax_cell(cell: Cell, options: RelaxOptions = DEFAULT_OPTIONS) -> Relaxatio
     calculator = potential.calculator()
     start = [math.nan]
     try:
-        with _one_thread(), warnings.catch_warnings():
+        with one_thread(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _relaxed(cell, calculator, options, start)
     except _FailedError as error:
@@ -598,7 +598,7 @@ def _failed(cell: Cell, reason: str, start_energy: float = math.nan) -> Relaxati
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """More threads of torch than one slow such small cells down."""
     import torch
 
