@@ -36,6 +36,11 @@ TABLE = "candidates.csv"
 ABOVE_HULL = ("e_above_hull", "energy_above_hull")
 ENERGY = ("energy_per_atom",)
 """Names of energies [eV/atom] in files."""
+TOLD = frozenset(
+    ("found_group", "energy", "e_above_hull", "potential")
+    + ("filtered", "ranked", "duplicate_of", "same_as")
+)
+"""Facts of a stored candidate that are no properties: told otherwise, or true of all entries."""
 SMALLEST_VOLUME = 1e-3
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 
@@ -125,7 +130,6 @@ def entry_of(row: Row) -> Entry:
     cell, facts = row.cell, row.facts
     if cell is None:
         raise ValueError(f"candidate {row.uid} has no geometry")
-    own = ("found_group", "energy", "e_above_hull", "potential")
     group = facts.get("found_group")
     return Entry(
         uid=row.uid,
@@ -139,7 +143,7 @@ def entry_of(row: Row) -> Entry:
         sampled=None if cell is row.sampled else row.sampled,
         properties={
             "state": row.state,
-            **{name: value for name, value in facts.items() if name not in own},
+            **{name: value for name, value in facts.items() if name not in TOLD},
         },
         provenance={"request": row.request, **row.provenance},
     )

@@ -122,8 +122,10 @@ class Row:
 
     @property
     def cell(self) -> Cell | None:
-        """The best geometry there is."""
-        return self.released or self.kept or self.sampled
+        """The best geometry: released where that broke the symmetry, else relaxed, or sampled."""
+        if self.released is not None and self.facts.get("symmetry_broke"):
+            return self.released
+        return self.sampled if self.kept is None else self.kept
 
     @property
     def uid(self) -> str:
@@ -425,27 +427,40 @@ class Store:
             seconds = 0.0
         return written
 
-    def settle(
-        self, stage: str, unit: int, changes: Mapping[int, Change], seconds: float = 0.0
-    ) -> bool:
-        """Change rows, by index, and mark a claimed unit done.
+    def settle_each(self, stage: str, changes: Mapping[int, Change], seconds: float = 0.0) -> None:
+        """Change rows of a stage whose units are candidates, and mark them done.
 
-        False, and the rest not done, when another process has taken the unit over.
+        Candidates that another process has taken over are left to it.
+        """
+        for part in _chunks(list(changes.items())):
+            with self._transaction() as cursor:
+                mine = self._mine(cursor, stage, [index for index, _ in part])
+                for index, change in part:
+                    if index in mine:
+                        self._change(cursor, index, change)
+                        self._finish(cursor, stage, index)
+                self._spend(cursor, stage, seconds)
+            seconds = 0.0
+
+    def settle_all(
+        self, stage: str, unit: int, changes: Mapping[int, Change], seconds: float = 0.0
+    ) -> None:
+        """Change rows of a stage that looks at all candidates at once, and mark its unit done.
+
+        ``unit`` is the number of candidates looked at. Nothing is changed when another process has
+        taken the unit over, or has looked at more.
         """
         parts = list(_chunks(list(changes.items()))) or [[]]
         for k, part in enumerate(parts):
             with self._transaction() as cursor:
                 if not self._mine(cursor, stage, [unit]):
-                    return False
-                for index, change in part:
-                    self._change(cursor, index, change)
+                    return
+                if self._newest(cursor, stage) <= unit:
+                    for index, change in part:
+                        self._change(cursor, index, change)
                 if k == len(parts) - 1:
-                    cursor.execute(
-                        "UPDATE langevin_xtal_work SET done = 1 WHERE stage = ? AND unit = ?",
-                        (stage, unit),
-                    )
+                    self._finish(cursor, stage, unit)
                     self._spend(cursor, stage, seconds)
-        return True
 
     def done(self, stage: str) -> list[int]:
         """Units of a stage that are finished, in order."""
@@ -582,6 +597,17 @@ class Store:
                 mine.add(unit)
         return mine
 
+    def _finish(self, cursor: Any, stage: str, unit: int) -> None:
+        cursor.execute(
+            "UPDATE langevin_xtal_work SET done = 1 WHERE stage = ? AND unit = ?", (stage, unit)
+        )
+
+    def _newest(self, cursor: Any, stage: str) -> int:
+        cursor.execute(
+            "SELECT MAX(unit) FROM langevin_xtal_work WHERE stage = ? AND done = 1", (stage,)
+        )
+        return int(cursor.fetchone()[0] or 0)
+
     def _change(self, cursor: Any, index: int, change: Change) -> None:
         cursor.execute(
             "SELECT systems.id, systems.data FROM systems, langevin_xtal_work AS work "
@@ -597,8 +623,8 @@ class Store:
             group=row.group,
             sampled=row.sampled,
             facts={name: value for name, value in facts.items() if value is not None},
-            kept=change.kept or row.kept,
-            released=change.released or row.released,
+            kept=row.kept if change.kept is None else change.kept,
+            released=row.released if change.released is None else change.released,
             provenance=row.provenance,
         )
         self._write(changed, int(entry))
