@@ -232,6 +232,29 @@ def relax(
     )
 
 
+def relax_folded(
+    cells: Sequence[Cell],
+    options: RelaxOptions = DEFAULT_OPTIONS,
+    *,
+    cache: Store | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> list[Relaxation]:
+    """As :func:`relax`, done in the primitive cell; geometries come back in the cells given."""
+    folded = [fold(cell, options.symprec) for cell in cells]
+    results = relax(
+        [one.primitive for one in folded],
+        options,
+        cache=cache,
+        workers=workers,
+        progress=progress,
+    )
+    return [
+        replace(result, cell=cell) if result.reason else one.expand(result)
+        for cell, one, result in zip(cells, folded, results, strict=True)
+    ]
+
+
 def each_once(
     work: Callable[[Cell], Outcome],
     cells: Sequence[Cell],

@@ -1,0 +1,201 @@
+"""``langevin-xtal hull``: how far structure files lie above the hull of known phases."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from langevin_xtal.cli import options, structures
+from langevin_xtal.errors import InputError, LangevinXtalError
+
+if TYPE_CHECKING:
+    from langevin_xtal.screen.hull import HullReferences, HullResult
+    from langevin_xtal.search.entry import Entry
+
+TABLE = ("name", "formula", "energy", "e_above_hull", "phases", "note")
+NOTES = 3
+"""Chemical systems whose references are described on the terminal."""
+KEY_VARIABLE = "MP_API_KEY"
+
+References = dict[frozenset[str], "HullReferences"]
+"""By the elements they are for."""
+
+
+@click.command()
+@structures.files
+@click.option("--relax", is_flag=True, help="Relax first, keeping the symmetry.")
+@structures.fmax
+@structures.steps
+@structures.symprec
+@click.option(
+    "--key",
+    help="Key of the Materials Project, to take its phases as references; 'env' reads "
+    f"{KEY_VARIABLE}.",
+    metavar="KEY",
+)
+@structures.potential
+@structures.workers
+@structures.cache
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="hull.csv",
+    show_default=True,
+    help="Table to write.",
+    metavar="FILE",
+)
+@structures.force
+def hull(
+    files: tuple[Path, ...],
+    relax: bool,
+    fmax: float,
+    steps: int,
+    symprec: float,
+    key: str | None,
+    potential: str,
+    workers: int | None,
+    cache: Path | None,
+    out: Path,
+    force: bool,
+) -> None:
+    """Energy above the hull of known phases.
+
+    FILES are CIF, POSCAR, extended XYZ, CSV, ASE databases, pymatgen JSON, packed datasets,
+    folders of CIF, or the store of a search. Energies (eV/atom) are the potential's; the shipped
+    references are CHGNet's for the Materials Project's near-stable phases of up to 20 atoms, and
+    what is missing in a chemical system is said. Every energy is kept, so that an interrupted
+    command goes on where it stopped.
+
+    \b
+    Examples:
+      langevin-xtal hull relaxed/ --out hull.csv
+      langevin-xtal hull candidates/ --relax --key env
+    """
+    from langevin_xtal.screen.hull import HullReferences
+
+    structures.check_file(out, force=force)
+    entries, refused = structures.read_structures(files)
+    structures.known_to(entries, potential)
+    if key is None:
+        shipped = HullReferences.shipped(potential)
+        of = {_elements(entry): shipped for entry in entries}
+    else:
+        of = _fetched(entries, _secret(key), potential)
+    energies, reasons = _energies(entries, relax, fmax, steps, symprec, potential, workers, cache)
+    rows = []
+    for entry, energy, reason in zip(entries, energies, reasons, strict=True):
+        found = of[_elements(entry)].energy_above_hull(entry.cell[2], energy)
+        rows.append(_row(entry, energy, found, reason))
+    rows.sort(key=lambda row: (row["e_above_hull"] == "", float(row["e_above_hull"] or 0)))
+    rows += [{"name": name, "note": reason} for name, reason in refused.items()]
+    structures.write_table(out, rows)
+    structures.show_table(rows, TABLE, out)
+    structures.show_refused(refused)
+    _notes(of)
+    if not any(row.get("energy") for row in rows):
+        raise LangevinXtalError(
+            f"none of {len(entries)} structures has an energy; {out} says why: {rows[0]['note']}"
+        )
+    click.echo(f"{len(entries)} structures in {out}")
+
+
+def _energies(
+    entries: Sequence[Entry],
+    relax: bool,
+    fmax: float,
+    steps: int,
+    symprec: float,
+    potential: str,
+    workers: int | None,
+    cache: Path | None,
+) -> tuple[list[float], list[str]]:
+    """Energy per atom of each structure [eV], NaN with a reason; and what to know of others."""
+    from langevin_xtal.screen.relax import RelaxOptions, relax_folded
+
+    chosen = RelaxOptions(
+        potential=potential,
+        fmax=fmax,
+        steps=steps if relax else 0,
+        keep_symmetry=relax,
+        symprec=symprec if relax else 1e-3,
+    )
+    with (
+        structures.open_cache(cache) as store,
+        options.progress_bar("relaxing" if relax else "energies", "structure") as update,
+    ):
+        results = relax_folded(
+            [entry.cell for entry in entries],
+            chosen,
+            cache=store,
+            workers=workers,
+            progress=update,
+        )
+    stopped = "the relaxation ran out of steps" if relax else ""
+    notes = [r.reason or ("" if r.converged else stopped) for r in results]
+    return [r.energy for r in results], notes
+
+
+def _row(entry: Entry, energy: float, found: HullResult, reason: str) -> dict[str, str]:
+    above = found.e_above_hull
+    return {
+        "name": entry.uid,
+        "formula": entry.formula,
+        "energy": structures.number_text(energy, 6),
+        "e_above_hull": "" if above is None else f"{above:.4f}",
+        "phases": " + ".join(f"{share:.3f} {_pretty(f)}" for f, share in found.phases.items()),
+        "note": reason or found.missing,
+    }
+
+
+def _pretty(formula: str) -> str:
+    """``"Cl1 Na1"`` as ``"NaCl"``."""
+    from pymatgen.core import Composition
+
+    return str(Composition(formula).reduced_formula)
+
+
+def _elements(entry: Entry) -> frozenset[str]:
+    from langevin_xtal.crystal.elements import SYMBOLS
+
+    return frozenset(SYMBOLS[z] for z in entry.cell[2].tolist())
+
+
+def _secret(key: str) -> str:
+    """The key itself, from the environment for ``env``."""
+    if key != "env":
+        return key
+    found = os.environ.get(KEY_VARIABLE, "")
+    if not found:
+        raise InputError(f"--key env needs the environment variable {KEY_VARIABLE}; it is not set")
+    return found
+
+
+def _fetched(entries: Sequence[Entry], key: str, potential: str) -> References:
+    """References of the Materials Project: one query if it can hold all elements."""
+    from langevin_xtal.screen.fetch import MOST_ELEMENTS
+    from langevin_xtal.screen.hull import HullReferences
+
+    systems = list(dict.fromkeys(_elements(entry) for entry in entries))
+    together = frozenset().union(*systems)
+    if len(together) <= MOST_ELEMENTS:
+        table = HullReferences.from_materials_project(sorted(together), key, potential=potential)
+        return dict.fromkeys(systems, table)
+    return {
+        system: HullReferences.from_materials_project(sorted(system), key, potential=potential)
+        for system in systems
+    }
+
+
+def _notes(of: Mapping[frozenset[str], HullReferences]) -> None:
+    """What the numbers rest on."""
+    from langevin_xtal.screen.hull import coverage_note
+
+    click.echo(f"\nReferences: {next(iter(of.values())).describe()}")
+    for system, table in list(of.items())[:NOTES]:
+        click.echo(f"  {coverage_note(sorted(system), table)}")
+    if len(of) > NOTES:
+        click.echo(f"  and {len(of) - NOTES} more chemical systems")

@@ -1,0 +1,160 @@
+"""``langevin-xtal phonons``: are structure files minima of the potential?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from langevin_xtal.cli import options, structures
+from langevin_xtal.errors import LangevinXtalError
+
+if TYPE_CHECKING:
+    from langevin_xtal.screen.phonons import PhononResult
+    from langevin_xtal.search.entry import Entry
+
+SUMMARY = "phonons.csv"
+TABLE = ("name", "formula", "imaginary", "minimum", "at", "supercell", "atoms", "note")
+
+
+@click.command()
+@structures.files
+@options.output_folder("phonons")
+@click.option(
+    "--fmax",
+    type=click.FloatRange(min=0, min_open=True, max=1),
+    default=0.005,
+    show_default=True,
+    help="Largest force [eV/Å] of the structure, which is relaxed first.",
+)
+@click.option(
+    "--displacement",
+    type=click.FloatRange(min=0, min_open=True, max=0.5),
+    default=0.02,
+    show_default=True,
+    help="Of an atom [Å].",
+)
+@click.option(
+    "--length",
+    type=click.FloatRange(min=0, min_open=True, max=100),
+    default=8.0,
+    show_default=True,
+    help="Edges of the supercell, at least (but for a tenth of a cell) [Å].",
+)
+@click.option(
+    "--max-atoms",
+    type=click.IntRange(min=1),
+    default=200,
+    show_default=True,
+    help="Of the supercell; comes before --length.",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0, min_open=True, max=10),
+    default=0.3,
+    show_default=True,
+    help="Imaginary frequencies smaller than this are noise [THz].",
+)
+@structures.potential
+@structures.workers
+@structures.cache
+@structures.force
+def phonons(
+    files: tuple[Path, ...],
+    out: Path,
+    fmax: float,
+    displacement: float,
+    length: float,
+    max_atoms: int,
+    tolerance: float,
+    potential: str,
+    workers: int | None,
+    cache: Path | None,
+    force: bool,
+) -> None:
+    """Phonons with an interatomic potential, imaginary modes flagged.
+
+    FILES are CIF, POSCAR, extended XYZ, CSV, ASE databases, pymatgen JSON, packed datasets,
+    folders of CIF, or the store of a search. Each structure is relaxed tightly, then its atoms are
+    displaced in a supercell (phonopy). Writes phonons.csv (frequencies in THz, negative where
+    imaginary) and a picture of the bands of each. Takes seconds to minutes for each structure;
+    every result is kept, so that an interrupted command goes on where it stopped.
+
+    \b
+    Example:
+      langevin-xtal phonons relaxed/ --out phonons/
+    """
+    from langevin_xtal.screen.phonons import PhononOptions, phonon_checks
+    from langevin_xtal.screen.potentials import load_potential
+
+    entries, refused = structures.read_structures(files)
+    structures.known_to(entries, potential)
+    chosen = PhononOptions(
+        potential=potential,
+        fmax=fmax,
+        displacement=displacement,
+        length=length,
+        max_atoms=max_atoms,
+        tolerance=tolerance,
+    )
+    settings = {
+        "command": "phonons",
+        "phonons": repr(chosen),
+        "potential": load_potential(potential).version,
+    }
+    record = structures.run_record(settings, {entry.uid: entry.cell for entry in entries})
+    with structures.open_cache(cache) as store:
+        structures.open_folder(out, record, force=force)
+        with options.progress_bar("phonons", "structure") as update:
+            results = phonon_checks(
+                [entry.cell for entry in entries],
+                chosen,
+                cache=store,
+                workers=workers,
+                progress=update,
+            )
+    rows = [_row(entry, result, out) for entry, result in zip(entries, results, strict=True)]
+    rows += [{"name": name, "note": reason} for name, reason in refused.items()]
+    structures.write_table(out / SUMMARY, rows)
+    structures.show_table(rows, TABLE, out / SUMMARY)
+    structures.show_refused(refused)
+    done = [result for result in results if not result.reason]
+    if not done:
+        raise LangevinXtalError(
+            f"none of {len(entries)} structures has phonons; {out / SUMMARY} says why: "
+            f"{rows[0]['note']}"
+        )
+    flagged = sum(result.imaginary for result in done)
+    click.echo(
+        f"{len(done)} of {len(rows)} structures in {out} with {settings['potential']}; "
+        f"{flagged} with imaginary modes (below {-tolerance:g} THz)"
+    )
+
+
+def _row(entry: Entry, result: PhononResult, out: Path) -> dict[str, str]:
+    from langevin_xtal.screen.phonons import plot_bands, point_text
+
+    name = {"name": entry.uid, "formula": entry.formula}
+    if result.reason:
+        return name | {"note": result.note}
+    number = structures.number_text
+    picture = ""
+    if len(result.bands):
+        picture = f"{entry.uid}.png"
+        plot_bands(result, out / picture, title=f"{entry.formula} ({entry.uid})")
+    return name | {
+        "imaginary": str(result.imaginary).lower(),
+        "minimum": number(result.minimum, 3),
+        "at": point_text(result.minimum_at),
+        "exact_minimum": number(result.exact_minimum, 3),
+        "exact_at": point_text(result.exact_at),
+        "energy": number(result.energy, 6),
+        "converged": str(result.converged).lower(),
+        "supercell": "x".join(map(str, result.supercell.tolist())),
+        "atoms": str(result.atoms),
+        "edge": number(result.edge, 2),
+        "displacements": str(result.displacements),
+        "note": result.note,
+        "file": picture,
+    }

@@ -1,0 +1,198 @@
+"""``langevin-xtal relax``: structure files, relaxed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from langevin_xtal.cli import options, structures
+from langevin_xtal.errors import LangevinXtalError
+
+if TYPE_CHECKING:
+    from langevin_xtal.evaluation.cache import Cache
+    from langevin_xtal.screen.relax import Relaxation, RelaxOptions
+    from langevin_xtal.search.entry import Entry
+
+SUMMARY = "summary.csv"
+TABLE = ("name", "formula", "energy", "change", "steps", "group_before", "group", "note")
+
+
+@click.command()
+@structures.files
+@options.output_folder("relaxed")
+@structures.fmax
+@structures.steps
+@click.option(
+    "--release",
+    is_flag=True,
+    help="Relax a second time without symmetry, from a slightly displaced start.",
+)
+@structures.symprec
+@structures.potential
+@structures.workers
+@structures.cache
+@structures.force
+def relax(
+    files: tuple[Path, ...],
+    out: Path,
+    fmax: float,
+    steps: int,
+    release: bool,
+    symprec: float,
+    potential: str,
+    workers: int | None,
+    cache: Path | None,
+    force: bool,
+) -> None:
+    """Relax structures with an interatomic potential, keeping their symmetry.
+
+    FILES are CIF, POSCAR, extended XYZ, CSV, ASE databases, pymatgen JSON, packed datasets,
+    folders of CIF, or the store of a search. Writes a CIF for each and summary.csv (energies in
+    eV/atom, changes in meV/atom). With --release also NAME_released.cif where symmetry broke.
+    Every result is kept: an interrupted command goes on where it stopped.
+
+    \b
+    Examples:
+      langevin-xtal relax candidates/ --out relaxed/
+      langevin-xtal relax POSCAR perovskite.cif --release --fmax 0.02 --out relaxed/
+    """
+    from langevin_xtal.screen.potentials import load_potential
+    from langevin_xtal.screen.relax import DEFAULT_RELEASE, RelaxOptions
+
+    entries, refused = structures.read_structures(files)
+    structures.known_to(entries, potential)
+    chosen = RelaxOptions(potential=potential, fmax=fmax, steps=steps, symprec=symprec)
+    settings = {
+        "command": "relax",
+        "relaxation": repr(chosen),
+        "release": repr(DEFAULT_RELEASE) if release else None,
+        "potential": load_potential(potential).version,
+    }
+    record = structures.run_record(settings, {entry.uid: entry.cell for entry in entries})
+    with structures.open_cache(cache) as store:
+        structures.open_folder(out, record, force=force)
+        run = _with_release if release else _with_symmetry
+        rows = run(entries, chosen, store, workers, out)
+    rows += [{"name": name, "note": reason} for name, reason in refused.items()]
+    structures.write_table(out / SUMMARY, rows)
+    structures.show_table(rows, TABLE, out / SUMMARY)
+    structures.show_refused(refused)
+    done = sum(bool(row.get("energy")) for row in rows)
+    if not done:
+        raise LangevinXtalError(
+            f"none of {len(entries)} structures could be relaxed; {out / SUMMARY} says why: "
+            f"{rows[0]['note']}"
+        )
+    click.echo(f"{done} of {len(rows)} structures relaxed in {out} with {settings['potential']}")
+
+
+def _with_symmetry(
+    entries: Sequence[Entry], chosen: RelaxOptions, store: Cache, workers: int | None, out: Path
+) -> list[dict[str, str]]:
+    from langevin_xtal.screen.relax import found_groups, relax_folded
+
+    with options.progress_bar("relaxing", "structure") as update:
+        results = relax_folded(
+            [entry.cell for entry in entries],
+            chosen,
+            cache=store,
+            workers=workers,
+            progress=update,
+        )
+    rows = []
+    for entry, result in zip(entries, results, strict=True):
+        note = result.reason or ("" if result.converged else "ran out of steps")
+        before, after = found_groups(entry.cell), found_groups(result.cell)
+        rows.append(_row(entry, result, before, after, note))
+        if not result.reason:
+            rows[-1]["file"] = _write(entry, result, after, chosen, out / f"{entry.uid}.cif")
+    return rows
+
+
+def _with_release(
+    entries: Sequence[Entry], chosen: RelaxOptions, store: Cache, workers: int | None, out: Path
+) -> list[dict[str, str]]:
+    from langevin_xtal.screen.relax import relax_twice
+
+    with options.progress_bar("relaxing", "structure") as update:
+        results = relax_twice(
+            [entry.cell for entry in entries],
+            chosen,
+            cache=store,
+            workers=workers,
+            progress=update,
+        )
+    rows = []
+    for entry, both in zip(entries, results, strict=True):
+        row = _row(entry, both.kept, both.groups_before, both.groups_kept, both.note)
+        after = both.groups_released
+        row |= {
+            "released_energy": structures.number_text(both.released.energy, 6),
+            "released_change": structures.number_text(1000 * both.gain, 1),
+            "released_group": str(after[0.01] or ""),
+            "released_group_0.1": str(after[0.1] or ""),
+        }
+        if not both.kept.reason:
+            row["file"] = _write(
+                entry, both.kept, both.groups_kept, chosen, out / f"{entry.uid}.cif"
+            )
+        if both.broke:
+            target = out / f"{entry.uid}_released.cif"
+            row["released_file"] = _write(entry, both.released, after, chosen, target)
+        rows.append(row)
+    return rows
+
+
+def _row(
+    entry: Entry,
+    result: Relaxation,
+    before: Mapping[float, int],
+    after: Mapping[float, int],
+    note: str,
+) -> dict[str, str]:
+    number = structures.number_text
+    return {
+        "name": entry.uid,
+        "formula": entry.formula,
+        "atoms": str(len(entry.cell[2])),
+        "energy": number(result.energy, 6),
+        "change": number(1000 * (result.energy - result.start_energy), 1),
+        "steps": "" if result.reason else str(result.steps),
+        "converged": "" if result.reason else str(result.converged).lower(),
+        "max_force": number(result.max_force, 4),
+        "group_before": str(before[0.01] or ""),
+        "group_before_0.1": str(before[0.1] or ""),
+        "group": "" if result.reason else str(after[0.01] or ""),
+        "group_0.1": "" if result.reason else str(after[0.1] or ""),
+        "note": note,
+        "file": "",
+    }
+
+
+def _write(
+    entry: Entry,
+    result: Relaxation,
+    groups: Mapping[float, int],
+    chosen: RelaxOptions,
+    path: Path,
+) -> str:
+    """Write the CIF of a relaxed structure; its name."""
+    from langevin_xtal.export.structures import entry_cif
+    from langevin_xtal.screen.potentials import load_potential
+
+    relaxed = replace(
+        entry,
+        cell=result.cell,
+        found_group=groups[0.01] or None,
+        energy=result.energy,
+        e_above_hull=None,
+        potential=load_potential(chosen.potential).version,
+        sampled=entry.cell,
+        properties={"converged": result.converged},
+    )
+    structures.write_text(path, entry_cif(relaxed, 0)[0])
+    return path.name

@@ -1,0 +1,281 @@
+"""What commands on structure files share: reading, refusing, and never overwriting unasked."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from langevin_xtal.errors import DataError, InputError
+
+if TYPE_CHECKING:
+    from langevin_xtal.crystal.cell import Cell
+    from langevin_xtal.evaluation.cache import Cache
+    from langevin_xtal.search.entry import Entry
+
+POSCAR_NAMES = ("POSCAR", "CONTCAR")
+POSCAR_SUFFIXES = (".vasp", ".poscar")
+RECORD = "run.json"
+SHOWN = 30
+"""Rows of a table on the terminal; all are in the file."""
+
+files = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+potential = click.option(
+    "--potential",
+    default="chgnet",
+    show_default=True,
+    help="chgnet, or module:attribute of anything that makes an ASE calculator.",
+    metavar="NAME",
+)
+workers = click.option(
+    "--workers", type=click.IntRange(min=1), help="Processes.  [default: one per CPU]"
+)
+cache = click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder where results are kept, so that nothing is computed twice.  "
+    "[default: ~/.cache/langevin-xtal]",
+    metavar="FOLDER",
+)
+force = click.option("--force", is_flag=True, help="Replace files that are there.")
+symprec = click.option(
+    "--symprec",
+    type=click.FloatRange(min=0, min_open=True, max=0.5),
+    default=0.01,
+    show_default=True,
+    help="Tolerance of the symmetry that is kept [Å].",
+)
+fmax = click.option(
+    "--fmax",
+    type=click.FloatRange(min=0, min_open=True, max=1),
+    default=0.05,
+    show_default=True,
+    help="Largest force [eV/Å] of a relaxed structure.",
+)
+steps = click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=200,
+    show_default=True,
+    help="Steps of a relaxation, at most.",
+)
+
+
+def read_structures(paths: Sequence[Path]) -> tuple[list[Entry], dict[str, str]]:
+    """Structures of files and folders, each with an identifier of its own; and what is left out.
+
+    Takes what :func:`~langevin_xtal.search.entries.read_entries` takes, and VASP's POSCAR files.
+
+    Raises
+    ------
+    InputError
+        When a file is missing, or none holds a structure that can be used.
+    """
+    from langevin_xtal.search.entries import read_entries
+
+    entries: list[Entry] = []
+    refused: dict[str, str] = {}
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{path} does not exist")
+    for path in paths:
+        try:
+            if _is_poscar(path):
+                entries.append(_read_poscar(path))
+            else:
+                entries += read_entries(path, rejects=refused)
+        except DataError as error:  # one bad file of many does not stop the rest
+            refused[str(path)] = str(error)
+    if not entries:
+        name, reason = next(iter(refused.items()))
+        raise InputError(reason if name in reason else f"{name}: {reason}")
+    return _renamed(entries), refused
+
+
+def known_to(entries: Sequence[Entry], potential: str) -> None:
+    """Refuse structures when the potential knows none of them.
+
+    Raises
+    ------
+    InputError
+        When every structure has an element the potential does not know, or there is no such
+        potential.
+    """
+    from langevin_xtal.crystal.elements import SYMBOLS
+    from langevin_xtal.screen.potentials import load_potential
+
+    found = load_potential(potential)
+    unknown = [set(entry.cell[2].tolist()) - found.elements for entry in entries]
+    if all(unknown):
+        names = ", ".join(SYMBOLS[z] for z in sorted(set().union(*unknown)))
+        which = "the structure" if len(entries) == 1 else "every structure"
+        raise InputError(
+            f"potential {potential} does not know {names}, and {which} contains such an element: "
+            "give another --potential"
+        )
+
+
+def open_cache(folder: Path | None) -> Cache:
+    """The cache of that folder, by default the user's."""
+    from langevin_xtal.evaluation.cache import Cache, default_folder
+
+    return Cache(folder or default_folder())
+
+
+def run_record(settings: Mapping[str, Any], cells: Mapping[str, Cell]) -> str:
+    """What determines the files of a run, as the text of its folder's :data:`RECORD`."""
+    from langevin_xtal.crystal.cell import cell_key
+
+    keys = {name: cell_key(cell) for name, cell in cells.items()}
+    record = json.loads(json.dumps({**settings, "structures": keys}))
+    return json.dumps(record, indent=2, sort_keys=True) + "\n"
+
+
+def open_folder(out: Path, record: str, *, force: bool) -> None:
+    """Make the folder, or go on in the one of the same run.
+
+    Raises
+    ------
+    InputError
+        When it holds anything else and ``force`` is false, or cannot be written.
+    """
+    own = out / RECORD
+    try:
+        taken = out.is_dir() and any(out.iterdir())
+        mine = own.is_file() and own.read_text(encoding="utf-8") == record
+        if taken and not mine and not force:
+            raise InputError(
+                f"folder {out} holds something else: give --out another folder, the same files "
+                "and options to go on, or --force to replace files in it"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(own, record)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"folder {out} cannot be written ({reason}); give --out a folder you may write to"
+        ) from None
+
+
+def check_file(path: Path, *, force: bool) -> None:
+    """Refuse to write over a file.
+
+    Raises
+    ------
+    InputError
+        When it is there and ``force`` is false, or is a folder.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give --out the name of a file")
+    if path.exists() and not force:
+        raise InputError(f"{path} is there already: give --out another name, or --force")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, complete or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Rows as CSV, empty where one lacks a column."""
+    buffer = io.StringIO()
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, buffer.getvalue())
+
+
+def show_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], rest: Path) -> None:
+    """Some columns of the first rows on the terminal."""
+    lines = [tuple(columns), *(tuple(row.get(c, "") for c in columns) for row in rows[:SHOWN])]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
+    for line in lines:
+        click.echo("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
+    if len(rows) > SHOWN:
+        click.echo(f"… {len(rows) - SHOWN} more in {rest}")
+
+
+def show_refused(refused: Mapping[str, str]) -> None:
+    """What was left out, on stderr."""
+    for name, reason in list(refused.items())[:SHOWN]:
+        click.echo(f"Warning: {name} is left out: {' '.join(reason.split())}", err=True)
+    if len(refused) > SHOWN:
+        click.echo(f"Warning: {len(refused) - SHOWN} more are left out", err=True)
+
+
+def number_text(value: float, digits: int = 4) -> str:
+    """A number for a table, empty when it is NaN."""
+    return "" if value != value else f"{value:.{digits}f}"
+
+
+def _renamed(entries: Sequence[Entry]) -> list[Entry]:
+    """Identifiers of several files made to differ."""
+    used: set[str] = set()
+    result = []
+    for entry in entries:
+        uid, count = entry.uid, 1
+        while uid.lower() in used:
+            count += 1
+            uid = f"{entry.uid}-{count}"
+        used.add(uid.lower())
+        result.append(replace(entry, uid=uid))
+    return result
+
+
+def _is_poscar(path: Path) -> bool:
+    name = path.name.upper()
+    return path.is_file() and (
+        name.startswith(POSCAR_NAMES) or path.suffix.lower() in POSCAR_SUFFIXES
+    )
+
+
+def _read_poscar(path: Path) -> Entry:
+    """
+    Raises
+    ------
+    DataError
+        When it is no POSCAR, or does not name its elements.
+    """
+    import numpy as np
+    from pymatgen.io.vasp import Poscar
+
+    from langevin_xtal.dataset.readers import first_line
+    from langevin_xtal.search.entries import found_group, plain_formula
+    from langevin_xtal.search.entry import Entry
+
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            structure = Poscar.from_str(path.read_text(encoding="utf-8")).structure
+    except Exception as error:  # pymatgen raises anything on damaged files
+        raise DataError(f"{path} is not a POSCAR ({first_line(error)})") from None
+    if any("lements" in str(warning.message) for warning in told):
+        raise DataError(
+            f"{path} does not name its elements: add a line of symbols above the counts"
+        )
+    lattice = np.array(structure.lattice.matrix)
+    cell = lattice, structure.frac_coords % 1.0, np.array(structure.atomic_numbers, np.int64)
+    if not np.isfinite(cell[1]).all() or abs(np.linalg.det(lattice)) < 1e-3:
+        raise DataError(f"{path} holds no crystal: its cell or positions make none")
+    group = found_group(cell)
+    plain = path.name.upper() in POSCAR_NAMES and path.resolve().parent.name
+    name = f"{path.resolve().parent.name}_{path.name}" if plain else path.stem
+    return Entry(
+        uid="".join(c if c.isalnum() or c in "._+-" else "_" for c in name).strip("._"),
+        cell=cell,
+        formula=plain_formula(cell[2]),
+        space_group=group or 1,
+        found_group=group,
+        provenance={"source": str(path), "id": name},
+    )
