@@ -75,10 +75,7 @@ def make_diagram(
     if not any(entry.e_above_hull is not None for entry in entries):
         return None, "No candidate has an energy above the hull, so there is no diagram to draw."
     if len(elements) not in (2, 3):
-        return (
-            None,
-            f"A system of {len(elements)} element{'s' * (len(elements) != 1)}: by formula.",
-        )
+        return None, f"By formula: the hull of {len(elements)} element{_s(elements)} is not drawn."
     if references is None:
         return None, (
             "The reference phases behind these energies are not at hand, so the hull itself is "

@@ -15,9 +15,9 @@ from langevin_xtal.report.diagram import Diagram
 from langevin_xtal.search.entry import Entry, Value
 from langevin_xtal.search.store import STATES
 
-NOTES = ("note", "reason", "missing", "warning")
+NOTES = ("note", "reason", "missing", "warning", "phonons")
 """Strings whose names contain one of these are shown in the table, the rest on demand."""
-MUST_HOLD = {"converged": "not converged", "valid": "not valid", "novel": "known"}
+MUST_HOLD = {"converged": "not converged", "valid": "not valid"}
 """Flags that are worth a word when they are false."""
 
 
@@ -40,6 +40,8 @@ def shared_provenance(entries: Sequence[Entry]) -> dict[str, Value]:
 
 def _row(entry: Entry, shared: Mapping[str, Value], diagram: Diagram | None) -> dict[str, Any]:
     numbers = entry.cell[2]
+    notes = _notes(entry.properties)
+    flags = [f for f in _flags(entry.properties) if not any(f in note for note in notes)]
     above = number(entry.e_above_hull)
     row: dict[str, Any] = {
         "uid": entry.uid,
@@ -49,8 +51,8 @@ def _row(entry: Entry, shared: Mapping[str, Value], diagram: Diagram | None) -> 
         "above": None if above is None else number(1000 * above, 2),
         "energy": number(entry.energy, 5),
         "potential": entry.potential,
-        "flags": _flags(entry.properties),
-        "notes": _notes(entry.properties),
+        "flags": flags,
+        "notes": notes,
         "more": _plain(entry.properties),
         "from": _plain({k: v for k, v in entry.provenance.items() if k not in shared}),
         "cell": pack_cell(entry.cell),
@@ -126,7 +128,8 @@ def _plain(values: Mapping[str, Value]) -> dict[str, Any]:
 
 
 def _flags(properties: Mapping[str, Value]) -> list[str]:
-    flags = []
+    known = properties.get("known")
+    flags = [f"known: {known}"] if isinstance(known, str) and known else []
     for key, value in properties.items():
         if not isinstance(value, (bool, np.bool_)):
             continue
