@@ -408,9 +408,16 @@ def xyz(
 
 
 def _entries(sources: tuple[str, ...], top: int | None) -> list[Entry]:
-    from langevin_xtal.search.entries import read_entries
+    from langevin_xtal.search.entries import rank_key, read_entries
 
-    entries = [entry for source in sources for entry in read_entries(source, top=top)]
+    rejects: dict[str, str] = {}
+    entries = [e for source in sources for e in read_entries(source, top=top, rejects=rejects)]
+    if len(sources) > 1:
+        entries.sort(key=rank_key)
+    for name, reason in list(rejects.items())[:SHOWN]:
+        click.echo(f"Warning: {name} is left out: {reason}", err=True)
+    if len(rejects) > SHOWN:
+        click.echo(f"Warning: {len(rejects) - SHOWN} more structures are left out", err=True)
     if not entries:
         raise InputError(f"{', '.join(sources)} holds no candidate to export")
     return entries[:top]

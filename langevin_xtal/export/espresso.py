@@ -161,14 +161,14 @@ def pw_input(structure: Structure, settings: Mapping[str, Any]) -> str:
         "pseudo_dir": settings["pseudo_dir"],
         "tprnfor": True,
         "tstress": True,
-        "etot_conv_thr": 1e-5 * len(atoms),
+        "etot_conv_thr": float(f"{1e-5 * len(atoms):.6g}"),
         "forc_conv_thr": 1e-4,
         "ecutwfc": float(settings["ecutwfc"]),
         "ecutrho": float(settings["ecutrho"]),
         "occupations": "smearing",
         "smearing": "cold",
         "degauss": 0.01,
-        "conv_thr": 1e-10 * len(atoms),
+        "conv_thr": float(f"{1e-10 * len(atoms):.6g}"),
         "mixing_beta": 0.4,
         "electron_maxstep": 200,
     }
@@ -185,7 +185,8 @@ def pw_input(structure: Structure, settings: Mapping[str, Any]) -> str:
         kpts=k_grid(structure.lattice.matrix, settings["kspacing"]),
         crystal_coordinates=True,
     )
-    return buffer.getvalue().rstrip("\n") + "\n"
+    text = re.sub(r"&(FCP|RISM)\n/\n", "", buffer.getvalue())  # ASE writes all namelists
+    return text.rstrip("\n") + "\n"
 
 
 def k_grid(lattice: NDArray[np.float64], kspacing: float) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ from langevin_xtal.export.vasp import (
     COMMAND,
     PotcarChoice,
     VaspWriter,
-    potcar_notes,
+    vasp_notes,
     vasp_settings,
 )
 from langevin_xtal.search.entry import Entry
@@ -143,7 +144,7 @@ def export_phonopy(
         job=Job("phonopy", command, concurrent, needs="POTCAR"),
         force=force,
         progress=progress,
-        notes=potcar_notes(potcar, settings, os.fspath(out)),
+        notes=vasp_notes(potcar, settings, os.fspath(out)),
     )
 
 
@@ -178,9 +179,11 @@ def displaced(unit: Structure, dim: Sequence[int], distance: float) -> Phonopy:
         cell=unit.lattice.matrix,
         scaled_positions=unit.frac_coords,
     )
-    phonon = Phonopy(
-        cell, supercell_matrix=np.diag(dim), primitive_matrix="auto", calculator="vasp"
-    )
+    with warnings.catch_warnings():  # phonopy 4 tells that "auto" differs from version 3
+        warnings.filterwarnings("ignore", message="primitive_matrix defaulted")
+        phonon = Phonopy(
+            cell, supercell_matrix=np.diag(dim), primitive_matrix="auto", calculator="vasp"
+        )
     phonon.generate_displacements(distance=distance)
     return phonon
 

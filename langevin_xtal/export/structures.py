@@ -68,7 +68,7 @@ def export_cif(
 
     The group that was asked for is kept wherever the stored cell has it within ``symprec``;
     otherwise the group spglib finds is written in its conventional cell, or P1 without one. The
-    column ``input_set`` of the manifest says which: ``declared``, ``found`` or ``P1``.
+    column ``symmetry`` of the manifest says which: ``declared``, ``found`` or ``P1``.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def export_cif(
             notes.add(name, f"the cell lacks the group asked for; {_ORIGINS[origin]} is written")
         _check_place(root / name, text, force)
         texts[name] = text
-        columns = {"folder": name, "export": "cif", "input_set": origin}
+        columns = {"folder": name, "export": "cif", "symmetry": origin}
         rows[name] = entry_row(entry, columns | {"atoms": str(len(entry.cell[2]))})
     if not texts:
         raise LangevinXtalError(f"none of the candidates could be exported: {failures}")
@@ -354,7 +354,7 @@ def _facts(entry: Entry) -> Iterator[tuple[str, Any]]:
 def _atoms(cell: Cell, entry: Entry, rank: int) -> Atoms:
     from ase import Atoms
 
-    info: dict[str, Any] = {"rank": rank}
+    info: dict[str, Any] = {"name": entry_name(rank, entry), "rank": rank}
     for name, value in _facts(entry):
         plain = value.item() if isinstance(value, np.generic) else value
         info.setdefault(name, " ".join(plain.split()) if isinstance(plain, str) else plain)

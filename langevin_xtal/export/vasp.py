@@ -102,7 +102,7 @@ def export_vasp(
     check_cell_options(cell, symprec)
     settings = vasp_settings("vasp", input_set, potcar, overrides, cell, symprec)
     writer = VaspWriter(input_set, settings["potcar"], overrides or {})
-    notes = potcar_notes(potcar, settings, os.fspath(out))
+    notes = vasp_notes(potcar, settings, os.fspath(out))
 
     def make(entry: Entry, name: str, notes: Notes) -> Inputs:
         structure = export_structure(entry, cell, symprec)
@@ -150,7 +150,7 @@ class VaspWriter:
     ) -> None:
         self.input_set = _input_set(input_set)
         self.potcar, self.overrides, self.options = potcar, overrides, options or {}
-        self._potentials: dict[tuple[str, str], Any] = {}
+        self._potentials: dict[tuple[str, str], str | None] = {}
 
     def inputs(
         self, structure: Structure, name: str, notes: Notes
@@ -191,24 +191,35 @@ class VaspWriter:
         """Content of POTCAR, or None where a specification is to be written."""
         if self.potcar == "spec":
             return None
-        missing = [s for s in symbols if self._potential(s, functional) is None]
-        if not missing:
-            return "".join(str(self._potential(s, functional)).strip("\n") + "\n" for s in symbols)
-        where = f"{functional} pseudopotentials {', '.join(missing)} are not in PMG_VASP_PSP_DIR"
+        texts = [self._potential(symbol, functional, notes) for symbol in symbols]
+        if None not in texts:
+            return "".join(str(text) for text in texts)
+        missing = ", ".join(s for s, text in zip(symbols, texts, strict=True) if text is None)
+        where = f"{functional} pseudopotentials {missing} are not in PMG_VASP_PSP_DIR"
         if self.potcar == "files":
             raise InputError(f"{where}; install them, or give --potcar spec")
         notes.add(name, f"{where}: POTCAR.spec is written instead of POTCAR")
         return None
 
-    def _potential(self, symbol: str, functional: str) -> Any:
+    def _potential(self, symbol: str, functional: str, notes: Notes) -> str | None:
+        """Text of a pseudopotential, read once; None where it is not installed."""
         from pymatgen.io.vasp.inputs import PotcarSingle
 
         key = (symbol, functional)
         if key not in self._potentials:
-            try:
-                self._potentials[key] = PotcarSingle.from_symbol_and_functional(*key)
-            except (FileNotFoundError, KeyError):
-                self._potentials[key] = None
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                try:
+                    single = PotcarSingle.from_symbol_and_functional(*key)
+                except (FileNotFoundError, KeyError):
+                    self._potentials[key] = None
+                    return None
+                known = single.identify_potcar()[0]
+            if known and functional not in known:
+                notes.say(f"the POTCAR of {symbol} is of {', '.join(known)}, not of {functional}")
+            elif caught:
+                notes.say(f"the POTCAR of {symbol} ({functional}) is unknown to pymatgen")
+            self._potentials[key] = str(single).strip("\n") + "\n"
         return self._potentials[key]
 
 
@@ -250,9 +261,14 @@ def vasp_settings(
     }
 
 
-def potcar_notes(potcar: str, settings: Mapping[str, Any], out: str) -> Notes:
-    """Notes that begin with the warning that POTCAR files are not written, where it applies."""
+def vasp_notes(potcar: str, settings: Mapping[str, Any], out: str) -> Notes:
+    """Notes that begin with unknown tags, and that POTCAR files are not written where it is so."""
+    from pymatgen.io.vasp import Incar
+
     notes = Notes()
+    for tag in settings["overrides"]:
+        if tag not in Incar.INCAR_PARAMS:
+            notes.say(f"pymatgen knows no INCAR tag {tag}; VASP ignores tags it does not know")
     if potcar == "auto" and settings["potcar"] == "spec":
         functional = _input_set(settings["input_set"])().potcar_functional
         notes.say(
@@ -287,12 +303,13 @@ def read_incar_tag(text: str) -> tuple[str, Any]:
         return tag, {k: number(v) for k, v in pairs}
     from pymatgen.io.vasp import Incar
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return tag, Incar.proc_val(tag, value)
-    except (ValueError, TypeError):
-        raise InputError(f"--incar {text!r}: {value!r} is not a value of {tag}") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = Incar.proc_val(tag, value)
+    kind = Incar.INCAR_PARAMS.get(tag, {}).get("type")
+    if isinstance(found, str) and kind in ("int", "float", "bool"):
+        raise InputError(f"--incar {text!r}: {tag} takes a value of type {kind}")
+    return tag, found
 
 
 def _input_set(name: str) -> type[VaspInputSet]:
