@@ -135,3 +135,37 @@ def _spread(values: ArrayLike, unit: str = "") -> str:
 
     low, middle, high = np.quantile(np.asarray(values), [0.0, 0.5, 1.0])
     return f"median {middle:.4g}, from {low:.4g} to {high:.4g}{unit}"
+
+
+@data.command("join")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--without",
+    type=click.Path(path_type=Path),
+    help="Leave out crystals with a twin in this one: same formula and group, similar volume.",
+    metavar="FILE.lxd",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The packed file to write.",
+    metavar="FILE.lxd",
+)
+def join_files(files: tuple[Path, ...], without: Path | None, out: Path) -> None:
+    """Put packed datasets together.
+
+    \b
+    Example:
+      langevin-xtal data join a.lxd b.lxd --without held_out.lxd --out train.lxd
+    """
+    from langevin_xtal.dataset.join import join, twins
+    from langevin_xtal.dataset.packed import PackedDataset
+
+    whole = join([PackedDataset.load(file) for file in files])
+    total = len(whole)
+    if without is not None:
+        whole = whole.select(~twins(whole, PackedDataset.load(without)))
+    whole.save(out)
+    left = f"; {total - len(whole)} with a twin in {without} left out" if without else ""
+    click.echo(f"{len(whole)} crystals in {out}{left}")

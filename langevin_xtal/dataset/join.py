@@ -1,0 +1,75 @@
+"""Packed datasets put together, without the crystals that another set must not know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from langevin_xtal.crystal.cell import reduced_formula
+from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.errors import DataError
+
+TWIN_VOLUME = 0.12
+"""Two crystals of one formula and group are twins when their volumes per atom differ by less."""
+
+_Kind = tuple[str, int]
+
+
+def join(parts: Sequence[PackedDataset]) -> PackedDataset:
+    """All crystals of several datasets, one after the other; properties missing in some are NaN.
+
+    Raises
+    ------
+    DataError
+        When there are no datasets.
+    """
+    if not parts:
+        raise DataError("no datasets were given to join; give at least one")
+    offsets = np.cumsum([0] + [len(p.numbers) for p in parts])
+    start = [p.site_start[:-1] + o for p, o in zip(parts, offsets, strict=False)]
+    names = dict.fromkeys(name for p in parts for name in p.properties)
+    return PackedDataset(
+        group=np.concatenate([p.group for p in parts]),
+        lattice=np.concatenate([p.lattice for p in parts]),
+        site_start=np.concatenate([*start, offsets[-1:]]),
+        numbers=np.concatenate([p.numbers for p in parts]),
+        frac=np.concatenate([p.frac for p in parts]),
+        multiplicity=np.concatenate([p.multiplicity for p in parts]),
+        wyckoff=np.concatenate([p.wyckoff for p in parts]),
+        id=np.concatenate([p.id for p in parts]),
+        properties={
+            name: np.concatenate([p.properties.get(name, np.full(len(p), np.nan)) for p in parts])
+            for name in names
+        },
+        meta={"joined": [p.meta | {"data_hash": p.content_hash} for p in parts]},
+    )
+
+
+def twins(data: PackedDataset, others: PackedDataset) -> NDArray[np.bool_]:
+    """(B,) which crystals of ``data`` have a twin among ``others``.
+
+    A twin has the same reduced formula and space group, and a volume per atom within
+    ``TWIN_VOLUME`` of it: a crude test that finds copies under other names, and more.
+    """
+    known: dict[_Kind, list[float]] = {}
+    for kind, volume in zip(_kinds(others), _volumes(others), strict=True):
+        known.setdefault(kind, []).append(volume)
+    found = [
+        any(abs(volume / v - 1) < TWIN_VOLUME for v in known.get(kind, []))
+        for kind, volume in zip(_kinds(data), _volumes(data), strict=True)
+    ]
+    return np.array(found, dtype=bool)
+
+
+def _volumes(data: PackedDataset) -> list[float]:
+    return (data.volumes / data.atom_counts).tolist()
+
+
+def _kinds(data: PackedDataset) -> list[_Kind]:
+    atoms = [
+        np.repeat(data.numbers[data.sites_of(k)], data.multiplicity[data.sites_of(k)])
+        for k in range(len(data))
+    ]
+    return [(reduced_formula(z), int(g)) for z, g in zip(atoms, data.group, strict=True)]

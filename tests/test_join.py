@@ -1,0 +1,72 @@
+"""Joining packed datasets, and leaving out what a held-out set must not meet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from langevin_xtal.cli.data import data as command
+from langevin_xtal.dataset.join import TWIN_VOLUME, join, twins
+from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.dataset.reference import reference_dataset
+from langevin_xtal.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def crystals() -> PackedDataset:
+    return reference_dataset()
+
+
+def test_parts_come_back(crystals: PackedDataset) -> None:
+    first, second = crystals.select(range(5)), crystals.select(range(5, 12))
+    whole = join([first, second])
+    assert whole == crystals.select(range(12))
+    assert [p["data_hash"] for p in whole.meta["joined"]] == [
+        first.content_hash,
+        second.content_hash,
+    ]
+
+
+def test_properties_that_some_lack(crystals: PackedDataset) -> None:
+    some = replace(crystals.select([0, 1]), properties={"gap": np.array([1.0, 2.0])})
+    other = replace(crystals.select([2]), properties={})
+    whole = join([some, other])
+    assert whole.properties["gap"][:2].tolist() == [1.0, 2.0]
+    assert np.isnan(whole.properties["gap"][2])
+
+
+def test_nothing_to_join() -> None:
+    with pytest.raises(DataError, match="at least one"):
+        join([])
+
+
+class TestTwins:
+    def test_a_set_is_its_own_twin(self, crystals: PackedDataset) -> None:
+        assert twins(crystals, crystals).all()
+
+    def test_volume_decides(self, crystals: PackedDataset) -> None:
+        one = crystals.select([0])
+        for factor, expected in ((1 + 0.9 * TWIN_VOLUME, True), (1 + 1.5 * TWIN_VOLUME, False)):
+            swollen = replace(one, lattice=one.lattice * factor ** (1 / 3))
+            assert twins(swollen, one).tolist() == [expected]
+
+    def test_another_element_is_no_twin(self, crystals: PackedDataset) -> None:
+        one = crystals.select([0])
+        other = replace(one, numbers=np.where(one.numbers == one.numbers[0], 118, one.numbers))
+        assert not twins(other, one).any()
+
+
+def test_command(crystals: PackedDataset, tmp_path: Path) -> None:
+    a, b, out = tmp_path / "a.lxd", tmp_path / "b.lxd", tmp_path / "all.lxd"
+    crystals.select(range(6)).save(a)
+    crystals.select(range(6, 10)).save(b)
+    arguments = ["join", str(a), str(b), "--without", str(b), "--out", str(out)]
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    assert PackedDataset.load(out) == crystals.select(range(6))
+    assert "6 crystals" in result.output
+    assert "4 with a twin" in result.output
