@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 )
 @options.output_folder("run")
 @click.option("--size", default="small", show_default=True, type=click.Choice(["small", "base"]))
-@click.option("--steps", type=click.IntRange(min=1), default=20_000, show_default=True)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=0),
+    default=20_000,
+    show_default=True,
+    help="Of the score network; 0 keeps that of --init and fits only where chains start.",
+)
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--learning-rate", type=click.FloatRange(min=0.0, min_open=True), default=1e-3)
 @click.option(
@@ -38,12 +44,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="Noise averaged over equivalent images, or as in the paper.",
 )
+@click.option("--prior-epochs", type=click.IntRange(min=0), default=20, show_default=True)
+@click.option("--ranker-epochs", type=click.IntRange(min=0), default=12, show_default=True)
 @click.option(
-    "--prior-epochs",
-    type=click.IntRange(min=1),
-    default=20,
+    "--proposal-epochs",
+    type=click.IntRange(min=0),
+    default=40,
     show_default=True,
-    help="Epochs of the prior over Wyckoff positions, fitted after the last step.",
+    help="Epochs of the networks that say where chains start, fitted after the last step: the "
+    "prior over Wyckoff positions, the ranker of assignments, the proposal of coordinates.",
 )
 @click.option("--init", metavar="MODEL", help="Weights to start from: a shipped name or a file.")
 @click.option("--log-every", type=click.IntRange(min=1), default=100, show_default=True)
@@ -63,6 +72,8 @@ def train(
     learning_rate: float,
     target: str,
     prior_epochs: int,
+    ranker_epochs: int,
+    proposal_epochs: int,
     init: str | None,
     log_every: int,
     validate_every: int,
@@ -86,12 +97,14 @@ def train(
     from langevin_xtal.dataset.reference import reference_dataset
     from langevin_xtal.diffusion.noising import NoisingConfig
     from langevin_xtal.model.checkpoint import load_model
+    from langevin_xtal.model.device import resolved_device
     from langevin_xtal.model.network import SIZES
     from langevin_xtal.report.pictures import plot_losses
     from langevin_xtal.train.loop import TrainConfig, Trainer
+    from langevin_xtal.train.starts import StartEpochs
 
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device {device!r} is not known; give auto, cpu or cuda")
+    if steps == 0 and init is None:
+        raise InputError("with --steps 0 there is no network: give one by --init")
     # the next batch is prepared on a core of its own; sharing it costs far more than it gains
     options.set_threads(threads or max(1, (os.cpu_count() or 1) - 1))
     crystals = reference_dataset() if data is None else PackedDataset.load(data)
@@ -114,7 +127,7 @@ def train(
         out,
         config,
         validation=held_out,
-        device=_device(device),
+        device=resolved_device(device),
         name=name,
         start=None if init is None else load_model(init),
     )
@@ -127,19 +140,12 @@ def train(
                 _say(row, trainer)
     finally:
         plot_losses(out / "log.csv", out / "loss.png")
-    with options.progress_bar("Wyckoff prior", "epoch") as update:
-        trainer.fit_prior(prior_epochs, lambda done, loss: update(done, prior_epochs))
+    epochs = StartEpochs(prior=prior_epochs, ranker=ranker_epochs, proposal=proposal_epochs)
+    planned = {"prior": 0, "ranker": prior_epochs, "proposal": prior_epochs + ranker_epochs}
+    with options.progress_bar("where chains start", "epoch") as update:
+        total = prior_epochs + ranker_epochs + proposal_epochs
+        trainer.fit_starts(epochs, lambda part, done, _: update(planned[part] + done, total))
     click.echo(f"{trainer.step} steps; weights in {out / 'model.safetensors'}")
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda was asked for, but torch finds no CUDA device; give cpu")
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
 
 
 def _say(row: LogRow, trainer: Trainer) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -115,6 +116,7 @@ def lattice_features(coordinates: Tensor, log_volume: Tensor) -> Tensor:
     return torch.cat([lengths.log() - log_volume.unsqueeze(1) / 3, coordinates[:, 3:] / 10], 1)
 
 
+@cache
 def lattice_freedoms() -> tuple[Tensor, Tensor]:
     """(231, 6) which coordinates are free, and which one drives each; row 0 unused."""
     free = [np.zeros(COORDINATES, dtype=bool)] + [lattice_freedom(n) for n in range(1, 231)]

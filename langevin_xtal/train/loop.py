@@ -32,7 +32,6 @@ from langevin_xtal.diffusion.losses import Losses, denoising_losses
 from langevin_xtal.diffusion.noising import Noised, NoisingConfig, noise_batch
 from langevin_xtal.errors import CheckpointError, InputError
 from langevin_xtal.graph.snapping import all_operations
-from langevin_xtal.model.assignment import WyckoffPrior
 from langevin_xtal.model.checkpoint import (
     ScoreModel,
     load_model,
@@ -45,7 +44,7 @@ from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.runtime import keep_freed_memory
-from langevin_xtal.train.assignments import fit_prior
+from langevin_xtal.train.starts import OnEpoch, StartEpochs, fit_starts
 from langevin_xtal.train.store import CrystalStore
 
 STATE_FORMAT = "langevin-xtal training state 1"
@@ -57,7 +56,7 @@ class TrainConfig:
     """Settings of a training run; written to its folder."""
 
     steps: int = 20_000
-    """Optimiser steps."""
+    """Optimiser steps; 0 keeps the network that is started from."""
     batch_size: int = 32
     """Crystals in a step."""
     learning_rate: float = 1e-3
@@ -85,7 +84,9 @@ class TrainConfig:
     noising: NoisingConfig = field(default_factory=NoisingConfig)
 
     def __post_init__(self) -> None:
-        counts = ("steps", "batch_size", "log_every", "validate_every", "save_every")
+        if self.steps < 0:
+            raise InputError(f"steps is {self.steps}; it must be 0 or more")
+        counts = ("batch_size", "log_every", "validate_every", "save_every")
         for name in (*counts, "learning_rate"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
@@ -193,7 +194,7 @@ class Trainer:
             self._start_from(start)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate)
-        self.prior: WyckoffPrior | None = None
+        self.starts: dict[str, Any] = {}  #: parts of the model beside the network
         self.step = 0
         self.seconds = 0.0
         self.means = LevelMeans()  #: of the steps since the last row of the log
@@ -269,16 +270,22 @@ class Trainer:
             "training_seconds": round(self.seconds, 1),
         }
         network = copy.deepcopy(self.average).cpu().eval()
-        return ScoreModel(self.name, network, self.config.levels, statistics, card, self.prior)
+        return ScoreModel(
+            self.name, network, self.config.levels, statistics, card, **self.starts
+        )
 
-    def fit_prior(self, epochs: int, on_epoch: Callable[[int, float], None] | None = None) -> None:
-        """Fit the prior over Wyckoff positions to the training set and save the model with it.
+    def fit_starts(self, epochs: StartEpochs, on_epoch: OnEpoch | None = None) -> None:
+        """Fit what says where chains start to the training set and save the model with it.
 
-        Does nothing where a finished run already has one.
+        Does nothing where a finished run already has it.
         """
-        if self.prior is not None:
+        if self.starts:
             return
-        self.prior = fit_prior(self.data, epochs=epochs, seed=self.config.seed, on_epoch=on_epoch)
+        statistics = self.model().statistics
+        self.starts = fit_starts(
+            self.data, statistics, epochs, seed=self.config.seed, on_epoch=on_epoch
+        )
+        self.card["start_epochs"] = dataclasses.asdict(epochs)
         save_model(self.out / "model.safetensors", self.model())
 
     def validate(self) -> LevelMeans:
@@ -451,7 +458,7 @@ class Trainer:
         _drop_rows_after(self.out / "log.csv", self.step - self._row_is_due)
         finished = self.out / "model.safetensors"
         if self.step >= self.config.steps and finished.exists():
-            self.prior = load_model(finished).prior
+            self.starts = load_model(finished).parts()
 
     def __repr__(self) -> str:
         return (
