@@ -37,8 +37,10 @@ ABOVE_HULL = ("e_above_hull", "energy_above_hull")
 ENERGY = ("energy_per_atom",)
 """Names of energies [eV/atom] in files."""
 TOLD = frozenset(
-    ("found_group", "energy", "e_above_hull", "potential")
-    + ("filtered", "ranked", "duplicate_of", "same_as")
+    {
+        *("found_group", "energy", "e_above_hull", "potential"),
+        *("filtered", "ranked", "duplicate_of", "same_as"),
+    }
 )
 """Facts of a stored candidate that are no properties: told otherwise, or true of all entries."""
 SMALLEST_VOLUME = 1e-3

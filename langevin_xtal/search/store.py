@@ -23,58 +23,68 @@ concurrent writers) for one short transaction.
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
-import re
-import sqlite3
 import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
-from urllib.parse import quote
 
-import numpy as np
-
-from langevin_xtal.crystal.cell import Cell
-from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError, LangevinXtalError
-from langevin_xtal.extras import require
-from langevin_xtal.search.entry import Value
+from langevin_xtal.search.database import (
+    MAGIC,
+    SETTINGS,
+    begin,
+    database_errors,
+    is_address,
+    open_database,
+    plain_address,
+    reading,
+    settings_of,
+)
+from langevin_xtal.search.rows import (
+    STATES,
+    Change,
+    Row,
+    Summary,
+    from_data,
+    key_value_pairs,
+    summarise,
+    to_atoms,
+    to_json,
+)
+
+__all__ = [
+    "STATES",
+    "Change",
+    "Claim",
+    "Row",
+    "Store",
+    "Summary",
+    "is_address",
+    "is_store",
+    "plain_address",
+    "read_rows",
+    "read_summary",
+]
 
 Item = TypeVar("Item")
 
 FORMAT = 1
 """Version of the store's layout; others are refused."""
-SETTINGS = "langevin_xtal"
-MAGIC = b"SQLite format 3\0"
 LEASE_SECONDS = 120.0
 """A process whose heartbeat stood still so long is taken for dead."""
 BEAT_SECONDS = 10.0
-BUSY_SECONDS = 120.0
-"""How long to wait for another process's transaction."""
+FILLED_LATER = ("relax", "reference")
+"""Settings that a campaign may begin without."""
 CHUNK = 200
 """Rows written in one transaction."""
 ADVISORY_LOCK = 0x4C5853
 """Key of the writers' lock in PostgreSQL: ``LXS``."""
-STATES = (
-    "sampled",
-    "rejected",
-    "filtered",
-    "duplicate",
-    "unique",
-    "known",
-    "relaxed",
-    "ranked",
-    "phonons",
-)
-"""What a candidate can be, in the order of the stages."""
-
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS langevin_xtal_work (stage TEXT, unit INTEGER, owner TEXT, "
     "done INTEGER, entry INTEGER, PRIMARY KEY (stage, unit))",
@@ -101,206 +111,12 @@ _KEYS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Row:
-    """One candidate of a campaign and what became of it."""
-
-    index: int
-    """Of the campaign: says which request, and which random stream."""
-    request: str
-    group: int
-    """The group asked for."""
-    sampled: Cell | None
-    """Conventional cell as sampled; None when every attempt was rejected."""
-    facts: Mapping[str, Value] = field(default_factory=dict)
-    """What the stages found, by name."""
-    kept: Cell | None = None
-    """Relaxed with its symmetry kept."""
-    released: Cell | None = None
-    """Relaxed on without constraints."""
-    provenance: Mapping[str, Value] = field(default_factory=dict)
-
-    @property
-    def cell(self) -> Cell | None:
-        """The best geometry: released where that broke the symmetry, else relaxed, or sampled."""
-        if self.released is not None and self.facts.get("symmetry_broke"):
-            return self.released
-        return self.sampled if self.kept is None else self.kept
-
-    @property
-    def uid(self) -> str:
-        """Such as ``"000017"``."""
-        return f"{self.index:06d}"
-
-    @property
-    def state(self) -> str:
-        """One of :data:`STATES`."""
-        facts = self.facts
-        if facts.get("reason"):
-            return "rejected"
-        if facts.get("duplicate_of", -1) != -1 or facts.get("same_as", -1) != -1:
-            return "duplicate"
-        for fact, state in (("phonons", "phonons"), ("ranked", "ranked"), ("energy", "relaxed")):
-            if fact in facts:
-                return state
-        if facts.get("known"):
-            return "known"
-        if "duplicate_of" in facts:
-            return "unique"
-        return "filtered" if facts.get("filtered") else "sampled"
-
-
-@dataclass(frozen=True, eq=False)
-class Change:
-    """What a stage adds to a row; facts that are None are taken away."""
-
-    facts: Mapping[str, Value | None] = field(default_factory=dict)
-    kept: Cell | None = None
-    released: Cell | None = None
-
-
 class Claim(NamedTuple):
     """Work handed to this process."""
 
     units: list[int]
     done: int  #: units finished by anyone
     left: int  #: units not finished, those handed out included
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A store at a glance."""
-
-    settings: Mapping[str, Any]
-    states: Mapping[str, int]  #: candidates in each of :data:`STATES`
-    reasons: Mapping[str, int]  #: rejections by reason, numbers left out
-    seconds: Mapping[str, float]  #: spent in each stage, over all processes
-
-
-# -- addresses
-
-
-def is_address(source: str | os.PathLike[str]) -> bool:
-    """Whether ``source`` names a PostgreSQL database rather than a file."""
-    return str(source).startswith(("postgresql://", "postgres://"))
-
-
-def plain_address(source: str | os.PathLike[str]) -> str:
-    """The source as it may be shown: without a password."""
-    text = re.sub(r"(?<=://)([^:/@]*):[^@/]*@", r"\1:***@", str(source))
-    return re.sub(r"(password=)[^&]*", r"\1***", text)
-
-
-def is_store(source: str | os.PathLike[str]) -> bool:
-    """Whether ``source`` is the store of a search, or an address of PostgreSQL.
-
-    Raises
-    ------
-    DataError
-        When it is a damaged SQLite file.
-    """
-    if is_address(source):
-        return True
-    path = Path(source)
-    if not path.is_file():
-        return False
-    try:
-        with path.open("rb") as stream:
-            if stream.read(len(MAGIC)) != MAGIC:
-                return False
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})") from None
-    with _errors(path), _reading(path) as connection:
-        return _settings(connection.cursor()) is not None
-
-
-@contextmanager
-def _errors(address: str | os.PathLike[str]) -> Iterator[None]:
-    """What the databases raise as this package's errors."""
-    try:
-        yield
-    except LangevinXtalError:
-        raise
-    except (sqlite3.Error, OSError) as error:
-        raise _unusable(address, error) from None
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] != "psycopg2":
-            raise
-        raise _unusable(address, error) from None
-
-
-def _unusable(address: str | os.PathLike[str], error: Exception) -> LangevinXtalError:
-    name, reason = plain_address(address), plain_address(first_line(error))
-    lower = reason.lower()
-    if "readonly" in lower or "read-only" in lower or isinstance(error, PermissionError):
-        return DataError(
-            f"store {name} cannot be written: it is read-only; give one you may write to"
-        )
-    if ("disk" in lower and ("full" in lower or "i/o" in lower)) or "no space" in lower:
-        return LangevinXtalError(
-            f"store {name} cannot be written ({reason}): is the disk full? what was stored before "
-            "is intact; make room and run the same command again"
-        )
-    if "locked" in lower:
-        return LangevinXtalError(
-            f"store {name} has been locked by another process for {BUSY_SECONDS:g} s; run the "
-            "same command again"
-        )
-    if "not a database" in lower or "malformed" in lower:
-        return DataError(f"store {name} is damaged or no database ({reason}); give another file")
-    return DataError(f"store {name} cannot be used ({reason})")
-
-
-@contextmanager
-def _reading(address: str | os.PathLike[str]) -> Iterator[Any]:
-    """A connection for reading only, as far as the database goes."""
-    if is_address(address):
-        connection = _postgres(str(address))._connect()
-    else:
-        # not mode=ro, which could not undo what a killed writer left half done
-        connection = sqlite3.connect(
-            f"file:{quote(str(Path(address).absolute()))}?mode=rw", uri=True, timeout=BUSY_SECONDS
-        )
-    try:
-        yield connection
-    finally:
-        connection.close()
-
-
-def _postgres(address: str) -> Any:
-    for module in ("psycopg2", "ase_db_backends.postgresql"):
-        require(module, "postgres", "a store in PostgreSQL")
-    from ase.db import connect
-
-    return connect(address)
-
-
-def _settings(cursor: Any) -> dict[str, Any] | None:
-    """The campaign's settings, None where there are none."""
-    try:
-        cursor.execute(f"SELECT value FROM information WHERE name = '{SETTINGS}'")
-        found = cursor.fetchone()
-    except sqlite3.OperationalError as error:
-        if "no such table" in str(error):
-            return None
-        raise
-    except Exception as error:
-        if type(error).__name__ == "UndefinedTable":
-            return None
-        raise
-    if found is None:
-        return None
-    settings = json.loads(found[0])
-    return settings if isinstance(settings, dict) else {}
-
-
-def _check_format(address: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
-    if settings.get("format") != FORMAT:
-        raise DataError(
-            f"store {plain_address(address)} has format {settings.get('format')!r}, written by "
-            f"langevin-xtal {settings.get('version', 'of unknown version')}; this version reads "
-            f"format {FORMAT}: use that version, or another store"
-        )
 
 
 # -- the store
@@ -314,8 +130,8 @@ class Store:
     address
         Path of an SQLite file, made when missing, or ``postgresql://…``.
     settings
-        What the campaign is. A store with other settings is refused, but for those that are None
-        there: they are filled in.
+        What the campaign is. A store with other settings is refused; those of
+        :data:`FILLED_LATER` may be None there, or here.
     lease
         Seconds after which a process that shows no sign of life loses its claims.
 
@@ -340,10 +156,7 @@ class Store:
         self._seen: dict[str, tuple[int, float]] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        if is_address(address):
-            self._database = _postgres(self.address)
-        else:
-            self._database = _sqlite(Path(address))
+        self._database = open_database(self.address)
         self._prepare(json.loads(json.dumps(dict(settings))))
 
     def __enter__(self) -> Self:
@@ -447,7 +260,7 @@ class Store:
     ) -> None:
         """Change rows of a stage that looks at all candidates at once, and mark its unit done.
 
-        ``unit`` is the number of candidates looked at. Nothing is changed when another process has
+        ``unit`` grows with what there is to look at. Nothing is changed when another process has
         taken the unit over, or has looked at more.
         """
         parts = list(_chunks(list(changes.items()))) or [[]]
@@ -486,7 +299,7 @@ class Store:
         with self._transaction():
             self._database.count()  # makes ASE's tables, and ends the transaction
         with self._transaction() as cursor:
-            theirs = _settings(cursor)
+            theirs = settings_of(cursor)
             if theirs is None:
                 cursor.execute("SELECT COUNT(*) FROM systems")
                 if cursor.fetchone()[0]:
@@ -500,7 +313,7 @@ class Store:
             else:
                 _check_format(self.address, theirs)
                 self._compare(mine, theirs)
-                mine = theirs | {k: v for k, v in mine.items() if theirs.get(k) is None}
+                mine = theirs | {k: v for k, v in mine.items() if v is not None}
                 cursor.execute(f"DELETE FROM information WHERE name = '{SETTINGS}'")
             mine = {"format": FORMAT, **mine}
             cursor.execute("INSERT INTO information VALUES (?, ?)", (SETTINGS, json.dumps(mine)))
@@ -509,7 +322,8 @@ class Store:
     def _compare(self, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
         for name, value in mine.items():
             stored = theirs.get(name)
-            if name != "version" and value is not None and stored is not None and stored != value:
+            later = name in FILLED_LATER and None in (value, stored)
+            if name != "version" and stored != value and not later:
                 raise DataError(
                     f"store {plain_address(self.address)} holds another campaign: its {name} is "
                     f"{_short(stored)}, not {_short(value)}; give another store, or the same "
@@ -541,7 +355,7 @@ class Store:
     @contextmanager
     def _transaction(self) -> Iterator[Any]:
         """A cursor that holds the only right to write; all or nothing is kept."""
-        with _errors(self.address):
+        with database_errors(self.address):
             database = self._database
             database.__enter__()
             connection = database.connection
@@ -550,7 +364,7 @@ class Store:
                 if self._is_postgres:
                     cursor.execute(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})")
                 else:
-                    _begin(cursor)
+                    begin(cursor)
                 yield cursor
                 connection.commit()
             except BaseException:
@@ -563,7 +377,7 @@ class Store:
 
     @contextmanager
     def _reading(self) -> Iterator[Any]:
-        with _errors(self.address), _reading(self.address) as connection:
+        with database_errors(self.address), reading(self.address) as connection:
             yield connection.cursor()
 
     def _living(self, cursor: Any) -> set[str]:
@@ -615,23 +429,13 @@ class Store:
             (index,),
         )
         entry, data = cursor.fetchone()
-        row = _row(data)
-        facts: dict[str, Value] = {**row.facts, **change.facts}  # type: ignore[dict-item]
-        changed = Row(
-            index=row.index,
-            request=row.request,
-            group=row.group,
-            sampled=row.sampled,
-            facts={name: value for name, value in facts.items() if value is not None},
-            kept=row.kept if change.kept is None else change.kept,
-            released=row.released if change.released is None else change.released,
-            provenance=row.provenance,
-        )
-        self._write(changed, int(entry))
+        self._write(from_data(data).changed(change), int(entry))
 
     def _write(self, row: Row, entry: int | None) -> int:
-        record = json.dumps(_to_json(row), allow_nan=False)
-        made = self._database.write(_atoms(row), _pairs(row), {"record": record}, id=entry)
+        record = json.dumps(to_json(row), allow_nan=False)
+        made = self._database.write(
+            to_atoms(row), key_value_pairs(row), {"record": record}, id=entry
+        )
         return int(made)
 
     def _spend(self, cursor: Any, stage: str, seconds: float) -> None:
@@ -661,36 +465,6 @@ class Store:
                     connection.close()
 
 
-def _sqlite(path: Path) -> Any:
-    from ase.db import connect
-
-    if path.is_dir():
-        raise DataError(f"store {path} is a folder; give the name of a file, such as search.db")
-    if not path.absolute().parent.is_dir():
-        raise DataError(f"store {path} cannot be made: there is no folder {path.parent}")
-    if path.exists():
-        try:
-            with path.open("rb") as stream:
-                begin = stream.read(len(MAGIC))
-        except OSError as error:
-            raise DataError(f"store {path} cannot be read ({error.strerror})") from None
-        if begin not in (b"", MAGIC):  # SQLite would say no more than "not a database"
-            raise DataError(f"{path} is not a store of langevin-xtal; give a new file")
-    return connect(str(path), type="db", use_lock_file=False)
-
-
-def _begin(cursor: sqlite3.Cursor) -> None:
-    """Take the write lock, waiting for other writers."""
-    until = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            cursor.execute("BEGIN IMMEDIATE")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > until:
-                raise
-
-
 def _host() -> str:
     """This computer; processes of another container on it are other ones' too."""
     with suppress(OSError):
@@ -712,137 +486,46 @@ def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
     return (items[k : k + CHUNK] for k in range(0, len(items), CHUNK))
 
 
+def _rows(cursor: Any) -> list[Row]:
+    cursor.execute("SELECT data FROM systems")
+    return sorted((from_data(line[0]) for line in cursor.fetchall()), key=lambda row: row.index)
+
+
+def _summary(cursor: Any) -> Summary:
+    cursor.execute("SELECT stage, seconds FROM langevin_xtal_stage")
+    seconds = {str(stage): float(spent) for stage, spent in cursor.fetchall()}
+    return summarise(settings_of(cursor) or {}, _rows(cursor), seconds)
+
+
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-# -- rows
-
-
-def _to_json(row: Row) -> dict[str, Any]:
-    return {
-        "index": row.index,
-        "request": row.request,
-        "group": row.group,
-        "sampled": _cell_to_json(row.sampled),
-        "kept": _cell_to_json(row.kept),
-        "released": _cell_to_json(row.released),
-        "facts": {name: _plain(value) for name, value in row.facts.items() if _sound(value)},
-        "provenance": {name: _plain(value) for name, value in row.provenance.items()},
-    }
-
-
-def _plain(value: Any) -> Value:
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _sound(value: Any) -> bool:
-    return not (isinstance(value, (float, np.floating)) and not math.isfinite(value))
-
-
-def _cell_to_json(cell: Cell | None) -> Any:
-    return None if cell is None else [part.tolist() for part in cell]
-
-
-def _cell_from_json(value: Any) -> Cell | None:
-    if value is None:
-        return None
-    lattice, frac, numbers = value
-    return np.array(lattice), np.array(frac).reshape(-1, 3), np.array(numbers, dtype=np.int64)
-
-
-def _row(data: Any) -> Row:
-    """A row from ASE's data column, of which nothing but text is decoded."""
-    if isinstance(data, bytes):
-        data = json.loads(data[int.from_bytes(data[:8], "little") :])
-    record = json.loads(data["record"])
-    return Row(
-        index=record["index"],
-        request=record["request"],
-        group=record["group"],
-        sampled=_cell_from_json(record["sampled"]),
-        facts=record["facts"],
-        kept=_cell_from_json(record["kept"]),
-        released=_cell_from_json(record["released"]),
-        provenance=record["provenance"],
-    )
-
-
-def _rows(cursor: Any) -> list[Row]:
-    cursor.execute("SELECT data FROM systems")
-    try:
-        found = [_row(line[0]) for line in cursor.fetchall()]
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise DataError(f"a row of the store is damaged ({first_line(error)})") from None
-    return sorted(found, key=lambda row: row.index)
-
-
-def _summary(cursor: Any) -> Summary:
-    settings = _settings(cursor) or {}
-    states = dict.fromkeys(STATES, 0)
-    reasons: dict[str, int] = {}
-    for row in _rows(cursor):
-        states[row.state] += 1
-        reason = str(row.facts.get("reason", ""))
-        if reason:
-            kind = re.sub(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", "…", reason)
-            reasons[kind] = reasons.get(kind, 0) + 1
-    cursor.execute("SELECT stage, seconds FROM langevin_xtal_stage")
-    seconds = {str(stage): float(spent) for stage, spent in cursor.fetchall()}
-    return Summary(settings, states, reasons, seconds)
-
-
-def _atoms(row: Row) -> Any:
-    from ase import Atoms
-    from ase.calculators.singlepoint import SinglePointCalculator
-
-    if row.cell is None:
-        return Atoms()
-    lattice, frac, numbers = row.cell
-    atoms = Atoms(numbers=numbers, cell=lattice, scaled_positions=frac, pbc=True)
-    energy = row.facts.get("energy")
-    if isinstance(energy, float):
-        atoms.calc = SinglePointCalculator(atoms, energy=energy * len(atoms))
-    return atoms
-
-
-def _pairs(row: Row) -> dict[str, Value]:
-    """What can be searched for with ASE."""
-    facts = row.facts
-    pairs: dict[str, Value] = {
-        "candidate": row.index,
-        "state": row.state,
-        "request": row.request,
-        "group": row.group,
-    }
-    names = {
-        "reason": "reason",
-        "found_group": "found_group",
-        "energy": "energy_per_atom",
-        "e_above_hull": "e_above_hull",
-        "known": "reference",
-        "potential": "potential",
-    }
-    for fact, key in names.items():
-        if facts.get(fact) not in (None, ""):
-            pairs[key] = _plain(facts[fact])
-    for fact in ("duplicate_of", "same_as"):
-        if facts.get(fact, -1) != -1:
-            pairs["duplicate_of"] = facts[fact]
-    # ASE refuses text that looks like a number
-    return {k: f"id {v}" if isinstance(v, str) and _is_number(v) else v for k, v in pairs.items()}
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return text in ("True", "False")
-    return True
-
-
 # -- reading a store
+
+
+def is_store(source: str | os.PathLike[str]) -> bool:
+    """Whether ``source`` is the store of a search, or an address of PostgreSQL.
+
+    Raises
+    ------
+    DataError
+        When it is a damaged SQLite file.
+    """
+    if is_address(source):
+        return True
+    path = Path(source)
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as stream:
+            if stream.read(len(MAGIC)) != MAGIC:
+                return False
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror})") from None
+    with database_errors(path), reading(path) as connection:
+        return settings_of(connection.cursor()) is not None
 
 
 def read_rows(source: str | os.PathLike[str]) -> list[Row]:
@@ -869,14 +552,23 @@ def read_summary(source: str | os.PathLike[str]) -> Summary:
         return _summary(cursor)
 
 
+def _check_format(address: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+    if settings.get("format") != FORMAT:
+        raise DataError(
+            f"store {plain_address(address)} has format {settings.get('format')!r}, written by "
+            f"langevin-xtal {settings.get('version', 'of unknown version')}; this version reads "
+            f"format {FORMAT}: use that version, or another store"
+        )
+
+
 @contextmanager
 def _opened(source: str | os.PathLike[str]) -> Iterator[Any]:
     name = plain_address(source)
     if not is_address(source) and not Path(source).is_file():
         raise DataError(f"store {name} does not exist; langevin-xtal search makes one")
-    with _errors(source), _reading(source) as connection:
+    with database_errors(source), reading(source) as connection:
         cursor = connection.cursor()
-        settings = _settings(cursor)
+        settings = settings_of(cursor)
         if settings is None:
             raise DataError(f"{name} is not the store of a search")
         _check_format(source, settings)

@@ -1,0 +1,313 @@
+"""``langevin-xtal search``: a chemical system, from requests to a ranked table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from langevin_xtal.cli import options
+from langevin_xtal.errors import InputError
+
+if TYPE_CHECKING:
+    from langevin_xtal.search.space import SearchSpace
+    from langevin_xtal.search.store import Summary
+
+SHOWN = 20
+REASONS = 3
+FLAGS = 60
+"""Characters of a line's flags."""
+
+
+class Units(click.ParamType):
+    """``1,2,4`` to numbers of formula units."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        """Whole numbers in the order given."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",") if part.strip()]
+        if not parts or not all(part.isdecimal() and len(part) < 5 for part in parts):
+            raise InputError(f"--z: {value!r} should be whole numbers, such as 4 or 1,2,4")
+        return tuple(int(part) for part in parts)
+
+
+@click.command()
+@click.option(
+    "--elements",
+    type=options.Elements(),
+    help="All appear and no others, such as Cu,Si,K; not needed with --formula.",
+    metavar="LIST",
+)
+@click.option(
+    "--sg",
+    "groups",
+    default="common",
+    show_default=True,
+    help="all, common (the 32 most frequent), crystal systems, numbers, symbols, ranges; lists.",
+    metavar="GROUPS",
+)
+@click.option(
+    "--max-sites",
+    type=click.IntRange(min=1),
+    help="Sites in the asymmetric unit, at most.  [default: 4, or one more than elements]",
+    metavar="N",
+)
+@click.option(
+    "--formula",
+    "formulas",
+    help="Exact compositions instead: a list such as Cu2KSi,CuKSi; all: every one.",
+    metavar="LIST",
+)
+@click.option(
+    "--z",
+    type=Units(),
+    help="Formula units in the conventional cell, with --formula.  [default: fewest that fit]",
+    metavar="LIST",
+)
+@click.option(
+    "--max-formula-atoms",
+    type=click.IntRange(min=1),
+    help="Atoms in a formula unit, at most, with --formula all.  [default: 8]",
+    metavar="N",
+)
+@click.option(
+    "--samples-per-request",
+    type=click.IntRange(min=1),
+    default=60,
+    show_default=True,
+    metavar="N",
+)
+@click.option(
+    "--max-samples",
+    type=click.IntRange(min=1),
+    help="Candidates in all, at most, spread evenly over groups and requests.",
+    metavar="N",
+)
+@click.option(
+    "--max-hours",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Begin nothing new after so long, and rank what is there.",
+    metavar="HOURS",
+)
+@options.seed
+@click.option("--model", default="small", show_default=True, help="Shipped name or file.")
+@click.option(
+    "--levels", type=click.IntRange(min=2), help="Noise levels.  [default: the sampler's]"
+)
+@click.option("--relax", is_flag=True, help="Relax, and rank by energy above hull.")
+@click.option(
+    "--potential",
+    default="chgnet",
+    show_default=True,
+    help="chgnet, or module:attribute of anything that makes an ASE calculator.",
+)
+@click.option(
+    "--phonons",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Compute phonons of the best N.",
+    metavar="N",
+)
+@click.option(
+    "--reference",
+    help="Known crystals (see data prepare), to mark candidates that are known.",
+    metavar="FILE.lxd",
+)
+@click.option(
+    "--charge-neutral", is_flag=True, help="Reject what SMACT cannot make neutral; alloys pass."
+)
+@click.option(
+    "--max-atoms", type=click.IntRange(min=1), help="Reject larger conventional cells.",
+    metavar="N",
+)  # fmt: skip
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Processes.  [default: one per CPU]", metavar="N"
+)
+@click.option(
+    "--out",
+    default="search.db",
+    show_default=True,
+    help="ASE database to keep the search in: a file, or postgresql://…",
+    metavar="STORE",
+)
+def search(
+    elements: tuple[str, ...] | None,
+    groups: str,
+    max_sites: int | None,
+    formulas: str | None,
+    z: tuple[int, ...] | None,
+    max_formula_atoms: int | None,
+    samples_per_request: int,
+    max_samples: int | None,
+    max_hours: float | None,
+    seed: int,
+    model: str,
+    levels: int | None,
+    relax: bool,
+    potential: str,
+    phonons: int,
+    reference: str | None,
+    charge_neutral: bool,
+    max_atoms: int | None,
+    workers: int | None,
+    out: str,
+) -> None:
+    """Search a chemical system.
+
+    Samples candidates, filters them, leaves out equal ones, relaxes them (first as their symmetry
+    allows, then without) and ranks them by energy above hull. All of it is kept in an ASE
+    database: stop it at any time, and the same command goes on; run it twice at once, and both
+    share the work. A candidate depends on the seed, the model and what is searched only.
+
+    \b
+    Examples:
+      langevin-xtal search --elements Cu,Si,K --max-samples 200 --relax --out cu-si-k.db
+      langevin-xtal search --formula Cu2KSi --z 4 --sg 62,orthorhombic --out cu2ksi.db
+    """
+    from langevin_xtal.evaluation.cache import default_folder
+    from langevin_xtal.model.checkpoint import load_model
+    from langevin_xtal.sampling.sample import SampleOptions
+    from langevin_xtal.sampling.samplers import make_sampler
+    from langevin_xtal.screen.filters import FilterOptions
+    from langevin_xtal.search.campaign import Campaign
+    from langevin_xtal.search.space import SearchSpace
+
+    if elements is None and formulas in (None, "all"):
+        raise InputError("give --elements, such as Cu,Si,K, or --formula, such as Cu2KSi")
+    weights = load_model(model)
+    space = SearchSpace(
+        elements,
+        groups,
+        max_sites=max_sites,
+        formulas=_formulas(formulas),
+        z=z,
+        max_formula_atoms=max_formula_atoms,
+        model=weights,
+    )
+    campaign = Campaign(
+        out,
+        space,
+        weights,
+        samples_per_request=samples_per_request,
+        seed=seed,
+        max_samples=max_samples,
+        max_hours=max_hours,
+        relax=relax,
+        potential=potential,
+        filters=FilterOptions(charge_neutral=charge_neutral, max_atoms=max_atoms),
+        sampling=SampleOptions(sampler=make_sampler("ancestral", levels, None)),
+        reference=reference,
+        phonons=phonons,
+        workers=workers,
+        cache=default_folder(),
+    )
+    _announce(space, campaign.plan.total)
+    with _bars() as progress:
+        summary = campaign.run(progress)
+    _stages(summary)
+    _ranking(campaign, out)
+
+
+def _formulas(text: str | None) -> Any:
+    if text is None or text == "all":
+        return text
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise InputError("--formula is empty; give a list such as Cu2KSi, or all")
+    return names
+
+
+def _announce(space: SearchSpace, total: int) -> None:
+    groups = f"{len(space.groups)} space group{'s' if len(space.groups) > 1 else ''}"
+    if space.left_out:
+        groups += f" ({len(space.left_out)} that cannot be sampled yet are left out)"
+    click.echo(
+        f"{'-'.join(space.elements)}: {len(space)} requests in {groups}, {total} candidates"
+    )
+    if total < len(space):
+        click.echo(f"  {len(space) - total} requests get none: raise --max-samples to reach them")
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for each stage in turn; silent when stderr is no terminal."""
+    from tqdm import tqdm
+
+    bar: Any = None
+    title = ""
+
+    def update(stage: str, done: int, planned: int) -> None:
+        nonlocal bar, title
+        if stage != title:
+            if bar is not None:
+                bar.close()
+            # what was done before does not count for the rate
+            bar = tqdm(
+                desc=stage, total=planned, initial=done, disable=None, leave=False,
+                dynamic_ncols=True,
+            )  # fmt: skip
+            title = stage
+        bar.total = planned
+        bar.update(done - bar.n)
+
+    try:
+        yield update
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _stages(summary: Summary) -> None:
+    lines = [("stage", "candidates", "left", "seconds", "")]
+    for stage in summary.stages:
+        numbers = (str(stage.done), str(stage.left), f"{stage.seconds:.1f}")
+        lines.append((stage.title, *numbers, stage.remark))
+    _print(lines, right=(1, 2, 3))
+    reasons = sorted(summary.reasons.items(), key=lambda item: -item[1])
+    for reason, count in reasons[:REASONS]:
+        click.echo(f"  {count} rejected: {reason}")
+
+
+def _ranking(campaign: Any, out: str) -> None:
+    from langevin_xtal.search.store import plain_address
+
+    table = campaign.best(SHOWN)
+    lines = [("rank", "uid", "formula", "group", "found", "above hull", "energy", "flags")]
+    for rank, row in zip(table.index, table.itertuples(index=False), strict=True):
+        known = [f"known: {row.known}"] if row.known else []
+        text = "; ".join([*known, row.flags] if row.flags else known)
+        lines.append(
+            (
+                str(rank),
+                row.uid,
+                row.formula,
+                str(row.group),
+                "-" if row.found_group is None else str(int(row.found_group)),
+                _energy(row.e_above_hull),
+                _energy(row.energy),
+                text if len(text) <= FLAGS else text[: FLAGS - 1] + "…",
+            )
+        )
+    click.echo("")
+    _print(lines, right=(0, 3, 4, 5, 6))
+    click.echo(f"energies in eV/atom; all candidates are in {plain_address(out)}")
+
+
+def _energy(value: Any) -> str:
+    return "-" if value is None or value != value else f"{value:.3f}"
+
+
+def _print(lines: Sequence[Sequence[str]], right: Sequence[int]) -> None:
+    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if k in right else cell.ljust(width)
+            for k, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        click.echo("  ".join(cells).rstrip())

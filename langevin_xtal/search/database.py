@@ -1,0 +1,158 @@
+"""SQLite files and PostgreSQL addresses: opening them, and what goes wrong with them in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from langevin_xtal.dataset.readers import first_line
+from langevin_xtal.errors import DataError, LangevinXtalError
+from langevin_xtal.extras import require
+
+MAGIC = b"SQLite format 3\0"
+SETTINGS = "langevin_xtal"
+"""Name under which a campaign's settings are kept among ASE's information."""
+BUSY_SECONDS = 120.0
+"""How long to wait for another process's transaction."""
+
+
+def is_address(source: str | os.PathLike[str]) -> bool:
+    """Whether ``source`` names a PostgreSQL database rather than a file."""
+    return str(source).startswith(("postgresql://", "postgres://"))
+
+
+def plain_address(source: str | os.PathLike[str]) -> str:
+    """The source as it may be shown: without a password."""
+    text = re.sub(r"(?<=://)([^:/@]*):[^@/]*@", r"\1:***@", str(source))
+    return re.sub(r"(password=)[^&]*", r"\1***", text)
+
+
+@contextmanager
+def database_errors(address: str | os.PathLike[str]) -> Iterator[None]:
+    """What the databases raise as this package's errors."""
+    try:
+        yield
+    except LangevinXtalError:
+        raise
+    except (sqlite3.Error, OSError) as error:
+        raise _unusable(address, error) from None
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "psycopg2":
+            raise
+        raise _unusable(address, error) from None
+
+
+def _unusable(address: str | os.PathLike[str], error: Exception) -> LangevinXtalError:
+    name, reason = plain_address(address), plain_address(first_line(error))
+    lower = reason.lower()
+    if "readonly" in lower or "read-only" in lower or isinstance(error, PermissionError):
+        return DataError(
+            f"store {name} cannot be written: it is read-only; give one you may write to"
+        )
+    if ("disk" in lower and ("full" in lower or "i/o" in lower)) or "no space" in lower:
+        return LangevinXtalError(
+            f"store {name} cannot be written ({reason}): is the disk full? what was stored before "
+            "is intact; make room and run the same command again"
+        )
+    if "locked" in lower:
+        return LangevinXtalError(
+            f"store {name} has been locked by another process for {BUSY_SECONDS:g} s; run the "
+            "same command again"
+        )
+    if "not a database" in lower or "malformed" in lower:
+        return DataError(f"store {name} is damaged or no database ({reason}); give another file")
+    return DataError(f"store {name} cannot be used ({reason})")
+
+
+@contextmanager
+def reading(address: str | os.PathLike[str]) -> Iterator[Any]:
+    """A connection for reading only, as far as the database goes."""
+    if is_address(address):
+        connection = _postgres(str(address))._connect()
+    else:
+        # not mode=ro, which could not undo what a killed writer left half done
+        connection = sqlite3.connect(
+            f"file:{quote(str(Path(address).absolute()))}?mode=rw", uri=True, timeout=BUSY_SECONDS
+        )
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def _postgres(address: str) -> Any:
+    for module in ("psycopg2", "ase_db_backends.postgresql"):
+        require(module, "postgres", "a store in PostgreSQL")
+    from ase.db import connect
+
+    return connect(address)
+
+
+def settings_of(cursor: Any) -> dict[str, Any] | None:
+    """The campaign's settings, None where there are none."""
+    try:
+        cursor.execute(f"SELECT value FROM information WHERE name = '{SETTINGS}'")
+        found = cursor.fetchone()
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error):
+            return None
+        raise
+    except Exception as error:
+        if type(error).__name__ == "UndefinedTable":
+            return None
+        raise
+    if found is None:
+        return None
+    settings = json.loads(found[0])
+    return settings if isinstance(settings, dict) else {}
+
+
+def open_database(address: str) -> Any:
+    """ASE's database at an address, made when missing; nothing is written yet.
+
+    Raises
+    ------
+    DataError
+        When the path cannot be a database.
+    MissingPackageError
+        When PostgreSQL is asked for and its packages are not installed.
+    """
+    return _postgres(address) if is_address(address) else _sqlite(Path(address))
+
+
+def _sqlite(path: Path) -> Any:
+    from ase.db import connect
+
+    if path.is_dir():
+        raise DataError(f"store {path} is a folder; give the name of a file, such as search.db")
+    if not path.absolute().parent.is_dir():
+        raise DataError(f"store {path} cannot be made: there is no folder {path.parent}")
+    if path.exists():
+        try:
+            with path.open("rb") as stream:
+                begin = stream.read(len(MAGIC))
+        except OSError as error:
+            raise DataError(f"store {path} cannot be read ({error.strerror})") from None
+        if begin not in (b"", MAGIC):  # SQLite would say no more than "not a database"
+            raise DataError(f"{path} is not a store of langevin-xtal; give a new file")
+    return connect(str(path), type="db", use_lock_file=False)
+
+
+def begin(cursor: sqlite3.Cursor) -> None:
+    """Take the write lock, waiting for other writers."""
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise

@@ -1,0 +1,298 @@
+"""Candidates as a store keeps them, and what a store says at a glance."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from langevin_xtal.crystal.cell import Cell
+from langevin_xtal.dataset.readers import first_line
+from langevin_xtal.errors import DataError
+from langevin_xtal.search.entry import Value
+
+STATES = (
+    "sampled",
+    "rejected",
+    "filtered",
+    "duplicate",
+    "unique",
+    "known",
+    "relaxed",
+    "ranked",
+    "phonons",
+)
+"""What a candidate can be, in the order of the stages."""
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One candidate of a campaign and what became of it."""
+
+    index: int
+    """Of the campaign: says which request, and which random stream."""
+    request: str
+    group: int
+    """The group asked for."""
+    sampled: Cell | None
+    """Conventional cell as sampled; None when every attempt was rejected."""
+    facts: Mapping[str, Value] = field(default_factory=dict)
+    """What the stages found, by name."""
+    kept: Cell | None = None
+    """Relaxed with its symmetry kept."""
+    released: Cell | None = None
+    """Relaxed on without constraints."""
+    provenance: Mapping[str, Value] = field(default_factory=dict)
+
+    @property
+    def cell(self) -> Cell | None:
+        """The best geometry: released where that broke the symmetry, else relaxed, or sampled."""
+        if self.released is not None and self.facts.get("symmetry_broke"):
+            return self.released
+        return self.sampled if self.kept is None else self.kept
+
+    @property
+    def uid(self) -> str:
+        """Such as ``"000017"``."""
+        return f"{self.index:06d}"
+
+    @property
+    def state(self) -> str:
+        """One of :data:`STATES`."""
+        facts = self.facts
+        if facts.get("reason"):
+            return "rejected"
+        if facts.get("duplicate_of", -1) != -1 or facts.get("same_as", -1) != -1:
+            return "duplicate"
+        for fact, state in (("phonons", "phonons"), ("ranked", "ranked"), ("energy", "relaxed")):
+            if fact in facts:
+                return state
+        if facts.get("known"):
+            return "known"
+        if "duplicate_of" in facts:
+            return "unique"
+        return "filtered" if facts.get("filtered") else "sampled"
+
+    def changed(self, change: Change) -> Row:
+        """The row after a change."""
+        facts = {**self.facts, **change.facts}
+        return replace(
+            self,
+            facts={name: value for name, value in facts.items() if value is not None},
+            kept=self.kept if change.kept is None else change.kept,
+            released=self.released if change.released is None else change.released,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What a stage adds to a row; facts that are None are taken away."""
+
+    facts: Mapping[str, Value | None] = field(default_factory=dict)
+    kept: Cell | None = None
+    released: Cell | None = None
+
+
+class Stage(NamedTuple):
+    """What a stage of the search did."""
+
+    title: str
+    done: int  #: candidates it has looked at
+    left: int  #: candidates it let through
+    remark: str  #: what became of the others, or was found
+    seconds: float  #: spent by all processes
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A store at a glance."""
+
+    settings: Mapping[str, Any]
+    states: Mapping[str, int]  #: candidates in each of :data:`STATES`
+    reasons: Mapping[str, int]  #: rejections by reason, numbers left out
+    seconds: Mapping[str, float]  #: spent in each stage, over all processes
+    stages: tuple[Stage, ...] = ()  #: those begun, in order
+
+
+# -- rows
+
+
+def to_json(row: Row) -> dict[str, Any]:
+    """The whole row as plain values; numbers that are not finite are left out of its facts."""
+    return {
+        "index": row.index,
+        "request": row.request,
+        "group": row.group,
+        "sampled": _cell_to_json(row.sampled),
+        "kept": _cell_to_json(row.kept),
+        "released": _cell_to_json(row.released),
+        "facts": {name: _plain(value) for name, value in row.facts.items() if _sound(value)},
+        "provenance": {name: _plain(value) for name, value in row.provenance.items()},
+    }
+
+
+def _plain(value: Any) -> Value:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _sound(value: Any) -> bool:
+    return not (isinstance(value, (float, np.floating)) and not math.isfinite(value))
+
+
+def _cell_to_json(cell: Cell | None) -> Any:
+    return None if cell is None else [part.tolist() for part in cell]
+
+
+def _cell_from_json(value: Any) -> Cell | None:
+    if value is None:
+        return None
+    lattice, frac, numbers = value
+    return np.array(lattice), np.array(frac).reshape(-1, 3), np.array(numbers, dtype=np.int64)
+
+
+def from_data(data: Any) -> Row:
+    """A row from ASE's data column, of which nothing but text is decoded.
+
+    Raises
+    ------
+    DataError
+        When it is damaged.
+    """
+    try:
+        if isinstance(data, bytes):
+            data = json.loads(data[int.from_bytes(data[:8], "little") :])
+        return _from_json(json.loads(data["record"]))
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise DataError(f"a row of the store is damaged ({first_line(error)})") from None
+
+
+def _from_json(record: Any) -> Row:
+    return Row(
+        index=record["index"],
+        request=record["request"],
+        group=record["group"],
+        sampled=_cell_from_json(record["sampled"]),
+        facts=record["facts"],
+        kept=_cell_from_json(record["kept"]),
+        released=_cell_from_json(record["released"]),
+        provenance=record["provenance"],
+    )
+
+
+def summarise(
+    settings: Mapping[str, Any], rows: Sequence[Row], seconds: Mapping[str, float]
+) -> Summary:
+    """Counts of candidates by state, reason and stage."""
+    states = dict.fromkeys(STATES, 0)
+    reasons: dict[str, int] = {}
+    for row in rows:
+        states[row.state] += 1
+        reason = str(row.facts.get("reason", ""))
+        if reason:
+            kind = re.sub(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", "…", reason)
+            reasons[kind] = reasons.get(kind, 0) + 1
+    return Summary(settings, states, reasons, seconds, tuple(_stages(rows, seconds)))
+
+
+def _stages(rows: Sequence[Row], seconds: Mapping[str, float]) -> Iterator[Stage]:
+    def spent(*names: str) -> float:
+        return sum(seconds.get(name, 0.0) for name in names)
+
+    def having(fact: str, of: Sequence[Row]) -> list[Row]:
+        return [row for row in of if fact in row.facts]
+
+    if not rows:
+        return
+    made = [row for row in rows if row.sampled is not None]
+    lost = len(rows) - len(made)
+    yield Stage("sampled", len(rows), len(made), f"{lost} given up", spent("sample"))
+    failed = [row for row in made if "duplicate_of" in row.facts and row.facts.get("reason")]
+    passed = having("filtered", made)
+    refused = len([row for row in made if row.facts.get("reason")]) - len(failed)
+    if passed or refused:
+        remark = f"{refused} rejected"
+        yield Stage("filtered", len(passed) + refused, len(passed), remark, spent("filter"))
+    compared = having("duplicate_of", passed)
+    unique = [row for row in compared if row.facts["duplicate_of"] == -1]
+    if compared:
+        remark = f"{len(compared) - len(unique)} duplicates"
+        yield Stage("unique", len(compared), len(unique), remark, spent("duplicates"))
+    looked_up = having("known", unique)
+    if looked_up:
+        remark = f"{sum(bool(row.facts['known']) for row in looked_up)} known"
+        time = spent("known", "known relaxed")
+        yield Stage("looked up", len(looked_up), len(looked_up), remark, time)
+    relaxed = [row for row in having("energy", unique) if not row.facts.get("reason")]
+    if relaxed or failed:
+        broke = sum(bool(row.facts.get("symmetry_broke")) for row in relaxed)
+        remark = f"{len(failed)} failed, in {broke} symmetry broke"
+        yield Stage("relaxed", len(relaxed) + len(failed), len(relaxed), remark, spent("relax"))
+    merged = having("same_as", relaxed)
+    apart = [row for row in merged if row.facts["same_as"] == -1]
+    if merged:
+        remark = f"{len(merged) - len(apart)} relaxed into another"
+        yield Stage("distinct", len(merged), len(apart), remark, spent("merge"))
+    ranked = having("ranked", apart)
+    if ranked:
+        stable = sum(float(row.facts.get("e_above_hull", math.inf)) <= 0.1 for row in ranked)
+        remark = f"{stable} at most 0.1 eV/atom above hull"
+        yield Stage("ranked", len(ranked), len(ranked), remark, spent("rank"))
+    checked = having("phonons", apart)
+    if checked:
+        remark = f"{sum(bool(row.facts.get('imaginary')) for row in checked)} with imaginary modes"
+        yield Stage("phonons", len(checked), len(checked), remark, spent("phonons"))
+
+
+def to_atoms(row: Row) -> Any:
+    """ase.Atoms of the best geometry with its energy; no atoms where there is none."""
+    from ase import Atoms
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    if row.cell is None:
+        return Atoms()
+    lattice, frac, numbers = row.cell
+    atoms = Atoms(numbers=numbers, cell=lattice, scaled_positions=frac, pbc=True)
+    energy = row.facts.get("energy")
+    if isinstance(energy, float):
+        atoms.calc = SinglePointCalculator(atoms, energy=energy * len(atoms))
+    return atoms
+
+
+def key_value_pairs(row: Row) -> dict[str, Value]:
+    """What can be searched for with ASE."""
+    facts = row.facts
+    pairs: dict[str, Value] = {
+        "candidate": row.index,
+        "state": row.state,
+        "request": row.request,
+        "group": row.group,
+    }
+    names = {
+        "reason": "reason",
+        "found_group": "found_group",
+        "energy": "energy_per_atom",
+        "e_above_hull": "e_above_hull",
+        "known": "reference",
+        "potential": "potential",
+    }
+    for fact, key in names.items():
+        if facts.get(fact) not in (None, ""):
+            pairs[key] = _plain(facts[fact])
+    for fact in ("duplicate_of", "same_as"):
+        if facts.get(fact, -1) != -1:
+            pairs["duplicate_of"] = facts[fact]
+    # ASE refuses text that looks like a number
+    return {k: f"id {v}" if isinstance(v, str) and _is_number(v) else v for k, v in pairs.items()}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text in ("True", "False")
+    return True

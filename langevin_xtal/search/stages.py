@@ -1,0 +1,455 @@
+"""The stages of a campaign: what one process does of it, beside others."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from langevin_xtal.crystal.candidate import Candidate
+from langevin_xtal.crystal.cell import Cell, cell_key
+from langevin_xtal.crystal.request import Request
+from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.errors import InputError
+from langevin_xtal.evaluation.cache import Cache
+from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.sampling.postprocess import Rejection
+from langevin_xtal.sampling.sample import SampleOptions, sample_batches
+from langevin_xtal.screen.filters import FilterOptions, reject_reason
+from langevin_xtal.screen.hull import HullReferences
+from langevin_xtal.screen.phonons import PhononOptions, PhononResult, phonon_checks
+from langevin_xtal.screen.potentials import load_potential
+from langevin_xtal.screen.relax import (
+    RelaxOptions,
+    ReleaseOptions,
+    TwoRelaxations,
+    relax_twice,
+)
+from langevin_xtal.search.duplicates import Known, group_duplicates
+from langevin_xtal.search.entries import entry_of, rank_key
+from langevin_xtal.search.entry import Value
+from langevin_xtal.search.space import SearchSpace
+from langevin_xtal.search.store import Change, Row, Store
+from langevin_xtal.version import __version__
+
+Progress = Callable[[str, int, int], None]
+"""Called with the title of a stage, candidates (or pairs) done and in all."""
+
+POLL_SECONDS = 0.5
+SAMPLING_SHARE = 0.5
+"""Of the time allowed, when relaxation is to follow."""
+AT_ONCE = {"filter": 200, "known": 64, "known relaxed": 64, "rank": 200}
+"""Candidates claimed at a time."""
+EACH_AT_ONCE = {"relax": 32, "phonons": 4}
+"""The same, for each worker; with a limit of time a quarter."""
+SYMPREC, LOOSE = 0.01, 0.1
+"""Tolerances at which groups are told [Å]."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """What there is to do; see :class:`~langevin_xtal.search.campaign.Campaign`."""
+
+    space: SearchSpace
+    schedule: NDArray[np.int64]  #: (N,) see :meth:`SearchSpace.schedule`
+    total: int  #: candidates in all
+    seed: int
+    model: ScoreModel
+    sampling: SampleOptions
+    filters: FilterOptions
+    reference: PackedDataset | None
+    relax: bool
+    relax_options: RelaxOptions
+    release_options: ReleaseOptions
+    hull: HullReferences | None
+    phonons: int
+    phonon_options: PhononOptions
+    max_hours: float | None
+    workers: int
+    cache: str | os.PathLike[str] | None
+
+    def request(self, index: int) -> Request:
+        """What candidate ``index`` asks for."""
+        return self.space[int(self.schedule[index % len(self.schedule)])]
+
+
+def run_stages(plan: Plan, store: Store, progress: Progress | None = None) -> None:
+    """Do what is left to do, from the first stage to the last."""
+    _Run(plan, store, progress or (lambda title, done, planned: None)).all_stages()
+
+
+@dataclass
+class _Run:
+    """One process's share of a plan."""
+
+    plan: Plan
+    store: Store
+    report: Progress
+
+    def __post_init__(self) -> None:
+        self.begin = time.monotonic()
+
+    def all_stages(self) -> None:
+        """From the first to the last; each waits for what other processes still do."""
+        plan = self.plan
+        self._sample()
+        self._each("filter", "filtering", self._with_cells(), self._filter)
+        self._compare("duplicates", "comparing", "duplicate_of")
+        if plan.reference is not None:
+            self._each("known", "looking up", self._left(), self._look_up)
+        if not plan.relax:
+            return
+        self._each("relax", "relaxing", self._left(), self._relax)
+        self._compare("merge", "comparing relaxed", "same_as")
+        if plan.reference is not None:
+            unknown = [row.index for row in self._rows(self._left()) if not row.facts.get("known")]
+            self._each("known relaxed", "looking up relaxed", unknown, self._look_up)
+        self._each("rank", "ranking", self._relaxed(), self._rank)
+        if plan.phonons:
+            self._each("phonons", "phonons", self._best(plan.phonons), self._phonons)
+
+    # -- which candidates
+
+    def _rows(self, indices: Iterable[int] | None = None) -> list[Row]:
+        rows = self.store.rows()
+        if indices is None:
+            return rows
+        wanted = set(indices)
+        return [row for row in rows if row.index in wanted]
+
+    def _with_cells(self) -> list[int]:
+        return [row.index for row in self._rows() if row.sampled is not None]
+
+    def _left(self) -> list[int]:
+        return [r.index for r in self._rows() if r.state not in ("rejected", "duplicate")]
+
+    def _relaxed(self) -> list[int]:
+        left = set(self._left())
+        return [r.index for r in self._rows() if r.index in left and "energy" in r.facts]
+
+    def _best(self, count: int) -> list[int]:
+        rows = self._rows(self._relaxed())
+        return [row.index for row in sorted(rows, key=lambda r: rank_key(entry_of(r)))[:count]]
+
+    # -- how work is shared
+
+    def _late(self, share: float = 1.0) -> bool:
+        hours = self.plan.max_hours
+        return hours is not None and time.monotonic() - self.begin > share * hours * 3600
+
+    def _each(
+        self,
+        stage: str,
+        title: str,
+        units: Sequence[int],
+        work: Callable[[str, list[Row], Callable[[int], None]], None],
+    ) -> None:
+        """``work`` of every candidate, by one of all processes; slow work only in time."""
+        slow, most = stage in EACH_AT_ONCE, AT_ONCE.get(stage, 1)
+        if slow:
+            limited = self.plan.max_hours is not None
+            most = EACH_AT_ONCE[stage] * self.plan.workers // (4 if limited else 1)
+        while not (slow and self._late()):
+            claim = self.store.claim(stage, units, most)
+            self.report(title, claim.done, len(units))
+            if claim.units:
+                done = claim.done
+                work(
+                    stage,
+                    self._rows(claim.units),
+                    lambda more, done=done: self.report(title, done + more, len(units)),  # type: ignore[misc]
+                )
+            elif claim.left == 0:
+                return
+            else:
+                time.sleep(POLL_SECONDS)
+
+    def _compare(self, stage: str, title: str, fact: str) -> None:
+        """Mark candidates equal to an earlier one, in one go."""
+        while True:
+            rows, unit = self._to_compare(stage)
+            claim = self.store.claim(stage, [unit], 1)
+            self.report(title, 0, len(rows))
+            if claim.units:
+                start = time.perf_counter()
+                cells = [row.cell for row in rows if row.cell is not None]
+                first = group_duplicates(
+                    cells,
+                    cache=self._cache,
+                    workers=self.plan.workers,
+                    progress=lambda done, planned: self.report(title, done, planned),
+                )
+                changes = {}
+                for k, row in enumerate(rows):
+                    same = -1 if first[k] == k else rows[first[k]].index
+                    if row.facts.get(fact) != same:
+                        changes[row.index] = Change({fact: same})
+                self.store.settle_all(stage, unit, changes, time.perf_counter() - start)
+            elif claim.left == 0:
+                self.report(title, len(rows), len(rows))
+                return
+            else:
+                time.sleep(POLL_SECONDS)
+
+    def _to_compare(self, stage: str) -> tuple[list[Row], int]:
+        """Candidates to compare, and a number that grows whenever there are others."""
+        rows = self._rows()
+        passed = [row for row in rows if row.facts.get("filtered")]
+        if stage == "duplicates":
+            return passed, len(passed)
+        tried = [row for row in passed if "energy" in row.facts or row.facts.get("reason")]
+        unique = [row for row in tried if row.facts.get("duplicate_of", -1) == -1]
+        relaxed = [row for row in unique if not row.facts.get("reason")]
+        return relaxed, len(passed) + len(tried)
+
+    # -- sampling
+
+    def _sample(self) -> None:
+        plan, options = self.plan, self.plan.sampling
+        units = range(plan.total)
+        most = options.batch_size * (options.workers or os.cpu_count() or 1)
+        share = SAMPLING_SHARE if plan.relax else 1.0
+        while not self._late(share):
+            claim = self.store.claim("sample", units, most)
+            self.report("sampling", claim.done, len(units))
+            if claim.units:
+                self._sample_some(claim.units, claim.done)
+            elif claim.left == 0:
+                return
+            else:
+                time.sleep(POLL_SECONDS)
+
+    def _sample_some(self, indices: list[int], before: int) -> None:
+        plan = self.plan
+        shown = before
+
+        def show(done: int, planned: int) -> None:
+            nonlocal shown
+            # levels of batches stand for candidates; retries add levels, so never count down
+            shown = max(shown, before + len(indices) * done // max(planned, 1))
+            self.report("sampling", shown, plan.total)
+
+        start = time.perf_counter()
+        last = plan.sampling.attempts - 1
+        for outcome in sample_batches(
+            [plan.request(k) for k in indices],
+            plan.model,
+            plan.seed,
+            indices=indices,
+            options=plan.sampling,
+            progress=show,
+        ):
+            rows = [_sampled(candidate) for candidate in outcome.candidates]
+            rows += [self._given_up(r) for r in outcome.rejections if r.attempt == last]
+            seconds, start = time.perf_counter() - start, time.perf_counter()
+            self.store.add(rows, seconds)
+
+    def _given_up(self, rejection: Rejection) -> Row:
+        plan = self.plan
+        return Row(
+            index=rejection.index,
+            request=str(rejection.request),
+            group=rejection.request.space_group.number,
+            sampled=None,
+            facts={
+                "attempt": rejection.attempt,
+                "reason": f"no candidate after {rejection.attempt + 1} attempts; the last: "
+                + rejection.reason,
+            },
+            provenance={
+                "model": plan.model.name,
+                "weights": plan.model.hash,
+                "version": __version__,
+                "sampler": repr(plan.sampling.sampler),
+                "index": rejection.index,
+                "seed": plan.seed,
+            },
+        )
+
+    # -- the other stages
+
+    def _filter(self, stage: str, rows: list[Row], show: Callable[[int], None]) -> None:
+        start = time.perf_counter()
+        changes = {}
+        for k, row in enumerate(rows):
+            reason = reject_reason(_geometry(row), self.plan.filters)
+            changes[row.index] = Change({"reason": reason} if reason else {"filtered": True})
+            show(k + 1)
+        self.store.settle_each(stage, changes, time.perf_counter() - start)
+
+    def _look_up(self, stage: str, rows: list[Row], show: Callable[[int], None]) -> None:
+        start = time.perf_counter()
+        found = self._known.match(
+            [_geometry(row) for row in rows],
+            cache=self._cache,
+            workers=self.plan.workers,
+        )
+        changes = {
+            row.index: Change({"known": name}) for row, name in zip(rows, found, strict=True)
+        }
+        self.store.settle_each(stage, changes, time.perf_counter() - start)
+        show(len(rows))
+
+    @cached_property
+    def _known(self) -> Known:
+        assert self.plan.reference is not None
+        return Known(self.plan.reference)
+
+    @cached_property
+    def _cache(self) -> Cache:
+        return Cache(self.plan.cache)
+
+    def _relax(self, stage: str, rows: list[Row], show: Callable[[int], None]) -> None:
+        plan = self.plan
+        version = load_potential(plan.relax_options.potential).version
+        relax = partial(relax_twice, options=plan.relax_options, release=plan.release_options)
+        self._keep(stage, rows, relax, lambda result: _relaxed_change(result, version), show)
+
+    def _phonons(self, stage: str, rows: list[Row], show: Callable[[int], None]) -> None:
+        options = replace(self.plan.phonon_options, potential=self.plan.relax_options.potential)
+        check = partial(phonon_checks, options=options)
+        self._keep(stage, rows, check, _phonon_change, show)
+
+    def _keep(
+        self,
+        stage: str,
+        rows: list[Row],
+        batch: Callable[..., list[Any]],
+        change: Callable[[Any], Change],
+        show: Callable[[int], None],
+    ) -> None:
+        """Store results of a slow batch as they come."""
+        start = time.perf_counter()
+
+        def deliver(results: Mapping[int, Any]) -> None:
+            nonlocal start
+            seconds, start = time.perf_counter() - start, time.perf_counter()
+            changes = {index: change(result) for index, result in results.items()}
+            self.store.settle_each(stage, changes, seconds)
+
+        batch(
+            [_geometry(row) for row in rows],
+            cache=_AsTheyCome(rows, batch, deliver),
+            workers=self.plan.workers,
+            progress=lambda done, planned: show(done),
+        )
+
+    def _rank(self, stage: str, rows: list[Row], show: Callable[[int], None]) -> None:
+        start = time.perf_counter()
+        hull, missing = self._hull()
+        changes = {}
+        for k, row in enumerate(rows):
+            facts: dict[str, Any] = {"ranked": True, "hull_reason": missing or None}
+            if hull is not None:
+                energy = float(row.facts["energy"])
+                result = hull.energy_above_hull(_geometry(row)[2], energy)
+                facts["e_above_hull"] = result.e_above_hull
+                facts["hull_reason"] = result.missing or None
+                facts["hull_phases"] = " + ".join(
+                    f"{share:.3g} {name}" for name, share in result.phases.items()
+                )
+            changes[row.index] = Change(facts)
+            show(k + 1)
+        self.store.settle_each(stage, changes, time.perf_counter() - start)
+
+    def _hull(self) -> tuple[HullReferences | None, str]:
+        plan = self.plan
+        if plan.hull is not None:
+            return plan.hull, ""
+        try:
+            return HullReferences.shipped(plan.relax_options.potential), ""
+        except InputError as error:
+            return None, str(error).partition(":")[0]
+
+
+class _AsTheyCome:
+    """Takes results as a cache would, and hands each on at once, so that none is lost."""
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        batch: Callable[..., list[Any]],
+        deliver: Callable[[Mapping[int, Any]], None],
+    ) -> None:
+        self.batch, self.deliver = batch, deliver
+        self.rows: dict[str, list[Row]] = {}
+        for row in rows:
+            self.rows.setdefault(cell_key(_geometry(row)), []).append(row)
+        self.values: dict[str, Any] = {}
+
+    def get(self, kind: str, keys: Sequence[str]) -> dict[str, Any]:
+        """What was put."""
+        return {key: self.values[key] for key in keys if key in self.values}
+
+    def put(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Take results by cell, and deliver them by candidate."""
+        self.values |= values
+        cells = [_geometry(self.rows[key][0]) for key in values]
+        results = self.batch(cells, cache=self, workers=1)  # computes nothing: all are here
+        self.deliver(
+            {
+                row.index: result
+                for key, result in zip(values, results, strict=True)
+                for row in self.rows[key]
+            }
+        )
+
+
+def _geometry(row: Row) -> Cell:
+    assert row.cell is not None, row.uid
+    return row.cell
+
+
+def _sampled(candidate: Candidate) -> Row:
+    numbers = candidate.numbers[candidate.atom_site]
+    return Row(
+        index=candidate.index,
+        request=str(candidate.request),
+        group=candidate.space_group.number,
+        sampled=(candidate.lattice, candidate.atom_frac, numbers),
+        facts={
+            "found_group": candidate.detected[SYMPREC],
+            "min_distance": candidate.min_distance,
+            "attempt": candidate.attempt,
+        },
+        provenance={k: v for k, v in candidate.provenance.items() if k != "request"},
+    )
+
+
+def _relaxed_change(result: TwoRelaxations, version: str) -> Change:
+    if result.kept.reason:
+        return Change({"reason": f"relaxation failed: {result.kept.reason}"})
+    best, groups = result.best, result.groups_released if result.broke else result.groups_kept
+    released = not result.released.reason
+    return Change(
+        {
+            "energy": best.energy,
+            "energy_sampled": result.kept.start_energy,
+            "energy_kept": result.kept.energy,
+            "energy_released": result.released.energy if released else None,
+            "found_group": groups[SYMPREC],
+            "found_group_0.1": groups[LOOSE],
+            "found_kept": result.groups_kept[SYMPREC],
+            "found_released": result.groups_released[SYMPREC] if released else None,
+            "symmetry_broke": result.broke,
+            "note": result.note,
+            "converged": best.converged,
+            "steps": result.kept.steps + result.released.steps,
+            "potential": version,
+        },
+        kept=result.kept.cell,
+        released=result.released.cell if released else None,
+    )
+
+
+def _phonon_change(result: PhononResult) -> Change:
+    facts: dict[str, Value | None] = {"phonons": result.note}
+    if not result.reason:
+        facts |= {"imaginary": result.imaginary, "phonon_minimum": result.minimum}
+    return Change(facts)
