@@ -96,20 +96,19 @@ def bench(
     """
     from langevin_xtal.dataset.packed import PackedDataset
     from langevin_xtal.dataset.reference import reference_dataset
-    from langevin_xtal.report.bench import bench_model, check_device, measure
+    from langevin_xtal.report.bench import bench_model, measure
     from langevin_xtal.sampling.samplers import make_sampler
 
     if out is not None and not out.resolve().parent.is_dir():
         raise InputError(f"--json: {out.parent} is not a folder; give a file in one that exists")
     engine = make_sampler(sampler, levels, steps)
     crystals = reference_dataset() if data is None else PackedDataset.load(data)
-    place = check_device(device)
     with options.progress_bar("measuring", "stage") as update:
         report = measure(
             bench_model(model, crystals),
             crystals,
             stages=stages,
-            device=place,
+            device=device,
             batch_size=batch_size,
             repeat=repeat,
             threads=threads,

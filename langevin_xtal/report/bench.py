@@ -39,6 +39,7 @@ from langevin_xtal.graph import CrystalArrays, GraphSettings, available, build_m
 from langevin_xtal.graph.batch import snap_radius
 from langevin_xtal.graph.snapping import all_operations, site_pairs, snap_sites
 from langevin_xtal.model.checkpoint import ScoreModel, load_model, shipped_models
+from langevin_xtal.model.device import resolved_device
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import SIZES, EdgeNetwork
 from langevin_xtal.model.statistics import Statistics
@@ -48,6 +49,9 @@ from langevin_xtal.train.loop import TrainConfig, Trainer
 from langevin_xtal.version import __version__
 
 STAGES = ("graph", "train", "sample")
+
+UNTRAINED = "untrained"
+"""Entry in the card of a model with random weights."""
 
 GRAPH_CRYSTALS = 128
 SIGMAS = 4
@@ -68,6 +72,7 @@ bookkeeping of losses.
 """
 
 SAMPLE_POINTS = {
+    "langevin_xtal.sampling.start:start_chains": "start",
     "langevin_xtal.sampling.chain:Chains.start": "start",
     "langevin_xtal.diffusion.noising:graph_of": "graph",
     "langevin_xtal.model.network:EdgeNetwork.forward": "network",
@@ -243,7 +248,7 @@ def bench_model(name: str, data: PackedDataset) -> ScoreModel:
     table = Statistics.of(
         data.group, data.lattice, data.site_start, data.numbers, data.multiplicity
     )
-    return ScoreModel(f"{name}, random weights", network, NoiseLevels(), table)
+    return ScoreModel(name, network, NoiseLevels(), table, {UNTRAINED: True})
 
 
 def measure(
@@ -293,11 +298,11 @@ def measure(
             raise InputError(f"{name} is {value}; it must be at least 1")
     if not len(data):
         raise InputError("the data set holds no crystals to measure with")
-    device = check_device(device)
-    if "sample" in stages and model.prior is None and model.name.endswith("random weights"):
+    device = resolved_device(device)
+    if "sample" in stages and model.card.get(UNTRAINED):
         raise InputError(
-            f"{model.name.split(',')[0]} has no trained weights here to sample with; leave out "
-            "the stage sample, or give a model file"
+            f"{model.name} has no trained weights here to sample with; leave out the stage "
+            "sample, or give a model file"
         )
     planned = [s for s in STAGES if s in stages]
     report = surroundings(model, data, device) | {"batch_size": batch_size, "repeat": repeat}
@@ -333,21 +338,6 @@ def measure(
     return report
 
 
-def check_device(name: str) -> str:
-    """``auto``, ``cpu`` or ``cuda`` to one of the last two.
-
-    Raises
-    ------
-    InputError
-        For another name, or CUDA where there is none.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device {name!r} is not known; give auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda was asked for, but torch finds no CUDA device; give cpu")
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def surroundings(model: ScoreModel, data: PackedDataset, device: str) -> dict[str, Any]:
     """Versions, machine, weights and data: what a number is worth nothing without."""
     return {
@@ -363,6 +353,7 @@ def surroundings(model: ScoreModel, data: PackedDataset, device: str) -> dict[st
         "cuda": torch.version.cuda if device == "cuda" else None,
         "model": model.name,
         "weights": model.hash,
+        "trained": not model.card.get(UNTRAINED, False),
         "network": asdict(model.network.config),
         "data": {"crystals": len(data), "hash": data.content_hash},
     }
@@ -391,7 +382,8 @@ def measure_graph(
     settings = model.network.config.graph_settings()
     chosen = data.select(_spread_out(len(data), GRAPH_CRYSTALS))
     rows = []
-    for sigma in model.levels.grid(SIGMAS)[0].tolist():
+    place = torch.linspace(0.0, 1.0, SIGMAS, dtype=torch.float64)
+    for sigma in model.levels.position(place).tolist():
         crystals = noised_crystals(chosen, sigma)
         edges = len(build_multigraph(crystals, settings, threads=1).edge_dist)
         for backend in available():
@@ -582,16 +574,9 @@ def measure_sampling(
 
 
 def requests_like(data: PackedDataset, count: int) -> list[Request]:
-    """``count`` requests with the sites and groups of crystals spread over the data.
-
-    Groups 16 to 230, as in all timings before other groups could be sampled.
-    """
-    usable = np.flatnonzero(data.group >= 16)
-    if not len(usable):
-        raise InputError("the data set holds no crystal of groups 16 to 230 to take requests from")
-    chosen = usable[_spread_out(len(usable), count)]
+    """``count`` requests with the sites and groups of crystals spread over the data."""
     found = []
-    for k in np.resize(chosen, count):
+    for k in np.resize(_spread_out(len(data), count), count):
         z, n = np.unique(data.numbers[data.sites_of(int(k))], return_counts=True)
         sites = {SYMBOLS[a]: int(b) for a, b in zip(z, n, strict=True)}
         found.append(Request(int(data.group[k]), sites))

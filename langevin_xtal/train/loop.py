@@ -3,6 +3,7 @@
 Everything random in step ``s`` comes from a generator seeded with (seed, s), and the order of the
 crystals in epoch ``p`` from one seeded with (seed, p), so a resumed run repeats an uninterrupted
 one bit for bit on a CPU. Noising and graph building of the next step run in a second thread.
+Several processes under ``torchrun`` share every batch (:mod:`langevin_xtal.train.distributed`).
 
 A run folder holds ``config.json``, ``log.csv``, ``state.safetensors`` (to resume) and
 ``model.safetensors`` (the averaged weights, to sample from).
@@ -44,6 +45,7 @@ from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.runtime import keep_freed_memory
+from langevin_xtal.train.distributed import join, orderly_stop, own_rows, part_of_total
 from langevin_xtal.train.starts import OnEpoch, StartEpochs, fit_starts
 from langevin_xtal.train.store import CrystalStore
 
@@ -152,6 +154,11 @@ class LevelMeans:
             np.add.at(self.sums[k], level, values[k] * used[k])
             np.add.at(self.counts[k], level, used[k])
 
+    def merge(self, other: LevelMeans) -> None:
+        """Add what another one holds."""
+        self.sums += other.sums
+        self.counts += other.counts
+
     def mean(self, kind: int) -> float:
         """0 position, 1 lattice; NaN when nothing was added."""
         count = self.counts[kind].sum()
@@ -181,6 +188,12 @@ class Trainer:
         if not len(data):
             raise InputError("the training set holds no crystals")
         keep_freed_memory()
+        self.team, device = join(device)
+        if config.batch_size < self.team.size:
+            raise InputError(
+                f"batch_size {config.batch_size} is smaller than the {self.team.size} processes "
+                "that share it; give at least one crystal for each"
+            )
         self.config, self.out, self.device, self.name = config, out, device, name
         self.card = card or {}
         self.data = data
@@ -204,12 +217,13 @@ class Trainer:
             out.mkdir(parents=True, exist_ok=True)
             if self._state_path.exists():
                 self._resume()
-            else:
+            elif self.team.leads:
                 self._write_config()
         except OSError as error:
             raise InputError(
                 f"folder {out} cannot be written ({error.strerror}); give another folder"
             ) from None
+        self.team.check_same(self.step)
 
     def _start_from(self, start: ScoreModel) -> None:
         if start.network.config != self.config.network:
@@ -226,15 +240,21 @@ class Trainer:
         """Train to the last step, yielding a row for the log every ``log_every`` steps.
 
         Saves regularly, and when the generator is closed or interrupted; an interrupt amid the
-        update of the weights leaves the last save, from which the steps since are repeated.
+        update of the weights leaves the last save, from which the steps since are repeated. Of
+        several processes the first yields and saves, and an interrupt of any stops all of them
+        after the step.
         """
         config = self.config
         last, last_step = time.perf_counter(), self.step
-        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with (
+            orderly_stop(self.team),
+            ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ):
             ahead = pool.submit(self._prepare, self.step)
             try:
                 while True:
-                    if self._row_is_due:  # at once where a run stopped between step and row
+                    # at once where a run stopped between step and row
+                    if self._row_is_due and self.team.leads:
                         now = time.perf_counter()
                         self.seconds += now - last
                         rate = (self.step - last_step) * config.batch_size / (now - last)
@@ -249,6 +269,8 @@ class Trainer:
                     if self.step + 1 < config.steps:
                         ahead = pool.submit(self._prepare, self.step + 1)
                     self._advance(noised)
+                    if self.team.stopping:
+                        raise KeyboardInterrupt
                     if self.step % config.save_every == 0 and self.step < config.steps:
                         self.save()
             finally:
@@ -270,16 +292,14 @@ class Trainer:
             "training_seconds": round(self.seconds, 1),
         }
         network = copy.deepcopy(self.average).cpu().eval()
-        return ScoreModel(
-            self.name, network, self.config.levels, statistics, card, **self.starts
-        )
+        return ScoreModel(self.name, network, self.config.levels, statistics, card, **self.starts)
 
     def fit_starts(self, epochs: StartEpochs, on_epoch: OnEpoch | None = None) -> None:
         """Fit what says where chains start to the training set and save the model with it.
 
         Does nothing where a finished run already has it.
         """
-        if self.starts:
+        if self.starts or not self.team.leads:
             return
         statistics = self.model().statistics
         self.starts = fit_starts(
@@ -311,6 +331,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state to resume from and the model to sample from."""
+        if not self.team.leads:
+            return
         tensors: dict[str, Tensor] = {}
         for kind, module in (("network", self.network), ("average", self.average)):
             tensors |= {f"{kind}.{k}": v for k, v in module.state_dict().items()}
@@ -333,7 +355,7 @@ class Trainer:
 
     def _prepare(self, step: int) -> Noised:
         index = self._batch_index(step)
-        return noise_batch(
+        noised = noise_batch(
             self.store.batch(index),
             self.config.levels,
             self.config.noising,
@@ -341,6 +363,7 @@ class Trainer:
             self.operations,
             _generator(self.config.seed + 2, step),
         )
+        return own_rows(noised, self.team.share(self.config.batch_size))
 
     def _batch_index(self, step: int) -> Tensor:
         size, total = self.config.batch_size, len(self.store)
@@ -361,8 +384,14 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.rate(self.step)
         losses = denoising_losses(self.network, noised)
+        shared = self._shared_means(losses, noised)
+        weight = self.config.lattice_weight
         self.optimiser.zero_grad(set_to_none=True)
-        losses.total(self.config.lattice_weight).backward()
+        if shared is None:
+            losses.total(weight).backward()
+        else:
+            part_of_total(losses, weight, *shared.counts.sum(1)).backward()
+            self.team.add_gradients(self.network.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
         self._changing = True
         if torch.isfinite(norm):
@@ -372,9 +401,21 @@ class Trainer:
             torch._foreach_lerp_(
                 list(self.average.parameters()), list(self.network.parameters()), 1 - decay
             )
-        self.means.add(losses, noised)
+        if shared is None:
+            self.means.add(losses, noised)
+        else:
+            self.means.merge(shared)
         self.step += 1
         self._changing = False
+
+    def _shared_means(self, losses: Losses, noised: Noised) -> LevelMeans | None:
+        """Losses of the whole batch of several processes."""
+        if self.team.size == 1:
+            return None
+        means = LevelMeans()
+        means.add(losses, noised)
+        self.team.add(means.sums, means.counts)
+        return means
 
     # -- files
 
@@ -455,7 +496,8 @@ class Trainer:
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{self._state_path} cannot be resumed ({reason})") from None
-        _drop_rows_after(self.out / "log.csv", self.step - self._row_is_due)
+        if self.team.leads:
+            _drop_rows_after(self.out / "log.csv", self.step - self._row_is_due)
         finished = self.out / "model.safetensors"
         if self.step >= self.config.steps and finished.exists():
             self.starts = load_model(finished).parts()
