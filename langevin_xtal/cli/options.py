@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,78 @@ class SpaceGroups(click.ParamType):
         if not groups:
             raise InputError("--sg: no space group was given; give numbers or symbols, such as 62")
         return tuple(groups.values())
+
+
+class CellParameters(click.ParamType):
+    """``a,b,c`` or ``a,b,c,alpha,beta,gamma`` to a tuple of numbers."""
+
+    name = "cell"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        """Three lengths [Å], or those and three angles [degrees]."""
+        if isinstance(value, tuple):
+            return value
+        cell = tuple(_number(part) for part in str(value).split(","))
+        if len(cell) not in (3, 6) or not all(v is not None and v > 0 for v in cell):
+            raise RequestError(
+                f"--fix-lattice: {value!r} should be a,b,c [Å] or a,b,c,alpha,beta,gamma "
+                "[Å, degrees], such as 7.1,4.2,5.3"
+            )
+        return tuple(v for v in cell if v is not None)
+
+
+class FixedSites(click.ParamType):
+    """``Cu:0,0,0;Si:1/4,1/4,1/4`` to pairs of a symbol and a point."""
+
+    name = "fixed sites"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> FixedPoints:
+        """(symbol, (x, y, z)) in the order given; fractional coordinates."""
+        if isinstance(value, tuple):
+            return value
+        fixed = []
+        for part in filter(None, (p.strip() for p in str(value).split(";"))):
+            symbol, colon, numbers = part.partition(":")
+            point = tuple(_number(x) for x in numbers.split(","))
+            if not colon or len(point) != 3 or None in point:
+                raise RequestError(
+                    f"--fix-sites: {part!r} should be like Si:0.25,0.25,0.25 or Si:1/4,1/4,1/4 "
+                    "(element:x,y,z in fractions of the cell)"
+                )
+            atomic_number(symbol.strip())
+            x, y, z = (v for v in point if v is not None)
+            fixed.append((symbol.strip(), (x, y, z)))
+        if not fixed:
+            raise RequestError(
+                "--fix-sites: no site was given; give some such as Cu:0,0,0;Si:0.25,0.25,0.25"
+            )
+        return tuple(fixed)
+
+
+FixedPoints = tuple[tuple[str, tuple[float, float, float]], ...]
+"""Sites to keep where they are: symbol and fractional coordinates."""
+
+_NUMBER = re.compile(r"([+-]?[0-9]{0,9}(?:\.[0-9]{0,15})?)(?:/([0-9]{1,9}))?")
+
+
+def _number(text: str) -> float | None:
+    """A decimal number or a fraction such as 1/3; None for anything else."""
+    found = _NUMBER.fullmatch(text.strip())
+    if not found or not any(c.isdigit() for c in found[1]):
+        return None
+    divisor = float(found[2] or 1)
+    return float(found[1]) / divisor if divisor else None
+
+
+def listed_groups(groups: Sequence[SpaceGroup]) -> str:
+    """Numbers with runs drawn together: ``3-5, 7``."""
+    runs: list[list[int]] = []
+    for number in sorted(group.number for group in groups):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 seed = click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")

@@ -1,42 +1,129 @@
-"""``langevin-xtal sample``: candidates for elements and space groups."""
+"""``langevin-xtal sample``: candidates for elements, sites or a formula, and space groups."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from langevin_xtal.cli import options
-from langevin_xtal.errors import InputError
+from langevin_xtal.errors import InputError, RequestError
 
 if TYPE_CHECKING:
+    from langevin_xtal.crystal.cell import Cell
     from langevin_xtal.crystal.request import Request
     from langevin_xtal.model.checkpoint import ScoreModel
     from langevin_xtal.sampling.folder import CandidateFolder
+    from langevin_xtal.sampling.sample import SampleOptions
     from langevin_xtal.symmetry.groups import SpaceGroup
 
-TABLE = ("index", "formula", "group", "found_0.01", "symmetry", "atoms", "volume_per_atom")
+TABLE = ("index", "formula", "group", "found_0.01", "symmetry", "sites", "atoms",
+         "volume_per_atom")  # fmt: skip
 SHOWN = 20
+NOISE = 0.5
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to sample in every group, as the command line says it."""
+
+    elements: tuple[str, ...] | None = None
+    sites: dict[str, int] | None = None
+    formula: str | None = None
+    z: int | None = None
+    structure: Cell | None = None
+    noise: float = NOISE
+    lattice: tuple[float, ...] | None = None
+    fixed: options.FixedPoints = ()
+
+    def request(self, group: SpaceGroup | None) -> Request:
+        """The request for one group; of elements alone, one site each."""
+        from langevin_xtal.crystal.request import Request
+        from langevin_xtal.sampling.from_structure import request_from_structure
+
+        if self.structure is not None:
+            return request_from_structure(self.structure, group, self.noise, lattice=self.lattice)
+        assert group is not None
+        return Request(
+            group,
+            dict.fromkeys(self.elements, 1) if self.elements else self.sites,
+            formula=self.formula,
+            z=self.z,
+            lattice=self.lattice,
+            fixed=self.fixed,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """For ``run.json``: all that makes a difference to the candidates."""
+        from langevin_xtal.crystal.cell import cell_key
+
+        settings = dict(vars(self))
+        settings["structure"] = None if self.structure is None else cell_key(self.structure)
+        if self.structure is None:
+            del settings["noise"]
+        return settings
 
 
 @click.command()
-@click.option("--elements", type=options.Elements(), help="Such as Cu,Si,K.", metavar="LIST")
+@click.option(
+    "--elements",
+    type=options.Elements(),
+    help="Such as Cu,Si,K; their numbers of sites are drawn.",
+    metavar="LIST",
+)
 @click.option(
     "--sites",
     type=options.Sites(),
-    help="Sites of each element in the asymmetric unit, such as Cu:2,Si:1; instead of --elements.",
+    help="Sites of each element in the asymmetric unit, such as Cu:2,Si:1.",
     metavar="LIST",
+)
+@click.option(
+    "--formula",
+    help="Exact composition, such as Cu2KSi; Wyckoff positions are chosen to give it.",
+    metavar="FORMULA",
+)
+@click.option(
+    "--z",
+    type=click.IntRange(min=1),
+    help="Formula units in the conventional cell.  [default: the fewest that fit the group]",
+    metavar="Z",
+)
+@click.option(
+    "--from-structure",
+    type=click.Path(path_type=Path),
+    help="Vary the crystal in this file: the same sites and Wyckoff positions.",
+    metavar="FILE",
+)
+@click.option(
+    "--noise",
+    type=click.FloatRange(min=0.0, min_open=True),
+    help=f"With --from-structure: noise added to its positions [Å].  [default: {NOISE}]",
+    metavar="Å",
 )
 @click.option(
     "--sg",
     "groups",
     type=options.SpaceGroups(),
-    required=True,
-    help="Space groups by number or symbol; lists and ranges: 62,Fm-3m,140-142.",
+    help="Space groups by number or symbol; lists and ranges: 62,Fm-3m,140-142. With "
+    "--from-structure, by default its own.",
     metavar="GROUPS",
+)
+@click.option(
+    "--fix-lattice",
+    type=options.CellParameters(),
+    help="Keep this conventional cell: a,b,c or a,b,c,alpha,beta,gamma [Å, degrees].",
+    metavar="CELL",
+)
+@click.option(
+    "--fix-sites",
+    type=options.FixedSites(),
+    help="Keep these sites, counted among --sites or --formula: Cu:0,0,0;Si:0.25,0.25,0.25.",
+    metavar="LIST",
 )
 @click.option(
     "--n",
@@ -65,7 +152,8 @@ SHOWN = 20
     type=click.Choice(["assigned", "free"]),
     default="assigned",
     show_default=True,
-    help="assigned: Wyckoff positions are drawn first, from a learned prior; free: as the paper.",
+    help="Of --elements and --sites. assigned: Wyckoff positions are drawn first, from a learned "
+    "prior; free: as the paper.",
 )
 @click.option(
     "--assignment-temperature",
@@ -73,6 +161,36 @@ SHOWN = 20
     default=1.0,
     show_default=True,
     help="Below 1, likelier Wyckoff positions are drawn more often: fewer different crystals.",
+)
+@click.option(
+    "--start",
+    type=click.Choice(["proposal", "noise"]),
+    default="proposal",
+    show_default=True,
+    help="proposal: chains start from a learned guess at a middle noise level; noise: from "
+    "uniform positions at the largest, as the paper.",
+)
+@click.option(
+    "--proposals",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Guesses drawn for a chain, of which the likeliest is refined.",
+    metavar="N",
+)
+@click.option(
+    "--proposal-temperature",
+    type=click.FloatRange(min=0.01),
+    default=0.5,
+    show_default=True,
+    help="Below 1, likelier guesses are drawn more often.",
+)
+@click.option(
+    "--proposal-noise",
+    type=click.FloatRange(min=0.0, min_open=True),
+    default=0.4,
+    show_default=True,
+    help="Noise at which a guess is refined [Å].",
 )
 @click.option(
     "--sampler",
@@ -104,14 +222,20 @@ SHOWN = 20
     type=click.FloatRange(min=0.0),
     default=0.3,
     show_default=True,
-    help="Sites this near a special position are placed on it [Å].",
+    help="Free sites this near a special position are placed on it [Å].",
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--picture", is_flag=True, help="Draw the first candidates to candidates.png.")
 def sample(
     elements: tuple[str, ...] | None,
     sites: dict[str, int] | None,
-    groups: tuple[SpaceGroup, ...],
+    formula: str | None,
+    z: int | None,
+    from_structure: Path | None,
+    noise: float | None,
+    groups: tuple[SpaceGroup, ...] | None,
+    fix_lattice: tuple[float, ...] | None,
+    fix_sites: options.FixedPoints | None,
     count: int,
     seed: int,
     model: str,
@@ -121,6 +245,10 @@ def sample(
     file_format: str,
     positions: str,
     assignment_temperature: float,
+    start: str,
+    proposals: int,
+    proposal_temperature: float,
+    proposal_noise: float,
     sampler: str,
     levels: int | None,
     steps: int | None,
@@ -132,7 +260,11 @@ def sample(
 ) -> None:
     """Sample candidate crystals.
 
-    With --elements, the number of sites of each element is drawn as the training data have it.
+    Give one of --elements, --sites, --formula and --from-structure. With --elements, the number
+    of sites of each element is drawn as the training data have it; with --formula, every
+    candidate has exactly that composition, in each group with the fewest formula units that fit
+    unless --z says otherwise, and groups that cannot have it are skipped.
+
     Writes one file per candidate, candidates.csv and rejects.csv. The same command gives the same
     files; a folder that holds part of a run is continued.
 
@@ -140,38 +272,67 @@ def sample(
     Examples:
       langevin-xtal sample --elements Cu,Si,K --sg 62 --n 64 --seed 1 --out cusik/
       langevin-xtal sample --sites Sr:1,Ti:1,O:1 --sg Pm-3m
+      langevin-xtal sample --formula Cu2KSi --z 4 --sg 62 --n 60 --out cu2ksi/
+      langevin-xtal sample --formula NaCl --sg 225,221,194 --fix-lattice 5.64,5.64,5.64
+      langevin-xtal sample --from-structure olivine.cif --noise 0.3 --out varied/
     """
-    if (elements is None) == (sites is None):
-        raise InputError("give either --elements or --sites, one of the two")
+    ways = {"elements": elements, "sites": sites, "formula": formula,
+            "from-structure": from_structure}  # fmt: skip
+    _check_together([name for name, value in ways.items() if value is not None], z=z, noise=noise,
+                    groups=groups, fixed=fix_sites)  # fmt: skip
     from langevin_xtal.crystal.request import Request
     from langevin_xtal.model.checkpoint import load_model
-    from langevin_xtal.sampling.chain import check_groups
+    from langevin_xtal.model.device import resolved_device
     from langevin_xtal.sampling.draw_requests import draw_sites
     from langevin_xtal.sampling.folder import CandidateFolder
+    from langevin_xtal.sampling.from_structure import read_cell
     from langevin_xtal.sampling.postprocess import PostprocessConfig
     from langevin_xtal.sampling.sample import SampleOptions, sample_batches
     from langevin_xtal.sampling.samplers import make_sampler
 
+    resolved_device(device)
+    asked = Asked(
+        elements=elements,
+        sites=sites,
+        formula=formula,
+        z=z,
+        structure=None if from_structure is None else read_cell(from_structure),
+        noise=NOISE if noise is None else noise,
+        lattice=fix_lattice,
+        fixed=fix_sites or (),
+    )
+    chosen = SampleOptions(
+        batch_size=batch_size,
+        workers=threads,
+        attempts=attempts,
+        positions=positions,  # type: ignore[arg-type]
+        assignment_temperature=assignment_temperature,
+        start=start,  # type: ignore[arg-type]
+        proposals=proposals,
+        proposal_temperature=proposal_temperature,
+        proposal_noise=proposal_noise,
+        sampler=make_sampler(sampler, levels, steps),
+        postprocess=PostprocessConfig(merge=merge, min_distance=min_distance),
+    )
     # refuse what cannot be sampled before a folder is made
-    check_groups([Request(g, sites or dict.fromkeys(elements or (), 1)) for g in groups])
-    if device not in ("auto", "cpu"):
-        raise InputError(f"device {device!r} is not supported for sampling; give auto or cpu")
-    chosen = make_sampler(sampler, levels, steps)
+    by_group = _fitting(groups or (None,), asked.request)
     weights = load_model(model)
-    config = PostprocessConfig(merge=merge, min_distance=min_distance)
+    if elements is None:
+        by_group = _fitting(by_group, lambda request: _can_start(request, weights, chosen))
     folder = CandidateFolder(
         out,
         {
-            "elements": elements,
-            "sites": sites,
-            "groups": [g.number for g in groups],
+            **asked.settings(),
+            "groups": [request.space_group.number for request in by_group],
             "seed": seed,
             "model": weights.name,
             "weights": weights.hash,
             "positions": positions,
             "assignment_temperature": assignment_temperature,
-            "sampler": repr(chosen),
-            "postprocess": repr(config),
+            "start": start,
+            "proposals": [proposals, proposal_temperature, proposal_noise],
+            "sampler": repr(chosen.sampler),
+            "postprocess": repr(chosen.postprocess),
             "attempts": attempts,
         },
         file_format=file_format,
@@ -179,14 +340,12 @@ def sample(
     indices = [k for k in range(count) if not folder.is_done(k, attempts)]
     requests: list[Request] = []
     for k in indices:
-        group = groups[k % len(groups)]
-        drawn = elements is not None
-        requests.append(
-            draw_sites(elements, group, weights.statistics, seed, k)
-            if drawn and elements
-            else Request(group, sites or {})
-        )
-    start = time.perf_counter()
+        request = by_group[k % len(by_group)]
+        if elements is not None:
+            drawn = draw_sites(elements, request.space_group, weights.statistics, seed, k)
+            request = Request(request.space_group, drawn.sites, lattice=fix_lattice)
+        requests.append(request)
+    began = time.perf_counter()
     drawn_now = []
     with options.progress_bar("sampling", "level") as update:
         for outcome in sample_batches(
@@ -195,25 +354,90 @@ def sample(
             seed,
             indices=indices,
             device=device,
-            options=SampleOptions(
-                batch_size=batch_size,
-                workers=threads,
-                attempts=attempts,
-                positions=positions,  # type: ignore[arg-type]
-                assignment_temperature=assignment_temperature,
-                sampler=chosen,
-                postprocess=config,
-            ),
+            options=chosen,
             progress=update,
         ):
             folder.add(outcome.candidates, outcome.rejections)
             drawn_now += outcome.candidates
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - began
     if picture and drawn_now:
         from langevin_xtal.report.pictures import draw_candidates
 
         draw_candidates(drawn_now[:8], out / "candidates.png")
     _summary(folder, count, attempts, weights, seconds if indices else None)
+
+
+def _check_together(ways: Sequence[str], *, z: Any, noise: Any, groups: Any, fixed: Any) -> None:
+    """Refuse options that contradict each other or miss their partner."""
+    names = "--elements, --sites, --formula and --from-structure"
+    if len(ways) != 1:
+        given = " and ".join(f"--{way}" for way in ways) or "none"
+        raise InputError(f"give one of {names}; {given} given")
+    (way,) = ways
+    if z is not None and way != "formula":
+        raise InputError("--z counts formula units; give --formula with it")
+    if noise is not None and way != "from-structure":
+        raise InputError("--noise is added to a structure; give --from-structure with it")
+    if fixed and way not in ("sites", "formula"):
+        raise InputError("--fix-sites counts among the sites asked for; give --sites or --formula")
+    if groups is None and way != "from-structure":
+        raise InputError("--sg is missing; give space groups, such as 62 or Pnma")
+
+
+def _fitting(asked: Sequence[Any], make: Callable[[Any], Request]) -> list[Request]:
+    """Requests that can be made; what cannot is named in one line, and an error where none can.
+
+    Raises
+    ------
+    RequestError
+        Where nothing fits.
+    """
+    made: list[Request] = []
+    failed: dict[Any, InputError] = {}
+    for each in asked:
+        try:
+            made.append(make(each))
+        except InputError as error:
+            failed[each] = error
+    if failed and not made:
+        first = next(iter(failed.values()))
+        if len({str(error) for error in failed.values()}) == 1:
+            raise first
+        raise RequestError(f"none of the {len(failed)} groups can be sampled; {first}")
+    if failed:
+        groups = [getattr(each, "space_group", each) for each in failed]
+        click.echo(
+            f"skipped {len(groups)} of {len(asked)} groups that do not fit: "
+            f"{options.listed_groups(groups)}",
+            err=True,
+        )
+    return made
+
+
+def _can_start(request: Request, model: ScoreModel, chosen: SampleOptions) -> Request:
+    """The request, if a chain of it can start.
+
+    Raises
+    ------
+    RequestError
+        Where fixed sites do not fit, or the noise leaves nothing of the structure.
+    """
+    from dataclasses import replace
+
+    from torch import tensor
+
+    from langevin_xtal.sampling.start import start_chains
+    from langevin_xtal.sampling.streams import stream_keys
+
+    largest = model.levels.position_max
+    if request.start is not None and request.start.noise >= largest:
+        raise RequestError(
+            f"--noise is {request.start.noise:g} Å; model {model.name} knows noise below "
+            f"{largest:g} Å, where nothing is left of the structure"
+        )
+    told = replace(chosen, start="noise").start_options()
+    start_chains([request], model, stream_keys(0, tensor([0]), tensor([0])), told)
+    return request
 
 
 def _summary(

@@ -191,7 +191,6 @@ def predict_trial(
     how many trials there are, nor on which were run before. Requests that cannot be sampled and
     those whose attempts were all rejected are missing, with the last reason.
     """
-    from langevin_xtal.sampling.chain import check_groups
     from langevin_xtal.sampling.sample import sample_batches
 
     requests: dict[int, Request] = {}
@@ -199,7 +198,6 @@ def predict_trial(
     for place, target in enumerate(targets):
         try:
             request = target.request()
-            check_groups([request])
         except InputError as error:
             reason[place] = str(error)
         else:

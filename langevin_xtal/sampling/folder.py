@@ -15,6 +15,7 @@ from typing import Any
 
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.cif import cif_text
+from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.errors import InputError
 from langevin_xtal.sampling.postprocess import Rejection
 
@@ -28,6 +29,7 @@ COLUMNS = (
     "found_0.01",
     "found_0.1",
     "symmetry",
+    "sites",
     "atoms",
     "volume_per_atom",
     "min_distance",
@@ -139,11 +141,20 @@ def table_row(candidate: Candidate) -> dict[str, str]:
         "found_0.01": str(candidate.detected[1e-2]),
         "found_0.1": str(candidate.detected[1e-1]),
         "symmetry": "supergroup" if candidate.is_supergroup else "as requested",
+        "sites": sites_text(candidate),
         "atoms": str(len(candidate.atom_site)),
         "volume_per_atom": f"{candidate.volume / len(candidate.atom_site):.2f}",
         "min_distance": f"{candidate.min_distance:.2f}",
         "attempt": str(candidate.attempt),
     }
+
+
+def sites_text(candidate: Candidate) -> str:
+    """Multiplicities of each element's sites in the conventional cell, as ``Cu 4+4 K 4``."""
+    sizes: dict[str, list[str]] = {}
+    for number, size in zip(candidate.numbers, candidate.multiplicity, strict=True):
+        sizes.setdefault(SYMBOLS[number], []).append(str(size))
+    return " ".join(f"{s} {'+'.join(sizes[s])}" for s in candidate.request.elements)
 
 
 def _read(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
