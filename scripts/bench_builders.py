@@ -21,7 +21,7 @@ import numpy as np
 
 from langevin_xtal.graph import CrystalArrays, GraphSettings, SymmetryMultigraph, available
 from langevin_xtal.symmetry.groups import SpaceGroup
-from langevin_xtal.symmetry.lattice import axis_coordinate, cell_directions, has_fixed_angles
+from langevin_xtal.symmetry.lattice import cell_directions, has_fixed_angles, lattice_driver
 from langevin_xtal.symmetry.sites import orbit, snap_site
 
 SETTINGS = {
@@ -43,7 +43,7 @@ def random_crystals(count: int, seed: int = 0) -> CrystalArrays:
     lattices, sites = [], []
     for number in groups:
         group = SpaceGroup(int(number))
-        lengths = rng.uniform(0.7, 1.4, 3)[axis_coordinate(group.number)]
+        lengths = rng.uniform(0.7, 1.4, 3)[lattice_driver(group.number)[:3]]
         if has_fixed_angles(group.number):
             cell = lengths[:, None] * cell_directions(group.number)
         else:

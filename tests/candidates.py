@@ -7,6 +7,9 @@ import numpy as np
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.sampling.postprocess import PostprocessConfig, Rejection, finish
+from langevin_xtal.sampling.start import Start
+from langevin_xtal.symmetry.lattice import COORDINATES
+from langevin_xtal.symmetry.wyckoff import wyckoff_positions
 from tests.crystals import random_crystal
 
 DEFAULT = PostprocessConfig()
@@ -17,11 +20,22 @@ def finished(
     frac: np.ndarray | list[list[float]],
     lattice: np.ndarray,
     config: PostprocessConfig = DEFAULT,
-    multiplicity: np.ndarray | None = None,
+    positions: tuple[int, ...] | None = None,
 ) -> Candidate | Rejection:
-    """The end of a chain whose sites are at ``frac``."""
+    """The end of a chain whose sites are at ``frac``, free or begun on Wyckoff ``positions``."""
+    table = wyckoff_positions(request.space_group.number)
+    start = Start(
+        numbers=request.numbers,
+        positions=None if positions is None else tuple(table[w] for w in positions),
+        frac=np.array(frac, dtype=float),
+        coordinates=np.zeros(COORDINATES),
+        tau=0.0,
+        moves=np.ones(len(request.numbers), dtype=bool),
+        free=np.ones(COORDINATES, dtype=bool),
+    )
     return finish(
         request,
+        start,
         np.array(frac, dtype=float),
         np.array(lattice, dtype=float),
         seed=5,
@@ -29,7 +43,6 @@ def finished(
         attempt=1,
         config=config,
         provenance={"weights": "0123456789abcdef"},
-        multiplicity=multiplicity,
     )
 
 
@@ -46,7 +59,7 @@ def candidate(
 
 
 def random_candidate(number: int, n_sites: int = 2) -> Candidate:
-    """A candidate in any group, also those whose cells cannot be sampled yet."""
+    """A candidate of any group."""
     sites = dict.fromkeys(("Na", "Cl", "O", "Ti")[:n_sites], 1)
     request = Request(number, sites)
     for seed in range(20):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.reference import reference_dataset
@@ -17,6 +18,8 @@ from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
 from langevin_xtal.model.statistics import Statistics
 
 torch.set_num_threads(1)
+settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
+settings.load_profile("repeatable")
 
 TINY = NetworkConfig(
     width=32, triplet_width=32, blocks=1, radial=4, spherical=3, cutoff=4.0, k_min=4, k_max=12

@@ -20,7 +20,7 @@ from langevin_xtal.graph import (
 )
 from langevin_xtal.graph.contract import MAX_IMAGES
 from langevin_xtal.symmetry.groups import SpaceGroup
-from langevin_xtal.symmetry.lattice import axis_coordinate, cell_directions, has_fixed_angles
+from langevin_xtal.symmetry.lattice import cell_directions, has_fixed_angles, lattice_driver
 from langevin_xtal.symmetry.sites import snap_site
 
 FAST = [name for name in available() if name != "reference"]
@@ -29,7 +29,7 @@ SMALL = GraphSettings(cutoff=3.5, k_min=6, k_max=16)
 
 def random_lattice(rng: np.random.Generator, number: int, volume: float) -> np.ndarray:
     """(3, 3) a cell of group ``number`` with this volume [Å^3], lengths within a factor of 2."""
-    lengths = rng.uniform(0.7, 1.4, 3)[axis_coordinate(number)]
+    lengths = rng.uniform(0.7, 1.4, 3)[lattice_driver(number)[:3]]
     if has_fixed_angles(number):
         directions = cell_directions(number)
     else:

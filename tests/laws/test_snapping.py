@@ -16,9 +16,9 @@ from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
 from langevin_xtal.model.scores import lattice_noise, position_noise
 from langevin_xtal.symmetry import (
     SpaceGroup,
-    axis_coordinate,
-    cell_lengths,
-    coordinate_from_length,
+    lattice_coordinates,
+    lattice_driver,
+    lattice_freedom,
     site_projector,
     snap_site,
     stabiliser,
@@ -277,14 +277,15 @@ class FreeMode:
         )
 
     def outputs(self, g: GraphBatch, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
-        """(E, 2) edge outputs, (A, 3) position noise, (1, 3) lattice noise."""
+        """(E, 2) edge outputs, (A, 3) position noise, (1, 6) lattice noise."""
         s = torch.tensor([sigma], dtype=torch.float64)
-        lengths = cell_lengths(self.crystal.lattice)
-        coordinates = torch.from_numpy(coordinate_from_length(lengths))
-        axis = torch.from_numpy(axis_coordinate(self.number))[None]
+        coordinates = torch.from_numpy(lattice_coordinates(self.crystal.lattice))
+        driver = torch.from_numpy(lattice_driver(self.number))[None]
+        free = torch.from_numpy(lattice_freedom(self.number))[None]
         with torch.no_grad():
             out = self.network(g, s, s)
-            return out, position_noise(g, out, s), lattice_noise(g, out, coordinates, axis)
+            lattice = lattice_noise(g, out, coordinates, driver, free)
+            return out, position_noise(g, out, s), lattice
 
     def direction(self, seed: int, *, free: bool) -> Tensor:
         """(2, 3) a unit vector for the first site: along what is free for it, or across."""
