@@ -31,7 +31,8 @@ from langevin_xtal.report.limits import limits
 from langevin_xtal.report.rows import pack_cell, page_rows, shared_provenance, shortest_distance
 from langevin_xtal.report.search import as_script, report_html, write_report
 from langevin_xtal.screen.hull import HullReferences
-from langevin_xtal.search.entry import Entry
+from langevin_xtal.search.entry import Entry, Value
+from langevin_xtal.search.store import Row, Store
 
 FOLDER = Path(report_module.__file__).parent
 CHROMIUM = next(
@@ -440,6 +441,35 @@ class TestFile:
         forced = CliRunner().invoke(report, [*arguments, "--force"], catch_exceptions=False)
         assert "3 candidates" in forced.output
 
+    def test_command_on_a_store(self, tmp_path: Path) -> None:
+        source, out = tmp_path / "campaign.db", tmp_path / "report.html"
+        facts: list[dict[str, Value]] = [
+            {"filtered": True, "energy": -3.0, "e_above_hull": 0.01, "found_group": 225},
+            {"filtered": True, "energy": -2.9, "e_above_hull": -0.02, "found_group": 221},
+            {"reason": "overlap: 0.30 Å"},
+            {"filtered": True, "duplicate_of": 0},
+        ]
+        for k in (0, 1):
+            facts[k] |= {"ranked": True, "potential": "toy 1", "converged": True, "note": ""}
+        cells = (SALT, CAESIUM, RICH, SALT)
+        rows = [
+            Row(k, "Na:1,Cl:1 in 225", 225, cell, fact, kept=cell if "energy" in fact else None)
+            for k, (cell, fact) in enumerate(zip(cells, facts, strict=True))
+        ]
+        with Store(source, {"elements": ["Na", "Cl"], "seed": 5}) as store:
+            store.claim("sample", range(4), 4)
+            assert store.add(rows, 2.0) == 4
+        done = CliRunner().invoke(report, [str(source), "--out", str(out)], catch_exceptions=False)
+        assert "2 candidates" in done.output
+        text = out.read_text("utf-8")
+        page = Page(text)
+        assert [row["uid"] for row in page.data["rows"]] == ["000001", "000000"]
+        assert page.data["rows"][0]["flags"] == []
+        for count, state in ((4, "sampled"), (1, "rejected"), (1, "duplicate"), (2, "ranked")):
+            assert f"<b>{count}</b> <span>{state}</span>" in text
+        assert "overlap: … Å: 1" in text
+        assert "<dt>seed</dt><dd>5</dd>" in text
+
 
 PROBE = """
 <script>
@@ -463,6 +493,12 @@ function ink() {
 setTimeout(() => {
   const said = { start: names(), sort: state.sort, picked: picked.uid };
   said.title = at("picked").textContent;
+  said.names = ["K(Cu2Si)2", "Cu2 K1 Si1", "<b>Cu</b>"].map((formula) => {
+    const box = document.createElement("p");
+    box.append(...formulaNodes(formula));
+    return [formulaText(formula), box.innerHTML];
+  });
+  said.groups = ["225", "221"].map((group) => groupNodes(group).map((n) => n.outerHTML || n));
   said.cifs = ROWS.map((row) => cifText(row, row.cell, "relaxed"));
   const both = ROWS.filter((row) => row.sampled);
   said.sampled = both.map((row) => cifText(row, row.sampled, "as sampled"));
@@ -557,6 +593,14 @@ class TestBrowser:
         assert said["picked"] == "b"
         assert said["title"].startswith("#2 NaCl")
         assert said["address"] == "#sort=above-down&uid=b"
+
+    def test_formulas_and_groups_as_chemists_write_them(self, said: dict[str, Any]) -> None:
+        assert said["names"] == [
+            ["K(Cu2Si)2", "K(Cu<sub>2</sub>Si)<sub>2</sub>"],
+            ["Cu2KSi", "Cu<sub>2</sub>KSi"],
+            ["<b>Cu</b>", "&lt;b&gt;Cu&lt;/b&gt;"],
+        ]
+        assert said["groups"][0] == ["Fm", '<span class="over">3</span>', "m"]
 
     def test_sorting(self, said: dict[str, Any]) -> None:
         assert said["up"] == ["NaCl", "NaCl", HOSTILE, "NaCl3"]

@@ -39,8 +39,8 @@ function fixed(value, digits) {
 
 function formulaParts(formula) {
   const plain = formula.replace(/\s+/g, "");
-  if (!/^([A-Z][a-z]?\d*)+$/.test(plain)) return null;
-  return [...plain.matchAll(/([A-Z][a-z]?)(\d*)/g)].map((m) => [m[1], m[2] === "1" ? "" : m[2]]);
+  if (!/^([A-Z][a-z]?\d*|\(|\)\d*)+$/.test(plain)) return null;
+  return [...plain.matchAll(/([A-Z][a-z]?|[()])(\d*)/g)].map((m) => [m[1], m[2] === "1" ? "" : m[2]]);
 }
 
 function formulaText(formula) {

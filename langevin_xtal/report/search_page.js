@@ -219,7 +219,7 @@ function makeViews() {
 }
 
 function details(row) {
-  const save = (cell, words, suffix) => make("button", { type: "button", onclick: () => download(fileName(row, `${suffix}.cif`), cifText(row, cell, words), "chemical/x-cif") }, `CIF, ${words}`);
+  const save = (cell, words, suffix) => make("button", { type: "button", onclick: () => download(fileName(row, `${suffix}.cif`), cifText(row, cell, words), "chemical/x-cif") }, row.sampled ? `CIF, ${words}` : "CIF");
   const state = row.sampled ? "relaxed" : "as listed";
   const found = [make("p", {}, save(row.cell, state, ""), " ", row.sampled ? save(row.sampled, "as sampled", "-sampled") : null)];
   found.push(comparison(row));

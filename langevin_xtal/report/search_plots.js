@@ -310,7 +310,7 @@ const Plots = (() => {
     const usual = sorted[Math.floor(0.97 * (sorted.length - 1))];
     const stray = values.length >= MANY && usual > low && most - low > 1.6 * (usual - low);
     const high = stray ? usual : most;
-    const { step, digits } = ticks(low, high > low ? high : low + 1, values.length >= 10 * MANY ? 28 : 14);
+    const { step, digits } = ticks(low, high > low ? high : low + 14, values.length >= 10 * MANY ? 28 : 14);
     const first = Math.floor(low / step + 1e-9) * step;
     const bins = Math.max(3, Math.floor((high - first) / step + 1e-9) + 1);
     const height = 210;

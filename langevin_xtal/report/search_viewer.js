@@ -3,7 +3,7 @@
 const Viewer = (() => {
   const BOND = 1.12; // atoms this many times the sum of their covalent radii apart are joined
   const LARGE = 1.7; // two atoms of at least this radius [Å], cations of alkali metals and the like, are not
-  const ZOOM = 1.3; // 3Dmol leaves much room around what it fits
+  const ZOOM = 1.5; // 3Dmol leaves much room around what it fits
   const EDGE = 1e-4; // fractional distance from a face at which an atom lies on it
   const MOST_ATOMS = 4000; // beyond, a block of cells is not drawn
   const options = { cells: 1, bonds: true, labels: false };
@@ -120,8 +120,9 @@ const Viewer = (() => {
   }
 
   function fit() {
-    view.zoomTo();
-    view.zoom(ZOOM);
+    const { clientWidth, clientHeight } = at("canvas");
+    view.zoomTo(); // fits the width alone
+    view.zoom(ZOOM * Math.min(1, clientHeight / Math.max(1, clientWidth)));
     view.render();
   }
 
