@@ -362,10 +362,11 @@ class _Run:
         plan = self.plan
         if plan.hull is not None:
             return plan.hull, ""
+        potential = plan.relax_options.potential
         try:
-            return HullReferences.shipped(plan.relax_options.potential), ""
-        except InputError as error:
-            return None, str(error).partition(":")[0]
+            return HullReferences.shipped(potential), ""
+        except InputError:
+            return None, f"no hull references for {potential}"
 
 
 class _AsTheyCome:
