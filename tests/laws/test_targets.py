@@ -17,14 +17,15 @@ from langevin_xtal.graph.snapping import SitePairs, all_operations, site_pairs, 
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.symmetry import (
     SpaceGroup,
-    axis_coordinate,
-    cell_lengths,
-    coordinate_from_length,
-    has_fixed_angles,
+    lattice_coordinates,
+    lattice_driver,
+    lattice_freedom,
     operation_table,
+    orbit,
     stabiliser,
 )
 from langevin_xtal.symmetry.sites import image_displacements
+from langevin_xtal.symmetry.wyckoff import wyckoff_positions
 from tests.crystals import random_crystal, random_lattice, random_site
 
 GROUPS = {
@@ -203,14 +204,14 @@ def test_targets_have_the_same_mean_and_orbit_varies_less(number):
     sites = Sites(number, one.lattice[0].numpy(), frac)
     plain = sites.noise(number, False)
     noised = sites.moved(plain, sigma)
-    orbit = sites.target(noised, sigma)
+    averaged = sites.target(noised, sigma)
     wave = torch.tensor(rng.integers(-1, 2, (3, 3)), dtype=torch.float64)
     field = torch.cos(2 * torch.pi * noised @ wave + torch.tensor([0.3, 1.1, 2.0]))
-    difference = ((plain - orbit) * field).sum(1)
+    difference = ((plain - averaged) * field).sum(1)
     error = difference.std() / n**0.5
     assert abs(difference.mean()) < 4 * error
     assert difference.std() > 0.1
-    assert orbit.square().mean() < 0.9 * plain.square().mean()
+    assert averaged.square().mean() < 0.9 * plain.square().mean()
 
 
 # noise_batch
@@ -223,20 +224,24 @@ BATCH = [1, 2, 14, 62, 99, 139, 155, 166, 194, 221, 225, 227]
 
 def crystals_of(numbers: list[int], seed: int = 1, special: float = 0.7) -> Crystals:
     each = [random_crystal(n, 2, seed, special=special) for n in numbers]
-    table = operation_table()
     lattice = np.concatenate([c.lattice for c in each])
-    lengths = cell_lengths(lattice)
+    return crystals_at(numbers, lattice, [c.frac for c in each])
+
+
+def crystals_at(numbers: list[int], lattice: np.ndarray, frac: list[np.ndarray]) -> Crystals:
+    """Crystals with these cells and sites."""
+    start = operation_table().start
     groups = np.array(numbers)
+    counts = [len(f) for f in frac]
     return Crystals(
-        numbers=torch.full((2 * len(each),), 14),
-        frac=torch.from_numpy(np.concatenate([c.frac for c in each])),
-        site_start=torch.arange(0, 2 * len(each) + 1, 2),
-        directions=torch.from_numpy(lattice / lengths[:, :, None]),
-        coordinates=torch.from_numpy(coordinate_from_length(lengths)),
-        axis=torch.from_numpy(np.array([axis_coordinate(n) for n in numbers])),
-        fixed_angles=torch.tensor([has_fixed_angles(n) for n in numbers]),
-        op_start=torch.from_numpy(table.start[groups - 1]),
-        op_count=torch.from_numpy(table.start[groups] - table.start[groups - 1]),
+        numbers=torch.full((sum(counts),), 14),
+        frac=torch.from_numpy(np.concatenate(frac)),
+        site_start=torch.from_numpy(np.cumsum([0, *counts])),
+        coordinates=torch.from_numpy(lattice_coordinates(lattice)),
+        driver=torch.from_numpy(np.array([lattice_driver(n) for n in numbers])),
+        free=torch.from_numpy(np.array([lattice_freedom(n) for n in numbers])),
+        op_start=torch.from_numpy(start[groups - 1]),
+        op_count=torch.from_numpy(start[groups] - start[groups - 1]),
     )
 
 
@@ -275,8 +280,8 @@ def test_shapes_and_ranges(config):
     noised = noise(crystals, config)
     n = len(BATCH)
     assert noised.position_target.shape == (2 * n, 3)
-    for name in ("lattice_target", "lattice_used", "coordinates", "axis"):
-        assert getattr(noised, name).shape == (n, 3)
+    for name in ("lattice_target", "lattice_used", "coordinates", "driver"):
+        assert getattr(noised, name).shape == (n, 6)
     for name in ("sigma_pos", "sigma_lat", "tau_pos", "tau_lat"):
         assert getattr(noised, name).shape == (n,)
     torch.testing.assert_close(noised.sigma_pos, LEVELS.position(noised.tau_pos))
@@ -287,7 +292,12 @@ def test_shapes_and_ranges(config):
     # one crystal in every slice of the schedule
     assert sorted((noised.tau_pos * n).long().tolist()) == list(range(n))
     assert noised.position_target.isfinite().all()
-    assert torch.equal(noised.axis, crystals.axis)
+    assert torch.equal(noised.driver, crystals.driver)
+    assert noised.graph.confined.shape == (n,)
+    if config.confined in (0.0, 1.0):
+        assert noised.graph.confined.all() == noised.graph.confined.any() == config.confined
+    else:
+        assert noised.graph.confined.any()
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -297,21 +307,21 @@ def test_lattice_target(config, monkeypatch):
     seen = Seen(monkeypatch)
     noised = noise(crystals, config)
     clean = noised.sigma_lat == 0
-    assert clean[~crystals.fixed_angles].all()
     if config.clean_lattice in (0.0, 1.0):
-        assert clean[crystals.fixed_angles].all() == (config.clean_lattice == 1.0)
+        assert clean.all() == clean.any() == config.clean_lattice
     assert (noised.lattice_target[clean] == 0).all()
     assert not noised.lattice_used[clean].any()
     assert torch.equal(noised.coordinates[clean], crystals.coordinates[clean])
-    free = (crystals.axis.unsqueeze(2) == torch.arange(3)).any(1)
-    assert torch.equal(noised.lattice_used, free & ~clean.unsqueeze(1))
+    assert torch.equal(noised.lattice_used, crystals.free & ~clean.unsqueeze(1))
     assert torch.equal(noised.lattice_target != 0, noised.lattice_used)
-    added = (noised.sigma_lat.unsqueeze(1) * noised.lattice_target).gather(1, crystals.axis)
+    added = (noised.sigma_lat.unsqueeze(1) * noised.lattice_target).gather(1, crystals.driver)
     torch.testing.assert_close(noised.coordinates, crystals.coordinates + added)
-    expected = torch.from_numpy(cell_lengths(seen.lattice.numpy()))
-    torch.testing.assert_close(noising.cell_length(noised.coordinates), expected)
-    unit = seen.lattice / expected.unsqueeze(2)
-    torch.testing.assert_close(unit, crystals.directions)
+    found = lattice_coordinates(seen.lattice.numpy())
+    np.testing.assert_allclose(found, noised.coordinates, rtol=0, atol=1e-8)
+    for number, lattice in zip(BATCH, seen.lattice.numpy(), strict=True):
+        w, metric = SpaceGroup(number).rotations, lattice @ lattice.T
+        turned = np.swapaxes(w, 1, 2) @ metric @ w
+        np.testing.assert_allclose(turned, np.broadcast_to(metric, turned.shape), atol=1e-8)
 
 
 def test_plain_target_is_the_displacement_in_the_deformed_cell(monkeypatch):
@@ -341,6 +351,63 @@ def test_confined_sites_stay_on_their_wyckoff_positions(target, monkeypatch):
     fixed = (seen.frac - crystals.frac).abs().amax(1) < 1e-9
     assert fixed.any()
     assert noised.position_target[fixed].abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("number", range(1, 231))
+def test_confined_noise_stays_on_every_wyckoff_position(number, monkeypatch):
+    """A site on each position of the group, at every noise level and in every deformed cell."""
+    rng = np.random.default_rng(number)
+    positions = wyckoff_positions(number)
+    points = [w.base + w.projector @ rng.uniform(-0.5, 0.5, 3) for w in positions]
+    copies = 4
+    lattice = np.stack([random_lattice(number, rng, 300.0) for _ in range(copies)])
+    crystals = crystals_at([number] * copies, lattice, [np.array(points)] * copies)
+    seen = {}
+
+    def instead(frac: Tensor, lattice: Tensor, _: Crystals, *__: object, **___: object) -> None:
+        seen["frac"], seen["lattice"] = frac, lattice
+
+    monkeypatch.setattr(noising, "graph_of", instead)
+    noised = noise(crystals, NoisingConfig(target="plain", confined=1.0), seed=number)
+    frac = seen["frac"].view(copies, -1, 3).numpy()
+    target = noised.position_target.view(copies, -1, 3).numpy()
+    for k, w in enumerate(positions):
+        off = (np.eye(3) - w.projector) @ (frac[:, k] - w.base).T
+        np.testing.assert_allclose(off, 0, atol=1e-9)
+        # the noise fills the free directions, and those are as many as the position has
+        moved = np.linalg.norm(target[:, k], axis=1)
+        assert (moved > 1e-6).all() if w.freedom else (moved < 1e-9).all()
+        rank = np.linalg.matrix_rank(target[:, k], tol=1e-6)
+        assert rank == w.freedom
+
+
+def test_confined_sites_are_never_snapped():
+    """A general site 0.05 Å from a special position: one of 192 atoms, or one of 4."""
+    cell = 9.0 * np.eye(3)[None]
+    near = np.array([[0.05 / 9, 0.01 / 9, 0.02 / 9], [0.25, 0.25, 0.25]])
+    crystals = crystals_at([225], cell, [near])
+    group = SpaceGroup(225)
+    wanted = [len(orbit(x, group.rotations, group.translations, cell[0])[0]) for x in near]
+    assert wanted == [192, 8]
+    for confined, expected in ((True, [192, 8]), (False, [4, 8])):
+        graph = noising.graph_of(
+            crystals.frac,
+            torch.from_numpy(cell),
+            crystals,
+            torch.tensor([0.5], dtype=torch.float64),
+            torch.tensor([confined]),
+            SETTINGS,
+            all_operations(),
+            torch.float64,
+            pairs=site_pairs(crystals.site_crystal, crystals.op_start, crystals.op_count),
+        )
+        assert graph.multiplicity.tolist() == expected
+        assert graph.is_snap.sum() == (0 if confined else 1)
+        assert graph.confined.tolist() == [confined]
+        share = torch.tensor(expected) / sum(expected)
+        torch.testing.assert_close(graph.abundance, share.double())
+        volume = 9.0**3 / sum(expected)
+        assert float(graph.volume_per_atom) == pytest.approx(volume)
 
 
 def test_free_noise_leaves_special_positions(monkeypatch):
