@@ -24,7 +24,7 @@ from langevin_xtal.cli.export import export as export_command
 from langevin_xtal.crystal.cell import Cell, cell_key, to_structure
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError, LangevinXtalError
-from langevin_xtal.export import folders, structures
+from langevin_xtal.export import folders, structures, vasp
 from langevin_xtal.export.cells import CELL_CHOICES, entry_name, export_cell
 from langevin_xtal.export.espresso import export_qe, k_grid, read_pw_variable
 from langevin_xtal.export.jobs import Job, script_text
@@ -580,6 +580,23 @@ class TestFolders:
         with pytest.raises(InputError, match="not of an export to cif"):
             export_cif([rock_salt], tmp_path / "table")
 
+    def test_another_process_writes_the_same(
+        self, three: list[Entry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make, nested = vasp.VaspWriter.inputs, False
+
+        def overtaken(self: Any, structure: Any, name: str, notes: Notes) -> Any:
+            nonlocal nested
+            if name.startswith("0002") and not nested:
+                nested = True
+                export_vasp(three, tmp_path)
+            return make(self, structure, name, notes)
+
+        monkeypatch.setattr(vasp.VaspWriter, "inputs", overtaken)
+        manifest = export_vasp(three, tmp_path)
+        assert (manifest.written, manifest.kept) == (1, 2)
+        assert not [p for p in tmp_path.iterdir() if p.name.startswith(".") or ".old" in p.name]
+
     def test_progress(self, three: list[Entry], tmp_path: Path) -> None:
         seen: list[tuple[int, int]] = []
         export_vasp(three, tmp_path, progress=lambda done, planned: seen.append((done, planned)))
@@ -880,6 +897,23 @@ class TestPhonopy:
                 height = lattice.volume / np.linalg.norm(np.cross(a, b))
                 assert height > 10.0 - 1e-4
                 assert height - height / multiples[k] < 10.0
+
+    def test_a_left_handed_cell(self, hematite: Entry, tmp_path: Path) -> None:
+        import phonopy
+        from phonopy.interface.vasp import read_vasp
+
+        lattice, frac, numbers = hematite.cell
+        left = replace(hematite, cell=(lattice[[1, 0, 2]], frac[:, [1, 0, 2]], numbers))
+        assert np.linalg.det(left.cell[0]) < 0
+        manifest = export_phonopy([left], tmp_path, dim=(1, 1, 1), cell="stored")
+        folder = folder_of(manifest)
+        phonon = phonopy.load(folder / "phonopy_disp.yaml", produce_fc=False, log_level=0)
+        found = read_vasp(folder / "disp-001" / "POSCAR")
+        assert np.linalg.det(found.cell) > 0
+        expected = (phonon.supercells_with_displacements or [])[0]
+        assert np.allclose(found.cell, expected.cell, atol=1e-9)
+        delta = found.scaled_positions - expected.scaled_positions
+        assert np.abs(delta - np.rint(delta)).max() < 1e-9
 
     def test_too_large(self, hematite: Entry, rock_salt: Entry, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="2×2×20 cells has 640 atoms"):

@@ -66,8 +66,14 @@ def export_cell(cell: Cell, choice: CellChoice = "primitive", symprec: float = S
 
 
 def export_structure(entry: Entry, choice: CellChoice, symprec: float) -> Structure:
-    """pymatgen Structure of :func:`export_cell`, atoms grouped by element as VASP needs them."""
-    structure: Structure = to_structure(export_cell(entry.cell, choice, symprec))
+    """pymatgen Structure of :func:`export_cell`, atoms grouped by element as VASP needs them.
+
+    A left-handed cell, which VASP does not take, is inverted: the energy is the same.
+    """
+    lattice, frac, numbers = export_cell(entry.cell, choice, symprec)
+    if np.linalg.det(lattice) < 0:
+        lattice = -lattice
+    structure = to_structure((lattice, frac, numbers))
     return structure.get_sorted_structure()
 
 

@@ -7,6 +7,7 @@ whatever rank, and refuses folders that hold anything else.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -192,9 +193,10 @@ class _Run:
         if _holds(self.root / name, inputs.files):
             write_text(self.root / name / RECORD, text)
             self.kept += 1
-        else:
-            _write_folder(self.root, name, {**inputs.files, RECORD: text})
+        elif self._write(name, {**inputs.files, RECORD: text}, key):
             self.written += 1
+        else:
+            self.kept += 1
         self.known[key] = name
         self._enter(entry, name, columns, inputs.jobs)
 
@@ -223,6 +225,17 @@ class _Run:
             failures=self.failures,
             notes=sentences,
         )
+
+    def _write(self, name: str, files: Mapping[str, str], key: str) -> bool:
+        """Write a folder; False where another process has just written the same."""
+        try:
+            _write_folder(self.root, name, files, replace=self.force)
+        except OSError as error:
+            there = _read_record(self.root / name) or {}
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and there.get("key") == key:
+                return False
+            raise
+        return True
 
     def _columns(self, inputs: Inputs, name: str, key: str) -> dict[str, str]:
         return {
@@ -333,15 +346,16 @@ def _holds(folder: Path, files: Mapping[str, str]) -> bool:
         return False
 
 
-def _write_folder(root: Path, name: str, files: Mapping[str, str]) -> None:
-    """The folder, whole or not at all, in place of what was there."""
+def _write_folder(root: Path, name: str, files: Mapping[str, str], *, replace: bool) -> None:
+    """The folder, whole or not at all; ``replace`` what is there."""
     part = root / f".{name}.{os.getpid()}.part"
     try:
         part.mkdir()
         for path, text in files.items():
             (part / path).parent.mkdir(parents=True, exist_ok=True)
             (part / path).write_text(text, encoding="utf-8")
-        _clear_place(root / name)
+        if replace:
+            _clear_place(root / name)
         part.rename(root / name)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)

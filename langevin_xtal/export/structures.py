@@ -196,8 +196,14 @@ def entry_cif(entry: Entry, rank: int, symprec: float = SYMPREC) -> tuple[str, s
         sites = declared_sites(entry.cell, 1, symprec)
     if sites is None:
         raise InputError(f"candidate {entry.uid} has a cell that no CIF can hold")
-    facts = "".join(f"# {name}: {' '.join(str(v).split())}\n" for name, v in _facts(entry))
+    facts = "".join(f"# {name}: {_plain_line(value)}\n" for name, value in _facts(entry))
     return facts + sites_cif(sites, f"{rank:04d}_{sites.group}"), origin
+
+
+def _plain_line(value: Any) -> str:
+    """A comment of a CIF: ASCII, one line of at most 2048 characters with its name."""
+    text = " ".join(str(value).split())
+    return text.encode("ascii", "backslashreplace").decode()[:1500]
 
 
 def declared_sites(cell: Cell, group: int, symprec: float = SYMPREC) -> AsymmetricUnit | None:

@@ -306,7 +306,8 @@ def read_incar_tag(text: str) -> tuple[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = Incar.proc_val(tag, value)
-    kind = Incar.INCAR_PARAMS.get(tag, {}).get("type")
+    known: Any = Incar.INCAR_PARAMS
+    kind = known.get(tag, {}).get("type")
     if isinstance(found, str) and kind in ("int", "float", "bool"):
         raise InputError(f"--incar {text!r}: {tag} takes a value of type {kind}")
     return tag, found
