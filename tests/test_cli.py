@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import ase
 import ase.io
 import click
 import numpy as np
@@ -138,8 +139,6 @@ class TestBadRequests:
             (["--elements", "Cu", "--sg", ","], "no space group"),
             (["--elements", "Cu", "--sg", "70-60"], "70-60"),
             (["--elements", "Cu", "--sg", "225-240"], "231"),
-            (["--elements", "Cu", "--sg", "1-5"], "groups 16 to 230"),
-            (["--elements", "Cu", "--sg", "62,14"], "P2_1/c (14)"),
             (["--elements", "Cu", "--sg", "6²"], "6²"),
             (["--elements", "Cu", "--sg", "Pn\nma"], "Pn"),
             (["--sites", "Cu:0", "--sg", "62"], "Cu"),
@@ -153,9 +152,47 @@ class TestBadRequests:
             (["--sites", "", "--sg", "62"], "no sites"),
             (["--sites", "Xx:1", "--sg", "62"], "'Xx'"),
             (["--sites", "C\nu:1", "--sg", "62"], "is not an element"),
-            (["--sg", "62"], "either --elements or --sites"),
-            (["--elements", "Cu", "--sites", "Cu:1", "--sg", "62"], "either"),
+            (["--sg", "62"], "--elements, --sites, --formula and --from-structure; none given"),
+            (["--elements", "Cu", "--sites", "Cu:1", "--sg", "62"], "--elements and --sites"),
+            (["--elements", "Cu", "--formula", "Cu", "--sg", "62"], "--elements and --formula"),
+            (["--sites", "Cu:1", "--from-structure", "x.cif"], "--sites and --from-structure"),
             (["--elements", "Cu"], "--sg"),
+            (["--formula", "Cu"], "--sg"),
+            (["--formula", "", "--sg", "62"], "''"),
+            (["--formula", "cu2", "--sg", "62"], "'cu2'"),
+            (["--formula", "Cu2K(Si)", "--sg", "62"], "such as Cu2KSi"),
+            (["--formula", "Cu0", "--sg", "62"], "0 Cu"),
+            (["--formula", "Cu2Xx", "--sg", "62"], "'Xx'"),
+            (["--formula", "Cu" + "9" * 400, "--sg", "62"], "Cu"),
+            (["--formula", "Cu2KSi", "--z", "3", "--sg", "62"], "4 or 8 atoms"),
+            (["--formula", "Cu2KSi", "--z", "3", "--sg", "62"], "Z = 4"),
+            (["--formula", "Cu2KSi", "--z", "3", "--sg", "62,61"], "none of the 2 groups"),
+            (["--formula", "Cu2KSi", "--z", "400", "--sg", "62"], "1600 atoms"),
+            (["--formula", "Cu2KSi", "--z", "0", "--sg", "62"], "--z"),
+            (["--sites", "Cu:1", "--z", "4", "--sg", "62"], "--formula"),
+            (["--sites", "Cu:1", "--sg", "62", "--noise", "0.2"], "--from-structure"),
+            (["--from-structure", "none.cif", "--noise", "0"], "--noise"),
+            (["--from-structure", "none.cif"], "none.cif"),
+            (["--sites", "Cu:1", "--sg", "62", "--fix-lattice", "5,6"], "a,b,c"),
+            (["--sites", "Cu:1", "--sg", "62", "--fix-lattice", "5,6,-7"], "a,b,c"),
+            (["--sites", "Cu:1", "--sg", "62", "--fix-lattice", "5,6,x"], "'5,6,x'"),
+            (["--sites", "Cu:1", "--sg", "62", "--fix-lattice", "5,6,1/0"], "'5,6,1/0'"),
+            (["--sites", "Cu:1", "--sg", "225", "--fix-lattice", "5,5,6"], "cubic"),
+            (["--sites", "Cu:1", "--sg", "14", "--fix-lattice", "5,5,6"], "angles"),
+            (["--sites", "Cu:1", "--sg", "1", "--fix-lattice", "5,5,6,10,20,90"], "no cell"),
+            (["--sites", "Cu:1", "--sg", "62", "--fix-sites", "Cu:0,0"], "'Cu:0,0'"),
+            (["--sites", "Cu:1", "--sg", "62", "--fix-sites", "Cu"], "'Cu'"),
+            (["--sites", "Cu:1", "--sg", "62", "--fix-sites", ";"], "no site"),
+            (["--sites", "Cu:1", "--sg", "62", "--fix-sites", "Cu:0,0,nan"], "nan"),
+            (["--sites", "Cu:1", "--sg", "62", "--fix-sites", "Xx:0,0,0"], "'Xx'"),
+            (["--sites", "Cu:1", "--sg", "62", "--fix-sites", "Si:0,0,0"], "Si"),
+            (["--sites", "Cu:1", "--sg", "62", "--fix-sites", "Cu:0,0,0;Cu:0,0,1/2"], "1 Cu"),
+            (["--formula", "Cu", "--sg", "225", "--fix-sites", "Cu:.1,.2,.3"], "beside the fixed"),
+            (["--elements", "Cu", "--sg", "62", "--fix-sites", "Cu:0,0,0"], "--fix-sites"),
+            (["--elements", "Cu", "--sg", "62", "--start", "zero"], "zero"),
+            (["--elements", "Cu", "--sg", "62", "--proposals", "0"], "--proposals"),
+            (["--elements", "Cu", "--sg", "62", "--proposal-noise", "0"], "--proposal-noise"),
+            (["--elements", "Cu", "--sg", "62", "--proposal-temperature", "0"], "temperature"),
             (["--elements", "Cu", "--sg", "62", "--n", "-3"], "--n"),
             (["--elements", "Cu", "--sg", "62", "--n", "0"], "--n"),
             (["--elements", "Cu", "--sg", "62", "--n", "many"], "many"),
@@ -377,6 +414,10 @@ class TestSample:
             ["--levels", "5"],
             ["--attempts", "2"],
             ["--positions", "free"],
+            ["--start", "noise"],
+            ["--proposals", "2"],
+            ["--fix-sites", "Na:0,0,0"],
+            ["--fix-lattice", "5,5,5"],
         ],
     )
     def test_a_folder_with_another_run_is_refused(
@@ -407,6 +448,22 @@ class TestSample:
                 assert found.info["index"] == int(row["index"])
                 assert found.info["seed"] == 4
 
+    def test_defaults_are_those_of_the_library(self) -> None:
+        """``--help`` must not import torch, so the command repeats them."""
+        from langevin_xtal.cli.sample import NOISE, sample
+        from langevin_xtal.sampling import from_structure
+        from langevin_xtal.sampling.sample import SampleOptions
+
+        library = SampleOptions()
+        for parameter in sample.params:
+            if hasattr(library, parameter.name or "") and parameter.name != "sampler":
+                assert parameter.default == getattr(library, parameter.name), parameter.name
+        of = {parameter.name: parameter.default for parameter in sample.params}
+        assert of["merge"] == library.postprocess.merge
+        assert of["min_distance"] == library.postprocess.min_distance
+        assert of["proposals"] == library.proposals
+        assert from_structure.NOISE == NOISE
+
     def test_elements_alone(self, sampled: Any, tmp_path: Path) -> None:
         sampled(tmp_path, "--elements", "Cu,O", "--sg", "62-63", "--n", "4", "--attempts", "1")
         with (tmp_path / "rejects.csv").open(newline="") as handle:
@@ -435,6 +492,117 @@ class TestSample:
         sampled(tmp_path, *self.SITES, *arguments)
         record = json.loads((tmp_path / "run.json").read_text())
         assert "AnnealedLangevin(levels=4, steps=2" in record["sampler"]
+
+
+class TestExact:
+    """``--formula``: what was asked for is what comes, in every file."""
+
+    @staticmethod
+    def atoms(folder: Path) -> list[Any]:
+        return [ase.io.read(folder / row["file"]) for row in table(folder)]
+
+    def test_composition_is_exact(self, sampled: Any, tmp_path: Path) -> None:
+        sampled(tmp_path, "--formula", "Cu2KSi", "--z", "4", "--sg", "62", "--n", "4")
+        found = self.atoms(tmp_path)
+        assert found
+        for atoms in found:
+            assert np.bincount(atoms.numbers)[[14, 19, 29]].tolist() == [4, 4, 8]
+            assert len(atoms) == 16
+        for row in table(tmp_path):
+            assert row["request"] == "Cu2KSi, Z = 4, in Pnma (62)"
+            sizes = dict(zip(*[iter(row["sites"].split())] * 2, strict=True))
+            totals = {s: sum(map(int, text.split("+"))) for s, text in sizes.items()}
+            assert totals == {"Cu": 8, "K": 4, "Si": 4}
+
+    def test_each_group_has_its_own_z(self, sampled: Any, tmp_path: Path, capsys: Any) -> None:
+        """And those that cannot have it are skipped, in one line."""
+        command = ["--formula", "NaCl", "--sg", "2,14,225,221", "--n", "8"]
+        sampled(tmp_path / "a", *command)
+        wanted = {"2": 2, "14": 4, "225": 8, "221": 2}
+        rows = table(tmp_path / "a")
+        assert {r["group"] for r in rows} == set(wanted)
+        for row, atoms in zip(rows, self.atoms(tmp_path / "a"), strict=True):
+            assert row["atoms"] == str(len(atoms)) == str(wanted[row["group"]])
+            assert (atoms.numbers == 11).sum() == (atoms.numbers == 17).sum()
+            assert row["group"] == ("2", "14", "225", "221")[int(row["index"]) % 4]
+
+    def test_groups_that_do_not_fit(
+        self, tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        command = ["sample", "--model", str(tiny_path), "--out", str(tmp_path), *LEVELS, *LOOSE]
+        command += ["--formula", "NaCl", "--z", "1", "--sg", "221-225,1,3", "--n", "3"]
+        assert run(command) == 0
+        error = capsys.readouterr().err
+        assert error == "skipped 4 of 7 groups that do not fit: 222-225\n"
+        assert {row["group"] for row in table(tmp_path)} <= {"221", "1", "3"}
+        assert json.loads((tmp_path / "run.json").read_text())["groups"] == [221, 1, 3]
+
+    def test_fixed_cell_and_site(self, sampled: Any, tmp_path: Path) -> None:
+        cell = (5.1, 6.2, 7.3, 90.0, 103.0, 90.0)
+        arguments = ["--sites", "Si:1,O:2", "--sg", "14", "--n", "2"]
+        arguments += ["--fix-lattice", ",".join(map(str, cell)), "--fix-sites", "Si:.1,1/5,-0.3"]
+        sampled(tmp_path, *arguments, "--format", "xyz")
+        found = self.atoms(tmp_path)
+        assert found
+        for atoms in found:
+            np.testing.assert_allclose(atoms.cell.cellpar(), cell, atol=1e-6)
+            gap = atoms.get_scaled_positions()[atoms.numbers == 14] - (0.1, 0.2, 0.7)
+            gap -= np.rint(gap)
+            assert np.abs(gap).max(axis=1).min() < 1e-6
+
+    def test_fixed_site_of_a_formula(self, sampled: Any, tmp_path: Path) -> None:
+        arguments = ["--formula", "NaCl", "--sg", "225", "--n", "2", "--format", "xyz"]
+        sampled(tmp_path, *arguments, "--fix-sites", "Na:1/2,1/2,1/2")
+        found = self.atoms(tmp_path)
+        assert found
+        for atoms in found:
+            where = {z: atoms.get_scaled_positions()[atoms.numbers == z] for z in (11, 17)}
+            assert (np.abs(where[11] - 0.5).max(axis=1) < 1e-6).any()
+            assert {z: len(points) for z, points in where.items()} == {11: 4, 17: 4}
+
+
+class TestFromStructure:
+    @pytest.fixture
+    def rutile(self, tmp_path: Path) -> Path:
+        frac = np.array([[0, 0, 0], [0.5, 0.5, 0.5], [0.305, 0.305, 0], [0.695, 0.695, 0],
+                         [0.195, 0.805, 0.5], [0.805, 0.195, 0.5]])  # fmt: skip
+        atoms = ase.Atoms("Ti2O4", scaled_positions=frac, cell=(4.59, 4.59, 2.96), pbc=True)
+        ase.io.write(tmp_path / "rutile.cif", atoms)
+        return tmp_path / "rutile.cif"
+
+    def test_keeps_sites_and_group(self, sampled: Any, rutile: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        printed = sampled(out, "--from-structure", str(rutile), "--noise", "0.05", "--n", "4")
+        assert "4 of 4" in printed
+        for row in table(out):
+            assert (row["formula"], row["group"], row["sites"]) == ("TiO2", "136", "Ti 2 O 4")
+        record = json.loads((out / "run.json").read_text())
+        assert record["noise"] == 0.05
+        assert record["groups"] == [136]
+
+    def test_another_group(self, refused: Any, tiny_path: Path, rutile: Path) -> None:
+        command = ["sample", "--model", tiny_path, "--from-structure", rutile]
+        refused([*command, "--sg", "62"], "P4_2/mnm (136)", "Pnma (62)")
+        refused([*command, "--noise", "2.5"], "--noise", "2 Å")
+
+    def test_subgroup_of_the_same_cell(self, sampled: Any, rutile: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        sampled(out, "--from-structure", str(rutile), "--sg", "1", "--noise", "0.1", "--n", "2")
+        for row in table(out):
+            assert row["sites"] == "Ti 1+1 O 1+1+1+1"
+
+    def test_another_structure_is_another_run(
+        self, sampled: Any, refused: Any, tiny_path: Path, rutile: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out"
+        sampled(out, "--from-structure", str(rutile), "--n", "1")
+        command = ["sample", "--model", tiny_path, "--out", out, *LEVELS, *LOOSE, "--n", "1"]
+        command += ["--from-structure", rutile]
+        refused([*command, "--noise", "0.4"], "another run")
+        text = rutile.read_text()
+        rutile.write_text(text.replace("4.59", "4.60"))
+        assert rutile.read_text() != text
+        refused(command, "another run")
 
 
 class TestInterrupted:
@@ -491,10 +659,11 @@ class TestTrain:
         monkeypatch.setitem(network_module.SIZES, "small", TINY)
 
     COMMAND = ("train", "--steps", "4", "--batch-size", "4", "--log-every", "2", "--threads", "1")
+    EPOCHS = ("--prior-epochs", "1", "--ranker-epochs", "1", "--proposal-epochs", "1")
 
     def test_train_resume_sample(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out = tmp_path / "run"
-        command = [*self.COMMAND, "--prior-epochs", "1", "--out", str(out)]
+        command = [*self.COMMAND, *self.EPOCHS, "--out", str(out)]
         assert run(command) == 0
         assert {p.name for p in out.iterdir()} == {
             "config.json",
@@ -504,7 +673,7 @@ class TestTrain:
             "state.safetensors",
         }
         first = load_model(out / "model.safetensors")
-        assert first.prior is not None
+        assert set(first.parts()) == {"prior", "ranker", "proposal"}
         capsys.readouterr()
         assert run(command) == 0
         assert "resuming" in capsys.readouterr().err
@@ -515,7 +684,7 @@ class TestTrain:
         assert table(tmp_path / "c")
 
     def test_other_settings_are_refused(self, refused: Any, tmp_path: Path) -> None:
-        command = [*self.COMMAND, "--prior-epochs", "1", "--out", str(tmp_path)]
+        command = [*self.COMMAND, *self.EPOCHS, "--out", str(tmp_path)]
         assert run(command) == 0
         refused([*command, "--seed", "1"], str(tmp_path), "other settings (seed)")
         (tmp_path / "state.safetensors").write_bytes(b"cut")
@@ -550,6 +719,14 @@ TEXT = st.one_of(
     st.text(alphabet="0123456789+-,: ²٣PnmaFdCuSiKX_/"),
     st.lists(st.sampled_from([*SYMBOLS, "62", "Pnma", "1-3", "Cu:2", "-", ":", ""])).map(",".join),
 )
+NUMBERS = st.lists(
+    st.one_of(
+        st.floats().map(str),
+        st.integers().map(str),
+        st.sampled_from(["1/3", "-1/4", "1/0", "/", ".", "+.5", "nan", "inf", "1e5", ""]),
+    ),
+    max_size=7,
+).map(",".join)
 
 
 class TestFuzzedOptions:
@@ -587,6 +764,28 @@ class TestFuzzedOptions:
             assert all(isinstance(g, SpaceGroup) and 1 <= g.number <= 230 for g in found)
             assert len(set(found)) == len(found)
 
+    @given(st.one_of(TEXT, NUMBERS))
+    @hypothesis_settings(max_examples=300, deadline=None)
+    @example("5,6,7")
+    @example("5,6,7,90,90,1e999999999")
+    @example("1" * 5000 + ",2,3")
+    def test_cells(self, text: str) -> None:
+        found = self._convert(options.CellParameters(), text)
+        if found is not None:
+            assert len(found) in (3, 6)
+            assert all(0 < v < np.inf for v in found)
+
+    @given(st.one_of(TEXT, NUMBERS.map("Cu:{}".format), NUMBERS))
+    @hypothesis_settings(max_examples=300, deadline=None)
+    @example("Cu:0,0,0;Si:1/4,1/4,1/4")
+    @example("Cu:1/0,0,0")
+    @example("Cu:٣,0,0")
+    def test_fixed_sites(self, text: str) -> None:
+        found = self._convert(options.FixedSites(), text)
+        if found is not None:
+            assert found
+            assert all(s in SYMBOLS[1:] and np.isfinite(x).all() for s, x in found)
+
     @staticmethod
     def _convert(kind: click.ParamType, text: str) -> Any:
         try:
@@ -597,5 +796,11 @@ class TestFuzzedOptions:
     def test_good_ones(self) -> None:
         assert options.Elements().convert(" Cu, Si ,K", None, None) == ("Cu", "Si", "K")
         assert options.Sites().convert("Cu:2, Si : 1", None, None) == {"Cu": 2, "Si": 1}
+        cell = options.CellParameters().convert("5.5, 6,7.25,90,101.5,90", None, None)
+        assert cell == (5.5, 6.0, 7.25, 90.0, 101.5, 90.0)
+        fixed = options.FixedSites().convert("Cu:0,0,0; Si : 1/4,-.25,+2/3 ;", None, None)
+        assert fixed == (("Cu", (0.0, 0.0, 0.0)), ("Si", (0.25, -0.25, 2 / 3)))
         groups = options.SpaceGroups().convert("62,Fm-3m,140-142,p6_3/mmc,62", None, None)
         assert [g.number for g in groups] == [62, 225, 140, 141, 142, 194]
+        assert options.listed_groups(groups) == "62, 140-142, 194, 225"
+        assert options.listed_groups([SpaceGroup(2), SpaceGroup(1), SpaceGroup(7)]) == "1-2, 7"

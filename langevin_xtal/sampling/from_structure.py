@@ -246,7 +246,7 @@ def _as_cell(structure: Any) -> Cell:
 
 
 def _read_poscar(path: Path) -> Cell:
-    from pymatgen.io.vasp.inputs import Poscar
+    from pymatgen.io.vasp.inputs import BadPoscarWarning, Poscar
 
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -255,9 +255,15 @@ def _read_poscar(path: Path) -> Cell:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # without element names pymatgen would make up some
+            warnings.filterwarnings("error", "Elements", BadPoscarWarning)
             return _as_cell(Poscar.from_str(text).structure)
     except DataError:
         raise
+    except BadPoscarWarning:
+        raise DataError(
+            f"{path} names no elements; give them in its sixth line, as VASP 5 does"
+        ) from None
     except Exception as error:
         raise DataError(f"{path} is not a POSCAR: {first_line(error)}") from None
 
