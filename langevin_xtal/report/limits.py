@@ -61,7 +61,8 @@ def _hull(entries: Sequence[Entry], references: HullReferences | None) -> str:
         elements = elements_of(entries)
         if len(elements) <= MOST_ELEMENTS:
             parts.append(f"{coverage_note(elements, references)}.")
-    parts.append("A phase that is missing makes candidates look more stable than they are.")
+    if references is None or not references.gaps or len(elements_of(entries)) > MOST_ELEMENTS:
+        parts.append("A phase that is missing makes candidates look more stable than they are.")
     if unknown:
         parts.append(f"{unknown} candidates have an energy but no place against the hull.")
     return " ".join(parts)

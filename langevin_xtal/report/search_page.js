@@ -3,10 +3,10 @@
 const COLUMNS = [
   { name: "rank", head: "#", right: true, value: (row) => row.rank, cell: (row) => [String(row.rank)] },
   { name: "formula", head: "formula", value: (row) => row.name, cell: openButton },
-  { name: "asked", head: "group asked", value: (row) => row.asked, cell: (row) => groupCell(row.asked) },
-  { name: "found", head: "group found", unit: "at 0.01 Å", value: (row) => row.found, cell: (row) => groupCell(row.found), same: (row) => row.found === row.asked },
   { name: "above", head: "above hull", unit: "meV/atom", right: true, value: (row) => row.above, cell: aboveCell, csv: "e_above_hull_mev_per_atom" },
   { name: "energy", head: "energy", unit: "eV/atom", right: true, value: (row) => row.energy, cell: (row) => [fixed(row.energy, 3)], csv: "energy_ev_per_atom" },
+  { name: "asked", head: "group asked", value: (row) => row.asked, cell: (row) => groupCell(row.asked) },
+  { name: "found", head: "group found", unit: "at 0.01 Å", value: (row) => row.found, cell: (row) => groupCell(row.found), same: (row) => row.found === row.asked },
   { name: "distance", head: "shortest", unit: "distance, Å", right: true, value: (row) => row.distance, cell: (row) => [fixed(row.distance, 2)], csv: "shortest_distance_angstrom" },
   { name: "volume", head: "volume", unit: "Å³/atom", right: true, value: (row) => row.volume, cell: (row) => [fixed(row.volume, 1)], csv: "volume_per_atom_angstrom3" },
   { name: "atoms", head: "atoms", unit: "in the cell", right: true, value: (row) => row.atoms, cell: (row) => [String(row.atoms)], csv: "atoms_in_cell" },
