@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,7 +94,7 @@ def hull(
     rows.sort(key=lambda row: (row["e_above_hull"] == "", float(row["e_above_hull"] or 0)))
     rows += [{"name": name, "note": reason} for name, reason in refused.items()]
     structures.write_table(out, rows)
-    structures.show_table(rows, TABLE, out)
+    structures.show_table(rows[: len(entries)], TABLE, out)
     structures.show_refused(refused)
     _notes(of)
     if not any(row.get("energy") for row in rows):
@@ -145,7 +146,7 @@ def _row(entry: Entry, energy: float, found: HullResult, reason: str) -> dict[st
         "name": entry.uid,
         "formula": entry.formula,
         "energy": structures.number_text(energy, 6),
-        "e_above_hull": "" if above is None else f"{above:.4f}",
+        "e_above_hull": "" if above is None else f"{round(above, 4) + 0.0:.4f}",  # + 0.0: no -0
         "phases": " + ".join(f"{share:.3f} {_pretty(f)}" for f, share in found.phases.items()),
         "note": reason or found.missing,
     }
@@ -194,8 +195,10 @@ def _notes(of: Mapping[frozenset[str], HullReferences]) -> None:
     """What the numbers rest on."""
     from langevin_xtal.screen.hull import coverage_note
 
-    click.echo(f"\nReferences: {next(iter(of.values())).describe()}")
+    first = next(iter(of.values()))
+    gaps = f"; {first.gaps}" if first.gaps else ""
+    click.echo(f"\nReferences: {first.describe()}{gaps}")
     for system, table in list(of.items())[:NOTES]:
-        click.echo(f"  {coverage_note(sorted(system), table)}")
+        click.echo(f"  {coverage_note(sorted(system), replace(table, gaps=''))}")
     if len(of) > NOTES:
         click.echo(f"  and {len(of) - NOTES} more chemical systems")

@@ -117,7 +117,7 @@ def phonons(
     rows = [_row(entry, result, out) for entry, result in zip(entries, results, strict=True)]
     rows += [{"name": name, "note": reason} for name, reason in refused.items()]
     structures.write_table(out / SUMMARY, rows)
-    structures.show_table(rows, TABLE, out / SUMMARY)
+    structures.show_table(rows[: len(entries)], TABLE, out / SUMMARY)
     structures.show_refused(refused)
     done = [result for result in results if not result.reason]
     if not done:

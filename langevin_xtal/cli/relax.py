@@ -79,7 +79,7 @@ def relax(
         rows = run(entries, chosen, store, workers, out)
     rows += [{"name": name, "note": reason} for name, reason in refused.items()]
     structures.write_table(out / SUMMARY, rows)
-    structures.show_table(rows, TABLE, out / SUMMARY)
+    structures.show_table(rows[: len(entries)], TABLE, out / SUMMARY)
     structures.show_refused(refused)
     done = sum(bool(row.get("energy")) for row in rows)
     if not done:
