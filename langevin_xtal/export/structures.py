@@ -337,7 +337,7 @@ def _manifest(
 
 def _unfinished(path: Path, error: OSError, done: int, planned: int) -> LangevinXtalError:
     return LangevinXtalError(
-        f"{error.filename or path} cannot be written ({error.strerror or error}); "
+        f"{path} cannot be written ({error.strerror or error}); "
         f"{done} of {planned} candidates are complete, and the same command continues"
     )
 
