@@ -157,7 +157,8 @@ def _number(value: Value | None) -> float | None:
 
 def _of_store(source: str | os.PathLike[str]) -> list[Entry]:
     rows = read_rows(source)
-    entries = [entry_of(row) for row in rows if row.state not in ("rejected", "duplicate")]
+    left = [row for row in rows if row.state not in ("rejected", "duplicate")]
+    entries = [entry_of(row) for row in left if row.cell is not None]
     if not entries:
         raise DataError(
             f"store {plain_address(source)} has no candidate left: all of its {len(rows)} were "

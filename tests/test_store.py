@@ -1,0 +1,520 @@
+"""The store of a search: who may do what, what is refused, and what survives."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pwd
+import resource
+import shutil
+import sqlite3
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from langevin_xtal.crystal.cell import Cell
+from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.errors import DataError, LangevinXtalError
+from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.search import store as store_module
+from langevin_xtal.search.entries import read_entries
+from langevin_xtal.search.store import (
+    Change,
+    Row,
+    Store,
+    is_store,
+    plain_address,
+    read_rows,
+    read_summary,
+)
+from tests.test_search import content, forked, needs_fork, tiny_campaign
+
+SETTINGS: dict[str, Any] = {"version": "0", "elements": "Na,Cl", "seed": 0, "relax": None}
+CELL: Cell = (np.eye(3) * 4.0, np.array([[0, 0, 0], [0.5, 0.5, 1 / 3]]), np.array([11, 17]))
+
+
+def row(index: int, **facts: Any) -> Row:
+    cell = (CELL[0] * (1 + index / 100), CELL[1], CELL[2])
+    return Row(index, "Na:1,Cl:1 in P1 (1)", 1, cell, {"min_distance": 2.0 / 3.0, **facts})
+
+
+def fill(address: str | Path, count: int) -> None:
+    with Store(address, SETTINGS) as store:
+        claim = store.claim("sample", range(count), count)
+        store.add([row(index) for index in claim.units])
+
+
+def intact(path: Path) -> bool:
+    with closing(sqlite3.connect(path)) as connection:
+        return bool(connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "s.db"
+
+
+class TestRows:
+    def test_come_back_to_the_last_bit(self, path: Path) -> None:
+        rng = np.random.default_rng(1)
+        cell = (rng.normal(size=(3, 3)), rng.uniform(size=(5, 3)), np.arange(1, 6))
+        kept = (rng.normal(size=(3, 3)), rng.uniform(size=(5, 3)), np.arange(1, 6))
+        given = Row(
+            index=3,
+            request="H:1 in P1 (1)",
+            group=1,
+            sampled=cell,
+            facts={"a": 0.1 + 0.2, "b": True, "c": 7, "d": "1e5", "e": "ΔE = −1"},
+            provenance={"seed": 4, "weights": "00ff"},
+        )
+        with Store(path, SETTINGS) as store:
+            store.claim("sample", [3], 1)
+            store.add([given])
+            store.claim("relax", [3], 1)
+            store.settle_each("relax", {3: Change({"energy": -1.5, "c": None}, kept=kept)})
+        (found,) = read_rows(path)
+        assert (found.index, found.request, found.group) == (3, given.request, 1)
+        assert found.provenance == given.provenance
+        expected = {k: v for k, v in given.facts.items() if k != "c"} | {"energy": -1.5}
+        assert found.facts == expected
+        assert found.sampled is not None
+        assert found.kept is not None
+        for got, wanted in ((found.sampled, cell), (found.kept, kept)):
+            assert all(np.array_equal(a, b) for a, b in zip(got, wanted, strict=True))
+        assert found.released is None
+
+    def test_the_best_geometry(self) -> None:
+        kept, released = (CELL[0] * 2, *CELL[1:]), (CELL[0] * 3, *CELL[1:])
+        facts = {"symmetry_broke": True}
+        whole = Row(0, "", 1, CELL, facts, kept, released)
+        assert whole.cell is released
+        assert whole.changed(Change({"symmetry_broke": False})).cell is kept
+        assert Row(0, "", 1, CELL).cell is CELL
+
+    def test_states(self) -> None:
+        facts: dict[str, Any] = {}
+        seen = []
+        for name, value in (
+            ("min_distance", 1.0),
+            ("filtered", True),
+            ("duplicate_of", -1),
+            ("known", "mp-1"),
+            ("energy", -1.0),
+            ("ranked", True),
+            ("phonons", "no imaginary mode"),
+            ("same_as", 2),
+            ("reason", "overlap"),
+        ):
+            facts[name] = value
+            seen.append(row(0, **facts).state)
+        assert seen == [
+            *("sampled", "filtered", "unique", "known", "relaxed", "ranked", "phonons"),
+            *("duplicate", "rejected"),
+        ]
+
+    def test_numbers_that_are_none(self, path: Path) -> None:
+        with Store(path, SETTINGS) as store:
+            store.claim("sample", [0], 1)
+            store.add([row(0, energy=float("nan"), found=np.int64(4), flag=np.bool_(True))])
+        assert read_rows(path)[0].facts == {"min_distance": 2 / 3, "found": 4, "flag": True}
+
+
+class TestClaims:
+    def test_each_unit_once(self, path: Path) -> None:
+        with Store(path, SETTINGS) as first, Store(path, SETTINGS) as second:
+            assert first.claim("sample", range(10), 4) == ([0, 1, 2, 3], 0, 10)
+            assert second.claim("sample", range(10), 4).units == [4, 5, 6, 7]
+            assert first.add([row(k) for k in range(4)]) == 4
+            assert first.claim("sample", range(10), 4) == ([8, 9], 4, 6)
+            assert second.claim("sample", range(10), 4).units == []
+            assert first.claim("relax", range(2), 4).units == [0, 1]
+
+    def test_what_was_not_finished_is_free_again(self, path: Path) -> None:
+        with Store(path, SETTINGS) as first:
+            first.claim("sample", range(4), 4)
+            first.add([row(1)])
+        with Store(path, SETTINGS) as second:
+            assert second.claim("sample", range(4), 4) == ([0, 2, 3], 1, 3)
+
+    @needs_fork
+    def test_a_dead_process_loses_its_claims_at_once(self, path: Path) -> None:
+        def die() -> None:
+            store = Store(path, SETTINGS)
+            store.__enter__()
+            store.claim("sample", range(4), 3)
+            os._exit(1)
+
+        forked(die).join()
+        with Store(path, SETTINGS) as store:
+            assert store.claim("sample", range(4), 4).units == [0, 1, 2, 3]
+
+    def test_a_silent_one_after_a_while(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = [0.0]
+        silent = Store(path, SETTINGS)
+        monkeypatch.setattr(Store, "_beat", lambda self: None)
+        silent.__enter__()
+        silent.claim("sample", range(4), 4)
+        monkeypatch.setattr(store_module.time, "monotonic", lambda: now[0])
+        with Store(path, SETTINGS, lease=100.0) as other:
+            assert other.claim("sample", range(4), 4).units == []
+            now[0] = 99.0
+            assert other.claim("sample", range(4), 4).units == []
+            now[0] = 101.0
+            assert other.claim("sample", range(4), 2).units == [0, 1]
+            # whoever is taken for dead and is not stores nothing twice
+            assert silent.add([row(0), row(3)]) == 1
+            assert other.add([row(0), row(1)]) == 2
+        assert [r.index for r in read_rows(path)] == [0, 1, 3]
+
+    def test_signs_of_life(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        beaten = threading.Event()
+        monkeypatch.setattr(store_module, "BEAT_SECONDS", 0.01)
+        with Store(path, SETTINGS) as store, closing(sqlite3.connect(path)) as connection:
+            query = "SELECT beat FROM langevin_xtal_owner WHERE owner = ?"
+            for _ in range(1000):
+                if connection.execute(query, (store.owner,)).fetchone()[0] > 0:
+                    beaten.set()
+                    break
+                beaten.wait(0.01)
+        assert beaten.is_set()
+
+    def test_changes_of_units_taken_over_are_dropped(self, path: Path) -> None:
+        fill(path, 3)
+        with Store(path, SETTINGS) as store:
+            store.claim("relax", [0], 3)
+            store.settle_each("relax", {0: Change({"energy": -1.0}), 1: Change({"energy": -2.0})})
+            assert store.done("relax") == [0]
+            store.settle_each("relax", {0: Change({"energy": -9.0})})  # done already
+        assert [r.facts.get("energy") for r in read_rows(path)] == [-1.0, None, None]
+
+    def test_a_look_at_less_does_not_undo_one_at_more(self, path: Path) -> None:
+        fill(path, 3)
+        with Store(path, SETTINGS) as less, Store(path, SETTINGS) as more:
+            less.claim("duplicates", [2], 1)
+            more.claim("duplicates", [3], 1)
+            more.settle_all("duplicates", 3, {2: Change({"duplicate_of": 0})})
+            less.settle_all("duplicates", 2, {2: Change({"duplicate_of": -1})})
+        assert read_rows(path)[2].facts["duplicate_of"] == 0
+
+    def test_many_rows(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(store_module, "CHUNK", 7)
+        fill(path, 30)
+        with Store(path, SETTINGS) as store:
+            store.claim("duplicates", [30], 1)
+            changes = {k: Change({"duplicate_of": -1}) for k in range(30)}
+            store.settle_all("duplicates", 30, changes, seconds=2.0)
+            store.claim("filter", range(30), 30)
+            store.settle_each("filter", changes, seconds=3.0)
+        assert all(r.facts["duplicate_of"] == -1 for r in read_rows(path))
+        assert read_summary(path).seconds == {"duplicates": 2.0, "filter": 3.0}
+
+
+class TestRefusals:
+    def test_another_version(self, path: Path) -> None:
+        fill(path, 1)
+        with closing(sqlite3.connect(path)) as connection:
+            ((text,),) = connection.execute(
+                "SELECT value FROM information WHERE name = 'langevin_xtal'"
+            )
+            settings = json.loads(text) | {"format": 99, "version": "9.9"}
+            connection.execute(
+                "UPDATE information SET value = ? WHERE name = 'langevin_xtal'",
+                (json.dumps(settings),),
+            )
+            connection.commit()
+        for use in (lambda: Store(path, SETTINGS), lambda: read_rows(path)):
+            with pytest.raises(DataError, match=r"format 99, written by langevin-xtal 9\.9"):
+                use()
+
+    def test_settings(self, path: Path) -> None:
+        Store(path, SETTINGS)
+        with pytest.raises(DataError, match="its seed is 0, not 1"):
+            Store(path, SETTINGS | {"seed": 1})
+        with pytest.raises(DataError, match="its elements is"):
+            Store(path, SETTINGS | {"elements": None})
+        assert Store(path, SETTINGS | {"relax": "emt"}).settings["relax"] == "emt"
+        assert Store(path, SETTINGS).settings["relax"] == "emt"
+        with pytest.raises(DataError, match='its relax is "emt", not "chgnet"'):
+            Store(path, SETTINGS | {"relax": "chgnet"})
+        assert Store(path, SETTINGS | {"version": "1"}).settings["seed"] == 0
+
+    def test_no_store(self, tmp_path: Path) -> None:
+        text = tmp_path / "text.db"
+        text.write_text("not a database, but long enough to look like one")
+        with pytest.raises(DataError, match="not a store of langevin-xtal"):
+            Store(text, SETTINGS)
+        assert text.read_text().startswith("not a database")
+        with pytest.raises(DataError, match="is a folder"):
+            Store(tmp_path, SETTINGS)
+        with pytest.raises(DataError, match="no folder"):
+            Store(tmp_path / "no" / "s.db", SETTINGS)
+        with pytest.raises(DataError, match="does not exist"):
+            read_rows(tmp_path / "none.db")
+        assert not is_store(text)
+        assert not is_store(tmp_path / "none.db")
+
+    def test_a_database_of_something_else(self, tmp_path: Path) -> None:
+        from ase import Atoms
+        from ase.db import connect
+
+        path = tmp_path / "mine.db"
+        connect(path).write(Atoms("H", cell=[3, 3, 3], pbc=True))
+        before = path.read_bytes()
+        with pytest.raises(DataError, match="ASE database of something else"):
+            Store(path, SETTINGS)
+        assert path.read_bytes() == before
+        assert not is_store(path)
+        assert [e.formula for e in read_entries(path)] == ["H2"]
+        with pytest.raises(DataError, match="not the store of a search"):
+            read_rows(path)
+
+    def test_damage(self, path: Path) -> None:
+        fill(path, 20)
+        data = bytearray(path.read_bytes())
+        data[4096:] = bytes(len(data) - 4096)
+        path.write_bytes(data)
+        for use in (lambda: Store(path, SETTINGS), lambda: read_rows(path)):
+            with pytest.raises(DataError, match=r"s\.db"):
+                use()
+
+    def test_a_damaged_row(self, path: Path) -> None:
+        fill(path, 1)
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("UPDATE systems SET data = ?", (b"12345678",))
+            connection.commit()
+        with pytest.raises(DataError, match="a row of the store is damaged"):
+            read_rows(path)
+
+    def test_nothing_left(self, path: Path) -> None:
+        with Store(path, SETTINGS) as store:
+            store.claim("sample", [0], 1)
+            store.add([row(0, reason="overlap: 0.2 Å")])
+        with pytest.raises(DataError, match="no candidate left: all of its 1"):
+            read_entries(path)
+        assert read_summary(path).reasons == {"overlap: … Å": 1}
+
+    def test_passwords_are_not_told(self) -> None:
+        shown = plain_address("postgresql://me:secret@host:5432/db?password=secret&x=1")
+        assert shown == "postgresql://me:***@host:5432/db?password=***&x=1"
+        assert plain_address("a:b@c.db") == "a:b@c.db"
+        pytest.importorskip("psycopg2")
+        with pytest.raises(DataError) as caught:
+            read_rows("postgresql://me:secret@localhost:1/db")
+        assert "secret" not in str(caught.value)
+
+
+def outcome_of(work: Callable[[], None]) -> str:
+    """What a process of its own raises; its sentence, or ``"done"``."""
+    results = multiprocessing.get_context("fork").Queue()
+
+    def run() -> None:
+        try:
+            work()
+        except LangevinXtalError as error:
+            results.put(f"{type(error).__name__}: {error}")
+        except BaseException as error:
+            results.put(f"unexpected {error!r}")
+        else:
+            results.put("done")
+
+    process = forked(run)
+    found = str(results.get(timeout=120))
+    process.join()
+    return found
+
+
+@needs_fork
+class TestDisk:
+    def test_full(self, path: Path) -> None:
+        fill(path, 20)
+        before, size = read_rows(path), path.stat().st_size
+
+        def write() -> None:
+            # as a full disk: no file may grow beyond this
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 4096, resource.RLIM_INFINITY))
+            with Store(path, SETTINGS) as store:
+                claim = store.claim("sample", range(500), 500)
+                store.add([row(index) for index in claim.units])
+
+        message = outcome_of(write)
+        assert message.startswith("LangevinXtalError: store")
+        assert "is the disk full?" in message
+        assert intact(path)
+        after = read_rows(path)
+        assert [r.index for r in after[:20]] == [r.index for r in before]
+        with Store(path, SETTINGS) as store:
+            claim = store.claim("sample", range(500), 500)
+            assert claim.done == len(after)
+            store.add([row(index) for index in claim.units])
+        assert [r.index for r in read_rows(path)] == list(range(500))
+
+    def test_full_before_it_begins(self, path: Path) -> None:
+        def write() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+            Store(path, SETTINGS)
+
+        assert "is the disk full?" in outcome_of(write)
+        fill(path, 2)
+        assert len(read_rows(path)) == 2
+
+    def test_read_only(self) -> None:
+        folder = Path(tempfile.mkdtemp())
+        try:
+            path = folder / "s.db"
+            fill(path, 2)
+            path.chmod(0o444)
+            folder.chmod(0o555)
+            before = path.read_bytes()
+
+            def as_nobody(work: Callable[[], None]) -> Callable[[], None]:
+                def run() -> None:
+                    if os.geteuid() == 0:  # whom no permission stops
+                        os.setuid(pwd.getpwnam("nobody").pw_uid)
+                    work()
+
+                return run
+
+            def read() -> None:
+                assert len(read_rows(path)) == 2
+                assert len(read_entries(path)) == 2
+
+            message = outcome_of(as_nobody(lambda: fill(path, 4)))
+            assert message.startswith("DataError: store")
+            assert "it is read-only" in message
+            assert outcome_of(as_nobody(read)) == "done"
+            assert path.read_bytes() == before
+        finally:
+            folder.chmod(0o755)
+            shutil.rmtree(folder)
+
+    def test_two_processes_make_one_store(self, path: Path) -> None:
+        processes = [forked(lambda: fill(path, 6)) for _ in range(4)]
+        for process in processes:
+            process.join()
+            assert process.exitcode == 0
+        assert [r.index for r in read_rows(path)] == list(range(6))
+
+
+# -- PostgreSQL
+
+
+def binaries() -> Path | None:
+    """Folder of PostgreSQL's programs, None where it is not installed."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if found:
+        return found[-1].parent
+    program = shutil.which("initdb")
+    return None if program is None else Path(program).parent
+
+
+def unprivileged() -> list[str] | None:
+    """What runs a program as somebody else than root, which PostgreSQL refuses; None: nothing."""
+    if os.geteuid() != 0:
+        return []
+    try:
+        pwd.getpwnam("postgres")
+    except KeyError:
+        return None
+    return ["runuser", "-u", "postgres", "--"] if shutil.which("runuser") else None
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Path]:
+    """The folder of a running server's socket."""
+    pytest.importorskip("psycopg2")
+    pytest.importorskip("ase_db_backends")
+    programs, become = binaries(), unprivileged()
+    if programs is None or become is None:
+        pytest.skip("PostgreSQL is not installed")
+    folder = Path(tempfile.mkdtemp(prefix="lx"))  # the path of a socket may have 100 characters
+    if become:
+        shutil.chown(folder, "postgres")
+
+    def call(*arguments: str) -> None:
+        subprocess.run([*become, *arguments], check=True, cwd=folder, stdout=subprocess.DEVNULL)
+
+    data = str(folder / "data")
+    control = [str(programs / "pg_ctl"), "-D", data, "-w", "-l", str(folder / "log")]
+    call(str(programs / "initdb"), "-D", data, "-A", "trust", "-U", "lx", "--no-sync")
+    call(*control, "-o", f"-c listen_addresses='' -k {folder} -c fsync=off", "start")
+    try:
+        yield folder
+    finally:
+        call(*control, "-m", "immediate", "stop")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def address(server: Path, request: pytest.FixtureRequest) -> str:
+    """A database of its own."""
+    import psycopg2
+
+    name = f"test_{request.node.name.lower()}"[:60]
+    with closing(psycopg2.connect(host=str(server), user="lx", dbname="postgres")) as connection:
+        connection.autocommit = True
+        connection.cursor().execute(f'CREATE DATABASE "{name}"')
+    return f"postgresql://lx@/{name}?host={server}"
+
+
+class TestPostgres:
+    def test_rows_and_claims(self, address: str) -> None:
+        with Store(address, SETTINGS) as first, Store(address, SETTINGS) as second:
+            assert first.claim("sample", range(5), 3) == ([0, 1, 2], 0, 5)
+            assert second.claim("sample", range(5), 3) == ([3, 4], 0, 5)
+            given_up = Row(2, "H:1 in P1 (1)", 1, None, {"reason": "no candidate"})
+            first.add([row(0), row(1, reason="overlap"), given_up])
+            first.claim("relax", [0], 1)
+            kept = (CELL[0] * 1.01, CELL[1], CELL[2])
+            first.settle_each("relax", {0: Change({"energy": -1.5}, kept=kept)}, seconds=1.5)
+        rows = read_rows(address)
+        assert [r.state for r in rows] == ["relaxed", "rejected", "rejected"]
+        assert rows[0].kept is not None
+        assert np.array_equal(rows[0].kept[0], kept[0])
+        assert np.array_equal(rows[0].kept[1], CELL[1])
+        assert read_summary(address).seconds == {"relax": 1.5}
+        assert [e.energy for e in read_entries(address)] == [-1.5]
+
+    def test_refusals(self, address: str) -> None:
+        with pytest.raises(DataError, match="not the store of a search"):
+            read_rows(address)
+        Store(address, SETTINGS)
+        with pytest.raises(DataError, match="its seed is 0, not 1"):
+            Store(address, SETTINGS | {"seed": 1})
+        with pytest.raises(DataError, match="cannot be used"):
+            Store(address.replace("lx@/test", "lx@/none"), SETTINGS)
+
+    def test_a_failure_inside_a_transaction_leaves_nothing(self, address: str) -> None:
+        with Store(address, SETTINGS) as store:
+            store.claim("sample", range(3), 3)
+            with pytest.raises(TypeError, match="not JSON"):
+                store.add([row(0), row(1, strange=object())])
+            assert store.add([row(2)]) == 1
+        assert [r.index for r in read_rows(address)] == [2]
+
+    @needs_fork
+    def test_two_processes_share_it(
+        self, address: str, tiny_model: ScoreModel, reference: PackedDataset, tmp_path: Path
+    ) -> None:
+        from ase.db import connect
+
+        def share() -> None:
+            tiny_campaign(address, tiny_model, reference).run()
+
+        processes = [forked(share) for _ in range(2)]
+        tiny_campaign(tmp_path / "file.db", tiny_model, reference).run()
+        for process in processes:
+            process.join()
+            assert process.exitcode == 0
+        assert content(address) == content(tmp_path / "file.db")
+        database = connect(address)
+        for one in read_rows(address):  # ASE's own tables agree, too
+            (found,) = database.select(candidate=one.index)
+            assert found.state == one.state
