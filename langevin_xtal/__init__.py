@@ -19,16 +19,21 @@ if TYPE_CHECKING:
     from langevin_xtal.crystal.request import Request
     from langevin_xtal.evaluation.protocol import evaluate
     from langevin_xtal.model.checkpoint import ScoreModel, load_model
-    from langevin_xtal.sampling.sample import sample
+    from langevin_xtal.sampling.sample import SampleOptions, sample
     from langevin_xtal.sampling.samplers import Ancestral, AnnealedLangevin
+    from langevin_xtal.search.campaign import Campaign
+    from langevin_xtal.search.space import SearchSpace
     from langevin_xtal.symmetry.groups import SpaceGroup
 
 _HOMES = {
     "Ancestral": "langevin_xtal.sampling.samplers",
     "AnnealedLangevin": "langevin_xtal.sampling.samplers",
+    "Campaign": "langevin_xtal.search.campaign",
     "Candidate": "langevin_xtal.crystal.candidate",
     "Request": "langevin_xtal.crystal.request",
     "ScoreModel": "langevin_xtal.model.checkpoint",
+    "SampleOptions": "langevin_xtal.sampling.sample",
+    "SearchSpace": "langevin_xtal.search.space",
     "SpaceGroup": "langevin_xtal.symmetry.groups",
     "evaluate": "langevin_xtal.evaluation.protocol",
     "load_model": "langevin_xtal.model.checkpoint",
@@ -38,9 +43,12 @@ _HOMES = {
 __all__ = [
     "Ancestral",
     "AnnealedLangevin",
+    "Campaign",
     "Candidate",
     "Request",
+    "SampleOptions",
     "ScoreModel",
+    "SearchSpace",
     "SpaceGroup",
     "__version__",
     "evaluate",

@@ -13,10 +13,17 @@ from langevin_xtal.version import __version__
 
 COMMANDS = {
     "sample": "langevin_xtal.cli.sample:sample",
+    "search": "langevin_xtal.cli.search:search",
+    "relax": "langevin_xtal.cli.relax:relax",
+    "hull": "langevin_xtal.cli.hull:hull",
+    "phonons": "langevin_xtal.cli.phonons:phonons",
+    "export": "langevin_xtal.cli.export:export",
+    "report": "langevin_xtal.cli.report:report",
     "train": "langevin_xtal.cli.train:train",
     "evaluate": "langevin_xtal.cli.evaluate:evaluate",
     "data": "langevin_xtal.cli.data:data",
     "model": "langevin_xtal.cli.model:model",
+    "bench": "langevin_xtal.cli.bench:bench",
 }
 
 LONGEST_MESSAGE = 500

@@ -64,7 +64,7 @@ def load_potential(name: str = DEFAULT, device: str = "cpu") -> Potential:
         When its package is not installed.
     """
     if name == "chgnet":
-        require("chgnet", "evaluate", "the potential chgnet")
+        require("chgnet", "screen", "the potential chgnet")
         return Potential(
             name=name,
             version=f"chgnet {metadata.version('chgnet')}, weights {CHGNET_WEIGHTS}",
@@ -96,7 +96,7 @@ def load_potential(name: str = DEFAULT, device: str = "cpu") -> Potential:
 @cache
 def _chgnet(device: str) -> Any:
     """The model, without gradients of its weights."""
-    model = require("chgnet.model", "evaluate", "the potential chgnet").CHGNet
+    model = require("chgnet.model", "screen", "the potential chgnet").CHGNet
     with contextlib.redirect_stdout(io.StringIO()):  # it says how many weights it has
         loaded = model.load(model_name=CHGNET_WEIGHTS, use_device=device, verbose=False)
     loaded.eval()
@@ -119,7 +119,7 @@ def _chgnet_class() -> type[Calculator]:
     from ase.stress import full_3x3_to_voigt_6_stress
     from pymatgen.core import Lattice, Structure
 
-    batched = require("chgnet.model.model", "evaluate", "the potential chgnet").BatchedGraph
+    batched = require("chgnet.model.model", "screen", "the potential chgnet").BatchedGraph
 
     class ChgnetCalculator(Calculator):
         """Energy [eV], forces [eV/Å] and stress [eV/Å³] of CHGNet."""

@@ -89,8 +89,8 @@ def reading(address: str | os.PathLike[str]) -> Iterator[Any]:
 
 
 def _postgres(address: str) -> Any:
-    for module in ("psycopg2", "ase_db_backends.postgresql"):
-        require(module, "postgres", "a store in PostgreSQL")
+    require("psycopg2", "postgres", "a store in PostgreSQL")
+    require("ase_db_backends.postgresql", "postgres", "a store in PostgreSQL")
     from ase.db import connect
 
     return connect(address)
