@@ -15,6 +15,7 @@ from langevin_xtal.model.assignment import WyckoffPrior
 from langevin_xtal.model.checkpoint import ScoreModel, save_model
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
+from langevin_xtal.model.proposal import Proposal, ProposalConfig
 from langevin_xtal.model.statistics import Statistics
 
 torch.set_num_threads(1)
@@ -52,6 +53,15 @@ def assigning_model(tiny_model: ScoreModel) -> ScoreModel:
     torch.manual_seed(8)
     prior = WyckoffPrior().eval().requires_grad_(False)
     return dataclasses.replace(tiny_model, name="assigning", prior=prior)
+
+
+@pytest.fixture(scope="session")
+def proposing_model(assigning_model: ScoreModel) -> ScoreModel:
+    """The same with a proposal of positions and cells, random but for the size of its cells."""
+    torch.manual_seed(9)
+    proposal = Proposal(ProposalConfig(width=32, layers=1, heads=2)).eval().requires_grad_(False)
+    proposal.lattice[-1].bias.zero_()
+    return dataclasses.replace(assigning_model, name="proposing", proposal=proposal)
 
 
 @pytest.fixture(scope="session")

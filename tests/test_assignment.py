@@ -31,6 +31,7 @@ from langevin_xtal.model.checkpoint import (
 from langevin_xtal.sampling.chain import Chains
 from langevin_xtal.sampling.sample import SampleOptions, sample
 from langevin_xtal.sampling.samplers import Ancestral, run
+from langevin_xtal.sampling.start import start_chains
 from langevin_xtal.sampling.streams import stream_keys
 from langevin_xtal.symmetry import cell_lengths
 from langevin_xtal.symmetry.wyckoff import (
@@ -253,7 +254,8 @@ def test_sites_stay_on_their_positions(tiny_model, prior):
         3, torch.arange(len(requests)), torch.zeros(len(requests), dtype=torch.long)
     )
     sampler = Ancestral(levels=6)
-    chains = Chains.start(model, requests, keys, 6.0, assigned=True)
+    starts = start_chains(requests, model, keys, SampleOptions().start_options())
+    chains = Chains.start(model, starts, [r.space_group.number for r in requests], keys)
     start = chains.crystals.site_start.tolist()
 
     def positions() -> list[int]:
@@ -298,14 +300,19 @@ def test_other_sizes_come_back(tiny_model, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [(None, "older version"), ({"width": -1}, "width is -1"), ({"depth": 1}, "unknown keys")],
+    [
+        (None, "parts should be a table"),
+        ({"width": -1}, "width is -1"),
+        ({"depth": 1}, "unknown keys"),
+    ],
 )
 def test_priors_that_do_not_fit_are_refused(tiny_model, prior, tmp_path, change, reason):
     path = tmp_path / "m.safetensors"
     save_model(path, dataclasses.replace(tiny_model, prior=prior))
     tensors, header = read_tensors(path, MODEL_FORMAT)
-    write_tensors(path, tensors, {k: v for k, v in header.items() if k != "prior"})
+    parts = header.pop("parts")
     if change is not None:
-        write_tensors(path, tensors, header | {"prior": header["prior"] | change})
+        header["parts"] = {"prior": parts["prior"] | change}
+    write_tensors(path, tensors, header)
     with pytest.raises(CheckpointError, match=reason):
         load_model(path)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import langevin_xtal as lx
@@ -93,6 +95,57 @@ def test_the_prior_comes_back(
     tensors, header = read_tensors(path, MODEL_FORMAT)
     write_tensors(path, {k: v for k, v in tensors.items() if k != "prior.bias"}, header)
     assert "WyckoffPrior" in refusal(path)
+
+
+def test_the_proposal_comes_back(
+    proposing_model: ScoreModel, assigning_model: ScoreModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.safetensors"
+    save_model(path, proposing_model)
+    loaded = load_model(path)
+    assert loaded.hash == proposing_model.hash != assigning_model.hash
+    assert set(loaded.parts()) == {"prior", "proposal"}
+    assert proposing_model.proposal is not None
+    assert loaded.proposal is not None
+    assert loaded.proposal.config == proposing_model.proposal.config
+    mine, theirs = proposing_model.proposal.state_dict(), loaded.proposal.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[k], theirs[k]) for k in mine)
+    assert not any(p.requires_grad for p in loaded.proposal.parameters())
+    assert not loaded.proposal.training
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"heads": 3}, "width 32 is not a multiple of 3 heads"),
+        ({"width": 10**9}, "width is 1000000000"),
+        ({"width": "32"}, "width = '32'"),
+        ({"layers": 0}, "layers is 0"),
+        ({"layers": 2}, "does not fit its own configuration"),
+        ({"width": 64}, "does not fit its own configuration"),
+        ({"depth": 1}, "unknown keys ['depth']"),
+    ],
+)
+def test_configuration_of_the_proposal(
+    proposing_model: ScoreModel, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    path = tmp_path / "m.safetensors"
+    save_model(path, proposing_model)
+    parts = header_of(path)["parts"]
+    parts["proposal"] |= changes
+    assert words in refusal(rewrite(path, path, parts=parts))
+
+
+def test_unknown_parts_are_refused(tiny_path: Path, tmp_path: Path) -> None:
+    path = rewrite(tiny_path, tmp_path / "m.safetensors", parts={"oracle": {}})
+    assert "its parts should be a table with some of" in refusal(path)
+
+
+def test_parts_without_their_tensors_are_refused(tiny_path: Path, tmp_path: Path) -> None:
+    for name in ("prior", "proposal"):
+        path = rewrite(tiny_path, tmp_path / "m.safetensors", parts={name: {}})
+        assert "does not fit its own configuration" in refusal(path)
 
 
 def test_hash_is_of_names_and_values() -> None:
@@ -187,10 +240,10 @@ def test_pickles_are_not_opened(tmp_path: Path) -> None:
 
 
 def test_other_format(tiny_path: Path, tmp_path: Path) -> None:
-    path = rewrite(tiny_path, tmp_path / "new.safetensors", format="langevin-xtal model 2")
-    text = refusal(path)
-    assert "'langevin-xtal model 2'" in text
-    assert f"reads {MODEL_FORMAT!r}" in text
+    for other in ("langevin-xtal model 1", "langevin-xtal model 3"):
+        text = refusal(rewrite(tiny_path, tmp_path / "new.safetensors", format=other))
+        assert f"has format {other!r}" in text
+        assert f"reads {MODEL_FORMAT!r}" in text
 
 
 @pytest.mark.parametrize(
@@ -222,7 +275,7 @@ def test_configuration(
     assert words in refusal(path)
 
 
-@pytest.mark.parametrize("table", ["network", "levels", "card"])
+@pytest.mark.parametrize("table", ["network", "levels", "card", "parts"])
 def test_a_table_must_be_one(tiny_path: Path, tmp_path: Path, table: str) -> None:
     assert "table" in refusal(rewrite(tiny_path, tmp_path / "m.safetensors", **{table: [1]}))
 
@@ -308,12 +361,30 @@ class TestConfigurations:
         assert NoiseLevels.paper().position_max == 6.0
 
     def test_levels_are_geometric_and_fall(self) -> None:
-        position, lattice = NoiseLevels().grid(7)
-        for sigma, high, low in ((position, 2.0, 0.03), (lattice, 6.0, 0.2)):
+        """From where each chain starts to the end of the schedule."""
+        levels = NoiseLevels()
+        start = torch.tensor([0.0, 0.3, 0.9, 1.0], dtype=torch.float64)
+        position, lattice = levels.grid(7, start)
+        for sigma, of_tau in ((position, levels.position), (lattice, levels.lattice)):
+            assert sigma.shape == (7, 4)
+            assert sigma.dtype == torch.float64
             ratio = sigma[1:] / sigma[:-1]
-            torch.testing.assert_close(ratio, ratio[:1].expand(6))
-            assert float(sigma[0]) == pytest.approx(high)
-            assert float(sigma[-1]) == pytest.approx(low)
+            torch.testing.assert_close(ratio, ratio[:1].expand(6, 4))
+            assert (ratio[:, :3] < 1).all()
+            torch.testing.assert_close(sigma[0], of_tau(start))
+            torch.testing.assert_close(sigma[-1], of_tau(torch.ones(4).double()))
+        assert position[:, 0][[0, -1]].tolist() == pytest.approx([2.0, 0.03])
+        assert lattice[:, 0][[0, -1]].tolist() == pytest.approx([6.0, 0.2])
+
+    @given(st.floats(0.0, 1.0))
+    def test_places_on_the_schedule(self, tau: float) -> None:
+        levels = NoiseLevels()
+        sigma = float(levels.position(torch.tensor(tau, dtype=torch.float64)))
+        assert levels.place(sigma) == pytest.approx(tau, abs=1e-12)
+
+    def test_noise_beyond_the_schedule_is_held_within(self) -> None:
+        levels = NoiseLevels()
+        assert [levels.place(s) for s in (1e9, 2.0, 0.03, 1e-9)] == [0.0, 0.0, 1.0, 1.0]
 
 
 class TestStatistics:

@@ -16,6 +16,7 @@ from langevin_xtal.sampling.postprocess import (
     nearest_pair,
 )
 from langevin_xtal.symmetry import SpaceGroup
+from langevin_xtal.symmetry.wyckoff import wyckoff_positions
 from tests.candidates import candidate, finished, random_candidate
 
 CUBE = 5.64 * np.eye(3)
@@ -67,11 +68,37 @@ class TestKnownStructures:
         """A general position of 192 atoms that ends near a special one of 4."""
         shift = off([0.3, -0.8, 0.5], 0.1, CUBE)
         sites = [shift, [0.5, 0.5, 0.5]]
-        asked = np.array([4, 4])
-        assert isinstance(finished(ROCK_SALT, sites, CUBE, multiplicity=asked), Candidate)
-        rejected = finished(ROCK_SALT, sites, CUBE, multiplicity=np.array([192, 4]))
-        assert isinstance(rejected, Rejection)
-        assert rejected.reason.startswith("collapsed: Na was to have 192 atoms")
+        general = wyckoff_positions(225)[-1]
+        assert general.multiplicity == 192
+        free = finished(ROCK_SALT, sites, CUBE)
+        assert isinstance(free, Candidate)
+        assert free.multiplicity.tolist() == [4, 4]
+        # on its position it stays where it is, and so its copies overlap
+        kept = finished(ROCK_SALT, sites, CUBE, positions=(general.index, 1))
+        assert isinstance(kept, Rejection)
+        assert kept.reason.startswith("overlap: Na-Na 0.")
+        collapsed = finished(
+            ROCK_SALT, [[1e-5, 0, 0], [0.5, 0.5, 0.5]], CUBE, positions=(general.index, 1)
+        )
+        assert isinstance(collapsed, Rejection)
+        assert collapsed.reason == (
+            "collapsed: Na was to have 192 atoms in the cell, and its site ended where it has 4"
+        )
+
+    def test_a_site_on_its_position_is_not_merged(self) -> None:
+        """Free, it snaps to the special position 0.1 Å away; assigned, it keeps its freedom."""
+        lattice = np.diag([9.0, 8.0, 10.0])
+        point = [0.131, 0.25 + 0.1 / 8, 0.211]  # of Pnma, near its mirror plane
+        request = Request(62, {"Cu": 1})
+        free = finished(request, [point], lattice)
+        assert isinstance(free, Candidate)
+        assert free.multiplicity.tolist() == [4]
+        config = PostprocessConfig(min_distance=0.1)
+        kept = finished(request, [point], lattice, config, positions=(3,))
+        assert isinstance(kept, Candidate)
+        assert kept.multiplicity.tolist() == [8]
+        assert kept.frac.tolist() == [point]
+        assert kept.min_distance == pytest.approx(0.2)
 
     def test_general_position_stays(self) -> None:
         lattice = np.diag([9.0, 8.0, 10.0])
