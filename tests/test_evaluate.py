@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,29 @@ import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
+from pymatgen.core import Composition
 from pymatgen.io.cif import CifWriter
 
 import langevin_xtal as lx
 from langevin_xtal.cli import run
+from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import DataError, InputError
 from langevin_xtal.evaluation.controls import perturbed
 from langevin_xtal.evaluation.protocol import EvaluateOptions, evaluate
 from langevin_xtal.evaluation.report import Report
 from langevin_xtal.evaluation.structures import Missing, StructureSet, split_id
+from langevin_xtal.evaluation.targets import (
+    ALL_GROUPS,
+    Target,
+    assignment_ranks,
+    choose_targets,
+    predict,
+)
+from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.sampling.sample import SampleOptions
+from langevin_xtal.symmetry.assignments import assignments
+from langevin_xtal.symmetry.wyckoff import wyckoff_positions
 
 OPTIONS = EvaluateOptions(workers=1)
 
@@ -242,7 +256,111 @@ class TestCandidates:
         assert report["candidates"]["kept_0.001"] >= 0
 
 
+class TestModes:
+    """What a model is told of a target, and that it keeps to it."""
+
+    @pytest.fixture(scope="class")
+    def targets(self, reference: PackedDataset) -> list[Target]:
+        """All structure types, monoclinic and triclinic ones too."""
+        found = choose_targets(reference, None, groups=ALL_GROUPS)
+        assert min(t.group.number for t in found) < 16
+        return found
+
+    def test_formula(self, targets: list[Target]) -> None:
+        for t in targets:
+            request = t.request("formula")
+            assert request.space_group == t.group
+            assert not request.sites
+            elements = {SYMBOLS[z] for z in t.numbers.tolist()}
+            asked = {s: t.multiplicity[t.numbers == SYMBOLS.index(s)].sum() for s in elements}
+            assert dict(request.counts) == asked
+            unit = Composition(request.formula)  # pymatgen: cannot be divided further
+            assert unit.reduced_composition == unit
+            assert request.z == sum(asked.values()) / unit.num_atoms
+
+    def test_sites_tell_no_formula(self, targets: list[Target]) -> None:
+        for t in targets:
+            request = t.request()
+            assert request.formula is None
+            assert sorted(request.numbers) == sorted(t.numbers.tolist())
+
+    def test_unknown_mode(self, targets: list[Target], tiny_model: ScoreModel) -> None:
+        with pytest.raises(InputError, match="'cell' is not known"):
+            targets[0].request("cell")  # type: ignore[arg-type]
+
+    def test_positions_are_those_of_the_letters(self, targets: list[Target]) -> None:
+        for t in targets:
+            table = wyckoff_positions(t.group.number)
+            assert [table[w].multiplicity for w in t.positions] == t.multiplicity.tolist()
+            assert sum(table[w].freedom for w in t.positions) == t.freedom
+
+    def test_predictions_have_the_formula(
+        self, targets: list[Target], tiny_model: ScoreModel
+    ) -> None:
+        options = SampleOptions(sampler=lx.Ancestral(levels=3), workers=1, attempts=2)
+        some = [t for t in targets if t.multiplicity.sum() <= 12][::4]
+        assert any(t.group.number < 16 for t in some)
+        made = predict(some, tiny_model, mode="formula", options=options)
+        assert len(made) > len(some) / 2
+        of = {t.id: t for t in some}
+        for k, name in enumerate(made.ids):
+            t = of[split_id(name)[0]]
+            _, _, numbers = made.cell(k)
+            counts = np.bincount(numbers, minlength=119) * len(t.group.centring)
+            assert {z: counts[z] for z in t.counts()} == t.counts()
+            assert made.group[k] == t.group.number
+
+    def test_the_true_assignment_is_among_those_ranked(
+        self, targets: list[Target], tiny_model: ScoreModel
+    ) -> None:
+        some = targets[::3]
+        ranks = assignment_ranks(some, tiny_model)
+        assert (ranks >= 0).all()
+        for t, rank in zip(some, ranks.tolist(), strict=True):
+            told = list(assignments(t.group.number, list(t.counts().values())))
+            assert t.assignment() in told
+            assert rank < len(told)
+            # without a ranker, few sites come first
+            fewer = sum(sum(map(len, a)) < len(t.numbers) for a in told)
+            assert fewer <= rank <= sum(sum(map(len, a)) <= len(t.numbers) for a in told)
+
+    def test_letters(self, targets: list[Target]) -> None:
+        if "positions" not in inspect.signature(lx.Request).parameters:
+            with pytest.raises(InputError, match="cannot be told Wyckoff positions"):
+                targets[0].request("letters")
+            return
+        for t in targets:
+            request = t.request("letters")
+            mine = zip(t.numbers.tolist(), t.positions, strict=True)
+            theirs = zip(request.numbers, request.positions, strict=True)
+            assert sorted(mine) == sorted(theirs)
+
+
 class TestCommand:
+    def test_formula_mode(
+        self, reference: PackedDataset, tiny_path: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        """Groups 1 to 15 take part, formulas are right, the ranking is told."""
+        small = reference.select(np.flatnonzero(reference.atom_counts <= 8))
+        assert (small.group < 16).any()
+        small.save(tmp_path / "small.lxd")
+        arguments = [
+            "evaluate", "--model", str(tiny_path), "--reference", str(tmp_path / "small.lxd"),
+            "--mode", "formula", "--n", "12", "--levels", "3", "--workers", "1", "--controls",
+            "none", "--fingerprints", "none", "--out", str(tmp_path / "out"),
+            "--cache", str(tmp_path / "cache"),
+        ]  # fmt: skip
+        assert run(arguments) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "told of each target: formula, formula units" in printed
+        assert "the true one is ranked first for" in printed
+        stored = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+        assert stored["settings"]["mode"] == "formula"
+        (column,) = stored["columns"].values()
+        assert column["summary"]["attempted"] == 12
+        there = 1 - column["summary"]["missing"] / 12
+        assert column["summary"]["formula_right"] == pytest.approx(there)
+
     def test_model_with_control(
         self, known: PackedDataset, tiny_path: Path, tmp_path: Path, capsys: Any
     ) -> None:
@@ -280,6 +398,7 @@ class TestCommand:
              "--training"),
             (["--model", "small", "--reference", "{known}", "--levels", "1"], "levels"),
             (["--model", "small", "--reference", "{known}", "--levels", "x"], "levels"),
+            (["--model", "small", "--reference", "{known}", "--mode", "cell"], "cell"),
             (["nowhere", "--reference", "{known}", "--fingerprints", "soap"], "soap"),
             (["{known}", "--reference", "{known}", "--n", "3"], "--n"),
         ],

@@ -248,7 +248,11 @@ class TestRead:
             ("a.cif", "", "no atoms"),
             ("a.cif", "data_x\n_atom_site_label\nnonsense", "cannot be parsed"),
             ("POSCAR", "", "not a POSCAR"),
-            ("POSCAR", "x\n1\n4 0 0\n0 4 0\n0 0 4\n1 1\nDirect\n0 0 0\n.5 .5 .5\n", "names no elements"),
+            (
+                "POSCAR",
+                "x\n1\n4 0 0\n0 4 0\n0 0 4\n1 1\nDirect\n0 0 0\n.5 .5 .5\n",
+                "names no elements",
+            ),
             ("a.vasp", "\0\xff", "not a POSCAR"),
             ("a.xyz", "", "a.xyz"),
             ("a.json", "{", "cannot be read"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from langevin_xtal.errors import InputError
 if TYPE_CHECKING:
     from langevin_xtal.dataset.packed import PackedDataset
     from langevin_xtal.evaluation.structures import StructureSet
-    from langevin_xtal.evaluation.targets import Target
+    from langevin_xtal.evaluation.targets import Mode, Target
     from langevin_xtal.model.checkpoint import ScoreModel
     from langevin_xtal.sampling.sample import SampleOptions
 
@@ -32,8 +32,7 @@ CONTROLS = {
 }
 FINGERPRINTS = ("crystalnn", "magpie", "chgnet")
 DEFAULT_TARGETS = 1000
-SAMPLED = range(16, 231)
-"""Groups the sampler takes."""
+PAPER_GROUPS = range(16, 231)
 
 
 class Names(click.ParamType):
@@ -84,6 +83,15 @@ class Names(click.ParamType):
     metavar="MODEL",
 )
 @click.option(
+    "--mode",
+    type=click.Choice(["sites", "formula", "letters"]),
+    default="sites",
+    show_default=True,
+    help="What a --model is told of a target besides its group. sites: elements and numbers of "
+    "sites, as the paper; formula: the exact composition of the cell; letters: the Wyckoff "
+    "position of every site.",
+)
+@click.option(
     "--n",
     "count",
     type=click.IntRange(min=1),
@@ -111,7 +119,8 @@ class Names(click.ParamType):
     "--sg",
     "groups",
     type=options.SpaceGroups(),
-    help="Keep only reference crystals of these groups.  [default: 16-230 with --model, else all]",
+    help="Keep only reference crystals of these groups.  [default: 16-230, as the paper, with "
+    "--model and --mode sites, else all]",
     metavar="GROUPS",
 )
 @click.option("--relax", is_flag=True, help="Relax the samples too: stability, S.U.N., recovery.")
@@ -127,24 +136,19 @@ class Names(click.ParamType):
     help="What coverage and Fréchet distances are taken on; none is much faster.",
     metavar="LIST",
 )
-@click.option(
-    "--positions", type=click.Choice(["assigned", "free"]), default="assigned", show_default=True
-)
-@click.option(
-    "--assignment-temperature", type=click.FloatRange(min=0.01), default=1.0, show_default=True
-)
-@click.option(
-    "--sampler",
-    type=click.Choice(["ancestral", "langevin"]),
-    default="ancestral",
-    show_default=True,
-)
+@options.positions
+@options.assignment_temperature
+@options.start
+@options.proposals
+@options.proposal_temperature
+@options.proposal_noise
+@options.sampler
 @click.option(
     "--levels",
     help="Noise levels; several (10,25,50) give a column each.  [default: the sampler's]",
     metavar="LIST",
 )
-@click.option("--steps", type=click.IntRange(min=1), help="Langevin steps per level.")
+@options.steps
 @options.seed
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per CPU]")
 @click.option(
@@ -160,6 +164,7 @@ def evaluate(
     reference: Path,
     training: Path | None,
     models: tuple[str, ...],
+    mode: Mode,
     count: int | None,
     trials: int,
     control_trials: int | None,
@@ -170,6 +175,10 @@ def evaluate(
     fingerprints: tuple[str, ...],
     positions: str,
     assignment_temperature: float,
+    start: str,
+    proposals: int,
+    proposal_temperature: float,
+    proposal_noise: float,
     sampler: str,
     levels: str | None,
     steps: int | None,
@@ -190,6 +199,7 @@ def evaluate(
     Examples:
       langevin-xtal evaluate candidates/ --reference held_out.lxd --training train.lxd
       langevin-xtal evaluate --model small --reference held_out.lxd --training train.lxd --k 20
+      langevin-xtal evaluate --model small --mode formula --reference held_out.lxd --k 20
       langevin-xtal evaluate --model small --reference held_out.lxd --levels 10,25,50,100
     """
     import numpy as np
@@ -198,15 +208,17 @@ def evaluate(
     from langevin_xtal.evaluation.cache import default_folder
     from langevin_xtal.evaluation.protocol import EvaluateOptions, named_targets
     from langevin_xtal.evaluation.protocol import evaluate as run
-    from langevin_xtal.evaluation.targets import choose_targets
+    from langevin_xtal.evaluation.targets import ALL_GROUPS, TOLD, choose_targets
     from langevin_xtal.report.evaluation import plot_evaluation
 
     if not samples and not models:
         raise InputError("nothing to evaluate: give files or folders of structures, or --model")
-    start = time.perf_counter()
+    began = time.perf_counter()
     data = PackedDataset.load(reference)
     known = None if training is None else PackedDataset.load(training)
-    kept = {g.number for g in groups} if groups else set(SAMPLED) if models else None
+    kept = {g.number for g in groups} if groups else None
+    if kept is None and models and mode == "sites":
+        kept = set(PAPER_GROUPS)
     if kept is not None:
         data = data.select(np.isin(data.group, sorted(kept)))
         known = None if known is None else known.select(np.isin(known.group, sorted(kept)))
@@ -214,7 +226,9 @@ def evaluate(
     if count is not None and not models:
         raise InputError("--n counts the targets of a --model; leave it out")
     if models:
-        targets = choose_targets(data, count or DEFAULT_TARGETS, seed=seed)
+        targets = choose_targets(data, count or DEFAULT_TARGETS, groups=ALL_GROUPS, seed=seed)
+        for target in targets[:1]:
+            target.request(mode)  # refuses a mode that cannot be told
     else:
         targets = named_targets(data, sets)
     if controls is None:
@@ -228,10 +242,21 @@ def evaluate(
 
     folder = _Sets(out)
     evaluations: dict[str, int] = {}
+    told: list[str] = []
+    sampling = {
+        "positions": positions,
+        "assignment_temperature": assignment_temperature,
+        "start": start,
+        "proposals": proposals,
+        "proposal_temperature": proposal_temperature,
+        "proposal_noise": proposal_noise,
+        "workers": workers,
+    }
     for name in models:
-        for label, settings in _runs(name, positions, assignment_temperature, sampler, levels,
-                                     steps, models):  # fmt: skip
-            made, count_of = _predicted(folder, label, name, settings, targets, trials, seed)
+        if mode == "formula":
+            told.append(_ranking(name, targets))
+        for label, settings in _runs(name, sampling, sampler, levels, steps, models):
+            made, count_of = _predicted(folder, label, name, settings, targets, trials, seed, mode)
             sets.append(made)
             evaluations[label] = count_of
     relaxed = [s.label for s in sets] if relax else []
@@ -256,17 +281,20 @@ def evaluate(
             progress=progress,
         )
     report.settings |= {
-        "targets": len(targets), "trials": trials, "seed": seed,
+        "targets": len(targets), "trials": trials, "seed": seed, "mode": mode if models else None,
         "groups": None if kept is None else sorted(kept), "models": folder.settings,
-        "seconds": round(time.perf_counter() - start, 1),
+        "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
+    if models:
+        report.notes.append(f"Models are told of each target: {TOLD[mode]}.")
+    report.notes += told
     report.notes += [f"Control {name}: {CONTROLS[name]}." for name in controls]
     report.save(out)
     pictures = plot_evaluation(report, out)
     click.echo(report.table())
     _list_missing(report)
     click.echo(
-        f"\n{time.perf_counter() - start:.0f} s; every structure's numbers are in "
+        f"\n{time.perf_counter() - began:.0f} s; every structure's numbers are in "
         f"{out / 'evaluation.json'}; pictures: {', '.join(p.name for p in pictures)}"
     )
 
@@ -285,8 +313,7 @@ def _read(paths: Sequence[Path]) -> list[StructureSet]:
 
 def _runs(
     name: str,
-    positions: str,
-    temperature: float,
+    sampling: Mapping[str, Any],
     sampler: str,
     levels: str | None,
     steps: int | None,
@@ -313,11 +340,7 @@ def _runs(
         label = short if len(numbers) == 1 else f"{short}, {number} levels"
         yield (
             label,
-            SampleOptions(
-                sampler=make_sampler(sampler, number, steps),
-                positions=positions,  # type: ignore[arg-type]
-                assignment_temperature=temperature,
-            ),
+            SampleOptions(sampler=make_sampler(sampler, number, steps), **sampling),
         )
 
 
@@ -355,17 +378,22 @@ def _predicted(
     targets: Sequence[Target],
     trials: int,
     seed: int,
+    mode: Mode,
 ) -> tuple[StructureSet, int]:
     """Predictions of a model, trial by trial, and its evaluations per structure."""
+    from dataclasses import replace
+
     from langevin_xtal.evaluation.targets import join, predict_trial
     from langevin_xtal.model.checkpoint import load_model
 
     model = load_model(name)
     parts = []
+    told = repr(replace(settings, workers=None))  # which change no candidate
     for trial in range(trials):
         key = _key(targets, seed) | {
             "model": model.hash,
-            "options": repr(settings),
+            "mode": mode,
+            "options": told,
             "trial": trial,
         }
 
@@ -373,13 +401,27 @@ def _predicted(
             title = f"{label}: sampling {trial + 1}/{trials}"
             with options.progress_bar(title, "level") as update:
                 return predict_trial(
-                    targets, model, trial, seed=seed, options=settings, label=label,
+                    targets, model, trial, mode=mode, seed=seed, options=settings, label=label,
                     progress=update,
                 )  # fmt: skip
 
         parts.append(folder.get(label, key, make))
-    folder.settings[label] = {"weights": model.hash, "options": repr(settings)}
+    folder.settings[label] = {"weights": model.hash, "options": told}
     return join(label, parts), settings.sampler.evaluations
+
+
+def _ranking(name: str, targets: Sequence[Target]) -> str:
+    """How well a model ranks the true assignments, in a sentence."""
+    from langevin_xtal.evaluation.targets import assignment_ranks
+    from langevin_xtal.model.checkpoint import load_model
+
+    ranks = assignment_ranks(targets, load_model(name))
+    within = {k: ((ranks >= 0) & (ranks < k)).mean() for k in (1, 5, 20)}
+    return (
+        f"Assignments of Wyckoff positions by {name}: the true one is ranked first for "
+        f"{within[1]:.3f} of the targets, in the top 5 for {within[5]:.3f}, in the top 20 for "
+        f"{within[20]:.3f}, among those ranked for {(ranks >= 0).mean():.3f}."
+    )
 
 
 def _controls(

@@ -147,62 +147,17 @@ class Asked:
     show_default=True,
     help="One file per candidate.",
 )
-@click.option(
-    "--positions",
-    type=click.Choice(["assigned", "free"]),
-    default="assigned",
-    show_default=True,
-    help="Of --elements and --sites. assigned: Wyckoff positions are drawn first, from a learned "
-    "prior; free: as the paper.",
-)
-@click.option(
-    "--assignment-temperature",
-    type=click.FloatRange(min=0.01),
-    default=1.0,
-    show_default=True,
-    help="Below 1, likelier Wyckoff positions are drawn more often: fewer different crystals.",
-)
-@click.option(
-    "--start",
-    type=click.Choice(["proposal", "noise"]),
-    default="proposal",
-    show_default=True,
-    help="proposal: chains start from a learned guess at a middle noise level; noise: from "
-    "uniform positions at the largest, as the paper.",
-)
-@click.option(
-    "--proposals",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Guesses drawn for a chain, of which the likeliest is refined.",
-    metavar="N",
-)
-@click.option(
-    "--proposal-temperature",
-    type=click.FloatRange(min=0.01),
-    default=0.5,
-    show_default=True,
-    help="Below 1, likelier guesses are drawn more often.",
-)
-@click.option(
-    "--proposal-noise",
-    type=click.FloatRange(min=0.0, min_open=True),
-    default=0.4,
-    show_default=True,
-    help="Noise at which a guess is refined [Å].",
-)
-@click.option(
-    "--sampler",
-    type=click.Choice(["ancestral", "langevin"]),
-    default="ancestral",
-    show_default=True,
-    help="langevin is the paper's Algorithm 1, and slower.",
-)
+@options.positions
+@options.assignment_temperature
+@options.start
+@options.proposals
+@options.proposal_temperature
+@options.proposal_noise
+@options.sampler
 @click.option(
     "--levels", type=click.IntRange(min=2), help="Noise levels.  [default: the sampler's]"
 )
-@click.option("--steps", type=click.IntRange(min=1), help="Langevin steps per level.")
+@options.steps
 @click.option(
     "--attempts",
     type=click.IntRange(min=1),

@@ -32,7 +32,7 @@ from langevin_xtal.evaluation.features import Features, compute_features, scale_
 from langevin_xtal.evaluation.frechet import finite_rows, frechet_distance
 from langevin_xtal.evaluation.report import Column, Report
 from langevin_xtal.evaluation.structures import Missing, StructureSet, split_id
-from langevin_xtal.evaluation.targets import Target, choose_targets
+from langevin_xtal.evaluation.targets import ALL_GROUPS, Target, choose_targets
 from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.relax import Relaxation, RelaxOptions, relax
 
@@ -140,7 +140,7 @@ def named_targets(data: PackedDataset, sets: Sequence[StructureSet]) -> list[Tar
     """Crystals of the reference that identifiers of the structures name, missing ones too."""
     named = {split_id(name)[0] for s in sets for name in [*s.ids, *(m.id for m in s.missing)]}
     picked = np.flatnonzero(np.isin(data.id, sorted(named)))
-    return choose_targets(data.select(picked), None, groups=range(1, 231))
+    return choose_targets(data.select(picked), None, groups=ALL_GROUPS)
 
 
 def _as_sets(

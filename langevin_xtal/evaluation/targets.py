@@ -1,14 +1,20 @@
 """Targets of crystal structure prediction, and a model's predictions of them.
 
-A target is a known crystal of which the sampler is told the elements, the number of sites of each
-and the space group: neither the formula nor the Wyckoff letters, and nothing of the cell.
+A target is a known crystal of which the sampler is told the space group and, by :data:`Mode`,
+
+* ``sites``: the elements and the number of sites of each, as in the paper; not the formula;
+* ``formula``: the exact composition of the conventional cell; not how it is placed;
+* ``letters``: the Wyckoff position of every site, and so the formula.
+
+Nothing is ever told of the cell or the free coordinates.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +26,8 @@ from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError
 from langevin_xtal.evaluation.structures import Missing, StructureSet, primitive
 from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
-from langevin_xtal.symmetry.wyckoff import locate
+from langevin_xtal.symmetry.assignments import Assignment, canonical
+from langevin_xtal.symmetry.wyckoff import WyckoffPosition, locate
 
 if TYPE_CHECKING:
     from langevin_xtal.crystal.candidate import Candidate
@@ -33,8 +40,20 @@ IntArray = NDArray[np.int64]
 Progress = Callable[[int, int], None]
 """Called with the parts done and planned."""
 
-SAMPLED_GROUPS = range(16, 231)
-"""Groups whose cell angles are fixed by symmetry."""
+Mode = Literal["sites", "formula", "letters"]
+"""What the sampler is told of a target besides its group."""
+
+PAPER_GROUPS = range(16, 231)
+"""Groups whose cell angles are fixed by symmetry: those of the paper."""
+
+ALL_GROUPS = range(1, 231)
+
+TOLD: dict[Mode, str] = {
+    "sites": "elements, numbers of sites and group",
+    "formula": "formula, formula units in the conventional cell and group",
+    "letters": "elements, group and the Wyckoff position of every site",
+}
+"""Of each mode, in words."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,20 +66,54 @@ class Target:
     frac: FloatArray  #: (A, 3) one representative of each orbit
     multiplicity: IntArray  #: (A,) atoms of the orbit in the conventional cell
     letters: NDArray[np.str_]  #: (A,) Wyckoff letters
+    positions: tuple[int, ...]  #: (A,) the same as indices within the group, see ``symmetry``
     lattice: FloatArray  #: (3, 3) conventional cell, rows [Å]
     freedom: int  #: free coordinates of all sites together
 
-    def request(self) -> Request:
-        """Elements, sites of each and the group: all that a model is told.
+    def request(self, mode: Mode = "sites") -> Request:
+        """All that a model is told, elements by atomic number.
 
         Raises
         ------
         RequestError
-            When there are more sites than one request may have.
+            When there are more sites or atoms than one request may have.
+        InputError
+            For a mode that is not known.
         """
+        if mode not in get_args(Mode):
+            raise InputError(
+                f"mode {mode!r} is not known; give one of {', '.join(get_args(Mode))}"
+            )
+        if mode == "formula":
+            counts = self.counts()
+            units = int(np.gcd.reduce(list(counts.values())))
+            formula = "".join(
+                f"{SYMBOLS[z]}{n // units if n > units else ''}" for z, n in counts.items()
+            )
+            return Request(self.group, formula=formula, z=units)
         elements, sites = np.unique(self.numbers, return_counts=True)
         pairs = zip(elements.tolist(), sites.tolist(), strict=True)
-        return Request(self.group, {SYMBOLS[z]: n for z, n in pairs})
+        told: dict[str, Any] = {}
+        if mode == "letters":
+            if "positions" not in inspect.signature(Request).parameters:
+                raise InputError("this version's requests cannot be told Wyckoff positions")
+            order = np.argsort(self.numbers, kind="stable")
+            told["positions"] = tuple(self.positions[k] for k in order)
+        return Request(self.group, {SYMBOLS[z]: n for z, n in pairs}, **told)
+
+    def counts(self) -> dict[int, int]:
+        """Atoms of each element in the conventional cell, by atomic number."""
+        atoms = np.bincount(self.numbers, self.multiplicity).astype(np.int64)
+        return {int(z): int(atoms[z]) for z in np.flatnonzero(atoms)}
+
+    def assignment(self) -> Assignment:
+        """Positions of each element's sites, elements by atomic number, in the one way that
+        :mod:`~langevin_xtal.symmetry.assignments` tells."""
+        sites = [
+            tuple(sorted(self.positions[k] for k in np.flatnonzero(self.numbers == z)))
+            for z in self.counts()
+        ]
+        return canonical(self.group.number, tuple(sites))[0]
 
     def cell(self) -> Cell:
         """The primitive cell: the answer."""
@@ -88,7 +141,7 @@ def choose_targets(
     data: PackedDataset,
     count: int | None,
     *,
-    groups: range = SAMPLED_GROUPS,
+    groups: range = PAPER_GROUPS,
     seed: int = 0,
 ) -> list[Target]:
     """Crystals of ``groups`` in random order, the first ``count`` of them (all for None).
@@ -106,16 +159,17 @@ def choose_targets(
         raise InputError(f"{count} targets were asked for; give 0 or more")
     pool = np.flatnonzero(np.isin(data.group, np.array(groups)))
     chosen = np.random.default_rng(seed).permutation(pool)[:count]
-    freedom: dict[tuple[int, str], int] = {}  # a letter names one position of its group
+    # a letter names one position of its group
+    position: dict[tuple[int, str], WyckoffPosition] = {}
     targets = []
     for k in chosen.tolist():
         own = data.sites_of(k)
         number, lattice = int(data.group[k]), data.lattice[k]
-        free = 0
+        where = []
         for letter, point in zip(data.wyckoff[own].tolist(), data.frac[own], strict=True):
-            if (number, letter) not in freedom:
-                freedom[number, letter] = locate(number, point, lattice).freedom
-            free += freedom[number, letter]
+            if (number, letter) not in position:
+                position[number, letter] = locate(number, point, lattice)
+            where.append(position[number, letter])
         targets.append(
             Target(
                 id=str(data.id[k]),
@@ -124,8 +178,9 @@ def choose_targets(
                 frac=data.frac[own],
                 multiplicity=data.multiplicity[own],
                 letters=data.wyckoff[own],
+                positions=tuple(w.index for w in where),
                 lattice=lattice,
-                freedom=free,
+                freedom=sum(w.freedom for w in where),
             )
         )
     return targets
@@ -141,6 +196,7 @@ def predict(
     targets: Sequence[Target],
     model: ScoreModel | str,
     *,
+    mode: Mode = "sites",
     trials: int = 1,
     seed: int = 0,
     options: SampleOptions | None = None,
@@ -152,6 +208,8 @@ def predict(
 
     Parameters
     ----------
+    mode
+        What the model is told.
     progress
         Called with noise levels done and planned within the trial that runs.
     on_part
@@ -161,13 +219,20 @@ def predict(
     Raises
     ------
     InputError
-        For less than one trial.
+        For less than one trial, or a mode that is not known.
     """
     check_trials(trials)
     parts = []
     for trial in range(trials):
         part = predict_trial(
-            targets, model, trial, seed=seed, options=options, label=label, progress=progress
+            targets,
+            model,
+            trial,
+            mode=mode,
+            seed=seed,
+            options=options,
+            label=label,
+            progress=progress,
         )
         parts.append(part)
         if on_part is not None:
@@ -180,6 +245,7 @@ def predict_trial(
     model: ScoreModel | str,
     trial: int,
     *,
+    mode: Mode = "sites",
     seed: int = 0,
     options: SampleOptions | None = None,
     label: str = "model",
@@ -197,7 +263,7 @@ def predict_trial(
     reason: dict[int, str] = {}
     for place, target in enumerate(targets):
         try:
-            request = target.request()
+            request = target.request(mode)
         except InputError as error:
             reason[place] = str(error)
         else:
@@ -225,6 +291,32 @@ def predict_trial(
         sampled,
         missing=tuple(Missing(m.id, reason_of.get(m.id, m.reason)) for m in sampled.missing),
     )
+
+
+def assignment_ranks(targets: Sequence[Target], model: ScoreModel) -> IntArray:
+    """(T,) place of each target's true assignment of Wyckoff positions among those of its formula.
+
+    0 is the likeliest by the model; −1 where the true one is not among those ranked
+    (:data:`~langevin_xtal.sampling.start.MOST_ASSIGNMENTS`), or the formula is too large to ask
+    for. Exact samples can match a target only where its assignment is drawn.
+    """
+    from langevin_xtal.sampling.start import ranked_assignments
+
+    ranks = []
+    for target in targets:
+        counts = target.counts()
+        try:
+            target.request("formula")
+        except InputError:
+            ranks.append(-1)
+            continue
+        told = ranked_assignments(
+            model, target.group.number, tuple(counts), tuple(counts.values())
+        )
+        found = told[0] if told is not None else []
+        true = target.assignment()
+        ranks.append(found.index(true) if true in found else -1)
+    return np.array(ranks, dtype=np.int64)
 
 
 def join(label: str, sets: Sequence[StructureSet]) -> StructureSet:
