@@ -225,8 +225,6 @@ def _formulas(text: str | None) -> Any:
 
 def _announce(space: SearchSpace, total: int) -> None:
     groups = f"{len(space.groups)} space group{'s' if len(space.groups) > 1 else ''}"
-    if space.left_out:
-        groups += f" ({len(space.left_out)} that cannot be sampled yet are left out)"
     click.echo(
         f"{'-'.join(space.elements)}: {len(space)} requests in {groups}, {total} candidates"
     )

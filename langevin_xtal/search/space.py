@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.crystal.elements import atomic_number
-from langevin_xtal.crystal.request import MAX_SITES, Request
+from langevin_xtal.crystal.request import MAX_SITES, Request, parse_formula
 from langevin_xtal.errors import InputError, RequestError
 from langevin_xtal.symmetry.assignments import explain, fits, smallest_z
 from langevin_xtal.symmetry.groups import CRYSTAL_SYSTEMS, SpaceGroup
@@ -38,8 +38,6 @@ LARGEST = 1_000_000
 Groups = str | int | SpaceGroup | Iterable[str | int | SpaceGroup]
 
 _SYSTEMS = {name: range(first, last + 1) for name, first, last in CRYSTAL_SYSTEMS}
-_FORMULA = re.compile(r"(?:[A-Z][a-z]?[0-9]{0,4})+")
-_PART = re.compile(r"([A-Z][a-z]?)([0-9]{0,4})")
 
 
 class SearchSpace:
@@ -56,8 +54,7 @@ class SearchSpace:
     space_groups
         ``"all"``, ``"common"`` (the 32 most frequent in the model's training data), a crystal
         system, numbers, symbols, ranges such as ``"225-230"``, or several of these in a list or
-        separated by commas. Of the first three, groups the sampler does not take are left out
-        (:attr:`left_out`); others that are named are refused.
+        separated by commas.
     max_sites
         Sites in the asymmetric unit at most, every element having one or more; by default four, or
         one more than there are elements.
@@ -90,7 +87,7 @@ class SearchSpace:
         listed = formulas is not None and formulas != "all"
         compositions = [parse_formula(name) for name in formulas or ()] if listed else []
         self.elements = _elements(elements, formulas, compositions)
-        self.groups, self.left_out = _groups(space_groups, model)
+        self.groups = parse_groups(space_groups, model)
         if formulas is None:
             _refuse("z", z, "--formula")
             _refuse("max_formula_atoms", max_formula_atoms, "all formulas")
@@ -139,9 +136,7 @@ class SearchSpace:
             sites = dict(zip(self.elements, self._counts[counts], strict=True))
             return Request(SpaceGroup(self.groups[group]), sites)
         number, formula, units = self._exact[k]
-        exact: Any = Request
-        request: Request = exact(SpaceGroup(number), formula=formula, z=units)
-        return request
+        return Request(SpaceGroup(number), formula=formula, z=units)
 
     def __repr__(self) -> str:
         return f"SearchSpace({'-'.join(self.elements)}, {len(self)} requests)"
@@ -216,31 +211,8 @@ class SearchSpace:
         )
 
 
-def parse_formula(text: str) -> dict[str, int]:
-    """Atoms of each element in ``"Cu2KSi"``.
-
-    Raises
-    ------
-    RequestError
-        When it is no formula.
-    """
-    if not _FORMULA.fullmatch(text):
-        raise RequestError(
-            f"formula {text!r} cannot be read: write elements with whole counts, such as Cu2KSi"
-        )
-    counts: dict[str, int] = {}
-    for symbol, number in _PART.findall(text):
-        atomic_number(symbol)
-        counts[symbol] = counts.get(symbol, 0) + int(number or 1)
-    if 0 in counts.values():
-        raise RequestError(f"formula {text!r} has an element with no atoms; leave it out")
-    return counts
-
-
-def parse_groups(
-    groups: Groups, model: ScoreModel | str = "small"
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Numbers of the groups named, each once, in order; and which of them were named one by one.
+def parse_groups(groups: Groups, model: ScoreModel | str = "small") -> tuple[int, ...]:
+    """Numbers of the groups named, each once, in order; see :class:`SearchSpace`.
 
     Raises
     ------
@@ -251,18 +223,15 @@ def parse_groups(
     """
     items = [groups] if isinstance(groups, (str, int, SpaceGroup)) else list(groups)
     found: dict[int, None] = {}
-    named: dict[int, None] = {}
     for item in items:
         for part in str(item.number if isinstance(item, SpaceGroup) else item).split(","):
-            numbers, one_by_one = _named(part.strip(), model)
-            found |= dict.fromkeys(numbers)
-            named |= dict.fromkeys(numbers if one_by_one else ())
+            found |= dict.fromkeys(_named(part.strip(), model))
     if not found:
         raise InputError(
             "no space group was given: give all, common, a crystal system, numbers, symbols or "
             "ranges, such as 62,Fm-3m,140-142"
         )
-    return tuple(found), tuple(named)
+    return tuple(found)
 
 
 def compact(numbers: Iterable[int]) -> str:
@@ -277,55 +246,29 @@ def compact(numbers: Iterable[int]) -> str:
 
 
 def common_groups(model: ScoreModel | str = "small") -> tuple[int, ...]:
-    """The most frequent groups of the model's training data that can be sampled, by frequency."""
+    """The most frequent groups of the model's training data, by frequency."""
     from langevin_xtal.model.checkpoint import load_model
 
     weights = (load_model(model) if isinstance(model, str) else model).statistics.group_weight
     order = np.argsort(-weights, kind="stable")
-    return tuple(int(n) for n in order if n and weights[n] > 0 and _is_sampled(int(n)))[:COMMON]
+    return tuple(int(n) for n in order if n and weights[n] > 0)[:COMMON]
 
 
-def _named(text: str, model: ScoreModel | str) -> tuple[Sequence[int], bool]:
-    if text == "":
-        return (), True
-    if text.lower() == "all":
-        return range(1, 231), False
-    if text.lower() == "common":
-        return common_groups(model), False
-    if text.lower() in _SYSTEMS:
-        return _SYSTEMS[text.lower()], False
+def _named(text: str, model: ScoreModel | str) -> Sequence[int]:
+    name = text.lower()
+    if name in ("", "all"):
+        return range(1, 231) if name else ()
+    if name == "common":
+        return common_groups(model)
+    if name in _SYSTEMS:
+        return _SYSTEMS[name]
     span = re.fullmatch(r"([0-9]{1,9})-([0-9]{1,9})", text)
     if span is None:
-        return (SpaceGroup.parse(text).number,), True
+        return (SpaceGroup.parse(text).number,)
     first, last = SpaceGroup(int(span[1])).number, SpaceGroup(int(span[2])).number
     if first > last:
         raise InputError(f"range {text} of space groups is empty; give the smaller number first")
-    return range(first, last + 1), True
-
-
-def _groups(groups: Groups, model: ScoreModel | str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Groups to search, and those left out because the sampler does not take them."""
-    found, named = parse_groups(groups, model)
-    left_out = tuple(n for n in found if not _is_sampled(n))
-    refused = [n for n in left_out if n in named]
-    if refused or len(left_out) == len(found):
-        number = (refused or left_out)[0]
-        raise InputError(
-            f"space group {SpaceGroup(number)} cannot be sampled yet: its cell angles are free"
-        )
-    return tuple(n for n in found if n not in left_out), left_out
-
-
-def _is_sampled(number: int) -> bool:
-    try:
-        from langevin_xtal.sampling.chain import check_groups
-    except ImportError:  # where every group is sampled there is nothing to check
-        return True
-    try:
-        check_groups([Request(number, {"H": 1})])
-    except InputError:
-        return False
-    return True
+    return range(first, last + 1)
 
 
 def _elements(
