@@ -13,7 +13,7 @@ first in lexicographic order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import combinations, combinations_with_replacement, product
@@ -204,6 +204,25 @@ def canonical(number: int, assignment: Assignment) -> tuple[Assignment, int]:
     ]
     row = min(range(len(images)), key=images.__getitem__)
     return tuple(tuple(sorted(w for _, w in element)) for element in images[row]), row
+
+
+def canonical_all(number: int, found: Iterable[Assignment]) -> list[Assignment]:
+    """:func:`canonical` of many assignments of one group, without the rows."""
+    place = _kinds(number).place
+    at = {k: w for w, k in place.items()}
+    images: list[dict[tuple[int, ...], tuple[int, ...]]] = [{} for _ in _rows(number)]
+    result = []
+    for assignment in found:
+        best: Assignment | None = None
+        for names, known in zip(_rows(number), images, strict=True):
+            for element in assignment:
+                if element not in known:
+                    known[element] = tuple(sorted([place[names[w]] for w in element]))
+            image = tuple([known[element] for element in assignment])
+            if best is None or image < best:
+                best = image
+        result.append(tuple([tuple(sorted([at[k] for k in element])) for element in best or ()]))
+    return result
 
 
 class Assignments(Iterator[Assignment]):

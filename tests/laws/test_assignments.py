@@ -21,6 +21,7 @@ from langevin_xtal.symmetry.assignments import (
     Assignment,
     assignments,
     canonical,
+    canonical_all,
     count_assignments,
     explain,
     fits,
@@ -132,7 +133,9 @@ def test_canonical_is_the_same_for_all_images(data, number):
     best, row = canonical(number, assignment)
     names = renamings(number)[row]
     assert best == tuple(tuple(sorted(int(names[w]) for w in e)) for e in assignment)
-    assert {canonical(number, image)[0] for image in images(number, assignment)} == {best}
+    same = sorted(images(number, assignment))
+    assert {canonical(number, image)[0] for image in same} == {best}
+    assert canonical_all(number, same) == [best] * len(same)
 
 
 @given(

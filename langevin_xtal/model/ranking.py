@@ -1,0 +1,584 @@
+"""A learned ranking of the assignments of Wyckoff positions that a request has.
+
+The assignments of a group and composition are enumerated
+(:mod:`langevin_xtal.symmetry.assignments`); a softmax over their scores makes them a distribution:
+
+    p(a | group, elements, counts) = exp s(a) / Σ_b exp s(b).
+
+A score has two parts. A network reads which element is placed where: sites add up to elements,
+elements to the assignment, so that the order of neither matters. A memory of training crystals
+answers how often the same placement was seen, up to a permutation of the elements, each crystal
+counting the more the more its elements resemble the ones asked for, site by site; what resembles
+is learned with the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from langevin_xtal.errors import CheckpointError, InputError
+from langevin_xtal.model.assignment import (
+    element_features,
+    element_rank,
+    position_features,
+)
+from langevin_xtal.symmetry.assignments import (
+    LIMIT,
+    Assignment,
+    assignments,
+    canonical_all,
+    renamings,
+)
+from langevin_xtal.symmetry.wyckoff import table_start, wyckoff_positions
+
+ELEMENTS = 119
+ORDERS = 720  # ways to match elements with a remembered crystal that are looked at
+NEVER = -12.0  # log-likeness of an assignment that no remembered crystal has
+COUNT_FEATURES = 4
+MEMORY_FEATURES = 6
+
+RANGES: dict[str, tuple[int, int]] = {"width": (1, 1024), "similarity": (1, 1024)}
+"""What a ranker may be: its file comes from strangers, and memory is taken on its word."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankerConfig:
+    """Size of a ranker."""
+
+    width: int = 64
+    """Features of a placement."""
+    similarity: int = 32
+    """Dimensions of the space in which elements resemble each other."""
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise InputError(f"{name} is {value}; it must lie between {low} and {high}")
+
+
+MEMORY_TYPES = {
+    "groups": torch.uint8,
+    "roles": torch.int32,
+    "positions": torch.uint8,
+    "templates": torch.int32,
+    "elements": torch.uint8,
+}
+"""How the arrays of a memory are written."""
+
+Template = tuple[tuple[int, ...], ...]
+"""An assignment without its elements: the first of all renamings, elements in sorted order."""
+
+
+def template_of(number: int, assignment: Assignment) -> tuple[Template, tuple[int, ...]]:
+    """The template of an assignment, and the place of its elements (the template's roles)."""
+    best: tuple[Template, tuple[int, ...]] | None = None
+    for names in renamings(number).tolist():
+        image = [tuple(sorted([names[w] for w in element])) for element in assignment]
+        order = sorted(range(len(image)), key=image.__getitem__)
+        found = tuple(image[k] for k in order), tuple(order)
+        if best is None or found[0] < best[0]:
+            best = found
+    assert best is not None
+    return best
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Training crystals by template."""
+
+    groups: NDArray[np.int64]  #: (T,) group of each template, in ascending order
+    roles: NDArray[np.int64]  #: (R, 2) template and role of every position that follows
+    positions: NDArray[np.int64]  #: (R,) indices within the group
+    templates: NDArray[np.int64]  #: (C,) template of each crystal, in ascending order
+    elements: NDArray[np.int64]  #: (C, K) atomic number in each role, 0 for padding
+
+    def __post_init__(self) -> None:
+        told, crystals = len(self.groups), len(self.templates)
+        template, role = self.roles.reshape(-1, 2).T
+        inside = (
+            self.roles.shape == (len(self.positions), 2)
+            and self.elements.ndim == 2
+            and len(self.elements) == crystals
+            and _within(self.groups, 1, 231)
+            and _within(template, 0, told)
+            and _within(self.templates, 0, told)
+            and _within(self.elements, 0, ELEMENTS)
+            and _within(role, 0, self.elements.shape[1])
+        )
+        if not inside or (np.diff(self.templates) < 0).any() or (np.diff(template) < 0).any():
+            raise InputError("its memory of crystals is damaged")
+        start = table_start()
+        known = np.diff(start)[self.groups[template] - 1]
+        if (self.positions < 0).any() or (self.positions >= known).any():
+            raise InputError("its memory names Wyckoff positions that do not exist")
+
+    @cached_property
+    def by_request(self) -> dict[tuple[int, tuple[int, ...]], list[tuple[int, Template]]]:
+        """Templates by group and sorted counts of atoms."""
+        found: dict[tuple[int, tuple[int, ...]], list[tuple[int, Template]]] = {}
+        for index, (number, template) in enumerate(
+            zip(self.groups.tolist(), self._told, strict=True)
+        ):
+            counts = tuple(sorted(_atoms(number, template)))
+            found.setdefault((number, counts), []).append((index, template))
+        return found
+
+    @cached_property
+    def start(self) -> NDArray[np.int64]:
+        """(T + 1,) offsets of each template's crystals."""
+        return np.searchsorted(self.templates, np.arange(len(self.groups) + 1))
+
+    @cached_property
+    def _told(self) -> list[Template]:
+        told: list[list[list[int]]] = [[] for _ in self.groups]
+        for (template, role), position in zip(
+            self.roles.tolist(), self.positions.tolist(), strict=True
+        ):
+            roles = told[template]
+            if role == len(roles):
+                roles.append([])
+            roles[role].append(position)
+        return [tuple(map(tuple, roles)) for roles in told]
+
+
+def remember(
+    crystals: Sequence[tuple[int, Sequence[int], Assignment]],
+) -> tuple[Memory, list[int]]:
+    """A memory of crystals, each a group, atomic numbers and an assignment.
+
+    Returns
+    -------
+    tuple
+        The memory, and the row in it of every crystal.
+    """
+    keys = []
+    for number, elements, assignment in crystals:
+        template, order = template_of(number, assignment)
+        keys.append(((number, template), tuple(int(elements[k]) for k in order)))
+    told = sorted({key for key, _ in keys})
+    index = {key: t for t, key in enumerate(told)}
+    rows = sorted(range(len(keys)), key=lambda k: index[keys[k][0]])
+    most = max((len(template) for _, template in told), default=1)
+    place = [0] * len(keys)
+    elements_of = np.zeros((len(keys), most), dtype=np.int64)
+    for row, k in enumerate(rows):
+        elements_of[row, : len(keys[k][1])] = keys[k][1]
+        place[k] = row
+    roles = [
+        (t, r, w)
+        for t, (_, template) in enumerate(told)
+        for r, role in enumerate(template)
+        for w in role
+    ]
+    flat = np.array(roles, dtype=np.int64).reshape(-1, 3)
+    memory = Memory(
+        groups=np.array([number for number, _ in told], dtype=np.int64),
+        roles=flat[:, :2],
+        positions=flat[:, 2],
+        templates=np.array([index[keys[k][0]] for k in rows], dtype=np.int64),
+        elements=elements_of,
+    )
+    return memory, place
+
+
+class Encoded(NamedTuple):
+    """One request and its assignments as arrays; element k is the k-th by Mendeleev number.
+
+    A unit is an element with the positions it takes; assignments share units.
+    """
+
+    group: int
+    elements: NDArray[np.int64]  #: (E,) atomic numbers
+    counts: NDArray[np.int64]  #: (E,) atoms in the conventional cell
+    placed: NDArray[np.int64]  #: (P, 2) element and position row of every placement that occurs
+    unit_element: NDArray[np.int64]  #: (U,) element of every unit
+    unit_of: NDArray[np.int64]  #: (S,) unit of every site
+    site_of: NDArray[np.int64]  #: (S,) placement of every site
+    units: NDArray[np.int64]  #: (N, E) units of every assignment
+    match: NDArray[np.int64]  #: (M, 2) assignment and template of every match in the memory
+    roles: NDArray[np.int64]  #: (M, K) atomic number that a match has in each role, 0 for padding
+
+
+def encode(
+    memory: Memory,
+    number: int,
+    elements: Sequence[int],
+    counts: Sequence[int],
+    assignments: Sequence[Assignment],
+) -> Encoded:
+    """Arrays of a request whose elements are in the order of :func:`mendeleev_order`."""
+    first = int(table_start()[number - 1])
+    placements: dict[tuple[int, int], int] = {}
+    units: dict[tuple[int, tuple[int, ...]], int] = {}
+    unit_element, unit_of, site_of = [], [], []
+    rows = np.empty((len(assignments), len(elements)), dtype=np.int64)
+    for n, assignment in enumerate(assignments):
+        for e, positions in enumerate(assignment):
+            key = e, positions
+            if key not in units:
+                units[key] = len(units)
+                unit_element.append(e)
+                for w in positions:
+                    unit_of.append(units[key])
+                    site_of.append(placements.setdefault((e, w), len(placements)))
+            rows[n, e] = units[key]
+    match, roles = _matches(memory, number, elements, counts, assignments)
+    placed = np.array(list(placements), dtype=np.int64).reshape(-1, 2)
+    return Encoded(
+        number,
+        np.array(elements, dtype=np.int64),
+        np.array(counts, dtype=np.int64),
+        placed + np.array([0, first]),
+        np.array(unit_element, dtype=np.int64),
+        np.array(unit_of, dtype=np.int64),
+        np.array(site_of, dtype=np.int64),
+        rows,
+        match,
+        roles,
+    )
+
+
+def _matches(
+    memory: Memory,
+    number: int,
+    elements: Sequence[int],
+    counts: Sequence[int],
+    assignments: Sequence[Assignment],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    index = {a: n for n, a in enumerate(assignments)}
+    match, roles = [], []
+    for assignment, template, order in _remembered(memory, number, counts):
+        if assignment in index:
+            match.append((index[assignment], template))
+            roles.append([elements[e] for e in order])
+    padded = np.zeros((len(roles), memory.elements.shape[1]), dtype=np.int64)
+    for k, row in enumerate(roles):
+        padded[k, : len(row)] = row
+    return np.array(match, dtype=np.int64).reshape(-1, 2), padded
+
+
+def _remembered(
+    memory: Memory, number: int, counts: Sequence[int]
+) -> list[tuple[Assignment, int, tuple[int, ...]]]:
+    """Assignments of a request by template and by which element takes which role."""
+    told: list[tuple[Assignment, int, tuple[int, ...]]] = []
+    for index, template in memory.by_request.get((number, tuple(sorted(counts))), []):
+        atoms = _atoms(number, template)
+        orders = list(islice(_orders(atoms, counts), ORDERS))
+        placed = []
+        for order in orders:
+            mine: list[tuple[int, ...]] = [()] * len(template)
+            for role, element in enumerate(order):
+                mine[element] = template[role]
+            placed.append(tuple(mine))
+        names = canonical_all(number, placed)
+        told += [(a, index, order) for a, order in zip(names, orders, strict=True)]
+    return told
+
+
+def _orders(atoms: Sequence[int], counts: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Elements in every order in which their counts are the atoms of the roles."""
+    if not atoms:
+        yield ()
+    for element, count in enumerate(counts):
+        if atoms and count == atoms[0]:
+            used = [*counts[:element], -1, *counts[element + 1 :]]
+            for rest in _orders(atoms[1:], used):
+                yield (element, *rest)
+
+
+def _atoms(number: int, template: Template) -> tuple[int, ...]:
+    positions = wyckoff_positions(number)
+    return tuple(sum(positions[w].multiplicity for w in role) for role in template)
+
+
+def _within(values: NDArray[np.int64], low: int, high: int) -> bool:
+    return bool(((values >= low) & (values < high)).all())
+
+
+def mendeleev_order(elements: Sequence[int]) -> list[int]:
+    """Places of the elements by Mendeleev number."""
+    return np.argsort(element_rank()[list(elements)], kind="stable").tolist()
+
+
+class Batch(NamedTuple):
+    """Several encoded requests end to end."""
+
+    group: Tensor  #: (B,)
+    element: Tensor  #: (E,) atomic numbers
+    element_request: Tensor  #: (E,) request of every element
+    atoms: Tensor  #: (E,) atoms of every element
+    placed_element: Tensor  #: (P,) element of every placement
+    placed_row: Tensor  #: (P,) position row of every placement
+    unit_element: Tensor  #: (U,) element of every unit
+    unit_of: Tensor  #: (S,) unit of every site
+    site_of: Tensor  #: (S,) placement of every site
+    unit: Tensor  #: (M,) unit of every member of an assignment
+    member_of: Tensor  #: (M,) assignment of every member
+    request: Tensor  #: (N,) request of every assignment
+    match_assignment: Tensor  #: (Q,)
+    match_template: Tensor  #: (Q,)
+    match_roles: Tensor  #: (Q, K)
+
+
+def collate(parts: Sequence[Encoded]) -> Batch:
+    """One batch of several requests."""
+    sizes = np.array(
+        [(len(p.elements), len(p.placed), len(p.unit_element), len(p.units)) for p in parts]
+    )
+    start = np.concatenate([np.zeros((1, 4), dtype=np.int64), np.cumsum(sizes, axis=0)])
+    e, p, u, n = start[:-1].T
+
+    def joined(arrays: list[NDArray[np.int64]]) -> Tensor:
+        return torch.from_numpy(np.concatenate(arrays))
+
+    def moved(name: str, offset: NDArray[np.int64]) -> Tensor:
+        return joined([getattr(x, name) + o for x, o in zip(parts, offset, strict=True)])
+
+    return Batch(
+        group=torch.tensor([x.group for x in parts]),
+        element=joined([x.elements for x in parts]),
+        element_request=torch.from_numpy(np.repeat(np.arange(len(parts)), sizes[:, 0])),
+        atoms=joined([x.counts for x in parts]),
+        placed_element=joined([x.placed[:, 0] + o for x, o in zip(parts, e, strict=True)]),
+        placed_row=joined([x.placed[:, 1] for x in parts]),
+        unit_element=moved("unit_element", e),
+        unit_of=moved("unit_of", u),
+        site_of=moved("site_of", p),
+        unit=joined([x.units.ravel() + o for x, o in zip(parts, u, strict=True)]),
+        member_of=joined(
+            [
+                np.repeat(np.arange(o, o + len(x.units)), x.units.shape[1])
+                for x, o in zip(parts, n, strict=True)
+            ]
+        ),
+        request=torch.from_numpy(np.repeat(np.arange(len(parts)), sizes[:, 3])),
+        match_assignment=joined([x.match[:, 0] + o for x, o in zip(parts, n, strict=True)]),
+        match_template=joined([x.match[:, 1] for x in parts]),
+        match_roles=joined([x.roles for x in parts]),
+    )
+
+
+class AssignmentRanker(nn.Module):
+    """Scores of the assignments of a request."""
+
+    def __init__(self, config: RankerConfig | None = None, memory: Memory | None = None) -> None:
+        super().__init__()
+        self.config = config or RankerConfig()
+        self.memory = memory or remember([])[0]
+        w, rows = self.config.width, len(position_features())
+        features = element_features().shape[1]
+        self.element = nn.Embedding(ELEMENTS, w)
+        self.describe_element = nn.Linear(features, w)
+        self.count = nn.Linear(COUNT_FEATURES, w)
+        self.group = nn.Embedding(231, w)
+        self.compose = _layers(w, w, w)
+        self.position = nn.Embedding(rows, w)
+        self.describe = nn.Linear(position_features().shape[1], w)
+        self.place = _layers(3 * w, w, w)
+        self.gather = _layers(2 * w, w, w)
+        self.judge = _layers(3 * w + MEMORY_FEATURES, 2 * w, 1)
+        self.weigh = nn.Linear(MEMORY_FEATURES, 1)
+        self.resemble = nn.Embedding(ELEMENTS, self.config.similarity)
+        self.resemble_described = nn.Linear(features, self.config.similarity, bias=False)
+        for table, spread in ((self.element, 0.1), (self.position, 0.1), (self.group, 0.1)):
+            nn.init.normal_(table.weight, std=spread)
+        nn.init.normal_(self.resemble.weight, std=0.05)
+        nn.init.normal_(self.resemble_described.weight, std=0.1)
+        nn.init.zeros_(self.weigh.weight)
+
+    def log_probabilities(
+        self,
+        number: int,
+        elements: Sequence[int],
+        counts: Sequence[int],
+        assignments: Sequence[Assignment],
+    ) -> NDArray[np.float64]:
+        """(n,) log-probability of each of the assignments given, which count as all there are.
+
+        Parameters
+        ----------
+        number
+            Space-group number.
+        elements
+            Atomic numbers, each once, in any order.
+        counts
+            Atoms of each element in the conventional cell.
+        assignments
+            What :func:`langevin_xtal.symmetry.assignments.assignments` tells of these counts.
+        """
+        if not assignments:
+            return np.zeros(0)
+        order = mendeleev_order(elements)
+        names = canonical_all(number, [tuple([a[k] for k in order]) for a in assignments])
+        request = [elements[k] for k in order], [counts[k] for k in order]
+        with torch.inference_mode():
+            scores = self.scores(collate([encode(self.memory, number, *request, names)]))
+            result: NDArray[np.float64] = scores.double().log_softmax(0).numpy()
+        return result
+
+    def candidates(
+        self, number: int, counts: Sequence[int], *, limit: int = LIMIT
+    ) -> tuple[list[Assignment], bool]:
+        """Assignments worth looking at: those of remembered crystals, then all in order.
+
+        Returns
+        -------
+        tuple
+            The assignments, each once, and whether they are all there are.
+        """
+        found = assignments(number, counts, limit=limit)
+        told = [a for a, _, _ in _remembered(self.memory, number, counts)]
+        return list(dict.fromkeys([*told, *found])), found.complete
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Weights and memory, as :meth:`from_tensors` takes them."""
+        tensors = dict(self.state_dict())
+        for name, kind in MEMORY_TYPES.items():
+            tensors[f"memory.{name}"] = torch.from_numpy(getattr(self.memory, name)).to(kind)
+        return tensors
+
+    @classmethod
+    def from_tensors(cls, config: RankerConfig, tensors: Mapping[str, Tensor]) -> AssignmentRanker:
+        """A ranker from its tensors, ready to rank.
+
+        Raises
+        ------
+        CheckpointError
+            When they do not fit the configuration, or the memory is damaged.
+        """
+        state = {k: v for k, v in tensors.items() if not k.startswith("memory.")}
+        try:
+            told = {name: tensors[f"memory.{name}"].long().numpy() for name in MEMORY_TYPES}
+            ranker = cls(config, Memory(**told))
+            ranker.load_state_dict(state)
+        except (KeyError, RuntimeError, ValueError, IndexError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"the ranker does not fit its configuration ({reason})"
+            ) from None
+        return ranker.eval().requires_grad_(False)
+
+    def scores(
+        self, batch: Batch, *, dropout: float = 0.0, without: Tensor | None = None
+    ) -> Tensor:
+        """(N,) of every assignment of a batch.
+
+        Parameters
+        ----------
+        dropout
+            Share of the hidden features zeroed in training.
+        without
+            (B,) row in the memory that each request must not see: its own.
+        """
+        element = self.element(batch.element)
+        element = element + self.describe_element(element_features()[batch.element])
+        sizes = _count_features(batch)
+        told = element + self.count(sizes)
+        context = self.group(batch.group)
+        context = context.index_add(0, batch.element_request, _drop(self.compose(told), dropout))
+        about = self.position(batch.placed_row)
+        about = about + self.describe(position_features()[batch.placed_row])
+        here = batch.placed_element
+        placed = torch.cat([told[here], about, context[batch.element_request[here]]], 1)
+        placed = self.place(_drop(placed, dropout))
+        unit = torch.zeros(len(batch.unit_element), placed.shape[1])
+        unit = unit.index_add(0, batch.unit_of, placed[batch.site_of])
+        unit = self.gather(_drop(torch.cat([unit, told[batch.unit_element]], 1), dropout))
+        whole = torch.zeros(len(batch.request), unit.shape[1])
+        whole = whole.index_add(0, batch.member_of, unit[batch.unit])
+        seen = self._recall(batch, without)
+        around = context[batch.request]
+        state = torch.cat([whole, around, whole * around, seen], 1)
+        judged = self.judge(_drop(state, dropout)) + self.weigh(seen)
+        return judged.squeeze(1)
+
+    def _recall(self, batch: Batch, without: Tensor | None) -> Tensor:
+        """(N, MEMORY_FEATURES) what the memory knows of every assignment."""
+        memory = self._tables
+        first = memory.start[batch.match_template]
+        size = memory.start[batch.match_template + 1] - first
+        match = torch.repeat_interleave(torch.arange(len(size)), size)
+        ends = size.cumsum(0)
+        row = torch.arange(len(match)) - (ends - size - first)[match]
+        assignment = batch.match_assignment[match]
+        if without is not None:
+            other = row != without[batch.request[assignment]]
+            match, row, assignment = match[other], row[other], assignment[other]
+        apart = self.distances()[batch.match_roles[match], memory.elements[row]].sum(1)
+        count = torch.zeros(len(batch.request)).index_add(0, assignment, torch.ones(len(row)))
+        ways = torch.zeros(len(batch.request)).index_add(
+            0, batch.match_assignment, torch.ones(len(batch.match_assignment))
+        )
+        least = torch.full((len(batch.request),), torch.inf)
+        least = least.scatter_reduce(0, assignment, apart.detach(), "amin")
+        near = torch.zeros(len(batch.request))
+        near = near.index_add(0, assignment, (least[assignment] - apart).exp())
+        known = count > 0
+        ways = ways.clamp(min=1)
+        like = torch.where(known, near.clamp(min=1e-30).log() - least.nan_to_num(posinf=0), NEVER)
+        like = torch.where(known, like - ways.log(), NEVER)
+        kin = count / ways
+        total = torch.zeros(len(batch.group)).index_add(0, batch.request, kin)
+        share = (kin + 0.1).log() - (total + 1).log()[batch.request]
+        return torch.stack(
+            [
+                like.clamp(min=NEVER) / 4,
+                known.float(),
+                kin.log1p() / 4,
+                share / 4,
+                (total.log1p() / 4)[batch.request],
+                torch.where(known, (-least).clamp(min=NEVER) / 4, NEVER / 4),
+            ],
+            1,
+        )
+
+    def distances(self) -> Tensor:
+        """(119, 119) squared distance of elements in the space of resemblance."""
+        place = self.resemble.weight + self.resemble_described(element_features())
+        return (place.unsqueeze(0) - place.unsqueeze(1)).square().sum(2)
+
+    @cached_property
+    def _tables(self) -> _Tables:
+        memory = self.memory
+        return _Tables(torch.from_numpy(memory.start), torch.from_numpy(memory.elements))
+
+
+class _Tables(NamedTuple):
+    start: Tensor
+    elements: Tensor
+
+
+def _layers(inside: int, hidden: int, outside: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inside, hidden),
+        nn.SiLU(),
+        nn.Linear(hidden, hidden),
+        nn.SiLU(),
+        nn.Linear(hidden, outside),
+    )
+
+
+def _drop(x: Tensor, share: float) -> Tensor:
+    return functional.dropout(x, share, training=share > 0)
+
+
+def _count_features(batch: Batch) -> Tensor:
+    count = batch.atoms.float()
+    total = torch.zeros(len(batch.group)).index_add(0, batch.element_request, count)
+    kinds = torch.zeros(len(batch.group)).index_add(
+        0, batch.element_request, torch.ones(len(count))
+    )
+    total, kinds = total[batch.element_request], kinds[batch.element_request]
+    return torch.stack([count.log(), (count / total).log(), total.log() / 4, kinds / 4], 1)

@@ -1,0 +1,258 @@
+"""Fitting the ranking of Wyckoff assignments to a packed dataset."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.errors import CheckpointError
+from langevin_xtal.model.checkpoint import config_from_dict, read_tensors, write_tensors
+from langevin_xtal.model.ranking import (
+    AssignmentRanker,
+    Encoded,
+    RankerConfig,
+    collate,
+    encode,
+    mendeleev_order,
+    remember,
+)
+from langevin_xtal.parallel import parallel_map
+from langevin_xtal.symmetry.assignments import Assignment, assignments, canonical_all
+from langevin_xtal.symmetry.wyckoff import table_start
+from langevin_xtal.train.assignments import kin, site_positions
+
+RANKER_FORMAT = "langevin-xtal ranker 1"
+
+BATCH = 64
+POOL = 16  # batches of requests with similar numbers of assignments
+RATE = 2e-3
+DROPOUT = 0.1
+WEIGHT_DECAY = 2e-2
+SUBSTITUTED = 0.15  # share of the elements that may be shown as one of their kin in a batch
+HELD_OUT = 0.05  # share of the crystals that decides which epoch is kept
+ENUMERATED = 2_000  # assignments of a request to learn from
+SAMPLED = 160  # of them, a random choice of this size stands for all
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A crystal as a request and the assignment it has."""
+
+    number: int
+    elements: tuple[int, ...]  #: atomic numbers, in the order of Mendeleev numbers
+    counts: tuple[int, ...]  #: atoms of each in the conventional cell
+    assignment: Assignment  #: canonical
+
+
+def labelled(data: PackedDataset) -> list[Labelled]:
+    """The request and the canonical assignment of every crystal."""
+    rows = site_positions(data)
+    local = rows - np.repeat(table_start()[data.group - 1], data.site_counts)
+    told: list[Labelled] = []
+    for k in range(len(data)):
+        sites = data.sites_of(k)
+        numbers, multiplicity = data.numbers[sites], data.multiplicity[sites]
+        found = np.unique(numbers).tolist()
+        elements = tuple(found[i] for i in mendeleev_order(found))
+        counts = tuple(int(multiplicity[numbers == e].sum()) for e in elements)
+        placed = tuple(tuple(sorted(local[sites][numbers == e].tolist())) for e in elements)
+        told.append(Labelled(int(data.group[k]), elements, counts, placed))
+    by_group: dict[int, list[int]] = {}
+    for k, crystal in enumerate(told):
+        by_group.setdefault(crystal.number, []).append(k)
+    for number, members in by_group.items():
+        names = canonical_all(number, [told[k].assignment for k in members])
+        for k, name in zip(members, names, strict=True):
+            told[k] = dataclasses.replace(told[k], assignment=name)
+    return told
+
+
+@dataclass(frozen=True)
+class _Example:
+    """A crystal among the assignments it could have had."""
+
+    encoded: Encoded
+    true: int  #: which of them it has
+    stands_for: float  #: assignments that each of the others stands for
+    row: int  #: of the crystal in the memory
+
+
+def fit_ranker(
+    data: PackedDataset,
+    *,
+    seed: int = 0,
+    epochs: int = 6,
+    config: RankerConfig | None = None,
+    workers: int | None = 1,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> AssignmentRanker:
+    """Maximum likelihood of the true assignments among all those of their requests.
+
+    Of requests with many assignments the true one and a random choice of others are looked at,
+    weighted as a sample. No crystal sees itself in the memory. One in twenty is held out, and the
+    epoch that explains these best is kept.
+
+    Parameters
+    ----------
+    workers
+        Processes that enumerate assignments; training itself is one process.
+    on_epoch
+        Called with the number of epochs done and the mean negative log-likelihood of the
+        crystals held out.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    crystals = labelled(data)
+    memory, rows = remember([(c.number, c.elements, c.assignment) for c in crystals])
+    ranker = AssignmentRanker(config, memory)
+    examples = _examples(ranker, crystals, rows, seed, workers)
+    order = rng.permutation(len(examples))
+    held_out = order[: int(HELD_OUT * len(order))]
+    open_to_choice = [k for k in order[len(held_out) :] if len(examples[k].encoded.units) > 1]
+    chosen = np.array(open_to_choice, dtype=np.int64)
+    steps = epochs * (len(chosen) // BATCH + len(chosen) // (BATCH * POOL) + 2)
+    optimiser = torch.optim.AdamW(ranker.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps + 1)
+    best, best_loss = copy.deepcopy(ranker.state_dict()), np.inf
+    for epoch in range(epochs):
+        for pick in _batches(chosen, examples, rng):
+            loss = _loss(ranker, [examples[k] for k in pick], DROPOUT, _substitution()).mean()
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(ranker.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+        loss_held_out = _mean_loss(ranker, [examples[k] for k in held_out])
+        if loss_held_out < best_loss or not len(held_out):
+            best, best_loss = copy.deepcopy(ranker.state_dict()), loss_held_out
+        if on_epoch is not None:
+            on_epoch(epoch + 1, loss_held_out)
+    ranker.load_state_dict(best)
+    return ranker.eval().requires_grad_(False)
+
+
+def save_ranker(path: Path, ranker: AssignmentRanker) -> None:
+    """Write a ranker to a file of its own.
+
+    Raises
+    ------
+    CheckpointError
+        When the folder is missing or the disk refuses.
+    """
+    header = {"format": RANKER_FORMAT, "ranker": dataclasses.asdict(ranker.config)}
+    write_tensors(path, ranker.to_tensors(), header)
+
+
+def load_ranker(path: Path) -> AssignmentRanker:
+    """Read a ranker written by :func:`save_ranker`.
+
+    Raises
+    ------
+    CheckpointError
+        When the file is missing, damaged, foreign or does not fit its own configuration.
+    """
+    tensors, header = read_tensors(path, RANKER_FORMAT)
+    where = f"checkpoint {path}"
+    config = config_from_dict(RankerConfig, header.get("ranker"), where)
+    try:
+        return AssignmentRanker.from_tensors(config, tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from None
+
+
+def _examples(
+    ranker: AssignmentRanker,
+    crystals: Sequence[Labelled],
+    rows: Sequence[int],
+    seed: int,
+    workers: int | None,
+) -> list[_Example]:
+    requests = sorted({(c.number, c.counts) for c in crystals})
+    choose = partial(_choice, seed=seed)
+    found = dict(
+        zip(requests, parallel_map(choose, requests, workers=workers, chunk=32), strict=True)
+    )
+    examples = []
+    for crystal, row in zip(crystals, rows, strict=True):
+        sampled, of = found[crystal.number, crystal.counts]
+        mine = list(dict.fromkeys([crystal.assignment, *sampled]))
+        encoded = encode(ranker.memory, crystal.number, crystal.elements, crystal.counts, mine)
+        stands_for = max(1.0, (of - 1) / max(1, len(mine) - 1))
+        examples.append(_Example(encoded, 0, stands_for, row))
+    return examples
+
+
+def _choice(request: tuple[int, tuple[int, ...]], seed: int) -> tuple[list[Assignment], int]:
+    """Some assignments of a request, and the number they stand for."""
+    number, counts = request
+    found = list(assignments(number, counts, limit=ENUMERATED))
+    if len(found) <= SAMPLED:
+        return found, len(found)
+    rng = np.random.default_rng([seed, number, *counts])
+    picked = np.sort(rng.choice(len(found), SAMPLED, replace=False))
+    return [found[k] for k in picked], len(found)
+
+
+def _loss(
+    ranker: AssignmentRanker,
+    examples: Sequence[_Example],
+    dropout: float = 0.0,
+    shown: Tensor | None = None,
+) -> Tensor:
+    """(B,) negative log-likelihood of the true assignments."""
+    batch = collate([example.encoded for example in examples])
+    if shown is not None:
+        batch = batch._replace(element=shown[batch.element], match_roles=shown[batch.match_roles])
+    own = torch.tensor([example.row for example in examples])
+    scores = ranker.scores(batch, dropout=dropout, without=own)
+    sizes = np.array([len(example.encoded.units) for example in examples])
+    start = np.cumsum(sizes) - sizes
+    true = torch.from_numpy(start + np.array([example.true for example in examples]))
+    weight = torch.tensor([example.stands_for for example in examples]).log()[batch.request]
+    weight[true] = 0.0
+    return _log_sums(scores + weight, batch.request, len(examples)) - scores[true]
+
+
+def _log_sums(scores: Tensor, of: Tensor, count: int) -> Tensor:
+    """(count,) log of the sum of exponentials over each group of scores."""
+    most = torch.full((count,), -torch.inf).scatter_reduce(0, of, scores.detach(), "amax")
+    return torch.zeros(count).index_add(0, of, (scores - most[of]).exp()).log() + most
+
+
+def _mean_loss(ranker: AssignmentRanker, examples: Sequence[_Example]) -> float:
+    if not examples:
+        return float("nan")
+    with torch.inference_mode():
+        parts = [_loss(ranker, examples[k : k + BATCH]) for k in range(0, len(examples), BATCH)]
+    return float(torch.cat(parts).mean())
+
+
+def _batches(
+    chosen: NDArray[np.int64], examples: Sequence[_Example], rng: np.random.Generator
+) -> Iterator[NDArray[np.int64]]:
+    """Random batches of requests with similar numbers of assignments."""
+    size = np.array([len(examples[k].encoded.units) for k in chosen], dtype=np.int64)
+    order = rng.permutation(len(chosen))
+    parts: list[NDArray[np.int64]] = []
+    for start in range(0, len(order), BATCH * POOL):
+        pool = order[start : start + BATCH * POOL]
+        pool = pool[np.argsort(size[pool], kind="stable")]
+        parts += [chosen[pool[k : k + BATCH]] for k in range(0, len(pool), BATCH)]
+    return (parts[k] for k in rng.permutation(len(parts)))
+
+
+def _substitution() -> Tensor:
+    """(119,) atomic number to show in place of each."""
+    table = kin()
+    other = table.gather(1, torch.randint(table.shape[1], (len(table), 1))).squeeze(1)
+    return torch.where(torch.rand(len(table)) < SUBSTITUTED, other, torch.arange(len(table)))
