@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,9 @@ class TestOutcomes:
         assert first[0] is first[2]
         assert "unexpected failure" in first[1].reason
         again = phonon_checks(cells, options, cache=store, workers=1)
+        assert Counting.made == made
+        loose = dataclasses.replace(options, tolerance=5.0)
+        assert phonon_checks(cells, loose, cache=store, workers=1)[0].tolerance == 5.0
         assert Counting.made == made
         for a, b in zip(first, again, strict=True):
             assert (a.note, a.atoms, a.displacements) == (b.note, b.atoms, b.displacements)

@@ -401,6 +401,9 @@ class TestRelaxTwice:
         assert Counting.made == 6
         again = relax_twice(cells, options, cache=store, workers=1)
         assert Counting.made == 6
+        strict = ReleaseOptions(tolerance=0.001)  # another judgement of the same geometries
+        assert len(relax_twice(cells, options, release=strict, cache=store, workers=1)) == 4
+        assert Counting.made == 6
         for a, b in zip(first, again, strict=True):
             assert (a.note, a.broke) == (b.note, b.broke)
             assert a.groups_released == b.groups_released

@@ -199,7 +199,8 @@ def phonon_checks(
     return each_once(
         partial(phonon_check, options=options),
         cells,
-        kind=f"phonons {version} {options!r}",
+        # whatever the tolerance, frequencies are the same
+        kind=f"phonons {version} {replace(options, tolerance=DEFAULT_PHONONS.tolerance)!r}",
         pack=_pack,
         unpack=partial(_unpack, tolerance=options.tolerance),
         cache=cache,
@@ -246,11 +247,17 @@ def plot_bands(result: PhononResult, target: Path, title: str = "") -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.plot(length, result.bands, color="tab:blue", lw=0.8)
+    breaks = np.flatnonzero(np.diff(length) < 1e-9) + 1  # the path goes on elsewhere
+    for part in np.split(np.arange(len(length)), breaks):
+        axes.plot(length[part], result.bands[part], color="tab:blue", lw=0.8)
     axes.axhline(0, color="black", lw=0.5)
     axes.axhline(-result.tolerance, color="tab:red", lw=0.5, ls=":")
-    axes.set_xticks([x for x, _ in ticks], [name.replace("G", "Γ") for _, name in ticks])
-    for x, _ in ticks:
+    names: dict[float, str] = {}
+    for x, name in ticks:
+        here = name.replace("G", "Γ")
+        names[x] = f"{names[x]}|{here}" if x in names else here
+    axes.set_xticks(list(names), list(names.values()))
+    for x in names:
         axes.axvline(x, color="0.8", lw=0.5, zorder=0)
     axes.set_xlim(length[0], length[-1])
     axes.set_ylabel("frequency [THz]; negative: imaginary")

@@ -382,10 +382,12 @@ def relax_twice(
     """
     version = load_potential(options.potential, options.device).version
     options = replace(options, keep_symmetry=True)
+    # whatever the tolerance, geometries are the same
+    done = replace(release, tolerance=DEFAULT_RELEASE.tolerance)
     return each_once(
         partial(_relax_both, options=options, release=release),
         cells,
-        kind=f"two relaxations {version} {options!r} {release!r}",
+        kind=f"two relaxations {version} {options!r} {done!r}",
         pack=_pack_both,
         unpack=partial(_unpack_both, tolerance=release.tolerance),
         cache=cache,
