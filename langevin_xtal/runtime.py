@@ -39,7 +39,7 @@ def keep_freed_memory() -> bool:
     )
 
 
-class OutOfTime(BaseException):  # noqa: N818 - like KeyboardInterrupt
+class OutOfTime(BaseException):
     """A limit of time has been reached; not an Exception, so that few things swallow it."""
 
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     help="Noise averaged over equivalent images, or as in the paper.",
 )
 @click.option("--prior-epochs", type=click.IntRange(min=0), default=20, show_default=True)
-@click.option("--ranker-epochs", type=click.IntRange(min=0), default=12, show_default=True)
+@click.option("--ranker-epochs", type=click.IntRange(min=0), default=6, show_default=True)
 @click.option(
     "--proposal-epochs",
     type=click.IntRange(min=0),

@@ -173,7 +173,9 @@ def _formula_units(group: SpaceGroup, units: Mapping[str, int], z: int | None) -
             raise RequestError(explain(group.number, units, 1))
         return possible[0]
     if not isinstance(z, int) or isinstance(z, bool) or z < 1:
-        raise RequestError(f"z is {z!r}; give the formula units in the conventional cell, 1 or more")
+        raise RequestError(
+            f"z is {z!r}; give the formula units in the conventional cell, 1 or more"
+        )
     if sum(per_unit) * z > MAX_ATOMS:
         return z  # refused by the caller
     if not fits(group.number, [z * n for n in per_unit]):

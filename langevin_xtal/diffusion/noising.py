@@ -179,7 +179,7 @@ def noise_batch(
 
 
 def moved_lattice(crystals: Crystals, step: Tensor, coordinates: Tensor | None = None) -> Tensor:
-    """(B, 6) lattice coordinates, the crystals' or those given, after a step (B, 6) of the free."""
+    """(B, 6) lattice coordinates, those given or the crystals', after a step of the free ones."""
     start = crystals.coordinates if coordinates is None else coordinates
     return start + (step * crystals.free).gather(1, crystals.driver)
 

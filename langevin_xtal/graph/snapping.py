@@ -21,14 +21,14 @@ from langevin_xtal.symmetry.sites import IDENTICAL, fixed_projector, group_inver
 
 
 class Operations(NamedTuple):
-    """Operations of all groups in one table, with what snapping needs of each; float64 but for one."""
+    """Operations of all groups in one table, with what snapping needs of each; float64."""
 
     rotations: Tensor  #: (O, 3, 3) W
     translations: Tensor  #: (O, 3) w
     inverse: Tensor  #: (O, 3, 3) group inverse of W − I
     fixed: Tensor  #: (O, 3, 3) projector onto the vectors W leaves fixed
     back: Tensor  #: (O, 3, 3) inverse of W
-    whole: Tensor  #: (O, 3, 3) W as whole numbers, for the builders on the host
+    whole: Tensor  #: (O, 3, 3) W as int64, for the builders on the host
 
     @classmethod
     def of(cls, rotations: np.ndarray, translations: np.ndarray) -> Operations:

@@ -21,13 +21,13 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 from langevin_xtal.errors import CheckpointError, InputError
 from langevin_xtal.model.assignment import PriorConfig, WyckoffPrior
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
 from langevin_xtal.model.proposal import Proposal, ProposalConfig
+from langevin_xtal.model.ranking import AssignmentRanker, RankerConfig
 from langevin_xtal.model.statistics import Statistics
 
 MODEL_FORMAT = "langevin-xtal model 2"
@@ -38,6 +38,7 @@ ConfigT = TypeVar("ConfigT")
 
 _PARTS: dict[str, tuple[Any, Any]] = {
     "prior": (WyckoffPrior, PriorConfig),
+    "ranker": (AssignmentRanker, RankerConfig),
     "proposal": (Proposal, ProposalConfig),
 }
 """Networks beside the score network: class and configuration of each."""
@@ -70,6 +71,8 @@ class ScoreModel:
     card: dict[str, Any] = field(default_factory=dict)
     prior: WyckoffPrior | None = None
     """Over the Wyckoff positions of given sites; without it they are free."""
+    ranker: AssignmentRanker | None = None
+    """Of the assignments of a formula; without it those with few sites come first."""
     proposal: Proposal | None = None
     """Of positions and cell; without it chains start from noise."""
 
@@ -78,7 +81,7 @@ class ScoreModel:
         """Identifies the weights."""
         return weights_hash(self.network.state_dict() | self._part_tensors())
 
-    def parts(self) -> dict[str, nn.Module]:
+    def parts(self) -> dict[str, Any]:
         """The networks beside the score network, by the name of their field."""
         found = {name: getattr(self, name) for name in _PARTS}
         return {name: part for name, part in found.items() if part is not None}
@@ -87,7 +90,7 @@ class ScoreModel:
         return {
             f"{name}.{k}": v
             for name, part in self.parts().items()
-            for k, v in part.state_dict().items()
+            for k, v in _tensors_of(part).items()
         }
 
     def __repr__(self) -> str:
@@ -275,6 +278,16 @@ def _part_configs(table: Any, where: str) -> dict[str, Any]:
 def _read_part(name: str, config: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     prefix = f"{name}."
     state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    if name == "ranker":
+        return AssignmentRanker.from_tensors(config, state)
     part = _PARTS[name][0](config)
     part.load_state_dict(state)
     return part.eval().requires_grad_(False)
+
+
+def _tensors_of(part: Any) -> dict[str, torch.Tensor]:
+    """Weights, and what else a part remembers."""
+    tensors: dict[str, torch.Tensor] = (
+        part.to_tensors() if isinstance(part, AssignmentRanker) else part.state_dict()
+    )
+    return tensors

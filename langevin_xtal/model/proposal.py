@@ -174,9 +174,7 @@ class Proposal(nn.Module):
             Attention(w, self.config.heads) for _ in range(self.config.layers)
         )
         self.heads = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(w + 2 * WAVES * k, 2 * w), nn.GELU(), nn.Linear(2 * w, BINS)
-            )
+            nn.Sequential(nn.Linear(w + 2 * WAVES * k, 2 * w), nn.GELU(), nn.Linear(2 * w, BINS))
             for k in range(3)
         )
         self.lattice = nn.Sequential(
@@ -187,15 +185,17 @@ class Proposal(nn.Module):
         for table, spread in ((self.position, 0.1), (self.element, 0.1), (self.group, 0.2)):
             nn.init.normal_(table.weight, std=spread)
 
-    def context(self, d: Descriptions, dropout: float = 0.0, shown: Tensor | None = None) -> Tensor:
+    def context(
+        self, d: Descriptions, dropout: float = 0.0, shown: Tensor | None = None
+    ) -> Tensor:
         """(B, S, W) what each site is, among the others."""
         real = d.numbers > 0
         seen = d.numbers if shown is None else shown[d.numbers]
         count = real.sum(1, keepdim=True).float()
         size = torch.stack([d.size / 3 - 2, d.size - count[:, 0].log() - 3, count[:, 0].log()], 1)
-        x = self.element(seen) + self.describe_element(element_features()[seen].flatten(0, 1)).view(
-            *seen.shape, -1
-        )
+        x = self.element(seen) + self.describe_element(
+            element_features()[seen].flatten(0, 1)
+        ).view(*seen.shape, -1)
         about = position_features()[d.rows].flatten(0, 1)
         x = x + self.position(d.rows) + self.describe_position(about).view(*seen.shape, -1)
         x = x + (self.group(d.group) + self.size(size)).unsqueeze(1)
@@ -207,7 +207,7 @@ class Proposal(nn.Module):
 
     def placed(self, context: Tensor, d: Descriptions, dropout: float = 0.0) -> Tensor:
         """(B, S + 1, W): state before each site is placed, and after the last."""
-        b, s, w = context.shape
+        s = context.shape[1]
         told = torch.cat([context, (waves(d.values) * d.used.unsqueeze(3)).flatten(2)], 2)
         told = functional.pad(self.enter(told), (0, 0, 1, 0))
         x = told + functional.pad(context, (0, 0, 0, 1))
@@ -225,9 +225,7 @@ class Proposal(nn.Module):
     def mixture(self, state: Tensor, context: Tensor, d: Descriptions) -> Mixture:
         """The lattice's, from :meth:`placed` and :meth:`context`."""
         real = (d.numbers > 0).unsqueeze(2)
-        last = state.gather(
-            1, real.sum(1, keepdim=True).expand(-1, -1, state.shape[2])
-        ).squeeze(1)
+        last = state.gather(1, real.sum(1, keepdim=True).expand(-1, -1, state.shape[2])).squeeze(1)
         mean = (context * real).sum(1) / real.sum(1)
         out = self.lattice(torch.cat([last, mean], 1)).view(len(last), COMPONENTS, -1)
         spread = SMALLEST_SPREAD + functional.softplus(out[..., 1 + COORDINATES :] - 3.0)
@@ -364,7 +362,7 @@ def draw(
     """
     rank = element_rank()[list(numbers)]
     labels, _ = smallest_labels(group, positions, rank.tolist())
-    order = np.lexsort((labels, rank))
+    order = np.lexsort((np.array(labels), rank))
     own = np.array(numbers)[order]
     d = padded([group], [own], [[labels[s] for s in order]], statistics)
     context = proposal.context(d)

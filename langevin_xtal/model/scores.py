@@ -76,9 +76,7 @@ def cell_frame(coordinates: Tensor) -> CellFrame:
     cosine, sine = angle_cosine_sine(coordinates[:, 3:])
     (cg, cb, cw), (sg, sb, sw) = cosine.unbind(1), sine.unbind(1)
     zero, one = torch.zeros_like(cg), torch.ones_like(cg)
-    unit = [
-        torch.stack(v, 1) for v in ((one, zero, zero), (cg, sg, zero), (cb, sb * cw, sb * sw))
-    ]
+    unit = [torch.stack(v, 1) for v in ((one, zero, zero), (cg, sg, zero), (cb, sb * cw, sb * sw))]
     # dθ/du = sin θ / k
     turn = [
         (length[:, 1] * sg).unsqueeze(1) * torch.stack([-sg, cg, zero], 1),

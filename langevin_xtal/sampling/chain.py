@@ -125,7 +125,7 @@ class Chains:
         return self.crystals.site_crystal
 
     def noise(self, sigma_pos: Tensor, sigma_lat: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted noise at levels (B,): positions (A, 3) in units of σ, lattice (B, 6) of σ_L."""
+        """Predicted noise at levels (B,): positions (A, 3) in σ, lattice (B, 6) in σ_L."""
         clean = ~self.crystals.free.any(1)
         told_lat = torch.where(clean, 0.0, sigma_lat)
         with torch.inference_mode():
@@ -188,7 +188,7 @@ class Chains:
         )
 
     def _give_up_collapsed(self) -> None:
-        """Mark the chains too dense for the multigraph, and give them the cells they began with."""
+        """Mark the chains too dense for the multigraph, and give them their first cells."""
         host = self.crystals.to("cpu")
         arrays = crystal_arrays(self.frac.cpu(), self.lattice.cpu(), host, all_operations())
         settings = self.model.network.config.graph_settings()

@@ -25,7 +25,6 @@ from langevin_xtal.symmetry.lattice import (
     cell_directions,
     coordinate_from_length,
     fixed_coordinates,
-    has_fixed_angles,
     lattice_coordinates,
     lattice_driver,
     lattice_freedom,
@@ -103,8 +102,8 @@ def _assign(
             where = [table[w] for w in request.start.positions]
             found[k] = list(zip(request.numbers, where, strict=True))
         elif request.formula is not None:
-            u = float(uniforms(keys[k : k + 1], torch.zeros(1, dtype=torch.int64), 1))
-            found[k] = _assign_formula(request, model, u, options.assignment_temperature)
+            quantile = float(uniforms(keys[k : k + 1], torch.zeros(1, dtype=torch.int64), 1))
+            found[k] = _assign_formula(request, model, quantile, options.assignment_temperature)
         elif options.positions == "assigned" and model.prior is not None:
             by_prior.append(k)
     if by_prior:
@@ -143,22 +142,16 @@ def _fixed_places(request: Request) -> list[tuple[int, tuple[int, WyckoffPositio
     return places
 
 
-def _fixed_site(
-    group: SpaceGroup, point: Sequence[float]
-) -> tuple[WyckoffPosition, FloatArray]:
+def _fixed_site(group: SpaceGroup, point: Sequence[float]) -> tuple[WyckoffPosition, FloatArray]:
     """The position of a fixed point, and the point exactly on it."""
     cell = np.eye(3) * 10.0
     if group.crystal_system in ("trigonal", "hexagonal"):
         cell = 10.0 * cell_directions(group.number)
-    exact = snap_site(
-        np.array(point), group.rotations, group.translations, cell, FIXED_WITHIN
-    )
+    exact = snap_site(np.array(point), group.rotations, group.translations, cell, FIXED_WITHIN)
     return locate(group.number, exact, cell), exact
 
 
-def _assign_formula(
-    request: Request, model: ScoreModel, u: float, temperature: float
-) -> _Sites:
+def _assign_formula(request: Request, model: ScoreModel, u: float, temperature: float) -> _Sites:
     number = request.space_group.number
     elements = tuple(atomic_number(symbol) for symbol in request.elements)
     counts = list(request.counts.values())
@@ -174,9 +167,7 @@ def _assign_formula(
     if ranked is None:
         units = {s: n // (request.z or 1) for s, n in request.counts.items()}
         reason = explain(number, units, request.z or 1)
-        raise RequestError(
-            f"{request}: nothing fits beside the fixed sites" if fixed else reason
-        )
+        raise RequestError(f"{request}: nothing fits beside the fixed sites" if fixed else reason)
     found, log_p = ranked
     share = np.exp((log_p - log_p.max()) / temperature)
     pick = int(np.searchsorted(np.cumsum(share), u * share.sum()))
@@ -208,17 +199,18 @@ def ranked_assignments(
         return None
     if not present:
         return [((),) * len(elements)], np.zeros(1)
-    told = []
-    for option in assignments(number, [counts[k] for k in present], limit=MOST_ASSIGNMENTS):
-        if not {w for own in option for w in own} & set(occupied):
-            told.append(option)
+    kinds, amounts = [elements[k] for k in present], [counts[k] for k in present]
+    told = (
+        list(assignments(number, amounts, limit=MOST_ASSIGNMENTS))
+        if model.ranker is None
+        else model.ranker.candidates(number, amounts, limit=MOST_ASSIGNMENTS)[0]
+    )
+    told = [a for a in told if not {w for own in a for w in own} & set(occupied)]
     if not told:
         return None
-    if getattr(model, "ranker", None) is None:
+    if model.ranker is None:
         log_p = -np.array([float(sum(len(own) for own in option)) for option in told])
     else:
-        kinds = [elements[k] for k in present]
-        amounts = [counts[k] for k in present]
         log_p = model.ranker.log_probabilities(number, kinds, amounts, told)
     order = np.argsort(-log_p, kind="stable")
     whole = []
@@ -236,7 +228,7 @@ def ranked_assignments(
 def expected_coordinates(
     number: int, numbers: Sequence[int], multiplicity: FloatArray, statistics: Statistics
 ) -> FloatArray:
-    """(6,) lattice of the size and shape that atoms and group suggest, from training statistics."""
+    """(6,) lattice of the size and shape that atoms and group suggest, by the statistics."""
     volume = statistics.atomic_volume[list(numbers)] @ multiplicity
     lengths = np.cbrt(volume) * np.exp(statistics.shape[number])
     driver = lattice_driver(number)[:3]

@@ -1,1 +1,1 @@
-"""Searching a chemical system: what to ask for, where results are kept, and how they are ranked."""
+"""Searching a chemical system: what to ask for, where it is kept, how candidates are ranked."""

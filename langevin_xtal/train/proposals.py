@@ -50,9 +50,7 @@ def describe_dataset(
         jobs.append((int(data.group[k]), local[own], data.frac[own], kinds[own]))
     found = list(parallel_map(_described, jobs, workers=workers, chunk=256))
     numbers = [data.numbers[data.sites_of(k)][f.order] for k, f in enumerate(found)]
-    result = padded(
-        data.group.tolist(), numbers, [f.positions for f in found], statistics
-    )
+    result = padded(data.group.tolist(), numbers, [f.positions for f in found], statistics)
     for k, f in enumerate(found):
         for s, values in enumerate(f.parameters):
             result.values[k, s, : len(values)] = torch.from_numpy(values)

@@ -10,6 +10,7 @@ from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.train.assignments import fit_prior
 from langevin_xtal.train.proposals import describe_dataset, fit_proposal
+from langevin_xtal.train.ranking import fit_ranker
 
 OnEpoch = Callable[[str, int, int], None]
 """Called with the name of the part, epochs done and epochs planned."""
@@ -20,7 +21,7 @@ class StartEpochs:
     """Epochs of each part; 0 leaves it out."""
 
     prior: int = 20
-    ranker: int = 12
+    ranker: int = 6
     proposal: int = 40
 
 
@@ -43,8 +44,6 @@ def fit_starts(
             data, epochs=epochs.prior, seed=seed, on_epoch=report("prior", epochs.prior)
         )
     if epochs.ranker:
-        from langevin_xtal.train.ranking import fit_ranker
-
         parts["ranker"] = fit_ranker(
             data, epochs=epochs.ranker, seed=seed, on_epoch=report("ranker", epochs.ranker)
         )
