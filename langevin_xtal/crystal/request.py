@@ -14,6 +14,7 @@ from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
 from langevin_xtal.errors import RequestError
 from langevin_xtal.symmetry import SpaceGroup, lattice_coordinates
 from langevin_xtal.symmetry.assignments import explain, fits, smallest_z
+from langevin_xtal.symmetry.wyckoff import wyckoff_positions
 
 MAX_SITES = 64
 """Sites of one request."""
@@ -44,6 +45,9 @@ class Request:
         Number, short symbol or :class:`~langevin_xtal.symmetry.SpaceGroup`.
     sites
         Element symbol to number of sites in the asymmetric unit, e.g. ``{"Cu": 2, "Si": 1}``.
+    positions
+        With ``sites``, optionally the Wyckoff position of each, in their order: indices within
+        :func:`~langevin_xtal.symmetry.wyckoff.wyckoff_positions` of the group.
     formula
         Instead of ``sites``: the exact composition, e.g. ``"Cu2KSi"``; sites are then placed on
         Wyckoff positions whose multiplicities add up to it.
@@ -69,6 +73,7 @@ class Request:
 
     space_group: SpaceGroup
     sites: Mapping[str, int]
+    positions: tuple[int, ...] | None
     formula: str | None
     z: int | None
     lattice: tuple[float, ...] | None
@@ -84,6 +89,7 @@ class Request:
         space_group: SpaceGroup | int | str,
         sites: Mapping[str, int] | None = None,
         *,
+        positions: Sequence[int] | None = None,
         formula: str | None = None,
         z: int | None = None,
         lattice: Sequence[float] | None = None,
@@ -106,16 +112,22 @@ class Request:
                 )
         elif z is not None:
             raise RequestError("z counts formula units: give a formula with it")
+        numbers = () if formula is not None else _site_numbers(sites)
         values = {
             "space_group": space_group,
             "sites": dict(sites or {}),
+            "positions": (
+                None
+                if positions is None
+                else _checked_positions(space_group, positions, len(numbers))
+            ),
             "formula": formula,
             "z": z,
             "lattice": None if lattice is None else _checked_cell(space_group, lattice),
             "fixed": tuple((symbol, _point(symbol, x)) for symbol, x in fixed),
             "start": start,
             "counts": counts,
-            "numbers": () if formula is not None else _site_numbers(sites),
+            "numbers": numbers,
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -194,6 +206,20 @@ def _site_numbers(sites: Mapping[str, int] | None) -> tuple[int, ...]:
     if len(numbers) > MAX_SITES:
         raise RequestError(f"{len(numbers)} sites were asked for; the most is {MAX_SITES}")
     return tuple(numbers)
+
+
+def _checked_positions(group: SpaceGroup, positions: Sequence[int], sites: int) -> tuple[int, ...]:
+    table = wyckoff_positions(group.number)
+    if len(positions) != sites:
+        raise RequestError(
+            f"{len(positions)} positions were given for {sites} sites; give as many"
+        )
+    for w in positions:
+        if not 0 <= w < len(table):
+            raise RequestError(f"group {group} has positions 0 to {len(table) - 1}; {w} was given")
+        if not table[w].freedom and list(positions).count(w) > 1:
+            raise RequestError(f"position {w} of group {group} is a point: it holds one site")
+    return tuple(int(w) for w in positions)
 
 
 def _point(symbol: str, x: Sequence[float]) -> tuple[float, float, float]:

@@ -11,7 +11,6 @@ Nothing is ever told of the cell or the free coordinates.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -95,8 +94,6 @@ class Target:
         pairs = zip(elements.tolist(), sites.tolist(), strict=True)
         told: dict[str, Any] = {}
         if mode == "letters":
-            if "positions" not in inspect.signature(Request).parameters:
-                raise InputError("this version's requests cannot be told Wyckoff positions")
             order = np.argsort(self.numbers, kind="stable")
             told["positions"] = tuple(self.positions[k] for k in order)
         return Request(self.group, {SYMBOLS[z]: n for z, n in pairs}, **told)

@@ -15,11 +15,13 @@ from torch import Tensor
 from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.crystal.request import Request, cell_coordinates
 from langevin_xtal.errors import RequestError
+from langevin_xtal.model.assignment import element_rank
 from langevin_xtal.model.checkpoint import ScoreModel
 from langevin_xtal.model.proposal import draw
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.sampling.streams import normals, uniforms
-from langevin_xtal.symmetry.assignments import Assignment, assignments, explain
+from langevin_xtal.symmetry.assignments import Assignment, assignments, explain, renamings
+from langevin_xtal.symmetry.description import smallest_labels
 from langevin_xtal.symmetry.groups import SpaceGroup
 from langevin_xtal.symmetry.lattice import (
     cell_directions,
@@ -97,9 +99,10 @@ def _assign(
     found: list[_Sites | None] = [None] * len(requests)
     by_prior = []
     for k, request in enumerate(requests):
-        if request.start is not None:
+        given = request.positions if request.start is None else request.start.positions
+        if given is not None:
             table = wyckoff_positions(request.space_group.number)
-            where = [table[w] for w in request.start.positions]
+            where = [table[w] for w in given]
             found[k] = list(zip(request.numbers, where, strict=True))
         elif request.formula is not None:
             quantile = float(uniforms(keys[k : k + 1], torch.zeros(1, dtype=torch.int64), 1))
@@ -312,18 +315,34 @@ def _proposed(
     for k in range(options.proposals):
         u = uniforms(stream.expand(count), torch.arange(count), 3 + 2 * k).view(-1, 3)
         normal = normals(stream.expand(6), torch.arange(6), 4 + 2 * k)
-        found = draw(
-            model.proposal,
-            model.statistics,
-            number,
-            numbers,
-            [w.index for w in where],
-            u,
-            normal,
-            options.proposal_temperature,
-        )
-        if best is None or found.log_likelihood > best.log_likelihood:
-            best = found
+        for labels in _labellings(number, numbers, where):
+            found = draw(
+                model.proposal,
+                model.statistics,
+                number,
+                numbers,
+                labels,
+                u,
+                normal,
+                options.proposal_temperature,
+            )
+            if best is None or found.log_likelihood > best.log_likelihood:
+                best = found
     assert best is not None
     table = wyckoff_positions(number)
     return best.frac, tuple(table[w] for w in best.positions), best.coordinates
+
+
+def _labellings(
+    number: int, numbers: Sequence[int], where: Sequence[WyckoffPosition]
+) -> list[tuple[int, ...]]:
+    """The ways to label the same crystals, by turned cells: the proposal knows one of them best.
+
+    Shifts of the origin are the description's to choose; most groups have one labelling then.
+    """
+    kinds = element_rank()[list(numbers)].tolist()
+    found: dict[tuple[tuple[int, int], ...], tuple[int, ...]] = {}
+    for names in renamings(number).tolist():
+        labels, _ = smallest_labels(number, [names[w.index] for w in where], kinds)
+        found.setdefault(tuple(sorted(zip(kinds, labels, strict=True))), labels)
+    return list(found.values())
