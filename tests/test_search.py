@@ -324,6 +324,25 @@ class TestCampaign:
         tiny_campaign(store, tiny_model, reference).run()
         assert content(store) == content(uninterrupted)
 
+    @pytest.mark.parametrize("stage", ["sampling", "filtering", "relaxing"])
+    def test_interrupted(
+        self,
+        tiny_model: ScoreModel,
+        reference: PackedDataset,
+        uninterrupted: Path,
+        tmp_path: Path,
+        stage: str,
+    ) -> None:
+        def press(title: str, done: int, planned: int) -> None:
+            if title == stage and done > planned // 2:
+                raise KeyboardInterrupt
+
+        campaign = tiny_campaign(tmp_path / "s.db", tiny_model, reference)
+        with pytest.raises(KeyboardInterrupt):
+            campaign.run(press)
+        campaign.run()
+        assert content(tmp_path / "s.db") == content(uninterrupted)
+
     @needs_fork
     def test_two_processes_share_a_store(
         self, tiny_model: ScoreModel, reference: PackedDataset, uninterrupted: Path, tmp_path: Path

@@ -204,6 +204,15 @@ class TestClaims:
             less.settle_all("duplicates", 2, {2: Change({"duplicate_of": -1})})
         assert read_rows(path)[2].facts["duplicate_of"] == 0
 
+    def test_claims_of_a_store_that_could_not_say_goodbye(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with Store(path, SETTINGS) as store:
+            store.claim("sample", range(3), 3)
+            monkeypatch.setattr(store._database, "_connect", lambda: sqlite3.connect("/no/where"))
+        with Store(path, SETTINGS) as store:
+            assert store.claim("sample", range(3), 3).units == [0, 1, 2]
+
     def test_many_rows(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(store_module, "CHUNK", 7)
         fill(path, 30)

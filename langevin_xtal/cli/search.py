@@ -12,9 +12,12 @@ from langevin_xtal.cli import options
 from langevin_xtal.errors import InputError
 
 if TYPE_CHECKING:
+    from langevin_xtal.search.campaign import Campaign
     from langevin_xtal.search.space import SearchSpace
     from langevin_xtal.search.store import Summary
 
+DEFAULT_POTENTIAL = "chgnet"
+"""The one hull references are shipped for."""
 SHOWN = 20
 REASONS = 3
 FLAGS = 60
@@ -102,7 +105,7 @@ class Units(click.ParamType):
 @click.option("--relax", is_flag=True, help="Relax, and rank by energy above hull.")
 @click.option(
     "--potential",
-    default="chgnet",
+    default=DEFAULT_POTENTIAL,
     show_default=True,
     help="chgnet, or module:attribute of anything that makes an ASE calculator.",
 )
@@ -211,7 +214,7 @@ def search(
     with _bars() as progress:
         summary = campaign.run(progress)
     _stages(summary)
-    _ranking(campaign, out)
+    _ranking(campaign)
 
 
 def _formulas(text: str | None) -> Any:
@@ -272,33 +275,43 @@ def _stages(summary: Summary) -> None:
         click.echo(f"  {count} rejected: {reason}")
 
 
-def _ranking(campaign: Any, out: str) -> None:
+def _ranking(campaign: Campaign) -> None:
+    from langevin_xtal.search.campaign import flags
     from langevin_xtal.search.store import plain_address
 
-    table = campaign.best(SHOWN)
     lines = [("rank", "uid", "formula", "group", "found", "above hull", "energy", "flags")]
-    for rank, row in zip(table.index, table.itertuples(index=False), strict=True):
-        known = [f"known: {row.known}"] if row.known else []
-        text = "; ".join([*known, row.flags] if row.flags else known)
+    for rank, entry in enumerate(campaign.entries(SHOWN), start=1):
+        known = entry.properties.get("known")
+        text = "; ".join([*([f"known: {known}"] if known else []), *flags(entry)])
+        found = entry.properties.get("found_group_0.1", entry.found_group)
         lines.append(
             (
                 str(rank),
-                row.uid,
-                row.formula,
-                str(row.group),
-                "-" if row.found_group is None else str(int(row.found_group)),
-                _energy(row.e_above_hull),
-                _energy(row.energy),
+                entry.uid,
+                entry.formula,
+                str(entry.space_group),
+                str(found or "-"),
+                _energy(entry.e_above_hull),
+                _energy(entry.energy),
                 text if len(text) <= FLAGS else text[: FLAGS - 1] + "…",
             )
         )
     click.echo("")
     _print(lines, right=(0, 3, 4, 5, 6))
-    click.echo(f"energies in eV/atom; all candidates are in {plain_address(out)}")
+    where = plain_address(campaign.store)
+    click.echo(
+        "energies in eV/atom; groups found within 0.1 Å where relaxed, else within 0.01 Å; "
+        f"all candidates are in {where}"
+    )
+    plan = campaign.plan
+    if plan.relax and (plan.hull is not None or plan.relax_options.potential == DEFAULT_POTENTIAL):
+        from langevin_xtal.screen.hull import coverage_note
+
+        click.echo(coverage_note(plan.space.elements, plan.hull))
 
 
-def _energy(value: Any) -> str:
-    return "-" if value is None or value != value else f"{value:.3f}"
+def _energy(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _print(lines: Sequence[Sequence[str]], right: Sequence[int]) -> None:

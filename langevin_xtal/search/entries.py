@@ -7,8 +7,10 @@ import json
 import math
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +117,17 @@ def found_group(cell: Cell, symprec: float = SYMPREC) -> int | None:
 
 def plain_formula(numbers: Iterable[int]) -> str:
     """Reduced formula as pymatgen writes it, such as ``"NaCl"``."""
+    counts = Counter(int(z) for z in numbers)
+    return _formula(tuple(sorted(counts.items())))
+
+
+@cache
+def _formula(counts: tuple[tuple[int, int], ...]) -> str:
     from pymatgen.core import Composition
 
-    symbols = Counter(SYMBOLS[int(z)] for z in numbers)
-    return str(Composition(symbols).reduced_formula)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # helium has no electronegativity to order it by
+        return str(Composition({SYMBOLS[z]: n for z, n in counts}).reduced_formula)
 
 
 def entry_of(row: Row) -> Entry:

@@ -175,7 +175,6 @@ class _Run:
         while True:
             rows, unit = self._to_compare(stage)
             claim = self.store.claim(stage, [unit], 1)
-            self.report(title, 0, len(rows))
             if claim.units:
                 start = time.perf_counter()
                 cells = [row.cell for row in rows if row.cell is not None]
@@ -192,7 +191,6 @@ class _Run:
                         changes[row.index] = Change({fact: same})
                 self.store.settle_all(stage, unit, changes, time.perf_counter() - start)
             elif claim.left == 0:
-                self.report(title, len(rows), len(rows))
                 return
             else:
                 time.sleep(POLL_SECONDS)

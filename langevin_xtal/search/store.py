@@ -85,6 +85,8 @@ CHUNK = 200
 """Rows written in one transaction."""
 ADVISORY_LOCK = 0x4C5853
 """Key of the writers' lock in PostgreSQL: ``LXS``."""
+_ENDED: set[str] = set()
+"""Owners that this process was, and is no more."""
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS langevin_xtal_work (stage TEXT, unit INTEGER, owner TEXT, "
     "done INTEGER, entry INTEGER, PRIMARY KEY (stage, unit))",
@@ -179,6 +181,7 @@ class Store:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+        _ENDED.add(self.owner)  # known here even when the disk is full and nothing can be written
         with suppress(LangevinXtalError), self._transaction() as cursor:
             cursor.execute(
                 "DELETE FROM langevin_xtal_work WHERE owner = ? AND done = 0", (self.owner,)
@@ -389,7 +392,7 @@ class Store:
             if owner == self.owner:
                 living.add(owner)
                 continue
-            if host == _host() and not _is_running(int(pid)):
+            if owner in _ENDED or (host == _host() and not _is_running(int(pid))):
                 continue
             # beats are compared by this process's clock: clocks of computers differ
             if self._seen.get(owner, (None, 0.0))[0] != beat:
