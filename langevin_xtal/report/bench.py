@@ -53,7 +53,7 @@ STAGES = ("graph", "train", "sample")
 UNTRAINED = "untrained"
 """Entry in the card of a model with random weights."""
 
-GRAPH_CRYSTALS = 128
+GRAPH_CRYSTALS = 64
 SIGMAS = 4
 REFERENCE_CRYSTALS = 2  # the specification takes a fifth of a second for each
 STEPS_PER_ROW = 3
