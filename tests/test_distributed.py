@@ -25,7 +25,7 @@ from langevin_xtal.graph.snapping import all_operations
 from langevin_xtal.model.checkpoint import ScoreModel, load_model, read_tensors
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.train import loop
-from langevin_xtal.train.distributed import Team, join, own_rows, part_of_total
+from langevin_xtal.train.distributed import Team, join, part_of_total
 from langevin_xtal.train.loop import STATE_FORMAT, TrainConfig, Trainer
 from langevin_xtal.train.store import CrystalStore
 from tests.conftest import TINY
@@ -76,18 +76,17 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def noised() -> Noised:
-    """A batch of eleven crystals of many sizes."""
+def noised(share: slice | None = None) -> Noised:
+    """A batch of eleven crystals of many sizes, or some of them as they are in it."""
     store = CrystalStore(reference_dataset())
-    index = torch.arange(3, len(store), 10)[:11]
     return noise_batch(
-        store.batch(index),
+        store.batch(torch.arange(3, len(store), 10)[:11]),
         NoiseLevels(),
         NoisingConfig(confined=0.5),
         TINY.graph_settings(),
         all_operations(),
         torch.Generator().manual_seed(3),
+        share=share,
     )
 
 
@@ -101,11 +100,11 @@ class TestShares:
 
     @pytest.mark.parametrize("size", [1, 2, 3, 11])
     def test_of_a_batch_have_the_losses_of_its_crystals(
-        self, noised: Noised, tiny_model: ScoreModel, size: int
+        self, tiny_model: ScoreModel, size: int
     ) -> None:
-        whole = denoising_losses(tiny_model.network, noised)
+        whole = denoising_losses(tiny_model.network, noised())
         shares = [Team(rank, size).share(11) for rank in range(size)]
-        parts = [denoising_losses(tiny_model.network, own_rows(noised, s)) for s in shares]
+        parts = [denoising_losses(tiny_model.network, noised(s)) for s in shares]
         for name in ("position", "lattice"):
             together = torch.cat([getattr(part, name) for part in parts])
             torch.testing.assert_close(together, getattr(whole, name), rtol=1e-5, atol=1e-6)
@@ -115,26 +114,17 @@ class TestShares:
         total = sum(part_of_total(part, 0.7, 11.0, lattices) for part in parts)
         torch.testing.assert_close(total, whole.total(0.7), rtol=1e-5, atol=1e-6)
 
-    def test_share_nothing(self, noised: Noised) -> None:
-        parts = [own_rows(noised, Team(rank, 3).share(11)).graph for rank in range(3)]
-        assert sum(len(part.source) for part in parts) == len(noised.graph.source)
-        assert sum(int(part.is_triplet.sum()) for part in parts) == int(
-            noised.graph.is_triplet.sum()
-        )
-        for part in parts:
-            real = part.row_edge < len(part.source)
-            assert real.sum() == len(part.source)
-            assert torch.equal(
-                part.row_edge.flatten()[part.row_of_edge], torch.arange(len(part.source))
-            )
-            assert torch.equal(
-                part.target[part.row_edge[real]], part.row_site[real.nonzero()[:, 0]]
-            )
+    def test_share_nothing(self) -> None:
+        parts = [noised(Team(rank, 3).share(11)) for rank in range(3)]
+        whole = noised()
+        assert sum(len(part.graph.source) for part in parts) == len(whole.graph.source)
+        for name in ("tau_pos", "tau_lat", "sigma_pos", "position_target", "lattice_target"):
+            together = torch.cat([getattr(part, name) for part in parts])
+            torch.testing.assert_close(together, getattr(whole, name), rtol=1e-5, atol=1e-6)
 
-    def test_a_batch_without_a_noised_lattice(
-        self, noised: Noised, tiny_model: ScoreModel
-    ) -> None:
-        clean = dataclasses.replace(noised, lattice_used=torch.zeros_like(noised.lattice_used))
+    def test_a_batch_without_a_noised_lattice(self, tiny_model: ScoreModel) -> None:
+        batch = noised()
+        clean = dataclasses.replace(batch, lattice_used=torch.zeros_like(batch.lattice_used))
         losses = denoising_losses(tiny_model.network, clean)
         assert torch.equal(part_of_total(losses, 1.0, 11.0, 0.0), losses.position.sum() / 11)
 

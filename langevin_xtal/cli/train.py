@@ -131,7 +131,7 @@ def train(
         name=name,
         start=None if init is None else load_model(init),
     )
-    if trainer.step:
+    if trainer.step and trainer.team.leads:
         click.echo(f"resuming {out} at step {trainer.step} of {steps}", err=True)
     try:
         with options.progress_bar("training", "step") as update:
@@ -139,7 +139,8 @@ def train(
                 update(row.step, steps)
                 _say(row, trainer)
     finally:
-        plot_losses(out / "log.csv", out / "loss.png")
+        if trainer.team.leads:
+            plot_losses(out / "log.csv", out / "loss.png")
     epochs = StartEpochs(prior=prior_epochs, ranker=ranker_epochs, proposal=proposal_epochs)
     planned = {"prior": 0, "ranker": prior_epochs, "proposal": prior_epochs + ranker_epochs}
     with options.progress_bar("where chains start", "epoch") as update:

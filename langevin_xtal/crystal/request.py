@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
 from langevin_xtal.errors import RequestError
 from langevin_xtal.symmetry import SpaceGroup, lattice_coordinates
-from langevin_xtal.symmetry.assignments import explain, fits, smallest_z
+from langevin_xtal.symmetry.assignments import explain, fits
 from langevin_xtal.symmetry.wyckoff import wyckoff_positions
 
 MAX_SITES = 64
@@ -21,6 +21,9 @@ MAX_SITES = 64
 
 MAX_ATOMS = 512
 """Atoms of a formula in the conventional cell."""
+
+MAX_UNITS = 48
+"""Formula units tried where Z is not given."""
 
 _PART = re.compile(r"([A-Z][a-z]?)(\d*)")
 
@@ -60,7 +63,7 @@ class Request:
         Sites to keep where they are, as (symbol, (x, y, z)); they count among the sites or the
         formula.
     start
-        A crystal to start from, see :func:`~langevin_xtal.sampling.start.request_from_structure`.
+        A crystal to start from, see :func:`~langevin_xtal.sampling.from_structure.request_from_structure`.
 
     Raises
     ------
@@ -180,10 +183,10 @@ def parse_formula(formula: str) -> dict[str, int]:
 def _formula_units(group: SpaceGroup, units: Mapping[str, int], z: int | None) -> int:
     per_unit = list(units.values())
     if z is None:
-        possible = smallest_z(group.number, per_unit)
-        if not possible:
-            raise RequestError(explain(group.number, units, 1))
-        return possible[0]
+        for possible in range(1, MAX_UNITS + 1):
+            if fits(group.number, [possible * n for n in per_unit]):
+                return possible
+        raise RequestError(explain(group.number, units, 1))
     if not isinstance(z, int) or isinstance(z, bool) or z < 1:
         raise RequestError(
             f"z is {z!r}; give the formula units in the conventional cell, 1 or more"

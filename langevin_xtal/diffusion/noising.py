@@ -63,6 +63,15 @@ class Crystals:
         """The same on another device."""
         return Crystals(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
+    def part(self, share: slice) -> Crystals:
+        """Some crystals that follow each other, ``share.start`` to ``share.stop``."""
+        start = self.site_start[share.start : share.stop + 1]
+        sites = slice(int(start[0]), int(start[-1]))
+        given = {"numbers": self.numbers[sites], "frac": self.frac[sites]}
+        given |= {"site_start": start - start[0]}
+        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in given}
+        return Crystals(**given, **{name: value[share] for name, value in rest.items()})
+
     @property
     def site_crystal(self) -> Tensor:
         """(A,) crystal of each site."""
@@ -110,38 +119,49 @@ def noise_batch(
     operations: Operations,
     generator: torch.Generator,
     dtype: torch.dtype = torch.float32,
+    share: slice | None = None,
 ) -> Noised:
-    """Noise every crystal at a random level and build the multigraph the network sees."""
-    site_crystal = crystals.site_crystal
+    """Noise every crystal at a random level and build the multigraph the network sees.
+
+    With ``share``, only of these crystals of the batch, which are noised as among all of it.
+    """
     n_crystals, n_sites = len(crystals.coordinates), len(crystals.frac)
+    own = slice(0, n_crystals)
+    own_sites = slice(0, n_sites)
+    if share is not None:
+        own = share
+        own_sites = slice(*crystals.site_start[[share.start, share.stop]].tolist())
+        crystals = crystals.part(share)
+    site_crystal = crystals.site_crystal
     pairs = site_pairs(site_crystal, crystals.op_start, crystals.op_count)
     device = crystals.frac.device
 
-    # random numbers are the host's, so a run does not depend on the device they go to
-    def uniform(n: int) -> Tensor:
-        return torch.rand(n, generator=generator, dtype=torch.float64).to(device)
+    # random numbers are the host's, so a run does not depend on the device they go to, and of the
+    # whole batch, so it does not depend on the share
+    def uniform() -> Tensor:
+        return torch.rand(n_crystals, generator=generator, dtype=torch.float64)[own].to(device)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     # stratified over the batch: every batch sees the whole schedule
-    order = torch.randperm(n_crystals, generator=generator).to(device)
-    tau = (order + uniform(n_crystals)) / n_crystals
+    order = torch.randperm(n_crystals, generator=generator)[own].to(device)
+    tau = (order + uniform()) / n_crystals
     sigma_pos = levels.position(tau)
-    tau_lat = (tau + config.decoupling * normal(n_crystals)).clamp(0.0, 1.0)
-    noisy = uniform(n_crystals) >= config.clean_lattice
+    tau_lat = (tau + config.decoupling * normal(n_crystals)[own].to(device)).clamp(0.0, 1.0)
+    noisy = uniform() >= config.clean_lattice
     sigma_lat = torch.where(noisy, levels.lattice(tau_lat), 0.0)
 
     lattice_used = crystals.free & noisy.unsqueeze(1)
-    lattice_target = normal(n_crystals, COORDINATES) * lattice_used
+    lattice_target = normal(n_crystals, COORDINATES)[own].to(device) * lattice_used
     coordinates = moved_lattice(crystals, sigma_lat.unsqueeze(1) * lattice_target)
     lattice = cell_frame(coordinates).rows
 
-    noise = normal(n_sites, 3)
+    noise = normal(n_sites, 3)[own_sites].to(device)
     home = snap_sites(
-        crystals.frac, lattice, site_crystal, pairs, operations, noise.new_zeros(n_sites)
+        crystals.frac, lattice, site_crystal, pairs, operations, noise.new_zeros(len(noise))
     )
-    kept = uniform(n_crystals) < config.confined
+    kept = uniform() < config.confined
     confined = kept[site_crystal]
     inside = (noise.unsqueeze(1) @ home.projector).squeeze(1)
     noise = torch.where(confined.unsqueeze(1), inside, noise)

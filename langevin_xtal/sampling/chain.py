@@ -84,10 +84,7 @@ class Chains:
         keys: Tensor,
         device: str | torch.device = "cpu",
     ) -> Chains:
-        """Chains at the noise level where they start, on a device.
-
-        A chain that starts at the largest noise keeps its positions, which are uniform already.
-        """
+        """Chains at the noise level where they start, on a device."""
         crystals = starting_crystals(starts, groups)
         eye = np.eye(3)
         free_space = np.stack(
@@ -109,7 +106,6 @@ class Chains:
             coordinates=crystals.coordinates,
         )
         sigma, sigma_lat = (level[0] for level in model.levels.grid(2, chains.tau))
-        sigma = torch.where(chains.tau > 0, sigma, 0.0)
         chains.move_positions(sigma[chains.site_crystal, None] * chains.streams.site_normals())
         chains.move_lattice(sigma_lat.unsqueeze(1) * chains.streams.crystal_normals())
         return chains

@@ -208,7 +208,10 @@ def ranked_assignments(
         if model.ranker is None
         else model.ranker.candidates(number, amounts, limit=MOST_ASSIGNMENTS)[0]
     )
-    told = [a for a in told if not {w for own in a for w in own} & set(occupied)]
+    if occupied:
+        # fixed sites fix the origin: the same crystals from other origins are other options now
+        told = [a for option in told for a in _renamed(number, option)]
+        told = [a for a in dict.fromkeys(told) if not _used(a) & set(occupied)]
     if not told:
         return None
     if model.ranker is None:
@@ -223,6 +226,17 @@ def ranked_assignments(
             filled[place] = own
         whole.append(tuple(filled))
     return whole, log_p[order] - np.logaddexp.reduce(log_p)
+
+
+def _renamed(number: int, assignment: Assignment) -> list[Assignment]:
+    return [
+        tuple(tuple(sorted(names[w] for w in own)) for own in assignment)
+        for names in renamings(number).tolist()
+    ]
+
+
+def _used(assignment: Assignment) -> set[int]:
+    return {w for own in assignment for w in own}
 
 
 # -- coordinates and cell

@@ -1,9 +1,9 @@
 """Training in several processes that share every batch, as ``torchrun`` starts them.
 
-Every process holds the same weights, averages and moments and draws the noise of the whole batch.
-It computes the losses of its own share of the crystals; the gradients of all are added, so N
-processes do what one does with the same batch, up to the rounding of that sum. The first process
-writes the files and shows progress.
+Every process holds the same weights, averages and moments and draws the random numbers of the
+whole batch. It noises its own share of the crystals and computes their losses; the gradients of
+all are added, so N processes do what one does with the same batch, up to the rounding of that sum.
+The first process writes the files and shows progress.
 
 .. code-block:: bash
 
@@ -22,9 +22,8 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import FrameType
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,15 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed
 
 from langevin_xtal.diffusion.losses import Losses
-from langevin_xtal.diffusion.noising import Noised
 from langevin_xtal.errors import InputError, LangevinXtalError
-from langevin_xtal.graph.batch import GraphBatch
-
-CRYSTAL_FIELDS = frozenset({"volume_per_atom", "confined"})
-SITE_FIELDS = frozenset({"numbers", "multiplicity", "abundance"})
-EDGE_FIELDS = frozenset(
-    {"vec", "dist", "reach", "is_self_image", "is_long_range", "is_snap", "axes", "frac"}
-)
 
 
 @dataclass
@@ -196,51 +187,3 @@ def part_of_total(
     """
     lattice = losses.lattice.sum() / max(1.0, lattices)
     return losses.position.sum() / crystals + lattice_weight * lattice
-
-
-def own_rows(noised: Noised, share: slice) -> Noised:
-    """The crystals ``share`` of a noised batch, as a batch of their own."""
-    count = len(noised.sigma_pos)
-    if share == slice(0, count):
-        return noised
-    site_crystal = noised.graph.site_crystal
-    sites = _sites_of(site_crystal, share)
-    kept: dict[str, Any] = {
-        f.name: getattr(noised, f.name)[sites if f.name == "position_target" else share]
-        for f in fields(noised)
-        if f.name != "graph"
-    }
-    return Noised(graph=_own_graph(noised.graph, share, sites), **kept)
-
-
-def _sites_of(site_crystal: Tensor, share: slice) -> slice:
-    first, last = torch.searchsorted(site_crystal, torch.tensor([share.start, share.stop]))
-    return slice(int(first), int(last))
-
-
-def _own_graph(g: GraphBatch, share: slice, sites: slice) -> GraphBatch:
-    """Sites and rows of a crystal lie together; its edges are those of its sites."""
-    inside = torch.arange(len(g.numbers), device=g.source.device)
-    inside = (inside >= sites.start) & (inside < sites.stop)
-    edges = inside[g.source]
-    number = int(edges.sum())
-    renamed = torch.full((len(edges) + 1,), number, device=edges.device)
-    renamed[:-1][edges] = torch.arange(number, device=edges.device)
-    rows = inside[g.row_site]
-    first_row = int((g.row_site < sites.start).sum())
-    width = g.row_edge.shape[1]
-    special = {
-        "site_crystal": g.site_crystal[sites] - share.start,
-        "source": g.source[edges] - sites.start,
-        "target": g.target[edges] - sites.start,
-        "out_edge": renamed[g.out_edge[sites]],
-        "row_site": g.row_site[rows] - sites.start,
-        "row_edge": renamed[g.row_edge[rows]],
-        "row_of_edge": g.row_of_edge[edges] - first_row * width,
-        "cosine": g.cosine[rows],
-        "is_triplet": g.is_triplet[rows],
-    }
-    pick: dict[str, Any] = dict.fromkeys(CRYSTAL_FIELDS, share)
-    pick |= dict.fromkeys(SITE_FIELDS, sites) | dict.fromkeys(EDGE_FIELDS, edges)
-    names = [f.name for f in fields(g) if f.name not in special]
-    return GraphBatch(**special, **{name: getattr(g, name)[pick[name]] for name in names})

@@ -45,7 +45,7 @@ from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.runtime import keep_freed_memory
-from langevin_xtal.train.distributed import join, orderly_stop, own_rows, part_of_total
+from langevin_xtal.train.distributed import join, orderly_stop, part_of_total
 from langevin_xtal.train.starts import OnEpoch, StartEpochs, fit_starts
 from langevin_xtal.train.store import CrystalStore
 
@@ -355,15 +355,15 @@ class Trainer:
 
     def _prepare(self, step: int) -> Noised:
         index = self._batch_index(step)
-        noised = noise_batch(
+        return noise_batch(
             self.store.batch(index),
             self.config.levels,
             self.config.noising,
             self.settings,
             self.operations,
             _generator(self.config.seed + 2, step),
+            share=self.team.share(self.config.batch_size) if self.team.size > 1 else None,
         )
-        return own_rows(noised, self.team.share(self.config.batch_size))
 
     def _batch_index(self, step: int) -> Tensor:
         size, total = self.config.batch_size, len(self.store)
