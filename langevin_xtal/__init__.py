@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from langevin_xtal.crystal.candidate import Candidate
     from langevin_xtal.crystal.request import Request
     from langevin_xtal.evaluation.protocol import evaluate
+    from langevin_xtal.export.vasp import export_vasp
     from langevin_xtal.model.checkpoint import ScoreModel, load_model
+    from langevin_xtal.sampling.from_structure import request_from_structure
     from langevin_xtal.sampling.sample import SampleOptions, sample
     from langevin_xtal.sampling.samplers import Ancestral, AnnealedLangevin
     from langevin_xtal.search.campaign import Campaign
+    from langevin_xtal.search.entries import read_entries
     from langevin_xtal.search.space import SearchSpace
     from langevin_xtal.symmetry.groups import SpaceGroup
 
@@ -36,7 +39,10 @@ _HOMES = {
     "SearchSpace": "langevin_xtal.search.space",
     "SpaceGroup": "langevin_xtal.symmetry.groups",
     "evaluate": "langevin_xtal.evaluation.protocol",
+    "export_vasp": "langevin_xtal.export.vasp",
     "load_model": "langevin_xtal.model.checkpoint",
+    "read_entries": "langevin_xtal.search.entries",
+    "request_from_structure": "langevin_xtal.sampling.from_structure",
     "sample": "langevin_xtal.sampling.sample",
 }
 
@@ -52,7 +58,10 @@ __all__ = [
     "SpaceGroup",
     "__version__",
     "evaluate",
+    "export_vasp",
     "load_model",
+    "read_entries",
+    "request_from_structure",
     "sample",
 ]
 

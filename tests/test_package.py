@@ -32,8 +32,9 @@ LAYERS = [
     ("sampling",),
     ("train", "screen"),
     ("evaluation",),
+    ("export",),
     ("search",),
-    ("report", "export"),
+    ("report",),
     ("cli",),
     ("__main__",),
 ]

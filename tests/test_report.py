@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from langevin_xtal.cli.report import report
 from langevin_xtal.crystal.cell import Cell, to_structure
 from langevin_xtal.crystal.elements import atomic_number
+from langevin_xtal.crystal.entry import Entry, Value
 from langevin_xtal.errors import InputError
 from langevin_xtal.report import search as report_module
 from langevin_xtal.report.diagram import agree, make_diagram
@@ -31,7 +32,6 @@ from langevin_xtal.report.limits import limits
 from langevin_xtal.report.rows import pack_cell, page_rows, shared_provenance, shortest_distance
 from langevin_xtal.report.search import as_script, report_html, write_report
 from langevin_xtal.screen.hull import HullReferences
-from langevin_xtal.search.entry import Entry, Value
 from langevin_xtal.search.store import Row, Store
 
 FOLDER = Path(report_module.__file__).parent

@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langevin_xtal.crystal.cell import Cell, to_structure
+from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.crystal.request import Request, parse_formula
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.prepare import prepare
@@ -35,7 +36,6 @@ from langevin_xtal.screen.relax import RelaxOptions, ReleaseOptions
 from langevin_xtal.search import stages
 from langevin_xtal.search.campaign import Campaign, ranked_table
 from langevin_xtal.search.entries import found_group, plain_formula, rank_key, read_entries
-from langevin_xtal.search.entry import Entry
 from langevin_xtal.search.rows import to_json
 from langevin_xtal.search.space import SearchSpace, compact, parse_groups
 from langevin_xtal.search.store import Row, read_rows, read_summary

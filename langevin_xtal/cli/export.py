@@ -14,8 +14,8 @@ from langevin_xtal.cli import options
 from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
+    from langevin_xtal.crystal.entry import Entry
     from langevin_xtal.export.manifest import Manifest
-    from langevin_xtal.search.entry import Entry
 
 SHOWN = 5
 

@@ -14,8 +14,8 @@ from langevin_xtal.cli import options, structures
 from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
+    from langevin_xtal.crystal.entry import Entry
     from langevin_xtal.screen.hull import HullReferences, HullResult
-    from langevin_xtal.search.entry import Entry
 
 TABLE = ("name", "formula", "energy", "e_above_hull", "phases", "note")
 NOTES = 3

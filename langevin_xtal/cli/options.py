@@ -202,7 +202,7 @@ proposal_temperature = click.option(
 proposal_noise = click.option(
     "--proposal-noise",
     type=click.FloatRange(min=0.0, min_open=True),
-    default=0.4,
+    default=0.25,
     show_default=True,
     help="Noise at which a guess is refined [Å].",
 )

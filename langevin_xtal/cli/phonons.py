@@ -11,8 +11,8 @@ from langevin_xtal.cli import options, structures
 from langevin_xtal.errors import LangevinXtalError
 
 if TYPE_CHECKING:
+    from langevin_xtal.crystal.entry import Entry
     from langevin_xtal.screen.phonons import PhononResult
-    from langevin_xtal.search.entry import Entry
 
 SUMMARY = "phonons.csv"
 TABLE = ("name", "formula", "imaginary", "minimum", "at", "supercell", "atoms", "note")

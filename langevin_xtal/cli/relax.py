@@ -13,9 +13,9 @@ from langevin_xtal.cli import options, structures
 from langevin_xtal.errors import LangevinXtalError
 
 if TYPE_CHECKING:
+    from langevin_xtal.crystal.entry import Entry
     from langevin_xtal.evaluation.cache import Cache
     from langevin_xtal.screen.relax import Relaxation, RelaxOptions
-    from langevin_xtal.search.entry import Entry
 
 SUMMARY = "summary.csv"
 TABLE = ("name", "formula", "energy", "change", "steps", "group_before", "group", "note")

@@ -18,8 +18,8 @@ from langevin_xtal.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from langevin_xtal.crystal.cell import Cell
+    from langevin_xtal.crystal.entry import Entry
     from langevin_xtal.evaluation.cache import Cache
-    from langevin_xtal.search.entry import Entry
 
 POSCAR_NAMES = ("POSCAR", "CONTCAR")
 POSCAR_SUFFIXES = (".vasp", ".poscar")
@@ -250,9 +250,9 @@ def _read_poscar(path: Path) -> Entry:
     import numpy as np
     from pymatgen.io.vasp import Poscar
 
+    from langevin_xtal.crystal.entry import Entry
     from langevin_xtal.dataset.readers import first_line
     from langevin_xtal.search.entries import found_group, plain_formula
-    from langevin_xtal.search.entry import Entry
 
     try:
         with warnings.catch_warnings(record=True) as told:

@@ -15,7 +15,7 @@ from langevin_xtal.errors import InputError
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-    from langevin_xtal.search.entry import Entry
+    from langevin_xtal.crystal.entry import Entry
 
 CellChoice = Literal["primitive", "conventional", "stored"]
 CELL_CHOICES: tuple[CellChoice, ...] = ("primitive", "conventional", "stored")

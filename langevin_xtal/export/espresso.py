@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.errors import InputError
 from langevin_xtal.export.cells import (
     SYMPREC,
@@ -29,7 +30,6 @@ from langevin_xtal.export.folders import Inputs, write_folders
 from langevin_xtal.export.jobs import Job
 from langevin_xtal.export.manifest import Manifest
 from langevin_xtal.export.notes import Notes
-from langevin_xtal.search.entry import Entry
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

@@ -20,6 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.errors import InputError, LangevinXtalError
 from langevin_xtal.export.cells import entry_name
 from langevin_xtal.export.jobs import Job, write_jobs, write_text
@@ -32,7 +33,6 @@ from langevin_xtal.export.manifest import (
     table_text,
 )
 from langevin_xtal.export.notes import Notes
-from langevin_xtal.search.entry import Entry
 
 RECORD = "export.json"
 MANIFEST = "manifest.csv"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from langevin_xtal.crystal.cell import cell_key
-from langevin_xtal.search.entry import Entry
+from langevin_xtal.crystal.entry import Entry
 
 COLUMNS = (
     "uid",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.errors import InputError
 from langevin_xtal.export.cells import (
     SYMPREC,
@@ -35,7 +36,6 @@ from langevin_xtal.export.vasp import (
     vasp_notes,
     vasp_settings,
 )
-from langevin_xtal.search.entry import Entry
 
 if TYPE_CHECKING:
     from phonopy import Phonopy

@@ -17,6 +17,7 @@ import numpy as np
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.cif import cell_parameters, operation_text
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.dataset.packed import cell_from_parameters, ideal_cells
 from langevin_xtal.dataset.prepare import AsymmetricUnit, asymmetric_unit
 from langevin_xtal.dataset.readers import RejectError
@@ -38,7 +39,6 @@ from langevin_xtal.export.manifest import (
     table_text,
 )
 from langevin_xtal.export.notes import Notes
-from langevin_xtal.search.entry import Entry
 from langevin_xtal.symmetry import SpaceGroup, wrap
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.errors import InputError
 from langevin_xtal.export.cells import (
     SYMPREC,
@@ -25,7 +26,6 @@ from langevin_xtal.export.folders import Inputs, write_folders
 from langevin_xtal.export.jobs import Job
 from langevin_xtal.export.manifest import Manifest
 from langevin_xtal.export.notes import Notes
-from langevin_xtal.search.entry import Entry
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

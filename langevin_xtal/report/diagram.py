@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
-from langevin_xtal.search.entry import Entry
+from langevin_xtal.crystal.entry import Entry
 
 if TYPE_CHECKING:
     from langevin_xtal.screen.hull import HullReferences

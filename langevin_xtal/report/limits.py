@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.report.diagram import elements_of
 from langevin_xtal.screen.hull import HullReferences, coverage_note
-from langevin_xtal.search.entry import Entry
 
 MOST_ELEMENTS = 8
 """Beyond, subsystems are too many to list."""

@@ -11,8 +11,8 @@ import numpy as np
 
 from langevin_xtal.crystal.cell import Cell, to_structure
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.entry import Entry, Value
 from langevin_xtal.report.diagram import Diagram
-from langevin_xtal.search.entry import Entry, Value
 from langevin_xtal.search.store import STATES
 
 NOTES = ("note", "reason", "missing", "warning", "phonons")

@@ -16,11 +16,11 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from langevin_xtal.crystal.entry import Entry, Value
 from langevin_xtal.errors import InputError
 from langevin_xtal.report.diagram import agree, elements_of, make_diagram
 from langevin_xtal.report.limits import limits
 from langevin_xtal.report.rows import page_rows, shared_provenance
-from langevin_xtal.search.entry import Entry, Value
 from langevin_xtal.symmetry.groups import SpaceGroup
 from langevin_xtal.version import __version__
 

@@ -66,7 +66,7 @@ class SampleOptions:
     without a proposal starts from noise."""
     proposal_temperature: float = 0.5
     """Below 1, likelier proposals are drawn more often."""
-    proposal_noise: float = 0.4
+    proposal_noise: float = 0.25
     """Noise of the positions at which a proposal is refined [Å]; the cell's goes with it."""
     proposals: int = 1
     """Drawn for a chain, of which the likeliest is refined."""

@@ -88,7 +88,7 @@ class Ancestral:
     validation crystals.
     """
 
-    levels: int = 50
+    levels: int = 20
     temperature: float = 0.7
     lattice_temperature: float = 0.3
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from langevin_xtal.crystal.elements import atomic_number
+from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError
 from langevin_xtal.model.checkpoint import ScoreModel, load_model
@@ -35,7 +36,6 @@ from langevin_xtal.screen.relax import (
     ReleaseOptions,
 )
 from langevin_xtal.search.entries import read_entries
-from langevin_xtal.search.entry import Entry
 from langevin_xtal.search.space import SearchSpace
 from langevin_xtal.search.stages import Plan, Progress, run_stages
 from langevin_xtal.search.store import LEASE_SECONDS, Store, Summary, read_summary
@@ -43,6 +43,8 @@ from langevin_xtal.version import __version__
 
 if TYPE_CHECKING:
     import pandas
+
+    from langevin_xtal.export.manifest import Manifest
 
 TABLE = (
     "uid",
@@ -203,6 +205,13 @@ class Campaign:
     def summary(self) -> Summary:
         """Counts by state, reasons of rejections, seconds by stage."""
         return read_summary(self.store)
+
+    def export_vasp(self, out: str | os.PathLike[str], top: int = 20, **options: Any) -> Manifest:
+        """VASP inputs of the best candidates; options as for
+        :func:`~langevin_xtal.export.vasp.export_vasp`."""
+        from langevin_xtal.export.vasp import export_vasp  # pymatgen's input sets are heavy
+
+        return export_vasp(self.entries(top), out, **options)
 
     # -- inside
 

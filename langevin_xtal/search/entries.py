@@ -18,6 +18,7 @@ import numpy as np
 
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.entry import Entry, Value
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.readers import (
     Record,
@@ -27,7 +28,6 @@ from langevin_xtal.dataset.readers import (
     read_records,
 )
 from langevin_xtal.errors import DataError, InputError
-from langevin_xtal.search.entry import Entry, Value
 from langevin_xtal.search.store import Row, is_store, plain_address, read_rows
 from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from langevin_xtal.crystal.cell import Cell
+from langevin_xtal.crystal.entry import Value
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError
-from langevin_xtal.search.entry import Value
 
 STATES = (
     "sampled",

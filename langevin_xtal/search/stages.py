@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.cell import Cell, cell_key
+from langevin_xtal.crystal.entry import Value
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError
@@ -33,7 +34,6 @@ from langevin_xtal.screen.relax import (
 )
 from langevin_xtal.search.duplicates import Known, group_duplicates
 from langevin_xtal.search.entries import entry_of, rank_key
-from langevin_xtal.search.entry import Value
 from langevin_xtal.search.space import SearchSpace
 from langevin_xtal.search.store import Change, Row, Store
 from langevin_xtal.version import __version__
