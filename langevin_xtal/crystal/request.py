@@ -63,7 +63,7 @@ class Request:
         Sites to keep where they are, as (symbol, (x, y, z)); they count among the sites or the
         formula.
     start
-        A crystal to start from, see :func:`~langevin_xtal.sampling.from_structure.request_from_structure`.
+        A crystal to start from, made by ``langevin_xtal.request_from_structure``.
 
     Raises
     ------
