@@ -106,7 +106,7 @@ def test_streams_do_not_depend_on_the_batch():
     order = [2, 0, 3, 1]
     shuffled = CandidateStreams(key[order], starts(*[counts[k] for k in order]))
     alone = [CandidateStreams(key[k : k + 1], starts(counts[k])) for k in range(4)]
-    for name in ["site_uniforms", "site_normals", "crystal_normals", "site_normals"]:
+    for name in ["site_normals", "crystal_normals", "site_normals"]:
         sizes = counts if name.startswith("site") else [1] * 4
         whole = getattr(together, name)().split(sizes)
         other = getattr(shuffled, name)().split([sizes[k] for k in order])
@@ -117,8 +117,8 @@ def test_streams_do_not_depend_on_the_batch():
 
 def test_shapes_and_an_empty_crystal():
     streams = CandidateStreams(keys(3), starts(2, 0, 1))
-    assert streams.site_uniforms().shape == (3, 3)
-    assert streams.crystal_normals().shape == (3, 3)
+    assert streams.site_normals().shape == (3, 3)
+    assert streams.crystal_normals().shape == (3, 6)
     with_empty = streams.site_normals()
     without = CandidateStreams(keys(3)[[0, 2]], starts(2, 1))
     for _ in range(3):
@@ -179,17 +179,19 @@ def test_neighbouring_numbers_are_uncorrelated():
 
 
 def test_no_number_repeats():
-    """Across candidates, sites, directions, draws and kinds of draw."""
+    """Across candidates, sites, directions, draws, kinds of draw, and with those of starts."""
     streams = CandidateStreams(keys(100), starts(*[6] * 100))
     numbers = torch.cat(
         [
             kind().flatten()
             for _ in range(20)
-            for kind in (streams.site_uniforms, streams.site_normals, streams.crystal_normals)
+            for kind in (streams.site_normals, streams.crystal_normals)
         ]
     )
-    assert len(numbers) == 20 * (1800 + 1800 + 300) == 78000
+    assert len(numbers) == 20 * (1800 + 600) == 48000
     assert len(numbers.unique()) == len(numbers)
     other = CandidateStreams(keys(100, seed=1), starts(*[6] * 100))
-    more = torch.cat([other.site_uniforms().flatten() for _ in range(20)])
-    assert len(torch.cat([numbers, more]).unique()) == len(numbers) + len(more)
+    more = [other.site_normals().flatten() for _ in range(20)]
+    slots = torch.arange(18).repeat(100)
+    more += [normals(keys(100).repeat_interleave(18), slots, draw) for draw in range(1, 12)]
+    assert len(torch.cat([numbers, *more]).unique()) == len(numbers) + 31 * 1800
