@@ -9,8 +9,7 @@ A score has two parts. A network reads which element is placed where: sites add 
 elements to the assignment, so that the order of neither matters. A memory of training crystals
 answers how often the same placement was seen, up to a permutation of the elements, each crystal
 counting the more the more its elements resemble the ones asked for, site by site; what resembles
-is learned with the rest. It answers twice: for the very positions, and for their multiplicities
-and degrees of freedom alone.
+is learned with the rest.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ ELEMENTS = 119
 ORDERS = 720  # ways to match elements with a remembered crystal that are looked at
 NEVER = -12.0  # log-likeness of an assignment that no remembered crystal has
 COUNT_FEATURES = 4
-MEMORY_FEATURES = 12
+MEMORY_FEATURES = 6
 
 RANGES: dict[str, tuple[int, int]] = {"width": (1, 1024), "similarity": (1, 1024)}
 """What a ranker may be: its file comes from strangers, and memory is taken on its word."""
@@ -94,32 +93,6 @@ def template_of(number: int, assignment: Assignment) -> tuple[Template, tuple[in
     return best
 
 
-class Recollection(NamedTuple):
-    """Remembered crystals by what their templates have in common."""
-
-    by_request: dict[tuple[int, tuple[int, ...]], list[int]]  #: group, sorted counts: templates
-    templates: list[Template]
-    atoms: list[tuple[int, ...]]  #: of every template's roles
-    start: NDArray[np.int64]  #: (T + 1,) offsets of each template's crystals
-    crystal: NDArray[np.int64]  #: (C,) row in the memory
-    elements: NDArray[np.int64]  #: (C, K) atomic number in each role, 0 for padding
-
-
-def _by_request(
-    groups: Sequence[int], atoms_of: Sequence[tuple[int, ...]]
-) -> dict[tuple[int, tuple[int, ...]], list[int]]:
-    found: dict[tuple[int, tuple[int, ...]], list[int]] = {}
-    for index, (number, atoms) in enumerate(zip(groups, atoms_of, strict=True)):
-        found.setdefault((number, tuple(sorted(atoms))), []).append(index)
-    return found
-
-
-def loosened(number: int, assignment: Assignment) -> Template:
-    """Of every site four times its multiplicity, plus its degrees of freedom; sorted."""
-    names = [4 * w.multiplicity + w.freedom for w in wyckoff_positions(number)]
-    return tuple(tuple(sorted([names[w] for w in element])) for element in assignment)
-
-
 @dataclass(frozen=True)
 class Memory:
     """Training crystals by template."""
@@ -143,14 +116,7 @@ class Memory:
             and _within(self.elements, 0, ELEMENTS)
             and _within(role, 0, self.elements.shape[1])
         )
-        new = np.diff(template, prepend=-1)
-        step = np.where(new > 0, role, np.diff(role, prepend=0))
-        counted = (
-            bool(np.isin(new, (0, 1)).all() and np.isin(step[new == 0], (0, 1)).all())
-            and not step[new > 0].any()
-            and new.sum() == told
-        )
-        if not inside or not counted or (np.diff(self.templates) < 0).any():
+        if not inside or (np.diff(self.templates) < 0).any() or (np.diff(template) < 0).any():
             raise InputError("its memory of crystals is damaged")
         start = table_start()
         known = np.diff(start)[self.groups[template] - 1]
@@ -158,44 +124,20 @@ class Memory:
             raise InputError("its memory names Wyckoff positions that do not exist")
 
     @cached_property
-    def exact(self) -> Recollection:
-        """Crystals by template."""
-        groups, told = self.groups.tolist(), self._told
-        atoms = [_atoms(number, template) for number, template in zip(groups, told, strict=True)]
-        return Recollection(
-            _by_request(groups, atoms),
-            told,
-            atoms,
-            np.searchsorted(self.templates, np.arange(len(told) + 1)),
-            np.arange(len(self.templates)),
-            self.elements,
-        )
+    def by_request(self) -> dict[tuple[int, tuple[int, ...]], list[tuple[int, Template]]]:
+        """Templates by group and sorted counts of atoms."""
+        found: dict[tuple[int, tuple[int, ...]], list[tuple[int, Template]]] = {}
+        for index, (number, template) in enumerate(
+            zip(self.groups.tolist(), self._told, strict=True)
+        ):
+            counts = tuple(sorted(_atoms(number, template)))
+            found.setdefault((number, counts), []).append((index, template))
+        return found
 
     @cached_property
-    def loose(self) -> Recollection:
-        """Crystals by the multiplicities and degrees of freedom of their templates' positions."""
-        patterns: list[tuple[int, Template]] = []
-        elements = self.elements.copy()
-        for t, (number, told) in enumerate(zip(self.groups.tolist(), self._told, strict=True)):
-            loose = loosened(number, told)
-            order = sorted(range(len(loose)), key=loose.__getitem__)
-            patterns.append((number, tuple(loose[k] for k in order)))
-            mine = slice(*self.exact.start[t : t + 2])
-            elements[mine, : len(order)] = self.elements[mine][:, order]
-        known = sorted(set(patterns))
-        index = {pattern: k for k, pattern in enumerate(known)}
-        of = np.array([index[p] for p in patterns], dtype=np.int64)[self.templates]
-        rows = np.argsort(of, kind="stable")
-        start = np.searchsorted(of[rows], np.arange(len(known) + 1))
-        atoms = [tuple(sum(k // 4 for k in role) for role in told) for _, told in known]
-        return Recollection(
-            _by_request([number for number, _ in known], atoms),
-            [told for _, told in known],
-            atoms,
-            start,
-            rows,
-            elements[rows],
-        )
+    def start(self) -> NDArray[np.int64]:
+        """(T + 1,) offsets of each template's crystals."""
+        return np.searchsorted(self.templates, np.arange(len(self.groups) + 1))
 
     @cached_property
     def _told(self) -> list[Template]:
@@ -250,15 +192,6 @@ def remember(
     return memory, place
 
 
-class Matches(NamedTuple):
-    """Ways in which remembered templates are what is asked for."""
-
-    targets: int  #: how many there are: assignments, or patterns of them
-    target: NDArray[np.int64]  #: (M,)
-    template: NDArray[np.int64]  #: (M,)
-    roles: NDArray[np.int64]  #: (M, K) atomic number in each of its roles, 0 for padding
-
-
 class Encoded(NamedTuple):
     """One request and its assignments as arrays; element k is the k-th by Mendeleev number.
 
@@ -273,9 +206,8 @@ class Encoded(NamedTuple):
     unit_of: NDArray[np.int64]  #: (S,) unit of every site
     site_of: NDArray[np.int64]  #: (S,) placement of every site
     units: NDArray[np.int64]  #: (N, E) units of every assignment
-    exact: Matches  #: of the assignments
-    pattern: NDArray[np.int64]  #: (N,) pattern of every assignment: what it is, loosened
-    loose: Matches  #: of the patterns
+    match: NDArray[np.int64]  #: (M, 2) assignment and template of every match in the memory
+    roles: NDArray[np.int64]  #: (M, K) atomic number that a match has in each role, 0 for padding
 
 
 def encode(
@@ -301,12 +233,8 @@ def encode(
                     unit_of.append(units[key])
                     site_of.append(placements.setdefault((e, w), len(placements)))
             rows[n, e] = units[key]
-    exact = _remembered(memory.exact, number, counts)
+    match, roles = _matches(memory, number, elements, counts, assignments)
     placed = np.array(list(placements), dtype=np.int64).reshape(-1, 2)
-    names = canonical_all(number, [told for told, _, _ in exact])
-    same = [(name, t, order) for name, (_, t, order) in zip(names, exact, strict=True)]
-    patterns: dict[Template, int] = {}
-    pattern = [patterns.setdefault(loosened(number, a), len(patterns)) for a in assignments]
     return Encoded(
         number,
         np.array(elements, dtype=np.int64),
@@ -316,46 +244,47 @@ def encode(
         np.array(unit_of, dtype=np.int64),
         np.array(site_of, dtype=np.int64),
         rows,
-        _matches({a: n for n, a in enumerate(assignments)}, same, elements, memory),
-        np.array(pattern, dtype=np.int64),
-        _matches(patterns, _remembered(memory.loose, number, counts), elements, memory),
+        match,
+        roles,
     )
-
-
-Remembered = tuple[Template, int, tuple[int, ...]]
-"""What each element has, the template it comes from, the element in each role."""
-
-
-def _remembered(known: Recollection, number: int, counts: Sequence[int]) -> list[Remembered]:
-    """Every way to match the elements of a request with the templates it has."""
-    told: list[Remembered] = []
-    for index in known.by_request.get((number, tuple(sorted(counts))), []):
-        template = known.templates[index]
-        atoms = known.atoms[index]
-        for order in islice(_orders(atoms, counts), ORDERS):
-            mine: list[tuple[int, ...]] = [()] * len(template)
-            for role, element in enumerate(order):
-                mine[element] = template[role]
-            told.append((tuple(mine), index, order))
-    return told
 
 
 def _matches(
-    targets: Mapping[Template, int],
-    remembered: Sequence[Remembered],
-    elements: Sequence[int],
     memory: Memory,
-) -> Matches:
-    found = [(targets[told], t, order) for told, t, order in remembered if told in targets]
-    roles = np.zeros((len(found), memory.elements.shape[1]), dtype=np.int64)
-    for k, (_, _, order) in enumerate(found):
-        roles[k, : len(order)] = [elements[e] for e in order]
-    return Matches(
-        len(targets),
-        np.array([target for target, _, _ in found], dtype=np.int64),
-        np.array([template for _, template, _ in found], dtype=np.int64),
-        roles,
-    )
+    number: int,
+    elements: Sequence[int],
+    counts: Sequence[int],
+    assignments: Sequence[Assignment],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    index = {a: n for n, a in enumerate(assignments)}
+    match, roles = [], []
+    for assignment, template, order in _remembered(memory, number, counts):
+        if assignment in index:
+            match.append((index[assignment], template))
+            roles.append([elements[e] for e in order])
+    padded = np.zeros((len(roles), memory.elements.shape[1]), dtype=np.int64)
+    for k, row in enumerate(roles):
+        padded[k, : len(row)] = row
+    return np.array(match, dtype=np.int64).reshape(-1, 2), padded
+
+
+def _remembered(
+    memory: Memory, number: int, counts: Sequence[int]
+) -> list[tuple[Assignment, int, tuple[int, ...]]]:
+    """Assignments of a request by template and by which element takes which role."""
+    told: list[tuple[Assignment, int, tuple[int, ...]]] = []
+    for index, template in memory.by_request.get((number, tuple(sorted(counts))), []):
+        atoms = _atoms(number, template)
+        orders = list(islice(_orders(atoms, counts), ORDERS))
+        placed = []
+        for order in orders:
+            mine: list[tuple[int, ...]] = [()] * len(template)
+            for role, element in enumerate(order):
+                mine[element] = template[role]
+            placed.append(tuple(mine))
+        names = canonical_all(number, placed)
+        told += [(a, index, order) for a, order in zip(names, orders, strict=True)]
+    return told
 
 
 def _orders(atoms: Sequence[int], counts: Sequence[int]) -> Iterator[tuple[int, ...]]:
@@ -383,15 +312,6 @@ def mendeleev_order(elements: Sequence[int]) -> list[int]:
     return np.argsort(element_rank()[list(elements)], kind="stable").tolist()
 
 
-class Asked(NamedTuple):
-    """What the memory is asked."""
-
-    request: Tensor  #: (N,) request of every target
-    target: Tensor  #: (Q,) target of every match
-    template: Tensor  #: (Q,)
-    roles: Tensor  #: (Q, K)
-
-
 class Batch(NamedTuple):
     """Several encoded requests end to end."""
 
@@ -407,9 +327,9 @@ class Batch(NamedTuple):
     unit: Tensor  #: (M,) unit of every member of an assignment
     member_of: Tensor  #: (M,) assignment of every member
     request: Tensor  #: (N,) request of every assignment
-    pattern: Tensor  #: (N,) pattern of every assignment
-    exact: Asked  #: of the memory, for every assignment
-    loose: Asked  #: of the memory, for every pattern
+    match_assignment: Tensor  #: (Q,)
+    match_template: Tensor  #: (Q,)
+    match_roles: Tensor  #: (Q, K)
 
 
 def collate(parts: Sequence[Encoded]) -> Batch:
@@ -444,24 +364,9 @@ def collate(parts: Sequence[Encoded]) -> Batch:
             ]
         ),
         request=torch.from_numpy(np.repeat(np.arange(len(parts)), sizes[:, 3])),
-        pattern=moved("pattern", _starts([x.loose.targets for x in parts])),
-        exact=_asked([x.exact for x in parts]),
-        loose=_asked([x.loose for x in parts]),
-    )
-
-
-def _starts(sizes: Sequence[int]) -> NDArray[np.int64]:
-    return np.cumsum([0, *sizes[:-1]])
-
-
-def _asked(parts: Sequence[Matches]) -> Asked:
-    sizes = [part.targets for part in parts]
-    targets = [part.target + o for part, o in zip(parts, _starts(sizes), strict=True)]
-    return Asked(
-        torch.from_numpy(np.repeat(np.arange(len(parts)), sizes)),
-        torch.from_numpy(np.concatenate(targets)),
-        torch.from_numpy(np.concatenate([part.template for part in parts])),
-        torch.from_numpy(np.concatenate([part.roles for part in parts])),
+        match_assignment=joined([x.match[:, 0] + o for x, o in zip(parts, n, strict=True)]),
+        match_template=joined([x.match[:, 1] for x in parts]),
+        match_roles=joined([x.roles for x in parts]),
     )
 
 
@@ -534,8 +439,8 @@ class AssignmentRanker(nn.Module):
             The assignments, each once, and whether they are all there are.
         """
         found = assignments(number, counts, limit=limit)
-        told = [a for a, _, _ in _remembered(self.memory.exact, number, counts)]
-        return list(dict.fromkeys([*canonical_all(number, told), *found])), found.complete
+        told = [a for a, _, _ in _remembered(self.memory, number, counts)]
+        return list(dict.fromkeys([*told, *found])), found.complete
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Weights and memory, as :meth:`from_tensors` takes them."""
@@ -593,46 +498,51 @@ class AssignmentRanker(nn.Module):
         unit = self.gather(_drop(torch.cat([unit, told[batch.unit_element]], 1), dropout))
         whole = torch.zeros(len(batch.request), unit.shape[1])
         whole = whole.index_add(0, batch.member_of, unit[batch.unit])
-        exact, loose = self._tables
-        requests = len(batch.group)
-        patterns = self._recall(batch.loose, requests, loose, without)
-        seen = self._recall(batch.exact, requests, exact, without)
-        seen = torch.cat([seen, patterns[batch.pattern]], 1)
+        seen = self._recall(batch, without)
         around = context[batch.request]
         state = torch.cat([whole, around, whole * around, seen], 1)
         judged = self.judge(_drop(state, dropout)) + self.weigh(seen)
         return judged.squeeze(1)
 
-    def _recall(
-        self, asked: Asked, requests: int, known: _Tables, without: Tensor | None
-    ) -> Tensor:
-        """(N, MEMORY_FEATURES / 2) what the memory knows of every target."""
-        targets = len(asked.request)
-        first = known.start[asked.template]
-        size = known.start[asked.template + 1] - first
+    def _recall(self, batch: Batch, without: Tensor | None) -> Tensor:
+        """(N, MEMORY_FEATURES) what the memory knows of every assignment."""
+        memory = self._tables
+        first = memory.start[batch.match_template]
+        size = memory.start[batch.match_template + 1] - first
         match = torch.repeat_interleave(torch.arange(len(size)), size)
-        row = torch.arange(len(match)) - (size.cumsum(0) - size - first)[match]
-        target = asked.target[match]
+        ends = size.cumsum(0)
+        row = torch.arange(len(match)) - (ends - size - first)[match]
+        assignment = batch.match_assignment[match]
         if without is not None:
-            other = known.crystal[row] != without[asked.request[target]]
-            match, row, target = match[other], row[other], target[other]
-        apart = self.distances()[asked.roles[match], known.elements[row]].sum(1)
-        least = torch.full((targets,), torch.inf)
-        least = least.scatter_reduce(0, target, apart.detach(), "amin")
-        near = _sums((least[target] - apart).exp(), target, targets)
-        crystals = _sums(torch.ones(len(row)), target, targets)
-        # where elements could swap roles, all is counted that many times
-        ways = _sums(torch.ones(len(size)), asked.target, targets).clamp(min=1)
-        seen = crystals > 0
-        nearest = torch.where(seen, -least, NEVER).clamp(min=NEVER)
-        like = torch.where(seen, near, 1.0).log() + nearest - ways.log()
-        kin = crystals / ways
-        total = _sums(kin, asked.request, requests)[asked.request]
-        share = (kin + 0.1).log() - (total + 1).log()
-        like = torch.where(seen, like, NEVER).clamp(min=NEVER)
-        scale = torch.tensor([4.0, 4.0, 1.0, 4.0, 4.0, 4.0])
-        columns = [like, nearest, seen.float(), kin.log1p(), share, total.log1p()]
-        return torch.stack(columns, 1) / scale
+            other = row != without[batch.request[assignment]]
+            match, row, assignment = match[other], row[other], assignment[other]
+        apart = self.distances()[batch.match_roles[match], memory.elements[row]].sum(1)
+        count = torch.zeros(len(batch.request)).index_add(0, assignment, torch.ones(len(row)))
+        ways = torch.zeros(len(batch.request)).index_add(
+            0, batch.match_assignment, torch.ones(len(batch.match_assignment))
+        )
+        least = torch.full((len(batch.request),), torch.inf)
+        least = least.scatter_reduce(0, assignment, apart.detach(), "amin")
+        near = torch.zeros(len(batch.request))
+        near = near.index_add(0, assignment, (least[assignment] - apart).exp())
+        known = count > 0
+        ways = ways.clamp(min=1)
+        like = torch.where(known, near.clamp(min=1e-30).log() - least.nan_to_num(posinf=0), NEVER)
+        like = torch.where(known, like - ways.log(), NEVER)
+        kin = count / ways
+        total = torch.zeros(len(batch.group)).index_add(0, batch.request, kin)
+        share = (kin + 0.1).log() - (total + 1).log()[batch.request]
+        return torch.stack(
+            [
+                like.clamp(min=NEVER) / 4,
+                known.float(),
+                kin.log1p() / 4,
+                share / 4,
+                (total.log1p() / 4)[batch.request],
+                torch.where(known, (-least).clamp(min=NEVER) / 4, NEVER / 4),
+            ],
+            1,
+        )
 
     def distances(self) -> Tensor:
         """(119, 119) squared distance of elements in the space of resemblance."""
@@ -640,19 +550,13 @@ class AssignmentRanker(nn.Module):
         return (place.unsqueeze(0) - place.unsqueeze(1)).square().sum(2)
 
     @cached_property
-    def _tables(self) -> tuple[_Tables, _Tables]:
-        exact, loose = (
-            _Tables(*map(torch.from_numpy, (known.start, known.crystal, known.elements)))
-            for known in (self.memory.exact, self.memory.loose)
-        )
-        return exact, loose
+    def _tables(self) -> _Tables:
+        memory = self.memory
+        return _Tables(torch.from_numpy(memory.start), torch.from_numpy(memory.elements))
 
 
 class _Tables(NamedTuple):
-    """Tensors of a :class:`Recollection`."""
-
     start: Tensor
-    crystal: Tensor
     elements: Tensor
 
 
@@ -666,17 +570,15 @@ def _layers(inside: int, hidden: int, outside: int) -> nn.Sequential:
     )
 
 
-def _sums(values: Tensor, of: Tensor, count: int) -> Tensor:
-    return torch.zeros(count).index_add(0, of, values)
-
-
 def _drop(x: Tensor, share: float) -> Tensor:
     return functional.dropout(x, share, training=share > 0)
 
 
 def _count_features(batch: Batch) -> Tensor:
     count = batch.atoms.float()
-    total = _sums(count, batch.element_request, len(batch.group))
-    kinds = _sums(torch.ones(len(count)), batch.element_request, len(batch.group))
+    total = torch.zeros(len(batch.group)).index_add(0, batch.element_request, count)
+    kinds = torch.zeros(len(batch.group)).index_add(
+        0, batch.element_request, torch.ones(len(count))
+    )
     total, kinds = total[batch.element_request], kinds[batch.element_request]
     return torch.stack([count.log(), (count / total).log(), total.log() / 4, kinds / 4], 1)

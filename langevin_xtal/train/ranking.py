@@ -212,11 +212,7 @@ def _loss(
     """(B,) negative log-likelihood of the true assignments."""
     batch = collate([example.encoded for example in examples])
     if shown is not None:
-        batch = batch._replace(
-            element=shown[batch.element],
-            exact=batch.exact._replace(roles=shown[batch.exact.roles]),
-            loose=batch.loose._replace(roles=shown[batch.loose.roles]),
-        )
+        batch = batch._replace(element=shown[batch.element], match_roles=shown[batch.match_roles])
     own = torch.tensor([example.row for example in examples])
     scores = ranker.scores(batch, dropout=dropout, without=own)
     sizes = np.array([len(example.encoded.units) for example in examples])
