@@ -195,9 +195,6 @@ def test_padding_changes_no_parameters(proposal, statistics):
     torch.testing.assert_close(picked[0], whole[0][[2, 0]], atol=1e-4, rtol=0)
 
 
-@pytest.mark.xfail(
-    reason="placed adds the context of padding to the state after the last site of a crystal"
-)
 def test_padding_changes_no_lattice(proposal, statistics):
     whole, alone, picked = with_and_without_padding(proposal, statistics)
     torch.testing.assert_close(whole[1], alone[1], atol=1e-4, rtol=0)

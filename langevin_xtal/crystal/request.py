@@ -25,7 +25,7 @@ MAX_ATOMS = 512
 MAX_UNITS = 48
 """Formula units tried where Z is not given."""
 
-_PART = re.compile(r"([A-Z][a-z]?)(\d*)")
+_PART = re.compile(r"([A-Z][a-z]?)(\d{0,6})")
 
 
 @dataclass(frozen=True, eq=False)

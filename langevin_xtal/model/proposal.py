@@ -210,7 +210,8 @@ class Proposal(nn.Module):
         s = context.shape[1]
         told = torch.cat([context, (waves(d.values) * d.used.unsqueeze(3)).flatten(2)], 2)
         told = functional.pad(self.enter(told), (0, 0, 1, 0))
-        x = told + functional.pad(context, (0, 0, 0, 1))
+        # padding says nothing: the state after the last site is the same in any batch
+        x = told + functional.pad(context * (d.numbers > 0).unsqueeze(2), (0, 0, 0, 1))
         real = functional.pad(d.numbers > 0, (1, 0), value=True)
         causal = torch.ones(s + 1, s + 1).tril().bool()
         for layer in self.place:

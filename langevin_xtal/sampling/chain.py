@@ -105,6 +105,7 @@ class Chains:
             frac=crystals.frac,
             coordinates=crystals.coordinates,
         )
+        chains.failed = torch.tensor([not s.sound for s in starts], device=device)
         sigma, sigma_lat = (level[0] for level in model.levels.grid(2, chains.tau))
         chains.move_positions(sigma[chains.site_crystal, None] * chains.streams.site_normals())
         chains.move_lattice(sigma_lat.unsqueeze(1) * chains.streams.crystal_normals())
@@ -122,8 +123,7 @@ class Chains:
 
     def noise(self, sigma_pos: Tensor, sigma_lat: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted noise at levels (B,): positions (A, 3) in σ, lattice (B, 6) in σ_L."""
-        clean = ~self.crystals.free.any(1)
-        told_lat = torch.where(clean, 0.0, sigma_lat)
+        told_lat = torch.where(self._given, 0.0, sigma_lat)
         with torch.inference_mode():
             try:
                 g = self._graph(sigma_pos)
@@ -161,14 +161,20 @@ class Chains:
         self.failed = self.failed | ~(step.abs() <= LONGEST_STEP).all(1)
         low, high = (limit.to(step.device) for limit in _limits())
         moved = moved_lattice(self.crystals, step, self.coordinates).clamp(low, high)
-        self.coordinates = torch.where(self.failed.unsqueeze(1), self.coordinates, moved)
+        stays = self.failed | self._given
+        self.coordinates = torch.where(stays.unsqueeze(1), self.coordinates, moved)
 
     @property
     def diverged(self) -> Tensor:
         """(B,) bool: chains that failed, or whose cell lengths or angles are at a limit."""
         low, high = (limit.to(self.coordinates.device) for limit in _limits())
         stuck = (self.coordinates <= low) | (self.coordinates >= high)
-        return self.failed | stuck.any(1)
+        return self.failed | (stuck.any(1) & ~self._given)
+
+    @property
+    def _given(self) -> Tensor:
+        """(B,) bool: cells that were given and never move."""
+        return ~self.crystals.free.any(1)
 
     def _graph(self, sigma_pos: Tensor) -> GraphBatch:
         return graph_of(

@@ -78,7 +78,10 @@ def finish(
         return reject("diverged: positions or cell are not finite")
     group, numbers = request.space_group, np.array(start.numbers)
     merge = config.merge if start.positions is None else IDENTICAL
-    sites = [wrap(snap_site(f, group.rotations, group.translations, lattice, merge)) for f in frac]
+    sites = [
+        wrap(snap_site(f, group.rotations, group.translations, lattice, merge if m else IDENTICAL))
+        for f, m in zip(frac, start.moves, strict=True)
+    ]
     images = [wrap(orbit(s, group.rotations, group.translations, lattice)[0]) for s in sites]
     found = np.array([len(i) for i in images])
     wanted = found if start.positions is None else [w.multiplicity for w in start.positions]

@@ -62,6 +62,7 @@ class Start:
     tau: float  #: place on the noise schedule where the chain starts, 0 for the largest noise
     moves: NDArray[np.bool_]  #: (A,) sites that are not fixed
     free: NDArray[np.bool_]  #: (6,) lattice coordinates that are sampled
+    sound: bool  #: false where the model proposed what is not finite: the chain is rejected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +275,8 @@ def _start(
     slots = torch.arange(3 * len(numbers))
     u = uniforms(stream.expand(len(slots)), slots, 2).view(-1, 3).numpy()
     if request.start is not None:
-        frac, coordinates = request.start.frac, lattice_coordinates(request.start.lattice)
+        frac = request.start.frac.copy()
+        coordinates = lattice_coordinates(request.start.lattice)
         coordinates = np.where(
             free[lattice_driver(number)], coordinates, fixed_coordinates(number)
         )
@@ -311,7 +313,11 @@ def _start(
         for place, (_, point) in zip(places, request.fixed, strict=True):
             frac[place] = _fixed_site(group, point)[1]
             moves[place] = False
-    return Start(numbers, where, frac, coordinates, tau, moves, free)
+    sound = bool(np.isfinite(frac).all() and np.isfinite(coordinates).all())
+    if not sound:
+        frac = np.zeros_like(frac)
+        coordinates = expected_coordinates(number, numbers, multiplicity, model.statistics)
+    return Start(numbers, where, frac, coordinates, tau, moves, free, sound)
 
 
 def _proposed(

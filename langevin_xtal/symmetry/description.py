@@ -97,7 +97,7 @@ def describe(
     for row in shifts:
         label = labels[row][list(positions)]
         moved = frac + vectors[row]
-        for origin in _polar_origins(label, kinds, moved, polar):
+        for origin in _polar_origins(number, label, kinds, moved):
             found = _ordered(number, label, moved - polar @ origin, kinds)
             if best is None or found[0] < best[0]:
                 best = found
@@ -106,13 +106,17 @@ def describe(
 
 
 def _polar_origins(
-    label: IntArray, kinds: Sequence[int], frac: FloatArray, polar: FloatArray
+    number: int, label: IntArray, kinds: Sequence[int], frac: FloatArray
 ) -> FloatArray:
-    """(K, 3) points that may become the origin along polar directions: the first sites."""
+    """(K, 3) points that may become the origin along polar directions: images of first sites."""
+    polar = polar_directions(number)
     if np.abs(polar).max() < 1e-9:
         return np.zeros((1, 3))
-    key = np.asarray(kinds) * 1000 + label
-    return frac[key == key.min()]
+    group, key = SpaceGroup(number), np.asarray(kinds) * 1000 + label
+    first = frac[key == key.min()]
+    images = np.einsum("gij,aj->agi", group.rotations, first) + group.translations
+    heights = (images.reshape(-1, 3) @ polar.T) % 1.0
+    return np.unique(np.round(heights, 9) % 1.0, axis=0)
 
 
 def _ordered(

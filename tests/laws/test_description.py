@@ -117,26 +117,6 @@ def assert_same_crystal(told: Told, description: Description) -> None:
     raise AssertionError("no origin from which the two are the same")
 
 
-def turns_along_polar_axes(number: int) -> bool:
-    """Screws or glides along directions in which the origin is free."""
-    group, polar = SpaceGroup(number), polar_directions(number)
-    along = group.translations @ polar.T
-    gap = along[:, None] - (group.centring / 24.0 @ polar.T)[None]
-    return not (np.abs(gap - np.rint(gap)).max(2) < 1e-9).any(1).all()
-
-
-AWAITED = pytest.mark.xfail(
-    reason="describe puts the polar origin at the site as stored, not at any of its images"
-)
-
-
-def awaited(numbers: range) -> list[object]:
-    """Groups, those whose descriptions depend on the images given marked."""
-    marked = [pytest.param(n, marks=AWAITED) for n in numbers if turns_along_polar_axes(n)]
-    assert len(marked) == 38
-    return [n for n in numbers if not turns_along_polar_axes(n)] + marked
-
-
 @pytest.mark.parametrize("number", ALL_GROUPS)
 def test_order_lattice_and_origin_do_not_matter(number):
     for seed in range(2):
@@ -146,7 +126,7 @@ def test_order_lattice_and_origin_do_not_matter(number):
         assert_alike(told, other)
 
 
-@pytest.mark.parametrize("number", awaited(ALL_GROUPS))
+@pytest.mark.parametrize("number", ALL_GROUPS)
 def test_images_do_not_matter(number):
     for seed in range(4):
         rng = np.random.default_rng([number, seed, 1])
@@ -183,7 +163,7 @@ def test_what_a_description_holds(number):
     assert sorted(zip(keys, rounded, strict=True)) == list(zip(keys, rounded, strict=True))
 
 
-@pytest.mark.parametrize("number", awaited(ALL_GROUPS))
+@pytest.mark.parametrize("number", ALL_GROUPS)
 def test_a_description_describes_itself(number):
     rng = np.random.default_rng([number, 4])
     told = random_told(number, rng, 3)
@@ -222,15 +202,13 @@ def test_structure_types_told_otherwise():
     for k, (_, told) in enumerate(reference_told()):
         rng = np.random.default_rng(k)
         other = told.reordered(rng).translated(rng).from_another_origin(rng)
-        if not turns_along_polar_axes(told.number):
-            other = other.by_other_images(rng)
+        other = other.by_other_images(rng)
         assert_alike(told, other)
         assert_same_crystal(told, told.described())
         compared += 1
     assert compared > 90
 
 
-@AWAITED
 def test_wurtzite_told_by_its_other_atoms():
     """The zinc and the sulphur atom stored may be of either layer."""
     told = dict(reference_told())["wurtzite"]
