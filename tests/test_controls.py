@@ -139,11 +139,8 @@ class TestTargets:
     def test_request_tells_elements_sites_and_group(self, reference: PackedDataset) -> None:
         request = target(reference, "olivine").request()
         assert str(request) == "O:3,Mg:2,Si:1 in Pnma (62)"
-        assert {f.name for f in dataclasses.fields(request)} == {
-            "space_group",
-            "sites",
-            "numbers",
-        }
+        told = (request.positions, request.formula, request.lattice, request.start, request.fixed)
+        assert told == (None, None, None, None, ())
 
     def test_cell_is_the_primitive_one(self, targets: list[Target]) -> None:
         for t in targets:
@@ -158,7 +155,7 @@ class TestTargets:
 class TestPredict:
     @pytest.fixture(scope="class")
     def five(self, reference: PackedDataset) -> list[Target]:
-        """One of them monoclinic, which cannot be sampled."""
+        """One of them monoclinic."""
         data = named(reference, "rock salt", "rutile", "tenorite", "wurtzite", "Heusler (L2_1)")
         return choose_targets(data, None, groups=EVERY, seed=1)
 
@@ -168,10 +165,8 @@ class TestPredict:
 
     def test_ids_and_groups(self, five: list[Target], two_trials: StructureSet) -> None:
         expected = {f"{t.id}__{j}": t.group.number for j in (0, 1) for t in five}
-        refused = {name for name in expected if "tenorite" in name}
         assert set(two_trials.ids) | {m.id for m in two_trials.missing} == set(expected)
-        assert {m.id for m in two_trials.missing} == refused
-        assert all("monoclinic" in m.reason for m in two_trials.missing)
+        assert any("tenorite" in name for name in two_trials.ids)
         assert two_trials.group.tolist() == [expected[name] for name in two_trials.ids]
         for name in two_trials.ids:
             t = next(t for t in five if t.id == split_id(name)[0])
@@ -191,8 +186,7 @@ class TestPredict:
         self, five: list[Target], tiny_model: ScoreModel, two_trials: StructureSet
     ) -> None:
         """The second trial is what a list of all requests, twice, would have given."""
-        twice = [t.request() if t.group.number >= 16 else lx.Request(16, {"Fe": 1}) for t in five]
-        found = lx.sample(twice * 2, tiny_model, 5, options=options())
+        found = lx.sample([t.request() for t in five] * 2, tiny_model, 5, options=options())
         index = {f"{t.id}__1": len(five) + k for k, t in enumerate(five)}
         for name, place in index.items():
             if name not in two_trials.index_of:
@@ -256,12 +250,6 @@ class TestPredict:
         monkeypatch.setattr(sample, "sample_batches", batches)
         made = predict_trial(five[:2], tiny_model, 3)
         assert {m.reason for m in made.missing if "tenorite" not in m.id} == {"attempt 2"}
-
-    def test_only_groups_that_cannot_be_sampled(
-        self, reference: PackedDataset, tiny_model: ScoreModel
-    ) -> None:
-        made = predict([target(reference, "tenorite")], tiny_model, options=options())
-        assert (len(made), made.attempted) == (0, 1)
 
     def test_no_trial(self, five: list[Target], tiny_model: ScoreModel) -> None:
         with pytest.raises(InputError, match="0 trials"):

@@ -195,7 +195,7 @@ proposals = click.option(
 proposal_temperature = click.option(
     "--proposal-temperature",
     type=click.FloatRange(min=0.01),
-    default=0.5,
+    default=0.7,
     show_default=True,
     help="Below 1, likelier guesses are drawn more often.",
 )

@@ -64,7 +64,7 @@ class SampleOptions:
     """``proposal``: chains with Wyckoff positions start from the model's proposal, at a middle
     noise level; ``noise``: from uniform positions at the largest, as in the paper. A model
     without a proposal starts from noise."""
-    proposal_temperature: float = 0.5
+    proposal_temperature: float = 0.7
     """Below 1, likelier proposals are drawn more often."""
     proposal_noise: float = 0.25
     """Noise of the positions at which a proposal is refined [Å]; the cell's goes with it."""
