@@ -1,31 +1,33 @@
 """Search Cu-Si-K in a few groups, relax what is new, and list the best.
 
-Run: python examples/02_search.py [store]   (minutes; again: goes on, or shows what is there)
+Run: python examples/02_search.py          (a quick look: 12 candidates, none relaxed)
+     python examples/02_search.py STORE    (minutes; again: goes on, or shows what is there)
 """
 
 import sys
+import tempfile
+from pathlib import Path
 
 import langevin_xtal as lx
-from langevin_xtal.search.campaign import Campaign
-from langevin_xtal.search.space import SearchSpace
 
 
 def show(stage: str, done: int, planned: int) -> None:
-    end = "\n" if done == planned else "\r"
-    print(f"{stage}: {done} of {planned}   ", end=end, file=sys.stderr)
+    print(f"{stage}: {done} of {planned}   ", end="\r", file=sys.stderr)
 
 
-def main() -> None:
-    store = sys.argv[1] if len(sys.argv) > 1 else "cu-si-k.db"
-    space = SearchSpace(elements=["Cu", "Si", "K"], space_groups=[62, 139, 194, 225], max_sites=4)
-    campaign = Campaign(store, space, lx.load_model("small"), max_samples=24, relax=True, seed=1)
+def search(store: str, *, samples: int, relax: bool) -> None:
+    space = lx.SearchSpace(elements=["Cu", "Si", "K"], space_groups=[62, 139, 194], max_sites=4)
+    campaign = lx.Campaign(store, space, max_samples=samples, relax=relax, seed=1)
     print(campaign)
     summary = campaign.run(show)
     for stage in summary.stages:
         print(f"{stage.title:10s} {stage.left:4d} left  {stage.seconds:7.1f} s  {stage.remark}")
-    columns = ["formula", "group", "found_group", "e_above_hull", "energy", "flags"]
-    print(campaign.best(10)[columns].to_string())
+    print(campaign.best(10).to_string())
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        search(sys.argv[1], samples=24, relax=True)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            search(str(Path(folder) / "quick.db"), samples=12, relax=False)

@@ -195,14 +195,14 @@ proposals = click.option(
 proposal_temperature = click.option(
     "--proposal-temperature",
     type=click.FloatRange(min=0.01),
-    default=0.7,
+    default=1.0,
     show_default=True,
     help="Below 1, likelier guesses are drawn more often.",
 )
 proposal_noise = click.option(
     "--proposal-noise",
     type=click.FloatRange(min=0.0, min_open=True),
-    default=0.25,
+    default=0.4,
     show_default=True,
     help="Noise at which a guess is refined [Å].",
 )

@@ -64,9 +64,9 @@ class SampleOptions:
     """``proposal``: chains with Wyckoff positions start from the model's proposal, at a middle
     noise level; ``noise``: from uniform positions at the largest, as in the paper. A model
     without a proposal starts from noise."""
-    proposal_temperature: float = 0.7
+    proposal_temperature: float = 1.0
     """Below 1, likelier proposals are drawn more often."""
-    proposal_noise: float = 0.25
+    proposal_noise: float = 0.4
     """Noise of the positions at which a proposal is refined [Å]; the cell's goes with it."""
     proposals: int = 1
     """Drawn for a chain, of which the likeliest is refined."""
