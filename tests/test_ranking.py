@@ -209,7 +209,17 @@ class TestFitting:
         assert mean(fitted) > mean(fresh)
 
 
+def roles(*of_positions: int) -> torch.Tensor:
+    """Roles of the positions of the three templates that the crystals above have."""
+    return torch.stack([torch.tensor([0, 0, 0, 1, 1, 1, 2, 2]), torch.tensor(of_positions)], 1)
+
+
 class TestFiles:
+    def test_what_the_roles_are(self, ranker):
+        assert torch.equal(
+            ranker.to_tensors()["memory.roles"], roles(0, 1, 1, 0, 1, 2, 0, 1).int()
+        )
+
     def test_round_trip(self, ranker, tmp_path):
         path = tmp_path / "r.safetensors"
         save_ranker(path, ranker)
@@ -235,6 +245,9 @@ class TestFiles:
             ("weigh.weight", torch.zeros(2, 2)),
             ("unknown", torch.zeros(1)),
             ("memory.roles", None),
+            ("memory.roles", roles(0, 2, 2, 0, 1, 2, 0, 1)),
+            ("memory.roles", roles(1, 1, 1, 0, 1, 2, 0, 1)),
+            ("memory.roles", torch.tensor([[1, 0]] * 8)),
         ],
     )
     def test_damaged_files_are_refused(self, ranker, tmp_path, name, value):

@@ -116,7 +116,14 @@ class Memory:
             and _within(self.elements, 0, ELEMENTS)
             and _within(role, 0, self.elements.shape[1])
         )
-        if not inside or (np.diff(self.templates) < 0).any() or (np.diff(template) < 0).any():
+        new, step = np.diff(template, prepend=-1), np.diff(role, prepend=0)
+        counted = (
+            bool(np.isin(new, (0, 1)).all())  # every template follows the one before,
+            and new.sum() == told
+            and not role[new > 0].any()  # and its roles are counted from 0
+            and bool(np.isin(step[new == 0], (0, 1)).all())
+        )
+        if not inside or not counted or (np.diff(self.templates) < 0).any():
             raise InputError("its memory of crystals is damaged")
         start = table_start()
         known = np.diff(start)[self.groups[template] - 1]
