@@ -603,13 +603,9 @@ class TestFixedSites:
             lx.Request(62, {"Cu": 1}, fixed=fixed)
         sentence(error)
 
-    def test_the_caller_keeps_its_starting_point(self, tiny_model: ScoreModel) -> None:
-        """Fixing a site of a starting structure leaves the structure alone."""
-        frac = np.array([[0.1, 0.25, 0.2], [0.3, 0.25, 0.4]])
-        point = StartingPoint((2, 2), frac.copy(), np.diag([9.0, 8.0, 10.0]), 0.3)
-        request = lx.Request(62, {"Cu": 2}, start=point, fixed=[("Cu", (0.7, 0.25, 0.9))])
-        started(tiny_model, [request])
-        assert np.array_equal(point.frac, frac)
+    def test_given_positions_fix_no_points(self) -> None:
+        with pytest.raises(RequestError, match="fixed sites were given along with positions"):
+            lx.Request(62, {"Cu": 1}, positions=[3], fixed=[("Cu", (0, 0, 0))])
 
 
 def test_sick_proposals_cost_attempts_alone(proposing_model: ScoreModel) -> None:

@@ -134,6 +134,10 @@ class Request:
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
+        if fixed and (positions is not None or start is not None):
+            raise RequestError(
+                "fixed sites were given along with positions or a starting crystal; give one of them"
+            )
         for symbol, _ in self.fixed:
             if symbol not in self.elements:
                 raise RequestError(f"a fixed site holds {symbol}, which the request does not have")

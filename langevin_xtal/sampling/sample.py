@@ -38,6 +38,9 @@ Attempt = tuple[int, int]
 
 POLL_SECONDS = 0.2
 
+MOST_PROPOSALS = 256
+"""Drawn for one chain; each uses two draws of its stream."""
+
 DIVERGED = (
     f"diverged: a step was not finite or beyond {LONGEST_STEP:g} Å, or the cell left lengths of "
     f"{SHORTEST:g} to {LONGEST:g} Å and angles of {SHARPEST:g} to {180 - SHARPEST:g} degrees"
@@ -79,6 +82,10 @@ class SampleOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; it must be at least 1")
+        if self.proposals > MOST_PROPOSALS:
+            raise InputError(
+                f"{self.proposals} proposals were asked for; the most is {MOST_PROPOSALS}"
+            )
         for name in ("assignment_temperature", "proposal_temperature", "proposal_noise"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
