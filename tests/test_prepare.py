@@ -568,12 +568,14 @@ def test_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
     out = tmp_path / "o.lxd"
     out.write_text("the old one")
     code = (
-        "import sys\n"
+        "import time\n"
         "from langevin_xtal.dataset import prepare as p\n"
         "real = p._Gathered.add\n"
         "def add(self, outcome):\n"
         "    real(self, outcome)\n"
-        "    if self.read == 200: print('running', flush=True)\n"
+        "    if self.read == 200:\n"
+        "        print('running', flush=True)\n"
+        "        time.sleep(60)\n"  # the interrupt comes here, however busy the machine is
         "p._Gathered.add = add\n"
         "if __name__ == '__main__':\n"
         f"    p.prepare({str(source)!r}, {str(out)!r}, workers=2)\n"

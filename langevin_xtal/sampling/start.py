@@ -62,7 +62,7 @@ class Start:
     tau: float  #: place on the noise schedule where the chain starts, 0 for the largest noise
     moves: NDArray[np.bool_]  #: (A,) sites that are not fixed
     free: NDArray[np.bool_]  #: (6,) lattice coordinates that are sampled
-    sound: bool  #: false where the model proposed what is not finite: the chain is rejected
+    sound: bool = True  #: false where the model proposed what is not finite: the chain is rejected
 
 
 @dataclass(frozen=True, kw_only=True)
