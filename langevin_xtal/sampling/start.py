@@ -45,7 +45,7 @@ USUAL_BETA = 105.0
 """Angle [degrees] at which monoclinic cells start without a proposal."""
 
 MOST_ASSIGNMENTS = 2_000
-"""Assignments of a formula that are ranked; the others are not sampled."""
+"""Assignments of a formula that are enumerated and ranked, beside those the ranker remembers."""
 
 FIXED_WITHIN = 0.1
 """A fixed site this near to a special position is on it [Å]."""
