@@ -568,7 +568,9 @@ def test_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
     out = tmp_path / "o.lxd"
     out.write_text("the old one")
     code = (
-        "import time\n"
+        "import signal, time\n"
+        # a job in the background of a script inherits that interrupts are ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from langevin_xtal.dataset import prepare as p\n"
         "real = p._Gathered.add\n"
         "def add(self, outcome):\n"
