@@ -136,7 +136,7 @@ class Request:
             object.__setattr__(self, name, value)
         if fixed and (positions is not None or start is not None):
             raise RequestError(
-                "fixed sites were given along with positions or a starting crystal; give one of them"
+                "fixed sites were given along with positions or a starting crystal; give one"
             )
         for symbol, _ in self.fixed:
             if symbol not in self.elements:
