@@ -90,7 +90,7 @@ def fit_prior(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps + 1)
     for epoch in range(epochs):
         total = 0.0
-        for pick in _batches(open_to_choice, sites):
+        for pick in batches(open_to_choice, sites):
             longest = int(sites[pick].max())
             told = group[pick], numbers[pick, :longest], chosen[pick, :longest]
             loss = -prior.log_likelihood(*told, DROPOUT, substitution()).mean()
@@ -128,7 +128,7 @@ def mean_log_likelihood(prior: WyckoffPrior, data: PackedDataset) -> float:
     return float(torch.cat(parts).mean())
 
 
-def _batches(crystals: Tensor, sites: Tensor) -> Iterator[Tensor]:
+def batches(crystals: Tensor, sites: Tensor) -> Iterator[Tensor]:
     """Random batches of crystals with similar numbers of sites, which need little padding."""
     parts: list[Tensor] = []
     for pool in crystals[torch.randperm(len(crystals))].split(BATCH * POOL):

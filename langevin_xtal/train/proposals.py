@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.model.assignment import element_rank
@@ -23,10 +22,8 @@ from langevin_xtal.parallel import parallel_map
 from langevin_xtal.symmetry.description import Description, describe
 from langevin_xtal.symmetry.lattice import lattice_coordinates
 from langevin_xtal.symmetry.wyckoff import table_start
-from langevin_xtal.train.assignments import site_positions, substitution
+from langevin_xtal.train.assignments import BATCH, batches, site_positions, substitution
 
-BATCH = 64
-POOL = 32  # batches sorted by size together
 RATE = 1.5e-3
 DROPOUT = 0.1
 WEIGHT_DECAY = 5e-2
@@ -88,7 +85,7 @@ def fit_proposal(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps + epochs + 1)
     for epoch in range(epochs):
         totals = np.zeros(2)
-        for pick in _batches(sites):
+        for pick in batches(torch.arange(len(data)), sites):
             some = data.pick(pick)
             places, lattice = proposal.log_likelihood(some, DROPOUT, substitution(), SMOOTHING)
             loss = -(places + LATTICE_WEIGHT * lattice).mean()
@@ -101,11 +98,3 @@ def fit_proposal(
         if on_epoch is not None:
             on_epoch(epoch + 1, *(totals / len(data)).tolist())
     return proposal.eval().requires_grad_(False)
-
-
-def _batches(sites: Tensor) -> Iterator[Tensor]:
-    """Random batches of crystals with similar numbers of sites, which need little padding."""
-    parts: list[Tensor] = []
-    for pool in torch.randperm(len(sites)).split(BATCH * POOL):
-        parts += pool[sites[pool].argsort(stable=True)].split(BATCH)
-    return (parts[k] for k in torch.randperm(len(parts)).tolist())
