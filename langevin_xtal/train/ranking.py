@@ -29,7 +29,7 @@ from langevin_xtal.model.ranking import (
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.symmetry.assignments import Assignment, assignments, canonical_all
 from langevin_xtal.symmetry.wyckoff import table_start
-from langevin_xtal.train.assignments import kin, site_positions
+from langevin_xtal.train.assignments import site_positions, substitution
 
 RANKER_FORMAT = "langevin-xtal ranker 1"
 
@@ -38,7 +38,6 @@ POOL = 16  # batches of requests with similar numbers of assignments
 RATE = 2e-3
 DROPOUT = 0.1
 WEIGHT_DECAY = 2e-2
-SUBSTITUTED = 0.15  # share of the elements that may be shown as one of their kin in a batch
 HELD_OUT = 0.05  # share of the crystals that decides which epoch is kept
 ENUMERATED = 2_000  # assignments of a request to learn from
 SAMPLED = 160  # of them, a random choice of this size stands for all
@@ -126,7 +125,7 @@ def fit_ranker(
     best, best_loss = copy.deepcopy(ranker.state_dict()), np.inf
     for epoch in range(epochs):
         for pick in _batches(chosen, examples, rng):
-            loss = _loss(ranker, [examples[k] for k in pick], DROPOUT, _substitution()).mean()
+            loss = _loss(ranker, [examples[k] for k in pick], DROPOUT, substitution()).mean()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(ranker.parameters(), 1.0)
@@ -249,10 +248,3 @@ def _batches(
         pool = pool[np.argsort(size[pool], kind="stable")]
         parts += [chosen[pool[k : k + BATCH]] for k in range(0, len(pool), BATCH)]
     return (parts[k] for k in rng.permutation(len(parts)))
-
-
-def _substitution() -> Tensor:
-    """(119,) atomic number to show in place of each."""
-    table = kin()
-    other = table.gather(1, torch.randint(table.shape[1], (len(table), 1))).squeeze(1)
-    return torch.where(torch.rand(len(table)) < SUBSTITUTED, other, torch.arange(len(table)))
