@@ -104,6 +104,18 @@ class Units(click.ParamType):
 )
 @click.option("--relax", is_flag=True, help="Relax, and rank by energy above hull.")
 @click.option(
+    "--relax-best",
+    type=click.IntRange(min=1),
+    help="Relax only the N lowest above hull as sampled, so that many can be sampled.",
+    metavar="N",
+)
+@click.option(
+    "--release-within",
+    type=click.FloatRange(min=0),
+    help="Relax without symmetry what is up to so far above the hull.  [default: 0.1]",
+    metavar="EV",
+)
+@click.option(
     "--potential",
     default=DEFAULT_POTENTIAL,
     show_default=True,
@@ -153,6 +165,8 @@ def search(
     model: str,
     levels: int | None,
     relax: bool,
+    relax_best: int | None,
+    release_within: float | None,
     potential: str,
     phonons: int,
     reference: str | None,
@@ -164,13 +178,14 @@ def search(
     """Search a chemical system.
 
     Samples candidates, filters them, leaves out equal ones, relaxes them (first as their symmetry
-    allows, then without) and ranks them by energy above hull. All of it is kept in an ASE
-    database: stop it at any time, and the same command goes on; run it twice at once, and both
-    share the work. A candidate depends on the seed, the model and what is searched only.
+    allows; near the hull then without) and ranks them by energy above hull. All of it is kept in
+    an ASE database: stop it at any time, and the same command goes on; run it twice at once, and
+    both share the work. A candidate depends on the seed, the model and what is searched only.
 
     \b
     Examples:
       langevin-xtal search --elements Cu,Si,K --max-samples 200 --relax --out cu-si-k.db
+      langevin-xtal search --elements Cu,Si,K --max-samples 2000 --relax --relax-best 100
       langevin-xtal search --formula Cu2KSi --z 4 --sg 62,orthorhombic --out cu2ksi.db
     """
     from langevin_xtal.evaluation.cache import default_folder
@@ -178,7 +193,7 @@ def search(
     from langevin_xtal.sampling.sample import SampleOptions
     from langevin_xtal.sampling.samplers import make_sampler
     from langevin_xtal.screen.filters import FilterOptions
-    from langevin_xtal.search.campaign import Campaign
+    from langevin_xtal.search.campaign import RELEASE_WITHIN, Campaign
     from langevin_xtal.search.space import SearchSpace
 
     if elements is None and formulas in (None, "all"):
@@ -202,6 +217,8 @@ def search(
         max_samples=max_samples,
         max_hours=max_hours,
         relax=relax,
+        relax_best=relax_best,
+        release_within=RELEASE_WITHIN if release_within is None else release_within,
         potential=potential,
         filters=FilterOptions(charge_neutral=charge_neutral, max_atoms=max_atoms),
         sampling=SampleOptions(sampler=make_sampler("ancestral", levels, None)),

@@ -223,17 +223,8 @@ def relax(
     InputError
         When the potential is unknown or not installed.
     """
-    kind = f"relaxation {load_potential(options.potential, options.device).version} {options!r}"
-    return each_once(
-        partial(relax_cell, options=options),
-        cells,
-        kind=kind,
-        pack=_pack,
-        unpack=_unpack,
-        cache=cache,
-        workers=workers,
-        progress=progress,
-    )
+    work = partial(relax_cell, options=options)
+    return _each_relaxed(work, "plain", cells, options, cache, workers, progress)
 
 
 def relax_folded(
@@ -245,18 +236,36 @@ def relax_folded(
     progress: Progress | None = None,
 ) -> list[Relaxation]:
     """As :func:`relax`, done in the primitive cell; geometries come back in the cells given."""
-    folded = [fold(cell, options.symprec) for cell in cells]
-    results = relax(
-        [one.primitive for one in folded],
-        options,
+    work = partial(_relax_folded, options=options)
+    return _each_relaxed(work, "folded", cells, options, cache, workers, progress)
+
+
+def _relax_folded(cell: Cell, options: RelaxOptions) -> Relaxation:
+    folded = fold(cell, options.symprec)
+    result = relax_cell(folded.primitive, options)
+    return replace(result, cell=cell) if result.reason else folded.expand(result)
+
+
+def _each_relaxed(
+    work: Callable[[Cell], Relaxation],
+    what: str,
+    cells: Sequence[Cell],
+    options: RelaxOptions,
+    cache: Store | None,
+    workers: int | None,
+    progress: Progress | None,
+) -> list[Relaxation]:
+    version = load_potential(options.potential, options.device).version
+    return each_once(
+        work,
+        cells,
+        kind=f"{what} relaxation {version} {options!r}",
+        pack=_pack,
+        unpack=_unpack,
         cache=cache,
         workers=workers,
         progress=progress,
     )
-    return [
-        replace(result, cell=cell) if result.reason else one.expand(result)
-        for cell, one, result in zip(cells, folded, results, strict=True)
-    ]
 
 
 def each_once(
@@ -362,68 +371,114 @@ def relax_twice(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> list[TwoRelaxations]:
-    """Relax P1 cells with the symmetry they have, then without, each once.
-
-    Both relaxations run in the primitive cell; geometries come back in the cell given, atom by
-    atom. A distortion that needs a larger cell than the primitive one is not found: that is what
-    phonons are for.
+    """Relax P1 cells with the symmetry they have, then without (:func:`relax_released`).
 
     Parameters
     ----------
     options
         Of the first relaxation; the second differs in what ``release`` says.
     cache, workers, progress
-        As in :func:`relax`; one cell with both of its relaxations is one piece of work.
+        As in :func:`relax`; each relaxation is one piece of work.
 
     Raises
     ------
     InputError
         When the potential is unknown or not installed.
     """
-    version = load_potential(options.potential, options.device).version
     options = replace(options, keep_symmetry=True)
-    # whatever the tolerance, geometries are the same
-    done = replace(release, tolerance=DEFAULT_RELEASE.tolerance)
-    return each_once(
-        partial(_relax_both, options=options, release=release),
+    report = progress or (lambda finished, planned: None)
+    kept = relax_folded(
         cells,
-        kind=f"two relaxations {version} {options!r} {done!r}",
-        pack=_pack_both,
-        unpack=partial(_unpack_both, tolerance=release.tolerance),
+        options,
         cache=cache,
         workers=workers,
-        progress=progress,
+        progress=lambda finished, planned: report(finished, 2 * planned),
+    )
+    fit = [k for k, result in enumerate(kept) if not result.reason]
+    first = len(kept)
+    found = relax_released(
+        [kept[k].cell for k in fit],
+        options,
+        release=release,
+        cache=cache,
+        workers=workers,
+        progress=lambda finished, planned: report(first + finished, first + planned),
+    )
+    failed = "the relaxation that keeps symmetry failed"
+    released = [_failed(result.cell, failed) for result in kept]
+    for k, result in zip(fit, found, strict=True):
+        released[k] = result
+    return [
+        judge(first, second, found_groups(cell), release.tolerance)
+        for cell, first, second in zip(cells, kept, released, strict=True)
+    ]
+
+
+def relax_released(
+    cells: Sequence[Cell],
+    options: RelaxOptions = DEFAULT_OPTIONS,
+    *,
+    release: ReleaseOptions = DEFAULT_RELEASE,
+    cache: Store | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> list[Relaxation]:
+    """Relax P1 cells without symmetry, from a little beside where they are.
+
+    Done in the primitive cell; geometries come back in the cells given, atom by atom. A distortion
+    that needs a larger cell than the primitive one is not found: that is what phonons are for.
+
+    Parameters
+    ----------
+    cells
+        Relaxed with their symmetry.
+    options
+        Of that relaxation; ``release`` says what differs.
+    cache, workers, progress
+        As in :func:`relax`.
+
+    Raises
+    ------
+    InputError
+        When the potential is unknown or not installed.
+    """
+    fmax, steps = min(options.fmax, release.fmax), options.steps + release.more_steps
+    free = replace(options, keep_symmetry=False, fmax=fmax, steps=steps)
+    return _each_relaxed(
+        partial(_relax_released, options=free, size=release.perturbation, seed=release.seed),
+        f"released ({release.perturbation!r}, {release.seed})",
+        cells,
+        free,
+        cache,
+        workers,
+        progress,
     )
 
 
-def _relax_both(cell: Cell, options: RelaxOptions, release: ReleaseOptions) -> TwoRelaxations:
+def _relax_released(cell: Cell, options: RelaxOptions, size: float, seed: int) -> Relaxation:
     folded = fold(cell, options.symprec)
-    kept = relax_cell(folded.primitive, options)
-    if kept.reason:
-        released = _failed(kept.cell, "the relaxation that keeps symmetry failed")
-    else:
-        start = perturbed(kept.cell, release.perturbation, release.seed)
-        fmax, steps = min(options.fmax, release.fmax), options.steps + release.more_steps
-        free = replace(options, keep_symmetry=False, fmax=fmax, steps=steps)
-        released = relax_cell(start, free)
-    return _judge(
-        folded.expand(kept) if not kept.reason else replace(kept, cell=cell),
-        folded.expand(released) if not released.reason else replace(released, cell=cell),
-        found_groups(cell),
-        found_groups(kept.cell),
-        found_groups(released.cell) if not released.reason else dict.fromkeys(GROUP_SYMPRECS, 0),
-        release.tolerance,
-    )
+    result = relax_cell(perturbed(folded.primitive, size, seed), options)
+    return replace(result, cell=cell) if result.reason else folded.expand(result)
 
 
-def _judge(
+def judge(
     kept: Relaxation,
     released: Relaxation,
     before: Mapping[float, int],
-    groups_kept: Mapping[float, int],
-    groups_released: Mapping[float, int],
-    tolerance: float,
+    tolerance: float = DEFAULT_RELEASE.tolerance,
 ) -> TwoRelaxations:
+    """What a released relaxation says of the one that kept symmetry.
+
+    Parameters
+    ----------
+    before
+        Groups of the cell before both (:func:`found_groups`).
+    tolerance
+        See :class:`ReleaseOptions` [eV/atom].
+    """
+    groups_kept = found_groups(kept.cell)
+    lost = dict.fromkeys(GROUP_SYMPRECS, 0)
+    groups_released = lost if released.reason else found_groups(released.cell)
     gain = released.energy - kept.energy
     loose = GROUP_SYMPRECS[-1]
     left = groups_released[loose] != groups_kept[loose]
@@ -672,26 +727,6 @@ def _unpack(values: FloatArray, cell: Cell) -> Relaxation:
         max_stress=float(values[5]),
         reason="".join(chr(int(code)) for code in values[end:]),
     )
-
-
-def _pack_both(result: TwoRelaxations) -> FloatArray:
-    first = _pack(result.kept)
-    groups = [
-        float(of[symprec])
-        for of in (result.groups_before, result.groups_kept, result.groups_released)
-        for symprec in GROUP_SYMPRECS
-    ]
-    return np.concatenate([[len(first)], groups, first, _pack(result.released)])
-
-
-def _unpack_both(values: FloatArray, cell: Cell, *, tolerance: float) -> TwoRelaxations:
-    size = len(GROUP_SYMPRECS)
-    numbers = values[1 : 1 + 3 * size].astype(int).reshape(3, size).tolist()
-    groups = [dict(zip(GROUP_SYMPRECS, row, strict=True)) for row in numbers]
-    begin = 1 + 3 * size
-    middle = begin + int(values[0])
-    kept, released = _unpack(values[begin:middle], cell), _unpack(values[middle:], cell)
-    return _judge(kept, released, groups[0], groups[1], groups[2], tolerance)
 
 
 def _save(cache: Store | None, kind: str, fresh: dict[str, FloatArray]) -> None:

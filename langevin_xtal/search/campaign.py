@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
     from langevin_xtal.export.manifest import Manifest
 
+RELEASE_WITHIN = 0.1
+"""Of the hull [eV/atom]; losing its symmetry gains a crystal some hundredths."""
 TABLE = (
     "uid",
     "formula",
@@ -84,6 +86,12 @@ class Campaign:
         Sampling takes at most half of it when relaxation is to follow.
     relax
         Whether to relax, and so to know energies; may be asked for later.
+    relax_best
+        Relax only so many candidates, those with the lowest energy above hull as sampled (the
+        lowest energy where there is no hull); by default all. More may be asked for later.
+    release_within
+        Candidates up to so far above the hull [eV/atom] are relaxed on without symmetry, and those
+        whose hull is not known.
     potential
         For relaxation, see :func:`~langevin_xtal.screen.potentials.load_potential`.
     relax_options, release_options, phonon_options, filters, sampling
@@ -119,6 +127,8 @@ class Campaign:
         max_samples: int | None = None,
         max_hours: float | None = None,
         relax: bool = False,
+        relax_best: int | None = None,
+        release_within: float = RELEASE_WITHIN,
         potential: str = DEFAULT,
         relax_options: RelaxOptions = DEFAULT_OPTIONS,
         release_options: ReleaseOptions = DEFAULT_RELEASE,
@@ -135,6 +145,7 @@ class Campaign:
         for name, value, least in (
             ("samples_per_request", samples_per_request, 1),
             ("max_samples", max_samples, 1),
+            ("relax_best", relax_best, 1),
             ("workers", workers, 1),
             ("phonons", phonons, 0),
             ("seed", seed, 0),
@@ -143,6 +154,10 @@ class Campaign:
                 raise InputError(f"{name} is {value}; the least is {least}")
         if max_hours is not None and not (math.isfinite(max_hours) and max_hours > 0):
             raise InputError(f"max_hours is {max_hours}; give a time above 0")
+        if not release_within >= 0:
+            raise InputError(f"release_within is {release_within}; give 0 or more eV/atom")
+        if relax_best is not None and not relax:
+            raise InputError("relax_best says how many to relax: ask for relaxation too")
         if phonons and not relax:
             raise InputError("phonons need relaxed candidates: ask for relaxation too")
         self.store, self.lease = store, lease
@@ -160,6 +175,8 @@ class Campaign:
             filters=filters,
             reference=reference,
             relax=relax,
+            relax_best=relax_best,
+            release_within=release_within,
             relax_options=replace(relax_options, potential=potential),
             release_options=release_options,
             hull=hull,
@@ -220,7 +237,10 @@ class Campaign:
         plan, relax = self.plan, None
         if plan.relax:
             version = load_potential(plan.relax_options.potential).version
-            relax = f"{version}; {plan.relax_options!r}; {plan.release_options!r}"
+            relax = (
+                f"{version}; {plan.relax_options!r}; {plan.release_options!r} within "
+                f"{plan.release_within!r} eV/atom"
+            )
         return {
             "version": __version__,
             **plan.space.describe(),

@@ -28,6 +28,7 @@ from langevin_xtal.dataset.readers import (
     read_records,
 )
 from langevin_xtal.errors import DataError, InputError
+from langevin_xtal.search.rows import EQUALS
 from langevin_xtal.search.store import Row, is_store, plain_address, read_rows
 from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
 
@@ -41,7 +42,7 @@ ENERGY = ("energy_per_atom",)
 TOLD = frozenset(
     {
         *("found_group", "energy", "e_above_hull", "potential"),
-        *("filtered", "ranked", "duplicate_of", "same_as"),
+        *("filtered", "ranked", *EQUALS, "converged_kept"),
     }
 )
 """Facts of a stored candidate that are no properties: told otherwise, or true of all entries."""

@@ -29,6 +29,9 @@ STATES = (
 )
 """What a candidate can be, in the order of the stages."""
 
+EQUALS = ("duplicate_of", "same_as", "same_released")
+"""Facts that name the candidate another equals: as sampled, relaxed with symmetry, released."""
+
 
 @dataclass(frozen=True, eq=False)
 class Row:
@@ -67,7 +70,7 @@ class Row:
         facts = self.facts
         if facts.get("reason"):
             return "rejected"
-        if facts.get("duplicate_of", -1) != -1 or facts.get("same_as", -1) != -1:
+        if any(facts.get(fact, -1) != -1 for fact in EQUALS):
             return "duplicate"
         for fact, state in (("phonons", "phonons"), ("ranked", "ranked"), ("energy", "relaxed")):
             if fact in facts:
@@ -201,7 +204,7 @@ def summarise(
 
 def _stages(rows: Sequence[Row], seconds: Mapping[str, float]) -> Iterator[Stage]:
     def spent(*names: str) -> float:
-        return sum(seconds.get(name, 0.0) for name in names)
+        return sum(time for stage, time in seconds.items() if stage.split(",")[0] in names)
 
     def having(fact: str, of: Sequence[Row]) -> list[Row]:
         return [row for row in of if fact in row.facts]
@@ -228,15 +231,26 @@ def _stages(rows: Sequence[Row], seconds: Mapping[str, float]) -> Iterator[Stage
         time = spent("known", "known relaxed")
         yield Stage("looked up", len(looked_up), len(looked_up), remark, time)
     relaxed = [row for row in having("energy", unique) if not row.facts.get("reason")]
+    if "screen" in seconds:
+        known = having("energy_sampled", unique)
+        tried = len(known) + len(failed)
+        remark = f"{len(relaxed)} relaxed, as the lowest above hull"
+        yield Stage("energies", tried, len(relaxed), remark, spent("screen"))
     if relaxed or failed:
-        broke = sum(bool(row.facts.get("symmetry_broke")) for row in relaxed)
-        remark = f"{len(failed)} failed, in {broke} symmetry broke"
+        remark = f"{len(failed)} failed"
         yield Stage("relaxed", len(relaxed) + len(failed), len(relaxed), remark, spent("relax"))
     merged = having("same_as", relaxed)
     apart = [row for row in merged if row.facts["same_as"] == -1]
     if merged:
         remark = f"{len(merged) - len(apart)} relaxed into another"
         yield Stage("distinct", len(merged), len(apart), remark, spent("merge"))
+    released = having("symmetry_broke", apart)
+    if released:
+        broke = sum(bool(row.facts["symmetry_broke"]) for row in released)
+        apart = [row for row in apart if row.facts.get("same_released", -1) == -1]
+        remark = f"near the hull; in {broke} symmetry broke"
+        time = spent("release", "merge released")
+        yield Stage("released", len(released), len(apart), remark, time)
     ranked = having("ranked", apart)
     if ranked:
         stable = sum(float(row.facts.get("e_above_hull", math.inf)) <= 0.1 for row in ranked)
@@ -283,7 +297,7 @@ def key_value_pairs(row: Row) -> dict[str, Value]:
     for fact, key in names.items():
         if facts.get(fact) not in (None, ""):
             pairs[key] = _plain(facts[fact])
-    for fact in ("duplicate_of", "same_as"):
+    for fact in EQUALS:
         if facts.get(fact, -1) != -1:
             pairs["duplicate_of"] = facts[fact]
     # ASE refuses text that looks like a number

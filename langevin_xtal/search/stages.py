@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,10 +28,14 @@ from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.phonons import PhononOptions, PhononResult, phonon_checks
 from langevin_xtal.screen.potentials import load_potential
 from langevin_xtal.screen.relax import (
+    GROUP_SYMPRECS,
+    Relaxation,
     RelaxOptions,
     ReleaseOptions,
-    TwoRelaxations,
-    relax_twice,
+    found_groups,
+    judge,
+    relax_folded,
+    relax_released,
 )
 from langevin_xtal.search.duplicates import Known, group_duplicates
 from langevin_xtal.search.entries import entry_of, rank_key
@@ -46,9 +51,11 @@ SAMPLING_SHARE = 0.5
 """Of the time allowed, when relaxation is to follow."""
 AT_ONCE = {"filter": 200, "known": 64, "known relaxed": 64, "rank": 200}
 """Candidates claimed at a time."""
-EACH_AT_ONCE = {"relax": 32, "phonons": 4}
+EACH_AT_ONCE = {"screen": 128, "relax": 32, "release": 16, "phonons": 4}
 """The same, for each worker; with a limit of time a quarter."""
-SYMPREC, LOOSE = 0.01, 0.1
+BROKEN = ", symmetry broken"
+"""Added to the name of a stage that looks at another geometry than before."""
+SYMPREC, LOOSE = GROUP_SYMPRECS
 """Tolerances at which groups are told [Å]."""
 
 
@@ -65,6 +72,8 @@ class Plan:
     filters: FilterOptions
     reference: PackedDataset | None
     relax: bool
+    relax_best: int | None  #: relax no more than these, by their energy as sampled
+    release_within: float  #: of the hull [eV/atom]; those above are not released
     relax_options: RelaxOptions
     release_options: ReleaseOptions
     hull: HullReferences | None
@@ -105,10 +114,16 @@ class _Run:
             self._each("known", "looking up", self._left(), self._look_up)
         if not plan.relax:
             return
-        self._each("relax", "relaxing", self._left(), self._relax)
+        if plan.relax_best is not None:
+            self._each("screen", "energies", self._left(), self._screen)
+        self._each("relax", "relaxing", self._to_relax(), self._relax)
         self._compare("merge", "comparing relaxed", "same_as")
+        self._each("release", "releasing", self._to_release(), self._release)
+        self._compare("merge released", "comparing released", "same_released")
         if plan.reference is not None:
-            unknown = [row.index for row in self._rows(self._left()) if not row.facts.get("known")]
+            unknown = [
+                row.index for row in self._rows(self._relaxed()) if not row.facts.get("known")
+            ]
             self._each("known relaxed", "looking up relaxed", unknown, self._look_up)
         self._each("rank", "ranking", self._relaxed(), self._rank)
         if plan.phonons:
@@ -137,6 +152,38 @@ class _Run:
         rows = self._rows(self._relaxed())
         return [row.index for row in sorted(rows, key=lambda r: rank_key(entry_of(r)))[:count]]
 
+    def _to_relax(self) -> list[int]:
+        """What is left; or the lowest above hull as sampled, and, without one, the lowest."""
+        count, left = self.plan.relax_best, self._left()
+        if count is None:
+            return left
+        keys = {}
+        for row in self._rows(left):
+            energy = row.facts.get("energy_sampled")
+            if energy is not None:
+                above = self._above_hull(row, float(energy))
+                keys[row.index] = (math.inf if above is None else above, float(energy), row.index)
+        return sorted(keys, key=keys.__getitem__)[:count]
+
+    def _to_release(self) -> list[int]:
+        """Those different with symmetry kept, and near the hull or without one."""
+        near = []
+        for row in self._rows():
+            if row.facts.get("same_as") == -1 and not row.facts.get("reason"):
+                above = self._above_hull(row, float(row.facts["energy_kept"]))
+                if above is None or above <= self.plan.release_within:
+                    near.append(row.index)
+        return near
+
+    def _above_hull(self, row: Row, energy: float) -> float | None:
+        """Energy above hull [eV/atom] of a candidate with that energy; None where unknown."""
+        hull, _ = self._hull
+        return (
+            None
+            if hull is None
+            else hull.energy_above_hull(_geometry(row)[2], energy).e_above_hull
+        )
+
     # -- how work is shared
 
     def _late(self, share: float = 1.0) -> bool:
@@ -151,10 +198,11 @@ class _Run:
         work: Callable[[str, list[Row], Callable[[int], None]], None],
     ) -> None:
         """``work`` of every candidate, by one of all processes; slow work only in time."""
-        slow, most = stage in EACH_AT_ONCE, AT_ONCE.get(stage, 1)
+        kind = stage.removesuffix(BROKEN)
+        slow, most = kind in EACH_AT_ONCE, AT_ONCE.get(kind, 1)
         if slow:
             limited = self.plan.max_hours is not None
-            most = EACH_AT_ONCE[stage] * self.plan.workers // (4 if limited else 1)
+            most = EACH_AT_ONCE[kind] * self.plan.workers // (4 if limited else 1)
         while not (slow and self._late()):
             claim = self.store.claim(stage, units, most)
             self.report(title, claim.done, len(units))
@@ -170,14 +218,26 @@ class _Run:
             else:
                 time.sleep(POLL_SECONDS)
 
+    def _again(
+        self,
+        stage: str,
+        title: str,
+        units: Sequence[int],
+        work: Callable[[str, list[Row], Callable[[int], None]], None],
+    ) -> None:
+        """As :meth:`_each`; once more where symmetry broke after a run that had no more time."""
+        rows = self._rows(units)
+        broken = {row.index for row in rows if row.facts.get("symmetry_broke")}
+        self._each(stage, title, [k for k in units if k not in broken], work)
+        self._each(stage + BROKEN, title, [k for k in units if k in broken], work)
+
     def _compare(self, stage: str, title: str, fact: str) -> None:
         """Mark candidates equal to an earlier one, in one go."""
         while True:
-            rows, unit = self._to_compare(stage)
+            rows, cells, unit = self._to_compare(stage)
             claim = self.store.claim(stage, [unit], 1)
             if claim.units:
                 start = time.perf_counter()
-                cells = [row.cell for row in rows if row.cell is not None]
                 first = group_duplicates(
                     cells,
                     cache=self._cache,
@@ -195,16 +255,24 @@ class _Run:
             else:
                 time.sleep(POLL_SECONDS)
 
-    def _to_compare(self, stage: str) -> tuple[list[Row], int]:
-        """Candidates to compare, and a number that grows whenever there are others."""
+    def _to_compare(self, stage: str) -> tuple[list[Row], list[Cell], int]:
+        """Candidates and cells to compare, and a number that grows whenever there are others.
+
+        Relaxed candidates are compared as they were with their symmetry kept, so that who is
+        released does not depend on who was released before.
+        """
         rows = self._rows()
         passed = [row for row in rows if row.facts.get("filtered")]
         if stage == "duplicates":
-            return passed, len(passed)
+            return passed, [_geometry(row) for row in passed], len(passed)
         tried = [row for row in passed if "energy" in row.facts or row.facts.get("reason")]
         unique = [row for row in tried if row.facts.get("duplicate_of", -1) == -1]
         relaxed = [row for row in unique if not row.facts.get("reason")]
-        return relaxed, len(passed) + len(tried)
+        if stage == "merge":
+            return relaxed, [row.kept or _geometry(row) for row in relaxed], len(passed + tried)
+        apart = [row for row in relaxed if row.facts.get("same_as") == -1]
+        released = sum("note" in row.facts for row in apart)
+        return apart, [_geometry(row) for row in apart], len(passed + tried) + released
 
     # -- sampling
 
@@ -303,32 +371,50 @@ class _Run:
     def _cache(self) -> Cache:
         return Cache(self.plan.cache)
 
+    def _screen(self, stage: str, rows: list[Row], show: Callable[[int], None]) -> None:
+        still = replace(self.plan.relax_options, steps=0)
+        relax = partial(relax_folded, options=still)
+        self._keep(stage, rows, relax, lambda row, result: _screened_change(result), show)
+
     def _relax(self, stage: str, rows: list[Row], show: Callable[[int], None]) -> None:
+        version = load_potential(self.plan.relax_options.potential).version
+        relax = partial(relax_folded, options=replace(self.plan.relax_options, keep_symmetry=True))
+        self._keep(stage, rows, relax, lambda row, result: _relaxed_change(result, version), show)
+
+    def _release(self, stage: str, rows: list[Row], show: Callable[[int], None]) -> None:
         plan = self.plan
-        version = load_potential(plan.relax_options.potential).version
-        relax = partial(relax_twice, options=plan.relax_options, release=plan.release_options)
-        self._keep(stage, rows, relax, lambda result: _relaxed_change(result, version), show)
+        release = partial(relax_released, options=plan.relax_options, release=plan.release_options)
+        tolerance = plan.release_options.tolerance
+        self._keep(
+            stage,
+            rows,
+            release,
+            lambda row, result: _released_change(row, result, tolerance),
+            show,
+        )
 
     def _phonons(self, stage: str, rows: list[Row], show: Callable[[int], None]) -> None:
         options = replace(self.plan.phonon_options, potential=self.plan.relax_options.potential)
         check = partial(phonon_checks, options=options)
-        self._keep(stage, rows, check, _phonon_change, show)
+        self._keep(stage, rows, check, lambda row, result: _phonon_change(result), show)
 
     def _keep(
         self,
         stage: str,
         rows: list[Row],
         batch: Callable[..., list[Any]],
-        change: Callable[[Any], Change],
+        change: Callable[[Row, Any], Change],
         show: Callable[[int], None],
     ) -> None:
         """Store results of a slow batch as they come."""
         start = time.perf_counter()
 
+        of = {row.index: row for row in rows}
+
         def deliver(results: Mapping[int, Any]) -> None:
             nonlocal start
             seconds, start = time.perf_counter() - start, time.perf_counter()
-            changes = {index: change(result) for index, result in results.items()}
+            changes = {index: change(of[index], result) for index, result in results.items()}
             self.store.settle_each(stage, changes, seconds)
 
         batch(
@@ -340,7 +426,7 @@ class _Run:
 
     def _rank(self, stage: str, rows: list[Row], show: Callable[[int], None]) -> None:
         start = time.perf_counter()
-        hull, missing = self._hull()
+        hull, missing = self._hull
         changes = {}
         for k, row in enumerate(rows):
             facts: dict[str, Any] = {"ranked": True, "hull_reason": missing or None}
@@ -356,6 +442,7 @@ class _Run:
             show(k + 1)
         self.store.settle_each(stage, changes, time.perf_counter() - start)
 
+    @cached_property
     def _hull(self) -> tuple[HullReferences | None, str]:
         plan = self.plan
         if plan.hull is not None:
@@ -421,29 +508,59 @@ def _sampled(candidate: Candidate) -> Row:
     )
 
 
-def _relaxed_change(result: TwoRelaxations, version: str) -> Change:
-    if result.kept.reason:
-        return Change({"reason": f"relaxation failed: {result.kept.reason}"})
-    best, groups = result.best, result.groups_released if result.broke else result.groups_kept
-    released = not result.released.reason
+def _screened_change(result: Relaxation) -> Change:
+    if result.reason:
+        return Change({"reason": f"energy failed: {result.reason}"})
+    return Change({"energy_sampled": result.energy})
+
+
+def _relaxed_change(result: Relaxation, version: str) -> Change:
+    if result.reason:
+        return Change({"reason": f"relaxation failed: {result.reason}"})
+    groups = found_groups(result.cell)
     return Change(
         {
-            "energy": best.energy,
-            "energy_sampled": result.kept.start_energy,
-            "energy_kept": result.kept.energy,
-            "energy_released": result.released.energy if released else None,
+            "energy": result.energy,
+            "energy_sampled": result.start_energy,
+            "energy_kept": result.energy,
             "found_group": groups[SYMPREC],
             "found_group_0.1": groups[LOOSE],
-            "found_kept": result.groups_kept[SYMPREC],
-            "found_released": result.groups_released[SYMPREC] if released else None,
-            "symmetry_broke": result.broke,
-            "note": result.note,
-            "converged": best.converged,
-            "steps": result.kept.steps + result.released.steps,
+            "found_kept": groups[SYMPREC],
+            "converged": result.converged,
+            "converged_kept": result.converged,
+            "steps": result.steps,
             "potential": version,
         },
-        kept=result.kept.cell,
-        released=result.released.cell if released else None,
+        kept=result.cell,
+    )
+
+
+def _released_change(row: Row, released: Relaxation, tolerance: float) -> Change:
+    assert row.kept is not None, row.uid
+    kept = Relaxation(
+        cell=row.kept,
+        energy=float(row.facts["energy_kept"]),
+        start_energy=float(row.facts["energy_sampled"]),
+        steps=int(row.facts["steps"]),
+        converged=bool(row.facts["converged_kept"]),
+        max_force=math.nan,
+        max_stress=math.nan,
+    )
+    both = judge(kept, released, {}, tolerance)
+    groups = both.groups_released if both.broke else both.groups_kept
+    return Change(
+        {
+            "energy": both.best.energy,
+            "energy_released": None if released.reason else released.energy,
+            "found_group": groups[SYMPREC],
+            "found_group_0.1": groups[LOOSE],
+            "found_released": both.groups_released[SYMPREC] or None,
+            "symmetry_broke": both.broke,
+            "note": both.note,
+            "converged": both.best.converged,
+            "steps_released": released.steps,
+        },
+        released=None if released.reason else released.cell,
     )
 
 

@@ -74,7 +74,7 @@ __all__ = [
 
 Item = TypeVar("Item")
 
-FORMAT = 1
+FORMAT = 2
 """Version of the store's layout; others are refused."""
 LEASE_SECONDS = 120.0
 """A process whose heartbeat stood still so long is taken for dead."""
