@@ -13,7 +13,7 @@ special one. The others are noised freely, as in the paper, and snap to what the
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from langevin_xtal.model.scores import cell_frame
 from langevin_xtal.symmetry.lattice import COORDINATES
 
 Target = Literal["orbit", "plain"]
+
+Builder = Literal["host", "torch"]
+"""``host``: C++ or numba, through numpy; ``torch``: on the device of the tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +79,8 @@ class Crystals:
     def site_crystal(self) -> Tensor:
         """(A,) crystal of each site."""
         counts = self.site_start.diff()
-        return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+        crystals = torch.arange(len(counts), device=counts.device)
+        return torch.repeat_interleave(crystals, counts, output_size=len(self.frac))
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,10 @@ class Noised:
     position_target: Tensor  #: (A, 3) in units of σ
     lattice_target: Tensor  #: (B, 6) in units of σ_L, 0 for unused coordinates
     lattice_used: Tensor  #: (B, 6) bool: free coordinates of noised lattices
+
+    def to(self, device: torch.device | str) -> Noised:
+        """The same on another device."""
+        return Noised(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
 def crystal_arrays(
@@ -120,10 +128,21 @@ def noise_batch(
     generator: torch.Generator,
     dtype: torch.dtype = torch.float32,
     share: slice | None = None,
+    builder: Builder | None = None,
 ) -> Noised:
     """Noise every crystal at a random level and build the multigraph the network sees.
 
-    With ``share``, only of these crystals of the batch, which are noised as among all of it.
+    All on the device of the crystals and the operations.
+
+    Parameters
+    ----------
+    generator
+        Draws on its own device. One of the host gives the same noise on every device; one of the
+        crystals' device saves the transfers.
+    share
+        Only these crystals of the batch, which are noised as among all of it.
+    builder
+        Of the multigraphs: ``host`` or ``torch``; by default the fastest where the crystals are.
     """
     n_crystals, n_sites = len(crystals.coordinates), len(crystals.frac)
     own = slice(0, n_crystals)
@@ -136,16 +155,17 @@ def noise_batch(
     pairs = site_pairs(site_crystal, crystals.op_start, crystals.op_count)
     device = crystals.frac.device
 
-    # random numbers are the host's, so a run does not depend on the device they go to, and of the
-    # whole batch, so it does not depend on the share
+    source: Any = {"generator": generator, "device": generator.device}
+
+    # of the whole batch, so that a crystal's noise does not depend on the share
     def uniform() -> Tensor:
-        return torch.rand(n_crystals, generator=generator, dtype=torch.float64)[own].to(device)
+        return torch.rand(n_crystals, dtype=torch.float64, **source)[own].to(device)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return torch.randn(*shape, dtype=torch.float64, **source)
 
     # stratified over the batch: every batch sees the whole schedule
-    order = torch.randperm(n_crystals, generator=generator)[own].to(device)
+    order = torch.randperm(n_crystals, **source)[own].to(device)
     tau = (order + uniform()) / n_crystals
     sigma_pos = levels.position(tau)
     tau_lat = (tau + config.decoupling * normal(n_crystals)[own].to(device)).clamp(0.0, 1.0)
@@ -166,7 +186,8 @@ def noise_batch(
     inside = (noise.unsqueeze(1) @ home.projector).squeeze(1)
     noise = torch.where(confined.unsqueeze(1), inside, noise)
     cart = sigma_pos[site_crystal].unsqueeze(1) * noise
-    frame = torch.linalg.inv(lattice)[site_crystal]
+    # unlike inv, inv_ex does not wait for the device to say that no cell is flat
+    frame = torch.linalg.inv_ex(lattice)[0][site_crystal]
     noised = home.frac + (cart.unsqueeze(1) @ frame).squeeze(1)
     target = noise
     if config.target == "orbit":
@@ -182,7 +203,16 @@ def noise_batch(
             home.projector,
         )
     graph = graph_of(
-        noised, lattice, crystals, sigma_pos, kept, settings, operations, dtype, pairs=pairs
+        noised,
+        lattice,
+        crystals,
+        sigma_pos,
+        kept,
+        settings,
+        operations,
+        dtype,
+        pairs=pairs,
+        builder=builder,
     )
     return Noised(
         graph=graph,
@@ -215,15 +245,17 @@ def graph_of(
     dtype: torch.dtype,
     *,
     pairs: SitePairs,
+    builder: Builder | None = None,
 ) -> GraphBatch:
     """Snap, build and lay out the multigraph of positions noised by ``sigma_pos`` (B,) [Å].
 
-    Sites of crystals that are ``confined`` (B,) stay where they are.
+    Sites of crystals that are ``confined`` (B,) stay where they are. The builder is ``torch`` for
+    tensors on CUDA and ``host`` otherwise, unless given.
     """
     site_crystal = crystals.site_crystal
     radius = torch.where(confined, 0.0, snap_radius(sigma_pos))
     snapped = snap_sites(frac, lattice, site_crystal, pairs, operations, radius[site_crystal])
-    if frac.is_cuda:
+    if (builder or ("torch" if frac.is_cuda else "host")) == "torch":
         given = {
             "lattice": lattice,
             "frac": snapped.frac,
@@ -234,7 +266,8 @@ def graph_of(
             "op_count": crystals.op_count,
             "orbit": torch.arange(len(frac), device=frac.device),
         }
-        graph = torch_builder.build_tensors(**given, settings=settings)
+        # every site is its own orbit here, which the builder takes for granted unless told
+        graph = torch_builder.build_tensors(**given | {}, settings=settings)
     else:
         arrays = crystal_arrays(snapped.frac, lattice, crystals, operations)
         # one thread: building is cheap, and callers run several batches side by side

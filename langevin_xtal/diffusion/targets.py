@@ -27,6 +27,9 @@ AXIS_IMAGES = 4
 BOX_IMAGES = 2
 """The same in each of three directions, for cells that are not rectangular and confined sites."""
 
+UNREACHED = -1e30
+"""Log weight of an image that noise cannot reach."""
+
 
 def orbit_noise(
     noised: Tensor,
@@ -66,19 +69,22 @@ def orbit_noise(
     image = (w @ clean[pairs.site].unsqueeze(-1)).squeeze(-1) + t
     delta = noised[pairs.site] - image
     delta = delta - delta.round()  # (P, 3) fractional, from the nearest lattice copy
-    log_weight = delta.new_empty(len(delta))
-    mean = torch.empty_like(delta)
-    kind = _cell_kind(lattice)[site_crystal]
-    kind = torch.where(confined, 3, kind)[pairs.site]
-    pair_cell, pair_sigma = cell[pairs.site], scale[pairs.site]
-    for which, summed in enumerate((_along_axes, _hexagonal, _general)):
-        own = torch.nonzero(kind == which).squeeze(1)
+    log_weight = torch.zeros_like(delta[:, 0])
+    mean = torch.zeros_like(delta)  # as it stays for sites that cannot move
+    freedom = projector.diagonal(dim1=1, dim2=2).sum(1).round().long()
+    bound = confined & (freedom < 3)
+    kind = torch.where(bound, 3, _cell_kind(lattice)[site_crystal])
+    kind = torch.where(bound & (freedom == 0), 4, kind)[pairs.site]
+    # one question to the device instead of one for every kind
+    sizes = (kind.unsqueeze(1) == torch.arange(5, device=kind.device)).sum(0).tolist()
+    *parts, on_subspace, _ = torch.argsort(kind, stable=True).split(sizes)
+    for own, summed in zip(parts, (_along_axes, _hexagonal, _general), strict=True):
         if len(own):
-            log_weight[own], mean[own] = summed(delta[own], pair_cell[own], pair_sigma[own])
-    own = torch.nonzero(kind == 3).squeeze(1)
-    if len(own):
-        free = projector[pairs.site[own]]
-        log_weight[own], mean[own] = _general(delta[own], pair_cell[own], pair_sigma[own], free)
+            site = pairs.site[own]
+            log_weight[own], mean[own] = summed(delta[own], cell[site], scale[site])
+    if len(on_subspace):
+        own = on_subspace
+        log_weight[own], mean[own] = _confined(delta[own], pairs.site[own], cell, scale, projector)
     top = torch.full_like(scale, -torch.inf).scatter_reduce(0, pairs.site, log_weight, "amax")
     weight = (log_weight - top[pairs.site]).exp()
     total = torch.zeros_like(scale).index_add(0, pairs.site, weight)
@@ -119,7 +125,7 @@ def _hexagonal(delta: Tensor, cell: Tensor, sigma: Tensor) -> tuple[Tensor, Tens
     axes = torch.stack([a, a + 2 * b, c], dim=1)
     parts = []
     for copy in (0.0, 1.0):
-        u, v, z = (delta + copy * delta.new_tensor([1.0, 1.0, 0.0])).unbind(1)
+        u, v, z = delta[:, 0] + copy, delta[:, 1] + copy, delta[:, 2]
         # u a + v b = (u − v/2) a + (v/2) (a + 2b)
         own = torch.stack([u - 0.5 * v, 0.5 * v, z], dim=1)
         parts.append(_along_axes(own - own.round(), axes, sigma))
@@ -128,20 +134,43 @@ def _hexagonal(delta: Tensor, cell: Tensor, sigma: Tensor) -> tuple[Tensor, Tens
     )
 
 
-def _general(
-    delta: Tensor, cell: Tensor, sigma: Tensor, free: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Over a box of lattice vectors; with ``free`` (P, 3, 3), only images in the free subspace."""
-    one = torch.arange(-BOX_IMAGES, BOX_IMAGES + 1, dtype=delta.dtype, device=delta.device)
-    box = torch.cartesian_prod(one, one, one)
-    cart = (delta.unsqueeze(1) - box) @ cell  # (P, S, 3)
+def _general(delta: Tensor, cell: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Over a box of lattice vectors."""
+    cart = (delta.unsqueeze(1) - _box(delta)) @ cell  # (P, S, 3)
     log_each = -0.5 * (cart / sigma.view(-1, 1, 1)).square().sum(2)
-    if free is not None:
-        outside = torch.linalg.vector_norm(cart - cart @ free, dim=2) > IDENTICAL
-        log_each = log_each.masked_fill(outside, -1e30)
     log_total, mean = _mixture(log_each, cart)
     longest = torch.linalg.vector_norm(cell, dim=2).amax(1)
     return log_total, torch.where((sigma > longest).unsqueeze(1), 0.0, mean)
+
+
+def _confined(
+    delta: Tensor, site: Tensor, cell: Tensor, sigma: Tensor, projector: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same, of the few images in the free subspace of the sites (P,) of the pairs.
+
+    ``cell``, ``sigma`` and ``projector`` are of all sites.
+    """
+    steps = _box(delta) @ cell  # (A, S, 3) lattice vectors [Å]
+    across = torch.eye(3, dtype=cell.dtype, device=cell.device) - projector
+    start = (delta.unsqueeze(1) @ cell[site]).squeeze(1)
+    off = (start.unsqueeze(1) @ across[site]) - (steps @ across)[site]
+    pair, step = (off.square().sum(2) <= IDENTICAL**2).nonzero(as_tuple=True)
+    cart = start[pair] - steps[site[pair], step]
+    log_each = -0.5 * (cart / sigma[site[pair]].unsqueeze(1)).square().sum(1)
+    none = torch.full_like(delta[:, 0], UNREACHED)
+    top = none.scatter_reduce(0, pair, log_each, "amax")
+    share = (log_each - top[pair]).exp()
+    total = torch.zeros_like(none).index_add(0, pair, share).clamp(min=1.0)
+    mean = torch.zeros_like(delta).index_add(0, pair, share.unsqueeze(1) * cart)
+    longest = torch.linalg.vector_norm(cell, dim=2).amax(1)
+    uniform = (sigma > longest)[site].unsqueeze(1)
+    return top + total.log(), torch.where(uniform, 0.0, mean / total.unsqueeze(1))
+
+
+def _box(like: Tensor) -> Tensor:
+    """(S, 3) lattice vectors around the origin, as fractions."""
+    one = torch.arange(-BOX_IMAGES, BOX_IMAGES + 1, dtype=like.dtype, device=like.device)
+    return torch.cartesian_prod(one, one, one)
 
 
 def _mixture(log_weight: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
