@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import itertools
 import math
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -511,6 +512,16 @@ class TestReferences:
         potential="none",
         version="0",
     )
+
+    def test_without_a_system(self) -> None:
+        shipped = HullReferences.shipped()
+        left = shipped.without(["Cl", "Na"])
+        assert left.coverage(["Na", "Cl"]) == {("Na",): 1, ("Cl",): 1, ("Na", "Cl"): 0}
+        gone = set(shipped.formulas) - set(left.formulas)
+        assert gone
+        assert all(re.sub(r"\d", "", formula) == "Cl Na" for formula in gone)
+        salt = np.array([11, 17])
+        assert left.hull_energy(salt)[0] > shipped.hull_energy(salt)[0] + 1
 
     def test_coverage(self) -> None:
         assert self.hand.coverage(["K", "Cl"]) == {("K",): 1, ("Cl",): 0, ("K", "Cl"): 2}

@@ -155,6 +155,25 @@ class HullReferences:
             counts[tuple(s for s, has in zip(symbols, row, strict=True) if has)] += 1
         return counts
 
+    def without(self, elements: Sequence[str]) -> HullReferences:
+        """The references without the phases that contain all of ``elements`` and no others.
+
+        Raises
+        ------
+        RequestError
+            For an unknown element.
+        """
+        numbers = [atomic_number(symbol) for symbol in elements]
+        own = self._has[:, numbers].all(axis=1) & (self._elements == len(set(numbers)))
+        left = np.flatnonzero(~own)
+        return replace(
+            self,
+            formulas=tuple(self.formulas[k] for k in left),
+            energy=self.energy[left],
+            ids=tuple(self.ids[k] for k in left),
+            _known={},
+        )
+
     # -- the hull
 
     def energy_above_hull(self, numbers: IntArray, energy_per_atom: float) -> HullResult:
