@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,19 @@ from langevin_xtal.crystal.candidate import SYMPRECS, Candidate
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.errors import InputError
+from langevin_xtal.sampling.expansion import expand_sites
 from langevin_xtal.sampling.start import Start
-from langevin_xtal.symmetry import SpaceGroup, orbit, snap_site, wrap
+from langevin_xtal.symmetry import SpaceGroup
 from langevin_xtal.symmetry.sites import IDENTICAL
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+
+MOST_PAIRS = 1 << 16
+"""Distances computed at a time in the search for overlaps."""
+
+_STEPS = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+"""(27, 3) the cell and its neighbours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +86,9 @@ def finish(
         return reject("diverged: positions or cell are not finite")
     group, numbers = request.space_group, np.array(start.numbers)
     merge = config.merge if start.positions is None else IDENTICAL
-    sites = [
-        wrap(snap_site(f, group.rotations, group.translations, lattice, merge if m else IDENTICAL))
-        for f, m in zip(frac, start.moves, strict=True)
-    ]
-    images = [wrap(orbit(s, group.rotations, group.translations, lattice)[0]) for s in sites]
-    found = np.array([len(i) for i in images])
+    radius = np.where(start.moves, merge, IDENTICAL)
+    atoms = expand_sites(group, frac, lattice, radius)
+    found = atoms.multiplicity.tolist()
     wanted = found if start.positions is None else [w.multiplicity for w in start.positions]
     for number, had, has in zip(numbers, wanted, found, strict=True):
         if had != has:
@@ -91,15 +96,15 @@ def finish(
                 f"collapsed: {SYMBOLS[number]} was to have {had} atoms in the cell, and its site "
                 f"ended where it has {has}"
             )
-    atom_site = np.repeat(np.arange(len(sites)), [len(i) for i in images])
-    atom_frac = np.concatenate(images)
-    first = np.searchsorted(atom_site, np.arange(len(sites)))
-    distance, i, j = nearest_pair(atom_frac, lattice, first)
+    atom_site = atoms.atom_site
+    distance, i, j = nearest_pair(atoms.frac, lattice, atoms.first)
     if distance < config.min_distance:
         pair = f"{SYMBOLS[numbers[atom_site[i]]]}-{SYMBOLS[numbers[atom_site[j]]]}"
         return reject(f"overlap: {pair} {distance:.2f} Å, less than {config.min_distance} Å")
-    detected = detect_groups(lattice, atom_frac, numbers[atom_site])
-    if not contains_group(lattice, atom_frac, numbers[atom_site], group):
+    detected, contained = verify(
+        lattice, atoms.frac, numbers[atom_site], group, is_exact=atoms.is_exact
+    )
+    if not contained:
         return reject(f"symmetry: spglib at 0.01 Å finds group {detected[1e-2]}, not {group}")
     return Candidate(
         request=request,
@@ -107,10 +112,10 @@ def finish(
         index=index,
         attempt=attempt,
         numbers=numbers,
-        frac=np.array(sites),
+        frac=atoms.sites,
         lattice=lattice,
         atom_site=atom_site,
-        atom_frac=atom_frac,
+        atom_frac=atoms.frac,
         detected=detected,
         min_distance=distance,
         provenance=provenance | {"index": index, "attempt": attempt, "seed": seed},
@@ -124,33 +129,53 @@ def nearest_pair(
 
     ``start`` names the atoms to look from, by default all; one of each site is enough.
     """
-    steps = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     start = np.arange(len(frac)) if start is None else start
     delta = frac[None, :] - frac[start][:, None]
     delta -= np.rint(delta)
     best = np.full(delta.shape[:2], np.inf)
-    for step in steps:
-        distance = np.linalg.norm((delta + step) @ lattice, axis=-1)
-        if not step.any():
-            distance[np.arange(len(start)), start] = np.inf
-        best = np.minimum(best, distance)
+    own = (np.arange(len(start)), start)
+    at_once = max(1, MOST_PAIRS // best.size)
+    for k in range(0, len(_STEPS), at_once):
+        steps = _STEPS[k : k + at_once]
+        vectors = (delta + steps[:, None, None]) @ lattice
+        vectors *= vectors
+        square = vectors[..., 0] + vectors[..., 1] + vectors[..., 2]
+        for step in np.flatnonzero(~steps.any(axis=1)):
+            square[step][own] = np.inf
+        best = np.minimum(best, square.min(axis=0))
+    best = np.sqrt(best)
     i, j = np.unravel_index(int(best.argmin()), best.shape)
     return float(best[i, j]), int(start[i]), int(j)
 
 
+def verify(
+    lattice: FloatArray,
+    frac: FloatArray,
+    numbers: IntArray,
+    group: SpaceGroup,
+    *,
+    is_exact: bool,
+) -> tuple[dict[float, int], bool]:
+    """What :func:`detect_groups` and :func:`contains_group` say, with one search where it can be.
+
+    Operations found at a small tolerance are among those found at a larger one. So where spglib
+    finds this group and nothing more at the largest of ``SYMPRECS``, in this very cell, and the
+    crystal has the group up to rounding (``is_exact``), smaller tolerances find it too. Otherwise
+    spglib is asked at each of them.
+    """
+    cell, need = (lattice, frac, numbers), _group_codes(group.number)
+    widest = _dataset(cell, SYMPRECS[-1])
+    if is_exact and _number(widest) == group.number and _operations(widest) == need:
+        return dict.fromkeys(SYMPRECS, group.number), True
+    datasets = {s: widest if s == SYMPRECS[-1] else _dataset(cell, s) for s in SYMPRECS}
+    detected = {s: _number(dataset) for s, dataset in datasets.items()}
+    return detected, need <= _operations(datasets[1e-2])
+
+
 def detect_groups(lattice: FloatArray, frac: FloatArray, numbers: IntArray) -> dict[float, int]:
     """Space-group number spglib finds at each of ``SYMPRECS``; 0 where it finds none."""
-    import spglib
-
-    cell: Any = (lattice, frac, numbers)
-    found = {}
-    for symprec in SYMPRECS:
-        try:
-            dataset = spglib.get_symmetry_dataset(cell, symprec=symprec)
-        except spglib.SpglibError:
-            dataset = None
-        found[symprec] = 0 if dataset is None else int(dataset.number)
-    return found
+    cell = lattice, frac, numbers
+    return {symprec: _number(_dataset(cell, symprec)) for symprec in SYMPRECS}
 
 
 def contains_group(
@@ -161,21 +186,38 @@ def contains_group(
     symprec: float = 1e-2,
 ) -> bool:
     """Whether every operation of ``group`` is among those spglib finds in this very cell."""
+    found = _dataset((lattice, frac, numbers), symprec)
+    return _group_codes(group.number) <= _operations(found)
+
+
+def _dataset(cell: Any, symprec: float) -> Any:
+    """What spglib finds, or None."""
     import spglib
 
-    cell: Any = (lattice, frac, numbers)
     try:
-        found = spglib.get_symmetry(cell, symprec=symprec)
+        return spglib.get_symmetry_dataset(cell, symprec=symprec)
     except spglib.SpglibError:
-        return False
-    if found is None:
-        return False
-    have = {
-        (*map(int, w.ravel()), *map(int, np.rint(t * 24) % 24))
-        for w, t in zip(found["rotations"], found["translations"], strict=True)
-    }
-    need = {
-        (*map(int, w.ravel()), *map(int, t))
-        for w, t in zip(group.rotations, group.translations24, strict=True)
-    }
-    return need <= have
+        return None
+
+
+def _number(dataset: Any) -> int:
+    return 0 if dataset is None else int(dataset.number)
+
+
+def _operations(dataset: Any) -> frozenset[bytes]:
+    if dataset is None:
+        return frozenset()
+    return _codes(dataset.rotations, dataset.translations)
+
+
+def _codes(rotations: IntArray, translations: FloatArray) -> frozenset[bytes]:
+    """Operations as texts of bytes, translations rounded to 1/24."""
+    t = np.rint(translations * 24) % 24
+    rows = np.concatenate([np.reshape(rotations, (-1, 9)), t], axis=1).astype(np.int16)
+    return frozenset(row.tobytes() for row in rows)
+
+
+@cache
+def _group_codes(number: int) -> frozenset[bytes]:
+    group = SpaceGroup(number)
+    return _codes(group.rotations, group.translations)
