@@ -267,7 +267,7 @@ def graph_of(
             "orbit": torch.arange(len(frac), device=frac.device),
         }
         # every site is its own orbit here, which the builder takes for granted unless told
-        graph = torch_builder.build_tensors(**given | {}, settings=settings)
+        graph = torch_builder.build_tensors(**given | {"orbit": None}, settings=settings)
     else:
         arrays = crystal_arrays(snapped.frac, lattice, crystals, operations)
         # one thread: building is cheap, and callers run several batches side by side

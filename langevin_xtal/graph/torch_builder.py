@@ -56,12 +56,13 @@ def build_tensors(
     translations: Tensor,
     op_start: Tensor,
     op_count: Tensor,
-    orbit: Tensor,
+    orbit: Tensor | None,
     settings: GraphSettings,
 ) -> dict[str, Tensor]:
     """The fields of :class:`SymmetryMultigraph` as tensors, from those of :class:`CrystalArrays`.
 
-    All on one device. The crystals are not checked: cells must be finite and not flat.
+    All on one device. The crystals are not checked: cells must be finite and not flat. Without
+    ``orbit`` every site is its own.
 
     Raises
     ------
@@ -70,9 +71,11 @@ def build_tensors(
     """
     lattice, frac = lattice.double(), frac.double()
     site_crystal, _ = _expand(site_start.diff(), len(frac))
-    row, op = _expand(op_count[site_crystal])
+    count = op_count[site_crystal]
+    rows, lower = _sums(count, count * (count - 1) // 2)
+    row, op = _expand(count, rows)
     image = _apply(rotations, translations, op_start[site_crystal[row]] + op, frac[row])
-    distinct = _distinct(image, op, lattice, site_crystal[row]).nonzero().squeeze(1)
+    distinct = _distinct(image, op, lattice, site_crystal[row], lower).nonzero().squeeze(1)
     batch = _Batch.of(
         lattice, frac, site_crystal, image[distinct], row[distinct], op[distinct], orbit, settings
     )
@@ -86,7 +89,7 @@ def build_tensors(
         b = int(site_crystal[refused].min())
         step = int(batch.steps[b])
         radius = float(batch.radii[step])
-        raise too_many_near(b, radius, float(batch.near_limit(step)[b]))
+        raise too_many_near(b, radius, float(batch.near_limits()[b, step]))
     site, atom, shift, vec, dist, is_far = (
         torch.cat(column) for column in zip(*parts, strict=True)
     )
@@ -101,9 +104,9 @@ def build_tensors(
         "edge_dist": dist[order],
         "edge_is_self_image": batch.label[source] == batch.label[target],
         "edge_is_long_range": is_far[order],
-        "edge_start": _starts(torch.bincount(source, minlength=len(frac))),
+        "edge_start": _sorted_starts(source, len(frac)),
         "site_reach": reach,
-        "multiplicity": torch.bincount(batch.atom_site, minlength=len(frac)),
+        "multiplicity": _sorted_starts(batch.atom_site, len(frac)).diff(),
     }
 
 
@@ -132,11 +135,18 @@ class _Images(tuple[Tensor, ...]):
 
 def _expand(counts: Tensor, total: int | None = None) -> tuple[Tensor, Tensor]:
     """For ``counts`` rows of each parent: the parent of each row, and its place among them."""
-    total = int(counts.sum()) if total is None else total
+    if total is None:
+        (total,) = _sums(counts)
     parents = torch.arange(len(counts), device=counts.device)
     parent = torch.repeat_interleave(parents, counts, output_size=total)
     first = counts.cumsum(0) - counts
     return parent, torch.arange(total, device=counts.device) - first[parent]
+
+
+def _sums(*counts: Tensor) -> list[int]:
+    """Sums of several tensors of whole numbers, asked from the device at once."""
+    sums: list[int] = torch.stack([c.sum() for c in counts]).tolist()
+    return sums
 
 
 def _starts(counts: Tensor) -> Tensor:
@@ -144,14 +154,21 @@ def _starts(counts: Tensor) -> Tensor:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
-def _chunks(weights: Tensor) -> list[slice]:
-    """Slices of the rows whose weights add up to about ``CHUNK``."""
+def _sorted_starts(group: Tensor, groups: int) -> Tensor:
+    """(groups + 1,) offsets of the groups of rows that are sorted by group.
+
+    Not from bincount, for which a GPU asks the host.
+    """
+    return torch.searchsorted(group, torch.arange(groups + 1, device=group.device))
+
+
+def _chunks(weights: Tensor, total: int) -> list[slice]:
+    """Slices of the rows, whose weights add up to ``total``, of about ``CHUNK`` each."""
     if not len(weights):
         return []
-    before = weights.cumsum(0) - weights
-    total = int(before[-1] + weights[-1])
     if total <= CHUNK:
         return [slice(0, len(weights))]
+    before = weights.cumsum(0) - weights
     marks = torch.arange(0, total, CHUNK, device=weights.device, dtype=before.dtype)
     ends = torch.unique(torch.searchsorted(before, marks, right=False)).tolist()
     ends = sorted({0, *ends, len(weights)})
@@ -169,12 +186,16 @@ def _cartesian(frac: Tensor, lattice: Tensor, crystal: Tensor) -> Tensor:
     return (frac[:, :, None] * lattice[crystal]).sum(1)
 
 
-def _distinct(image: Tensor, op: Tensor, lattice: Tensor, crystal: Tensor) -> Tensor:
-    """(N,) whether no kept image of a lower operation is the same atom; rows by site, then op."""
+def _distinct(image: Tensor, op: Tensor, lattice: Tensor, crystal: Tensor, total: int) -> Tensor:
+    """(N,) whether no kept image of a lower operation is the same atom; rows by site, then op.
+
+    ``total`` is the sum of ``op``.
+    """
     pairs = []
     wide = IDENTICAL * (1.0 + 1e-9) / _cell(lattice)[2][:, 0]
-    for rows in _chunks(op):  # each image against those of lower operations, which precede it
-        late, lower = _expand(op[rows])
+    chunks = _chunks(op, total)
+    for rows in chunks:  # each image against those of lower operations, which precede it
+        late, lower = _expand(op[rows], total if len(chunks) == 1 else None)
         late += rows.start
         early = late - op[late] + lower
         along = image[late, 0] - image[early, 0]  # most pairs are far apart along a already
@@ -182,18 +203,26 @@ def _distinct(image: Tensor, op: Tensor, lattice: Tensor, crystal: Tensor) -> Te
         late, early = late[close], early[close]
         delta = image[late] - image[early]
         delta -= delta.round()
-        distance = _cartesian(delta, lattice, crystal[late]).norm(dim=1)
-        same = (distance <= IDENTICAL).nonzero().squeeze(1)
-        pairs.append(torch.stack([late[same], early[same]]))
+        same = _cartesian(delta, lattice, crystal[late]).norm(dim=1) <= IDENTICAL
+        pairs.append((late, early, same))
     kept = torch.ones_like(op, dtype=torch.bool)
     if not pairs:
         return kept
-    late, early = torch.cat(pairs, dim=1)
-    while True:  # the images that are settled grow with every pass; one or two do
-        dropped = torch.zeros_like(op).index_add_(0, late, kept[early].to(op.dtype)) > 0
-        if torch.equal(kept, ~dropped):
+    late, early, same = (torch.cat(column) for column in zip(*pairs, strict=True))
+    # the images that are settled grow with every pass; the first settles all of most crystals
+    while True:
+        kept = _without_later(kept, late, early, same)
+        again = _without_later(kept, late, early, same)
+        if torch.equal(kept, again):
             return kept
-        kept = ~dropped
+        kept = again
+
+
+def _without_later(kept: Tensor, late: Tensor, early: Tensor, same: Tensor) -> Tensor:
+    """(N,) rows that are not the same as an earlier one which is kept."""
+    dropped = torch.zeros_like(kept, dtype=torch.int32)
+    dropped.index_add_(0, late, (kept[early] & same).to(torch.int32))
+    return dropped == 0
 
 
 @dataclass(frozen=True)
@@ -224,7 +253,7 @@ class _Batch:
         atom_frac: Tensor,
         atom_site: Tensor,
         atom_op: Tensor,
-        orbit: Tensor,
+        orbit: Tensor | None,
         settings: GraphSettings,
     ) -> _Batch:
         """Everything that depends on the cells and the orbits only."""
@@ -235,13 +264,14 @@ class _Batch:
         ab = (a * _cross(c, face[:, 0])).sum(1) / (cc * area[:, 0])
         columns = [volume / area[:, 0], ab, (a * c).sum(1) / cc]
         columns += [area[:, 0] / cc, (b * c).sum(1) / cc, cc]
-        values, number = torch.unique(orbit, return_inverse=True)
-        key = site_crystal * max(1, len(values)) + number
-        keys, label = torch.unique(key, return_inverse=True)
-        count = torch.bincount(site_crystal[atom_site], minlength=len(lattice))
-        tried = [settings.cutoff]
-        while len(tried) < STEPS:
-            tried.append(tried[-1] * GROWTH)
+        label, label_crystal = torch.arange(len(frac), device=frac.device), site_crystal
+        if orbit is not None:
+            values, number = torch.unique(orbit, return_inverse=True)
+            key = site_crystal * max(1, len(values)) + number
+            keys, label = torch.unique(key, return_inverse=True)
+            label_crystal = keys.div(max(1, len(values)), rounding_mode="floor")
+        growth = torch.full((STEPS,), GROWTH, dtype=torch.float64, device=lattice.device)
+        growth[0].fill_(settings.cutoff)
         batch = cls(
             lattice=lattice,
             frac=frac,
@@ -250,22 +280,23 @@ class _Batch:
             atom_site=atom_site,
             atom_op=atom_op,
             label=label,
-            label_crystal=keys.div(max(1, len(values)), rounding_mode="floor"),
-            atom_start=_starts(count),
+            label_crystal=label_crystal,
+            atom_start=_sorted_starts(site_crystal[atom_site], len(lattice)),
             factor=torch.stack(columns, dim=1),
             volume=volume,
             inverse_height=1.0 / height,
-            radii=torch.tensor(tried, dtype=torch.float64, device=lattice.device),
+            radii=growth.cumprod(0),
             steps=torch.zeros(0),
         )
-        allowed = torch.stack([batch.near_limit(k) <= MAX_NEAR for k in range(STEPS)], dim=1)
-        object.__setattr__(batch, "steps", allowed.cummin(dim=1).values.sum(1))
+        allowed = batch.near_limits() <= MAX_NEAR
+        object.__setattr__(batch, "steps", allowed.long().cumprod(1).sum(1))
         return batch
 
-    def near_limit(self, step: int) -> Tensor:
-        """(B,) what the contract compares with ``MAX_NEAR``."""
-        cells = torch.floor(2.0 * self.radii[step] * self.inverse_height + 1e-9) + 1.0
-        return self.atom_start.diff() * cells.prod(1)
+    def near_limits(self) -> Tensor:
+        """(B, STEPS) what the contract compares with ``MAX_NEAR``, for every radius."""
+        reach = 2.0 * self.radii.view(1, -1, 1) * self.inverse_height.unsqueeze(1)
+        cells = torch.floor(reach + 1e-9) + 1.0
+        return self.atom_start.diff().unsqueeze(1) * cells.prod(2)
 
     def images_within(
         self, site: Tensor, atom: Tensor, radius: Tensor, coincidence: float
@@ -337,7 +368,7 @@ class _Shells:
         order = torch.argsort(distance)
         order = order[torch.argsort(group[order], stable=True)]
         group, distance = group[order], distance[order]
-        start = _starts(torch.bincount(group, minlength=groups))
+        start = _sorted_starts(group, groups)
         rank = torch.arange(len(group), device=group.device) - start[group]
         gap = torch.zeros_like(distance)
         gap[1:] = distance.diff()
@@ -386,10 +417,13 @@ def _neighbours(batch: _Batch, settings: GraphSettings) -> tuple[_Images, Tensor
         later = []
         inside_sphere = density[todo] * 4.2 * radius[todo] ** 3
         weight = (per_cell[batch.site_crystal[todo]] + 2.0 * inside_sphere).long()
-        for part in _chunks(weight):
+        atoms = batch.atom_start.diff()[batch.site_crystal[todo]]
+        total, rows = _sums(weight, atoms)
+        chunks = _chunks(weight, total)
+        for part in chunks:
             own = todo[part]
             first = batch.atom_start[batch.site_crystal[own]]
-            group, place = _expand(batch.atom_start[batch.site_crystal[own] + 1] - first)
+            group, place = _expand(atoms[part], rows if len(chunks) == 1 else None)
             pair, images = batch.images_within(
                 own[group], first[group] + place, radius[own][group], settings.coincidence
             )
@@ -411,15 +445,16 @@ def _neighbours(batch: _Batch, settings: GraphSettings) -> tuple[_Images, Tensor
             found.append(images.where(images.dist < limit[group]))
             changed = torch.where(over, outer.clamp(max=cutoff), outer.clamp(min=cutoff))
             reach[own] = torch.where(at_shell & ~all_inside, changed, cutoff)
-            later.append(own[~(at_shell | all_inside)])
-        todo = torch.cat(later)
+            later.append(~(at_shell | all_inside))
+        again = torch.cat(later)
         small = radius[todo] < cutoff
-        step[todo] += (~small).to(step.dtype)
+        step[todo] += (again & ~small).to(step.dtype)
         grown = torch.where(radius[todo] * 1.25 < 0.9 * cutoff, radius[todo] * 1.25, cutoff)
-        radius[todo] = torch.where(small, grown, batch.radii[step[todo].clamp(max=STEPS - 1)])
-        out = step[todo] >= steps[todo]
-        refused[todo[out]] = True
-        todo = todo[~out]
+        grown = torch.where(small, grown, batch.radii[step[todo].clamp(max=STEPS - 1)])
+        radius[todo] = grown
+        out = again & (step[todo] >= steps[todo])
+        refused[todo] = out
+        todo = todo[(again & ~out).nonzero().squeeze(1)]
     return _Images.cat(found, device), reach, refused
 
 
@@ -429,28 +464,32 @@ def _missing_pairs(
     """Rule 3: nearest shells of the orbits without a neighbour, and (A,) whether refused."""
     device = batch.frac.device
     crystals = len(batch.lattice)
-    label_start = _starts(torch.bincount(batch.label_crystal, minlength=crystals))
+    label_start = _sorted_starts(batch.label_crystal, crystals)
     site, place = _expand(label_start.diff()[batch.site_crystal])
     offset = torch.searchsorted(site, torch.arange(len(batch.frac), device=device))
     label = label_start[batch.site_crystal[site]] + place
     missing = ~refused[site]
     near_label = batch.label[batch.atom_site[near[1]]]
-    missing[offset[near[0]] + near_label - label_start[batch.site_crystal[near[0]]]] = False
+    seen = offset[near[0]] + near_label - label_start[batch.site_crystal[near[0]]]
+    missing.index_fill_(0, seen, 0)
+    missing = missing.nonzero().squeeze(1)
     site, label = site[missing], label[missing]
 
-    atom_label = batch.label[batch.atom_site]
-    by_label = torch.argsort(atom_label, stable=True)
-    atom_start = _starts(torch.bincount(atom_label, minlength=len(batch.label_crystal)))
+    atom_label, by_label = torch.sort(batch.label[batch.atom_site], stable=True)
+    atom_start = _sorted_starts(atom_label, len(batch.label_crystal))
     # the reference grows its search until the shell is certain, unless that is refused
     last_allowed = batch.radii[(batch.steps - 1).clamp(min=0)]
-    refused = torch.zeros_like(refused)
+    refused = torch.zeros_like(refused, dtype=torch.int32)
     slack = 2.0 * IDENTICAL
     found: list[_Images] = []
     while len(site):
         later = []
-        for part in _chunks(8 * (atom_start[label + 1] - atom_start[label])):
+        atoms = atom_start[label + 1] - atom_start[label]
+        (rows,) = _sums(atoms)
+        chunks = _chunks(8 * atoms, 8 * rows)
+        for part in chunks:
             of_site, of_label = site[part], label[part]
-            group, place = _expand(atom_start[of_label + 1] - atom_start[of_label])
+            group, place = _expand(atoms[part], rows if len(chunks) == 1 else None)
             atom = by_label[atom_start[of_label][group] + place]
             bound = _distance_bound(batch, of_site[group], atom, settings.coincidence)
             radius = torch.full_like(of_site, torch.inf, dtype=torch.float64)
@@ -463,15 +502,15 @@ def _missing_pairs(
             some = shells.size > 0
             end = torch.where(some, shells.at((shells.first_end(1) - 1).clamp(min=0)), 0.0)
             out = ~(end + IDENTICAL < last_allowed[batch.site_crystal[of_site]])
-            refused[of_site[out]] = True
+            refused.index_add_(0, of_site, out.to(refused.dtype))
             certain = some & (end + IDENTICAL < radius) & ~out
             limit = torch.where(certain, end + 0.5 * IDENTICAL, -1.0)
             found.append(images.where(images.dist < limit[group]))
-            again = ~certain & ~out
-            later.append(torch.stack([of_site[again], of_label[again]]))
-        site, label = torch.cat(later, dim=1)
+            later.append(~certain & ~out)
+        again = torch.cat(later).nonzero().squeeze(1)
+        site, label = site[again], label[again]
         slack *= 2.0
-    return _Images.cat(found, device), refused
+    return _Images.cat(found, device), refused > 0
 
 
 def _distance_bound(batch: _Batch, site: Tensor, atom: Tensor, coincidence: float) -> Tensor:
