@@ -60,9 +60,8 @@ class HostWaits(TorchDispatchMode):
         """Count and do."""
         kwargs = kwargs or {}
         name = func._schema.name.split("::")[1]  # type: ignore[attr-defined]
-        if name in SIZES_FROM_VALUES:
-            self.count[name] += 1
-        elif name == "repeat_interleave" and kwargs.get("output_size") is None:
+        unsized = name == "repeat_interleave" and kwargs.get("output_size") is None
+        if name in SIZES_FROM_VALUES or unsized:
             self.count[name] += 1
         elif name in ("index", "index_put", "index_put_", "_unsafe_index") and any(
             isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1]

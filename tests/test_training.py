@@ -456,12 +456,12 @@ class TestResume:
 
         genuine, calls = getattr(loop, name), 0
 
-        def interrupted(network: Any, noised: Noised) -> Any:
+        def interrupted(network: Any, noised: Noised, **options: Any) -> Any:
             nonlocal calls
             calls += 1
             if network is trainer.network and trainer.step == step:
                 raise KeyboardInterrupt
-            return genuine(network, noised)
+            return genuine(network, noised, **options)
 
         with monkeypatch.context() as patch:
             patch.setattr(loop, name, interrupted)

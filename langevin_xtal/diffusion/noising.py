@@ -256,7 +256,7 @@ def graph_of(
     radius = torch.where(confined, 0.0, snap_radius(sigma_pos))
     snapped = snap_sites(frac, lattice, site_crystal, pairs, operations, radius[site_crystal])
     if (builder or ("torch" if frac.is_cuda else "host")) == "torch":
-        given = {
+        given: dict[str, Tensor] = {
             "lattice": lattice,
             "frac": snapped.frac,
             "site_start": crystals.site_start,
@@ -264,10 +264,10 @@ def graph_of(
             "translations": operations.translations,
             "op_start": crystals.op_start,
             "op_count": crystals.op_count,
-            "orbit": torch.arange(len(frac), device=frac.device),
         }
         # every site is its own orbit here, which the builder takes for granted unless told
-        graph = torch_builder.build_tensors(**given | {"orbit": None}, settings=settings)
+        graph = torch_builder.build_tensors(**given, orbit=None, settings=settings)
+        given["orbit"] = torch.arange(len(frac), device=frac.device)
     else:
         arrays = crystal_arrays(snapped.frac, lattice, crystals, operations)
         # one thread: building is cheap, and callers run several batches side by side

@@ -42,6 +42,8 @@ class Team:
     size: int = 1
     stop_asked: bool = False  #: of this process, by a signal
     stopping: bool = False  #: of any process, as known to all since the last sum
+    time_is_over: bool = False  #: of this process
+    ending: bool = False  #: time is over in any process, as known to all since the last sum
 
     @property
     def leads(self) -> bool:
@@ -53,19 +55,19 @@ class Team:
         return slice(total * self.rank // self.size, total * (self.rank + 1) // self.size)
 
     def add(self, *arrays: NDArray[np.float64]) -> None:
-        """Replace every array by its sum over the processes, and learn whether any should stop.
+        """Replace every array by its sum over the processes, and learn whether any stops or ends.
 
         Waits for all processes, also with nothing to add.
         """
         if self.size == 1:
             return
-        flat = np.concatenate([*(a.ravel() for a in arrays), [float(self.stop_asked)]])
-        tensor = torch.from_numpy(flat)
+        flags = [float(self.stop_asked), float(self.time_is_over)]
+        tensor = torch.from_numpy(np.concatenate([*(a.ravel() for a in arrays), flags]))
         self._reduce(tensor)
-        *parts, stop = np.split(tensor.numpy(), np.cumsum([a.size for a in arrays]))
+        *parts, found = np.split(tensor.numpy(), np.cumsum([a.size for a in arrays]))
         for array, part in zip(arrays, parts, strict=True):
             array[...] = part.reshape(array.shape)
-        self.stopping = bool(stop[0])
+        self.stopping, self.ending = (bool(flag) for flag in found)
 
     def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replace every gradient by its sum over the processes."""

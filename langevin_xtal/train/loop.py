@@ -5,6 +5,11 @@ crystals in epoch ``p`` from one seeded with (seed, p), so a resumed run repeats
 one bit for bit on a CPU. Noising and graph building of the next step run in a second thread.
 Several processes under ``torchrun`` share every batch (:mod:`langevin_xtal.train.distributed`).
 
+On a GPU the whole dataset lies in its memory, and noising and building happen there. Its generator
+draws other noise than that of the CPU for the same seed: the two train on the same crystals in the
+same order, under other noise. Each repeats its own, also when resumed; on a GPU only sums whose
+order is not fixed then differ, by rounding.
+
 A run folder holds ``config.json``, ``log.csv``, ``state.safetensors`` (to resume) and
 ``model.safetensors`` (the averaged weights, to sample from).
 """
@@ -20,17 +25,18 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from langevin_xtal.dataset.packed import PackedDataset
-from langevin_xtal.diffusion.losses import Losses, denoising_losses
-from langevin_xtal.diffusion.noising import Noised, NoisingConfig, noise_batch
+from langevin_xtal.diffusion.losses import Losses, Precision, denoising_losses
+from langevin_xtal.diffusion.noising import Builder, Noised, NoisingConfig, noise_batch
 from langevin_xtal.errors import CheckpointError, InputError
 from langevin_xtal.graph.snapping import all_operations
 from langevin_xtal.model.checkpoint import (
@@ -81,6 +87,8 @@ class TrainConfig:
     """Crystals of the validation set used, with the same noise each time."""
     save_every: int = 500
     """Steps between saves."""
+    precision: Precision = "float32"
+    """Of the network's matrix products, in training alone; the rest is float32."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     levels: NoiseLevels = field(default_factory=NoiseLevels)
     noising: NoisingConfig = field(default_factory=NoisingConfig)
@@ -93,6 +101,9 @@ class TrainConfig:
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise InputError(f"{name} is {value}; it must be positive and finite")
+        if self.precision not in get_args(Precision):
+            known = ", ".join(get_args(Precision))
+            raise InputError(f"precision {self.precision!r} is not known; give one of {known}")
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
@@ -136,23 +147,25 @@ class LogRow:
 
 
 class LevelMeans:
-    """Running means of losses, in all and by noise level."""
+    """Running means of losses, in all and by noise level, on the device of the losses."""
 
-    def __init__(self) -> None:
-        self.sums = np.zeros((2, LEVEL_BINS))
-        self.counts = np.zeros((2, LEVEL_BINS))
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.sums = torch.zeros(2, LEVEL_BINS, dtype=torch.float64, device=device)
+        self.counts = torch.zeros_like(self.sums)
 
     def __bool__(self) -> bool:
         return bool(self.counts.any())
 
     def add(self, losses: Losses, noised: Noised) -> None:
         """Add the crystals of one batch, each process under its own noise level."""
-        used = (np.ones(len(losses.position)), losses.lattice_used.cpu().numpy().astype(float))
-        values = (losses.position.detach().cpu().numpy(), losses.lattice.detach().cpu().numpy())
-        for k, tau in enumerate((noised.tau_pos, noised.tau_lat)):
-            level = (tau * LEVEL_BINS).long().clamp(max=LEVEL_BINS - 1).cpu().numpy()
-            np.add.at(self.sums[k], level, values[k] * used[k])
-            np.add.at(self.counts[k], level, used[k])
+        position, lattice = losses.position.detach().double(), losses.lattice.detach().double()
+        used = losses.lattice_used.double()
+        for k, (value, use, tau) in enumerate(
+            ((position, torch.ones_like(used), noised.tau_pos), (lattice, used, noised.tau_lat))
+        ):
+            level = (tau * LEVEL_BINS).long().clamp(max=LEVEL_BINS - 1)
+            self.sums[k].index_add_(0, level, value * use)
+            self.counts[k].index_add_(0, level, use)
 
     def merge(self, other: LevelMeans) -> None:
         """Add what another one holds."""
@@ -161,17 +174,24 @@ class LevelMeans:
 
     def mean(self, kind: int) -> float:
         """0 position, 1 lattice; NaN when nothing was added."""
-        count = self.counts[kind].sum()
-        return float(self.sums[kind].sum() / count) if count else math.nan
+        return float(self.sums[kind].sum() / self.counts[kind].sum())
 
     def by_level(self, kind: int) -> tuple[float, ...]:
         """(10,) means, NaN where nothing was added."""
-        with np.errstate(invalid="ignore"):
-            return tuple(map(float, self.sums[kind] / self.counts[kind]))
+        return tuple((self.sums[kind] / self.counts[kind]).tolist())
 
 
 class Trainer:
-    """A training run in a folder; iterate :meth:`run` to advance it."""
+    """A training run in a folder; iterate :meth:`run` to advance it.
+
+    Parameters
+    ----------
+    device
+        Where the network is.
+    builder
+        ``torch``: crystals lie on the device, and noise and multigraphs are made there. ``host``:
+        on the CPU, and moved. By default ``torch`` on CUDA and ``host`` on a CPU.
+    """
 
     def __init__(
         self,
@@ -181,6 +201,7 @@ class Trainer:
         *,
         validation: PackedDataset | None = None,
         device: str = "cpu",
+        builder: Builder | None = None,
         name: str = "model",
         card: dict[str, Any] | None = None,
         start: ScoreModel | None = None,
@@ -194,23 +215,31 @@ class Trainer:
                 f"batch_size {config.batch_size} is smaller than the {self.team.size} processes "
                 "that share it; give at least one crystal for each"
             )
+        on_cuda = device.startswith("cuda")
+        if config.precision == "tf32" and not on_cuda:
+            raise InputError("precision tf32 is of CUDA devices; give float32 or bf16 on a CPU")
         self.config, self.out, self.device, self.name = config, out, device, name
         self.card = card or {}
         self.data = data
-        self.store = CrystalStore(data)
-        self.validation = None if validation is None else CrystalStore(validation)
+        self.builder: Builder = builder or ("torch" if on_cuda else "host")
+        self.noised_on = device if self.builder == "torch" else "cpu"
+        self.store = CrystalStore(data, self.noised_on)
+        self.validation = None if validation is None else CrystalStore(validation, self.noised_on)
         self.settings = config.network.graph_settings()
-        self.operations = all_operations()
+        self.operations = all_operations().to(self.noised_on)
         torch.manual_seed(config.seed)
         self.network = EdgeNetwork(config.network).to(device)
         if start is not None:
             self._start_from(start)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
-        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate)
+        # fused: one pass, and on a GPU it can be told there whether to step
+        self.optimiser = torch.optim.Adam(
+            self.network.parameters(), lr=config.learning_rate, fused=True
+        )
         self.starts: dict[str, Any] = {}  #: parts of the model beside the network
         self.step = 0
         self.seconds = 0.0
-        self.means = LevelMeans()  #: of the steps since the last row of the log
+        self.means = LevelMeans(device)  #: of the steps since the last row of the log
         self._changing = False
         self._orders: dict[int, Tensor] = {}
         try:
@@ -236,17 +265,25 @@ class Trainer:
 
     # -- the run
 
-    def run(self) -> Iterator[LogRow]:
+    def run(self, max_seconds: float = math.inf) -> Iterator[LogRow]:
         """Train to the last step, yielding a row for the log every ``log_every`` steps.
 
         Saves regularly, and when the generator is closed or interrupted; an interrupt amid the
         update of the weights leaves the last save, from which the steps since are repeated. Of
         several processes the first yields and saves, and an interrupt of any stops all of them
         after the step.
+
+        Parameters
+        ----------
+        max_seconds
+            Stop after the step in which this time is over; the run can be resumed.
         """
         config = self.config
         last, last_step = time.perf_counter(), self.step
+        end = last + max_seconds
+        self.team.time_is_over = self.team.ending = False
         with (
+            _products(config.precision),
             orderly_stop(self.team),
             ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool,
         ):
@@ -255,15 +292,19 @@ class Trainer:
                 while True:
                     # at once where a run stopped between step and row
                     if self._row_is_due and self.team.leads:
+                        self._synchronise()
                         now = time.perf_counter()
                         self.seconds += now - last
                         rate = (self.step - last_step) * config.batch_size / (now - last)
                         row = self._row(self.means, rate)
                         self._log(row)
-                        self.means, last_step = LevelMeans(), self.step
+                        self.means, last_step = LevelMeans(self.device), self.step
                         yield row
                         last = time.perf_counter()
-                    if self.step >= config.steps:
+                    if self.step >= config.steps or self.team.ending:
+                        break
+                    self.team.time_is_over = time.perf_counter() >= end
+                    if self.team.time_is_over and self.team.size == 1:
                         break
                     noised = ahead.result()
                     if self.step + 1 < config.steps:
@@ -310,7 +351,7 @@ class Trainer:
 
     def validate(self) -> LevelMeans:
         """Losses of the averaged weights on the validation set, the same noise each time."""
-        means = LevelMeans()
+        means = LevelMeans(self.device)
         if self.validation is None:
             return means
         size, batch = min(len(self.validation), self.config.validation_size), 64
@@ -322,9 +363,9 @@ class Trainer:
                 self.config.noising,
                 self.settings,
                 self.operations,
-                _generator(1, k),
-            )
-            noised = _to(noised, self.device)
+                _generator(1, k, self.noised_on),
+                builder=self.builder,
+            ).to(self.device)
             with torch.no_grad():
                 means.add(denoising_losses(self.average, noised), noised)
         return means
@@ -340,7 +381,7 @@ class Trainer:
         for index, values in state.items():
             tensors |= {f"adam.{index}.{k}": v for k, v in values.items()}
         for kind in ("sums", "counts"):
-            tensors[f"means.{kind}"] = torch.from_numpy(getattr(self.means, kind).copy())
+            tensors[f"means.{kind}"] = getattr(self.means, kind)
         header = {
             "format": STATE_FORMAT,
             "step": self.step,
@@ -361,8 +402,9 @@ class Trainer:
             self.config.noising,
             self.settings,
             self.operations,
-            _generator(self.config.seed + 2, step),
+            _generator(self.config.seed + 2, step, self.noised_on),
             share=self.team.share(self.config.batch_size) if self.team.size > 1 else None,
+            builder=self.builder,
         )
 
     def _batch_index(self, step: int) -> Tensor:
@@ -380,22 +422,23 @@ class Trainer:
         return self._orders[epoch]
 
     def _advance(self, noised: Noised) -> None:
-        noised = _to(noised, self.device)
+        noised = noised.to(self.device)
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.rate(self.step)
-        losses = denoising_losses(self.network, noised)
+        losses = denoising_losses(self.network, noised, precision=self.config.precision)
         shared = self._shared_means(losses, noised)
         weight = self.config.lattice_weight
         self.optimiser.zero_grad(set_to_none=True)
         if shared is None:
             losses.total(weight).backward()
         else:
-            part_of_total(losses, weight, *shared.counts.sum(1)).backward()
+            part_of_total(losses, weight, *shared.counts.sum(1).tolist()).backward()
             self.team.add_gradients(self.network.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
         self._changing = True
-        if torch.isfinite(norm):
-            self.optimiser.step()
+        # tells the optimiser, where the weights are, to leave them and its moments as they are
+        self.optimiser.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+        self.optimiser.step()
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(
@@ -412,17 +455,23 @@ class Trainer:
         """Losses of the whole batch of several processes."""
         if self.team.size == 1:
             return None
-        means = LevelMeans()
+        means = LevelMeans(self.device)
         means.add(losses, noised)
-        self.team.add(means.sums, means.counts)
+        sums, counts = means.sums.cpu().numpy(), means.counts.cpu().numpy()
+        self.team.add(sums, counts)
+        means.sums, means.counts = (torch.from_numpy(a).to(self.device) for a in (sums, counts))
         return means
+
+    def _synchronise(self) -> None:
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
 
     # -- files
 
     @property
     def _row_is_due(self) -> bool:
         at_end = self.step == self.config.steps
-        return bool(self.means) and (at_end or self.step % self.config.log_every == 0)
+        return (at_end or self.step % self.config.log_every == 0) and bool(self.means)
 
     @property
     def _state_path(self) -> Path:
@@ -458,10 +507,13 @@ class Trainer:
 
     def _resume(self) -> None:
         tensors, header = read_tensors(self._state_path, STATE_FORMAT)
-        mine = json.loads(json.dumps(dataclasses.asdict(self.config)))
-        differing = sorted(
-            key for key, value in mine.items() if _entry(header.get("config"), key) != value
+        mine, default = (
+            json.loads(json.dumps(dataclasses.asdict(c))) for c in (self.config, TrainConfig())
         )
+        theirs = header.get("config")
+        # runs of older versions do not know of every setting
+        found = default | theirs if isinstance(theirs, dict) else {}
+        differing = sorted(key for key, value in mine.items() if found.get(key) != value)
         if differing:
             raise InputError(
                 f"{self.out} holds a run with other settings ({', '.join(differing)}); "
@@ -491,7 +543,8 @@ class Trainer:
             self.optimiser.load_state_dict(full)
             for kind in ("sums", "counts"):
                 saved = tensors.get(f"means.{kind}", torch.zeros(2, LEVEL_BINS))
-                setattr(self.means, kind, saved.double().numpy().reshape(2, LEVEL_BINS).copy())
+                saved = saved.double().reshape(2, LEVEL_BINS).to(self.device)
+                setattr(self.means, kind, saved)
             self.step, self.seconds = int(header["step"]), float(header["seconds"])
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())
@@ -516,13 +569,21 @@ def train(
     *,
     validation: PackedDataset | None = None,
     device: str = "cpu",
+    builder: Builder | None = None,
     name: str = "model",
     card: dict[str, Any] | None = None,
     on_row: Callable[[LogRow, Trainer], None] | None = None,
 ) -> ScoreModel:
     """Train to the end, or resume what ``out`` holds, and return the model."""
     trainer = Trainer(
-        data, out, config, validation=validation, device=device, name=name, card=card
+        data,
+        out,
+        config,
+        validation=validation,
+        device=device,
+        builder=builder,
+        name=name,
+        card=card,
     )
     for row in trainer.run():
         if on_row is not None:
@@ -530,20 +591,21 @@ def train(
     return trainer.model()
 
 
-def _generator(seed: int, index: int) -> torch.Generator:
+def _generator(seed: int, index: int, device: str = "cpu") -> torch.Generator:
     mixed = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
+    return torch.Generator(device).manual_seed(int(mixed >> np.uint64(1)))
 
 
-def _to(noised: Noised, device: str) -> Noised:
-    if device == "cpu":
-        return noised
-    moved = {f.name: getattr(noised, f.name).to(device) for f in dataclasses.fields(noised)}
-    return Noised(**moved)
-
-
-def _entry(table: Any, key: str) -> Any:
-    return table.get(key) if isinstance(table, dict) else None
+@contextmanager
+def _products(precision: Precision) -> Iterator[None]:
+    """Let CUDA round the factors of matrix products to tf32 where that is asked for."""
+    flags = torch.backends.cuda.matmul
+    before = flags.allow_tf32
+    flags.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        flags.allow_tf32 = before
 
 
 def _drop_rows_after(path: Path, step: int) -> None:
