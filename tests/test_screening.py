@@ -47,7 +47,7 @@ from langevin_xtal.screen.relax import (
     relax_twice,
     single_point,
 )
-from langevin_xtal.search.duplicates import Known, fingerprint, group_duplicates
+from langevin_xtal.search.duplicates import FARTHEST, Known, fingerprint, group_duplicates
 from langevin_xtal.symmetry import SpaceGroup, orbit
 from tests.test_screen import Memory
 
@@ -199,8 +199,21 @@ class TestDuplicates:
 
     def test_equals_brute_force(self) -> None:
         expected = components(self.cells)
-        assert group_duplicates(self.cells, workers=1) == expected
+        assert group_duplicates(self.cells, workers=1, farthest=math.inf) == expected
         assert 4 <= len(set(expected)) < 16
+
+    def test_strange_ones_are_not_compared(self) -> None:
+        """Crystals displaced a little are equal; farther ones stay apart, by fingerprints."""
+        near = [displaced(c, 0.02 * t, t, 1 + 0.03 * t) for c in POLYMORPHS for t in range(4)]
+        assert group_duplicates(near, workers=1) == components(near)
+        found = group_duplicates(self.cells, workers=1)
+        prints = [fingerprint(cell) for cell in self.cells]
+        assert len(set(found)) > len(set(components(self.cells)))
+        for place, first in enumerate(found):
+            if place != first:
+                chain = [k for k in range(16) if found[k] == first and k != place]
+                gaps = [np.abs(prints[place] - prints[k]).mean() for k in chain]
+                assert min(gaps) <= FARTHEST
 
     @settings(max_examples=4, deadline=None)
     @given(st.permutations(range(16)))
@@ -243,13 +256,14 @@ class TestDuplicates:
         store = Cache(None)
         seen: list[tuple[int, int]] = []
         progress = lambda *now: seen.append(now)  # noqa: E731
-        first = group_duplicates(self.cells, workers=1, cache=store, progress=progress)
+        options: Any = {"workers": 1, "cache": store, "farthest": math.inf}
+        first = group_duplicates(self.cells, **options, progress=progress)
         pairs = 8 * 7 // 2 + 2 * (4 * 3 // 2)  # two polymorphs of TiO2; ZnS; ZnO
         assert 0 < len(asked) < pairs  # connected pairs are not asked for
         assert seen[-1] == (pairs, pairs)
         assert [done for done, _ in seen] == sorted(done for done, _ in seen)
         count = len(asked)
-        assert group_duplicates(self.cells, workers=1, cache=store) == first
+        assert group_duplicates(self.cells, **options) == first
         assert len(asked) == count
 
     def test_fingerprint_of_fcc(self) -> None:
