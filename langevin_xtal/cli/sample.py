@@ -181,6 +181,22 @@ class Asked:
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--picture", is_flag=True, help="Draw the first candidates to candidates.png.")
+@click.option(
+    "--trajectory",
+    type=click.Path(path_type=Path),
+    help="Write the chain of every candidate to this extended XYZ file: a frame at its start and "
+    "after every noise level, with candidate, level and noise [Å].",
+    metavar="FILE",
+)
+@click.option(
+    "--trajectory-every",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Noise levels from frame to frame.",
+    metavar="N",
+)
+@click.option("--force", is_flag=True, help="Replace a trajectory file that is there.")
 def sample(
     elements: tuple[str, ...] | None,
     sites: dict[str, int] | None,
@@ -212,6 +228,9 @@ def sample(
     merge: float,
     batch_size: int,
     picture: bool,
+    trajectory: Path | None,
+    trajectory_every: int,
+    force: bool,
 ) -> None:
     """Sample candidate crystals.
 
@@ -221,7 +240,8 @@ def sample(
     unless --z says otherwise, and groups that cannot have it are skipped.
 
     Writes one file per candidate, candidates.csv and rejects.csv. The same command gives the same
-    files; a folder that holds part of a run is continued.
+    files; a folder that holds part of a run is continued. With --trajectory, candidates that are
+    there without their chains are sampled again; they come out the same.
 
     \b
     Examples:
@@ -230,6 +250,7 @@ def sample(
       langevin-xtal sample --formula Cu2KSi --z 4 --sg 62 --n 60 --out cu2ksi/
       langevin-xtal sample --formula NaCl --sg 225,221,194 --fix-lattice 5.64,5.64,5.64
       langevin-xtal sample --from-structure olivine.cif --noise 0.3 --out varied/
+      langevin-xtal sample --formula TiO2 --sg 136 --n 4 --trajectory chains.extxyz
     """
     ways = {"elements": elements, "sites": sites, "formula": formula,
             "from-structure": from_structure}  # fmt: skip
@@ -244,8 +265,11 @@ def sample(
     from langevin_xtal.sampling.postprocess import PostprocessConfig
     from langevin_xtal.sampling.sample import SampleOptions, sample_batches
     from langevin_xtal.sampling.samplers import make_sampler
+    from langevin_xtal.sampling.trajectory import TrajectoryFile
 
     resolved_device(device)
+    if trajectory is not None:
+        TrajectoryFile.check(trajectory, out, force=force)
     asked = Asked(
         elements=elements,
         sites=sites,
@@ -292,7 +316,13 @@ def sample(
         },
         file_format=file_format,
     )
-    indices = [k for k in range(count) if not folder.is_done(k, attempts)]
+    chains = None if trajectory is None else TrajectoryFile(trajectory, out, trajectory_every)
+    indices = [
+        k
+        for k in range(count)
+        if not folder.is_done(k, attempts)
+        or (chains is not None and k in folder.rows and k not in chains)
+    ]
     requests: list[Request] = []
     for k in indices:
         request = by_group[k % len(by_group)]
@@ -311,7 +341,11 @@ def sample(
             device=device,
             options=chosen,
             progress=update,
+            trajectory_every=None if chains is None else trajectory_every,
         ):
+            # a candidate counts as done only where its chain is there
+            if chains is not None:
+                chains.add(outcome.trajectories)
             folder.add(outcome.candidates, outcome.rejections)
             drawn_now += outcome.candidates
     seconds = time.perf_counter() - began
@@ -319,7 +353,11 @@ def sample(
         from langevin_xtal.report.pictures import draw_candidates
 
         draw_candidates(drawn_now[:8], out / "candidates.png")
+    if chains is not None:
+        chains.finish(k for k in folder.rows if k < count and k in chains)
     _summary(folder, count, attempts, weights, seconds if indices else None)
+    if trajectory is not None:
+        click.echo(f"chains in {trajectory}")
 
 
 def _check_together(ways: Sequence[str], *, z: Any, noise: Any, groups: Any, fixed: Any) -> None:

@@ -28,6 +28,7 @@ from langevin_xtal.sampling.postprocess import PostprocessConfig, Rejection, fin
 from langevin_xtal.sampling.samplers import Ancestral, Sampler, run
 from langevin_xtal.sampling.start import Positions, StartOptions, start_chains
 from langevin_xtal.sampling.streams import stream_keys
+from langevin_xtal.sampling.trajectory import Recorder, Trajectory
 from langevin_xtal.version import __version__
 
 Progress = Callable[[int, int], None]
@@ -108,6 +109,7 @@ class Outcome:
 
     candidates: list[Candidate] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)  #: one for every rejected attempt
+    trajectories: list[Trajectory] = field(default_factory=list)  #: of candidates, if asked for
 
 
 def sample(
@@ -161,11 +163,24 @@ def sample_batches(
     device: str = "auto",
     options: SampleOptions | None = None,
     progress: Progress | None = None,
+    trajectory_every: int | None = None,
 ) -> Iterator[Outcome]:
     """As :func:`sample`, batch by batch as they finish, with the rejections of every attempt.
 
-    ``indices`` gives the stream of each request, 0, 1, … by default; part of a list gives the same
-    candidates as the whole list when their indices are kept.
+    Parameters
+    ----------
+    indices
+        The stream of each request, 0, 1, … by default; part of a list gives the same candidates as
+        the whole list when their indices are kept.
+    trajectory_every
+        Keep the chain of every candidate at its start, after every so many noise levels and at its
+        end; it changes no candidate.
+
+    Raises
+    ------
+    InputError
+        For indices that do not fit the requests, a device that is not there, or
+        ``trajectory_every`` below 1.
     """
     device = resolved_device(device)
     options = options or SampleOptions()
@@ -176,8 +191,10 @@ def sample_batches(
             f"{len(requests)} requests need as many different indices; got {len(streams)}, "
             f"{len(set(streams))} of them different"
         )
+    if trajectory_every is not None and trajectory_every < 1:
+        raise InputError(f"trajectory_every is {trajectory_every}; it must be at least 1")
     request_of = dict(zip(streams, requests, strict=True))
-    batches = _Batches(model, request_of, seed, options, device)
+    batches = _Batches(model, request_of, seed, options, device, trajectory_every)
     threads = torch.get_num_threads()
     try:
         yield from batches.run(progress)
@@ -195,8 +212,10 @@ class _Batches:
         seed: int,
         options: SampleOptions,
         device: str,
+        trajectory_every: int | None,
     ) -> None:
         self.model, self.request_of = model, request_of
+        self.trajectory_every = trajectory_every
         self.seed, self.options, self.device = seed, options, device
         # one batch at a time fills a GPU
         self.workers = options.workers or (1 if device != "cpu" else os.cpu_count() or 1)
@@ -251,7 +270,13 @@ class _Batches:
         starts = start_chains(asked, model, keys, self.options.start_options())
         groups = [request.space_group.number for request in asked]
         chains = Chains.start(model, starts, groups, keys, self.device)
-        for _ in run(sampler, chains):
+        recorder = None
+        if self.trajectory_every is not None:
+            schedule = model.levels.grid(sampler.levels, chains.tau)
+            recorder = Recorder(chains, schedule, self.trajectory_every)
+        for done in run(sampler, chains):
+            if recorder is not None:
+                recorder.after(done)
             with self.lock:
                 self.levels_done += 1
             if self.stop.is_set():
@@ -261,6 +286,7 @@ class _Batches:
         first = chains.crystals.site_start.tolist()
         provenance = _provenance(model, self.options)
         diverged = chains.diverged.tolist()
+        accepted = []
         for k, (index, attempt) in enumerate(batch):
             if diverged[k]:
                 outcome.rejections.append(Rejection(asked[k], index, attempt, DIVERGED))
@@ -278,8 +304,11 @@ class _Batches:
             )
             if isinstance(result, Candidate):
                 outcome.candidates.append(result)
+                accepted.append((k, result))
             else:
                 outcome.rejections.append(result)
+        if recorder is not None:
+            outcome.trajectories = recorder.trajectories(accepted)
         return outcome
 
 
