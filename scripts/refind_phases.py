@@ -28,7 +28,7 @@ from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.model.checkpoint import load_model
 from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.potentials import DEFAULT, load_potential
-from langevin_xtal.search.campaign import Campaign
+from langevin_xtal.search.campaign import RELEASE_WITHIN, Campaign
 from langevin_xtal.search.entries import plain_formula
 from langevin_xtal.search.space import SearchSpace
 from langevin_xtal.search.store import read_rows
@@ -73,6 +73,7 @@ def search(
         samples_per_request=options["samples"],
         relax=True,
         relax_best=options["relax_best"],
+        release_within=options["release_within"],
         hull=HullReferences.shipped().without(symbols),
         reference=reference.select(rows),
         workers=options["workers"],
@@ -120,6 +121,7 @@ def search(
 @click.option("--systems", default=10, show_default=True)
 @click.option("--samples", default=1000, show_default=True)
 @click.option("--relax-best", default=60, show_default=True)
+@click.option("--release-within", default=RELEASE_WITHIN, show_default=True, help="[eV/atom]")
 @click.option("--max-sites", default=4, show_default=True)
 @click.option("--near", default=0.05, show_default=True, help="Published hull [eV/atom].")
 @click.option("--top", default=20, show_default=True)
