@@ -38,6 +38,7 @@ from langevin_xtal.report.bench import (
     requests_like,
     watched,
 )
+from langevin_xtal.report.roofline import Limits, Tally, Work, measure_limits, stage_rows
 from langevin_xtal.sampling.samplers import Ancestral, AnnealedLangevin
 from langevin_xtal.train import loop
 from langevin_xtal.train.loop import Trainer
@@ -108,8 +109,8 @@ class TestStopwatch:
             clock.work(2.0)
             raise KeyError
 
-        with pytest.raises(KeyError):
-            watch.timed(fails, "fails")()
+        with pytest.raises(KeyError), watch.stage("fails"):
+            fails()
         with watch.stage("after"):
             clock.work(3.0)
         assert watch.seconds == {"fails": 2.0, "after": 3.0}
@@ -455,3 +456,92 @@ def test_only_the_first_process_of_torchrun_speaks() -> None:
     assert said["1", "--version"] == ("", "", 0)
     assert said["0", "model"] == said["1", "model"]
     assert said["1", "model"][2] == 2
+
+
+class TestRoofline:
+    def test_products_are_counted(self) -> None:
+        tally = Tally()
+        a, b = torch.ones(30, 40, requires_grad=True), torch.ones(40, 50)
+        with tally.stage("forward"):
+            c = a @ b
+        with tally.stage("backward"):
+            c.backward(torch.ones(30, 50))
+        work = tally.work["forward"]
+        assert (work.flops, work.operations) == (2 * 30 * 40 * 50, 1)
+        assert work.bytes == 4 * (30 * 40 + 40 * 50 + 30 * 50)
+        assert tally.work["backward"].flops == 2 * 30 * 40 * 50
+
+    @pytest.mark.parametrize("inference", [False, True])
+    def test_a_linear_layer(self, inference: bool) -> None:
+        tally, layer, x = Tally(), torch.nn.Linear(8, 16), torch.ones(5, 8)
+        with torch.inference_mode(inference), torch.no_grad(), tally.stage("layer"):
+            layer(x)
+        assert tally.work["layer"].flops == 2 * 5 * 8 * 16
+        assert tally.work["layer"].bytes == 4 * (5 * 8 + 8 * 16 + 16 + 5 * 16)
+
+    def test_views_cost_nothing_and_gathers_their_rows(self) -> None:
+        tally, table = Tally(), torch.zeros(1000, 3)
+        with tally.stage("view"):
+            table.t()[1:].unsqueeze(0)
+        with tally.stage("rows"):
+            table[torch.tensor([1, 7])]
+        with tally.stage("sum"):
+            table + table
+        assert "view" not in tally.work
+        assert tally.work["rows"].bytes == 2 * 8 + 2 * 2 * 3 * 4
+        assert tally.work["sum"].bytes == 3 * 12_000
+
+    def test_stages_do_not_count_each_other(self) -> None:
+        tally, x = Tally(), torch.ones(10)
+        with tally.stage("outer"):
+            x.exp()
+            with tally.stage("inner"):
+                x.exp().exp()
+            x.exp()
+        assert {k: w.operations for k, w in tally.work.items()} == {"outer": 2, "inner": 2}
+
+    def test_rows(self) -> None:
+        limits = Limits(flops=100.0, bandwidth=10.0)
+        work = {"a": Work(50.0, 2.0, 3), "b": Work(10.0, 20.0, 4)}
+        a, b, c = stage_rows({"a": 1.0, "b": 4.0, "c": 5.0}, work, limits)
+        assert (a["floor_seconds"], a["bound_by"], a["share_of_limit"]) == (0.5, "arithmetic", 0.5)
+        assert (b["floor_seconds"], b["bound_by"], b["share_of_limit"]) == (2.0, "bytes", 0.5)
+        assert (c["floor_seconds"], c["share"], c["operations"]) == (0.0, 0.5, 0)
+
+    def test_limits(self) -> None:
+        clock = Clock()
+
+        def passes() -> None:
+            clock.work(0.5)
+
+        limits = measure_limits("cpu", passes, clock)
+        assert limits == Limits(flops=2 * 1024**3 / 0.5, bandwidth=8 * 2**26 / 0.5)
+
+    def test_profile(self, tiny_model: ScoreModel, small: PackedDataset) -> None:
+        found = measure(
+            tiny_model,
+            small,
+            stages=["profile"],
+            device="cpu",
+            batch_size=4,
+            repeat=1,
+            sampler=FEW,
+        )
+        json.dumps(found)
+        profile = found["profile"]
+        assert min(profile["limits"].values()) > 0
+        for kind, stages in (
+            ("train", ["noising", "graph", "forward", "backward", "optimiser"]),
+            ("sample", ["start", "graph", "network", "post-processing", "steps"]),
+        ):
+            assert [row["stage"] for row in profile[kind]] == stages
+            assert sum(row["share"] for row in profile[kind]) == pytest.approx(1.0)
+        by_stage = {row["stage"]: row for row in profile["train"]}
+        # gradients of weights and of what comes in: twice the products, but for the first layers
+        ratio = by_stage["backward"]["flops"] / by_stage["forward"]["flops"]
+        assert 1.5 < ratio <= 2.0
+        network = next(row for row in profile["sample"] if row["stage"] == "network")
+        assert network["flops"] > 0
+        lines = "\n".join(table(found))
+        assert "train: backward" in lines
+        assert "sample: network" in lines

@@ -36,7 +36,8 @@ class Stages(click.ParamType):
     default="graph,train,sample",
     show_default=True,
     metavar="LIST",
-    help="What to measure: graph, train, sample.",
+    help="What to measure: graph, train, sample; and profile, the arithmetic and bytes of each "
+    "stage beside what the machine can do.",
 )
 @click.option(
     "--data",
@@ -152,7 +153,27 @@ def table(report: dict[str, Any]) -> list[str]:
             "evaluations_per_second": "evaluations/s",
         }
         lines += _rates(part, names) + _closing(part)
+    if "profile" in report:
+        lines += ["", *_profile_lines(report["profile"])]
     return lines
+
+
+def _profile_lines(part: dict[str, Any]) -> list[str]:
+    flops, bandwidth = (part["limits"][k] / 1e9 for k in ("flops", "bandwidth"))
+    lines = [
+        f"profile on one thread, where products reach {flops:,.0f} GFLOP/s and copies "
+        f"{bandwidth:,.0f} GB/s",
+        f"  {'stage':24s} {'s':>8s} {'share':>6s} {'GFLOP':>8s} {'GB':>8s} {'calls':>7s} "
+        f"{'bound by':>10s} {'of limit':>8s}",
+    ]
+    for kind in ("train", "sample"):
+        for row in part.get(kind, []):
+            lines.append(
+                f"  {kind + ': ' + row['stage']:24s} {row['seconds']:8.4f} {row['share']:6.1%} "
+                f"{row['flops'] / 1e9:8.3f} {row['bytes'] / 1e9:8.3f} {row['operations']:7d} "
+                f"{row['bound_by']:>10s} {row['share_of_limit']:8.1%}"
+            )
+    return [*lines, f"  peak memory {_size(part['peak_memory'])}"]
 
 
 def _graph_lines(part: dict[str, Any]) -> list[str]:

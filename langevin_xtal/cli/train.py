@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,19 @@ if TYPE_CHECKING:
     "prior over Wyckoff positions, the ranker of assignments, the proposal of coordinates.",
 )
 @click.option("--init", metavar="MODEL", help="Weights to start from: a shipped name or a file.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "tf32", "bf16"]),
+    default="float32",
+    show_default=True,
+    help="Of the network's matrix products; tf32 on CUDA only.",
+)
+@click.option(
+    "--max-minutes",
+    type=click.FloatRange(min=0.0, min_open=True),
+    help="Stop after this time, to go on by the same command.",
+    metavar="M",
+)
 @click.option("--log-every", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--validate-every", type=click.IntRange(min=1), default=2000, show_default=True)
 @click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True)
@@ -75,6 +89,8 @@ def train(
     ranker_epochs: int,
     proposal_epochs: int,
     init: str | None,
+    precision: str,
+    max_minutes: float | None,
     log_every: int,
     validate_every: int,
     save_every: int,
@@ -119,6 +135,7 @@ def train(
         log_every=log_every,
         validate_every=validate_every,
         save_every=save_every,
+        precision=precision,  # type: ignore[arg-type]
         network=SIZES[size],
         noising=NoisingConfig(target=target),  # type: ignore[arg-type]
     )
@@ -133,14 +150,19 @@ def train(
     )
     if trainer.step and trainer.team.leads:
         click.echo(f"resuming {out} at step {trainer.step} of {steps}", err=True)
+    limit = math.inf if max_minutes is None else 60.0 * max_minutes
     try:
         with options.progress_bar("training", "step") as update:
-            for row in trainer.run():
+            for row in trainer.run(limit):
                 update(row.step, steps)
                 _say(row, trainer)
     finally:
         if trainer.team.leads:
             plot_losses(out / "log.csv", out / "loss.png")
+    if trainer.step < steps:
+        done = f"{trainer.step} of {steps} steps when the time was over"
+        click.echo(f"{done}; the same command goes on; weights in {out / 'model.safetensors'}")
+        return
     epochs = StartEpochs(prior=prior_epochs, ranker=ranker_epochs, proposal=proposal_epochs)
     planned = {"prior": 0, "ranker": prior_epochs, "proposal": prior_epochs + ranker_epochs}
     with options.progress_bar("where chains start", "epoch") as update:

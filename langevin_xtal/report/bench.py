@@ -34,6 +34,8 @@ import torch
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.diffusion.losses import Precision
+from langevin_xtal.diffusion.noising import Builder
 from langevin_xtal.errors import InputError
 from langevin_xtal.graph import CrystalArrays, GraphSettings, available, build_multigraph
 from langevin_xtal.graph.batch import snap_radius
@@ -43,12 +45,16 @@ from langevin_xtal.model.device import resolved_device
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import SIZES, EdgeNetwork
 from langevin_xtal.model.statistics import Statistics
+from langevin_xtal.report.roofline import Limits, Tally, measure_limits, stage_rows
 from langevin_xtal.sampling.sample import SampleOptions, sample_batches
 from langevin_xtal.sampling.samplers import Ancestral, Sampler
 from langevin_xtal.train.loop import TrainConfig, Trainer
 from langevin_xtal.version import __version__
 
 STAGES = ("graph", "train", "sample")
+
+PROFILE = "profile"
+"""Not measured unless asked for: arithmetic and bytes of every stage against the machine's."""
 
 UNTRAINED = "untrained"
 """Entry in the card of a model with random weights."""
@@ -133,16 +139,6 @@ class Stopwatch:
             self._lap(stack)
             stack.pop()
 
-    def timed(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
-        """The function as a stage."""
-
-        @wraps(function)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            with self.stage(name):
-                return function(*args, **kwargs)
-
-        return wrapped
-
     def _lap(self, stack: list[str]) -> None:
         self._synchronise()
         now = self._clock()
@@ -153,9 +149,22 @@ class Stopwatch:
         self._here.since = now
 
 
+def _staged(
+    watch: Stopwatch | Tally, function: Callable[..., Any], name: str
+) -> Callable[..., Any]:
+    """The function as a stage."""
+
+    @wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with watch.stage(name):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
 @contextmanager
-def watched(watch: Stopwatch, points: Mapping[str, str]) -> Iterator[None]:
-    """Time the functions that ``points`` maps to stages; the keys are ``module:name``.
+def watched(watch: Stopwatch | Tally, points: Mapping[str, str]) -> Iterator[None]:
+    """Time or count the functions that ``points`` maps to stages; the keys are ``module:name``.
 
     A function is replaced wherever a module of the package holds it, a method
     (``module:Class.name``) in its class; both are put back afterwards.
@@ -165,7 +174,7 @@ def watched(watch: Stopwatch, points: Mapping[str, str]) -> Iterator[None]:
         for path, name in points.items():
             for owner, attribute, raw in _holders(path):
                 inner = raw.__func__ if isinstance(raw, classmethod) else raw
-                timed: Any = watch.timed(inner, name)
+                timed: Any = _staged(watch, inner, name)
                 undo.append((owner, attribute, raw))
                 is_class_method = isinstance(raw, classmethod)
                 setattr(owner, attribute, classmethod(timed) if is_class_method else timed)
@@ -291,8 +300,9 @@ def measure(
         For an unknown stage, a set without crystals, or CUDA where there is none.
     """
     for stage in stages:
-        if stage not in STAGES:
-            raise InputError(f"stage {stage!r} is not known; give some of {', '.join(STAGES)}")
+        if stage not in (*STAGES, PROFILE):
+            known = ", ".join((*STAGES, PROFILE))
+            raise InputError(f"stage {stage!r} is not known; give some of {known}")
     for name, value in (("batch_size", batch_size), ("repeat", repeat)):
         if value < 1:
             raise InputError(f"{name} is {value}; it must be at least 1")
@@ -304,7 +314,7 @@ def measure(
             f"{model.name} has no trained weights here to sample with; leave out the stage "
             "sample, or give a model file"
         )
-    planned = [s for s in STAGES if s in stages]
+    planned = [s for s in (*STAGES, PROFILE) if s in stages]
     report = surroundings(model, data, device) | {"batch_size": batch_size, "repeat": repeat}
     for k, stage in enumerate(planned):
         if progress is not None:
@@ -313,6 +323,15 @@ def measure(
             if stage == "graph":
                 with _torch_threads(1):  # as the other builders
                     report[stage] = measure_graph(model, data, device=device, repeat=repeat)
+            elif stage == PROFILE:
+                report[stage] = measure_profile(
+                    model,
+                    data,
+                    device=device,
+                    batch_size=batch_size,
+                    repeat=repeat,
+                    sampler=sampler or Ancestral(),
+                )
             elif stage == "train":
                 report[stage] = measure_training(
                     model,
@@ -466,6 +485,8 @@ def measure_training(
     batch_size: int,
     repeat: int,
     threads: int | None,
+    precision: Precision = "float32",
+    builder: Builder | None = None,
 ) -> dict[str, Any]:
     """Crystals per second of ``train`` as it runs, and shares of the time of a step."""
     threads = threads or max(1, (os.cpu_count() or 1) - 1)
@@ -476,12 +497,13 @@ def measure_training(
         log_every=STEPS_PER_ROW,
         validate_every=steps,
         save_every=steps,
+        precision=precision,
         network=model.network.config,
         levels=model.levels,
     )
     synchronise = synchroniser(device)
     with TemporaryDirectory() as folder, _torch_threads(threads):
-        trainer = Trainer(data, Path(folder), config, device=device, start=model)
+        trainer = Trainer(data, Path(folder), config, device=device, builder=builder, start=model)
         rates, last = [], time.perf_counter()
         for _ in trainer.run():
             synchronise()
@@ -494,6 +516,8 @@ def measure_training(
             trainer._advance(trainer._prepare(trainer.step))
     return {
         "threads": threads,
+        "precision": precision,
+        "builder": trainer.builder,
         "crystals_per_second": asdict(Spread.of(rates[1:])),
         "seconds_per_step": asdict(Spread.of([batch_size / rate for rate in rates[1:]])),
         "shares": _shares(watch.seconds, TRAIN_POINTS.values()),
@@ -571,6 +595,76 @@ def measure_sampling(
         "evaluations_per_second": asdict(Spread.of([evaluations / s for s, _, _ in runs])),
         "shares": _shares(watch.seconds | {"other": other}, order),
     }
+
+
+# -- arithmetic and bytes
+
+
+def measure_profile(
+    model: ScoreModel,
+    data: PackedDataset,
+    *,
+    device: str,
+    batch_size: int,
+    repeat: int,
+    sampler: Sampler,
+) -> dict[str, Any]:
+    """Seconds, operations and bytes of every stage beside the machine's limits, on one thread.
+
+    A training step, and, with trained weights, sampling of one batch. Seconds are the least of
+    ``repeat`` runs, each stage on its own; on a CPU those that the thread ran, whatever else the
+    machine did.
+    """
+    synchronise = synchroniser(device)
+    clock = time.thread_time if device == "cpu" else time.perf_counter
+    with _torch_threads(1):
+        limits = measure_limits(device, synchronise, clock)
+        found: dict[str, Any] = {"limits": asdict(limits)}
+        config = TrainConfig(
+            steps=1000, batch_size=batch_size, network=model.network.config, levels=model.levels
+        )
+        with TemporaryDirectory() as folder:
+            trainer = Trainer(data, Path(folder), config, device=device, start=model)
+
+            def step() -> None:
+                trainer._advance(trainer._prepare(trainer.step))
+
+            step()  # fills caches
+            found["train"] = _profiled(step, TRAIN_POINTS, limits, synchronise, clock, repeat)
+        if not model.card.get(UNTRAINED):
+            asked = requests_like(data, batch_size)
+            options = SampleOptions(batch_size=batch_size, workers=1, sampler=sampler)
+            kind = type(sampler)
+            points = SAMPLE_POINTS | {f"{kind.__module__}:{kind.__name__}.step": "steps"}
+
+            def draw() -> None:
+                list(sample_batches(asked, model, device=device, options=options))
+
+            draw()
+            found["sample"] = _profiled(draw, points, limits, synchronise, clock, repeat)
+    return found
+
+
+def _profiled(
+    run: Callable[[], None],
+    points: Mapping[str, str],
+    limits: Limits,
+    synchronise: Callable[[], None],
+    clock: Callable[[], float],
+    repeat: int,
+) -> list[dict[str, Any]]:
+    """Rows of the stages of a run."""
+    best: dict[str, float] = {}
+    for _ in range(repeat):
+        watch = Stopwatch(synchronise, clock)
+        with watched(watch, points):
+            run()
+        best = {k: min(v, best.get(k, v)) for k, v in watch.seconds.items()}
+    tally = Tally()
+    with watched(tally, points):
+        run()
+    order = [name for name in dict.fromkeys(points.values()) if name in best]
+    return stage_rows({name: best[name] for name in order}, tally.work, limits)
 
 
 def requests_like(data: PackedDataset, count: int) -> list[Request]:

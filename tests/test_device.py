@@ -1,0 +1,340 @@
+"""What runs wholly on a device, tried on the CPU: the same training, and few questions."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from itertools import chain, repeat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor
+
+from langevin_xtal.cli.train import train
+from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.diffusion.losses import denoising_losses
+from langevin_xtal.diffusion.noising import Builder, Noised, NoisingConfig, noise_batch
+from langevin_xtal.errors import InputError
+from langevin_xtal.graph.batch import GraphBatch
+from langevin_xtal.graph.snapping import all_operations
+from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.levels import NoiseLevels
+from langevin_xtal.model.network import SIZES, EdgeNetwork
+from langevin_xtal.train.distributed import Team
+from langevin_xtal.train.loop import TrainConfig, Trainer
+from langevin_xtal.train.store import CrystalStore
+from tests.conftest import TINY
+from tests.device_waits import HostWaits
+
+QUICK = TrainConfig(
+    steps=8,
+    batch_size=6,
+    learning_rate=3e-3,
+    warmup=4,
+    log_every=2,
+    validate_every=4,
+    validation_size=6,
+    save_every=3,
+    network=TINY,
+)
+
+
+@pytest.fixture(scope="module")
+def split(reference: PackedDataset) -> tuple[PackedDataset, PackedDataset]:
+    """Training and validation sets of small crystals."""
+    small = reference.select(np.flatnonzero(reference.site_counts <= 4))
+    return small.select(np.arange(30)), small.select(np.arange(30, 40))
+
+
+def noised(
+    data: PackedDataset, builder: Builder, seed: int = 3, count: int = 24, confined: float = 0.5
+) -> Noised:
+    """Some crystals of the set."""
+    store = CrystalStore(data)
+    pick = torch.linspace(0, len(store) - 1, count).long()
+    return noise_batch(
+        store.batch(pick),
+        NoiseLevels(),
+        NoisingConfig(confined=confined),
+        SIZES["small"].graph_settings(),
+        all_operations(),
+        torch.Generator().manual_seed(seed),
+        builder=builder,
+    )
+
+
+def edge_rows(g: GraphBatch) -> np.ndarray:
+    """(E, 11) everything of an edge, in an order that does not depend on the builder's."""
+    columns = [g.source, g.target, g.is_self_image, g.is_long_range, g.is_snap, g.dist, g.reach]
+    rows = torch.cat([torch.stack([c.double() for c in columns], 1), g.vec.double()], 1)
+    return sorted_rows(rows)
+
+
+def triplet_rows(g: GraphBatch) -> np.ndarray:
+    """(T, 8) ends, vectors' lengths and cosine of every triplet, ordered likewise."""
+    row, arriving, leaving = g.is_triplet.nonzero(as_tuple=True)
+    e, f = g.row_edge[row, arriving], g.out_edge[g.row_site[row], leaving]
+    columns = [g.source[e], g.target[e], g.target[f], g.dist[e], g.dist[f]]
+    columns += [g.vec[e].sum(1), g.vec[f].sum(1), g.cosine[row, arriving, leaving]]
+    return sorted_rows(torch.stack([c.double() for c in columns], 1))
+
+
+def sorted_rows(rows: Tensor) -> np.ndarray:
+    """By the values to 1e-4, so that rounding does not decide."""
+    table = rows.numpy()
+    return table[np.lexsort(np.round(table, 4).T)]
+
+
+class TestNoising:
+    @pytest.mark.parametrize("seed", range(3))
+    def test_both_builders_make_the_same(self, reference: PackedDataset, seed: int) -> None:
+        host, device = (noised(reference, b, seed) for b in ("host", "torch"))
+        for field in dataclasses.fields(Noised):
+            if field.name != "graph":
+                assert torch.equal(getattr(host, field.name), getattr(device, field.name))
+        a, b = edge_rows(host.graph), edge_rows(device.graph)
+        assert len(a) > 500
+        np.testing.assert_allclose(b, a, atol=1e-5)
+        a, b = triplet_rows(host.graph), triplet_rows(device.graph)
+        assert len(a) > 5000
+        np.testing.assert_allclose(b, a, atol=1e-5)
+
+    def test_losses_and_gradients_are_the_same(self, reference: PackedDataset) -> None:
+        torch.manual_seed(0)
+        network = EdgeNetwork(SIZES["small"])
+        torch.nn.init.normal_(network.output[-1].weight, std=0.3)
+        found = []
+        for builder in ("host", "torch"):
+            losses = denoising_losses(network, noised(reference, builder))
+            network.zero_grad()
+            losses.total().backward()
+            found.append((losses, [p.grad.clone() for p in network.parameters()]))
+        for name in ("position", "lattice"):
+            a, b = (getattr(losses, name) for losses, _ in found)
+            assert float(a.detach().max()) > 0.5
+            torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-5)
+        for a, b in zip(found[0][1], found[1][1], strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-4 * float(a.abs().max()) + 1e-9)
+
+    def test_a_batch_is_gathered_as_it_is_stored(self, reference: PackedDataset) -> None:
+        store = CrystalStore(reference)
+        pick = torch.tensor([5, 0, 17, 5])
+        batch = store.batch(pick)
+        for k, index in enumerate(pick.tolist()):
+            own = slice(int(batch.site_start[k]), int(batch.site_start[k + 1]))
+            sites = reference.sites_of(index)
+            np.testing.assert_array_equal(batch.numbers[own], reference.numbers[sites])
+            np.testing.assert_array_equal(batch.frac[own], reference.frac[sites])
+
+
+class TestQuestions:
+    """How often the host would wait for a GPU; the numbers may fall, not rise."""
+
+    def test_gathering_a_batch(self, reference: PackedDataset) -> None:
+        store = CrystalStore(reference)
+        with HostWaits() as waits:
+            store.batch(torch.arange(8))
+        assert waits.count == {"_local_scalar_dense": 1}  # of the host's own numbers
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_noising_and_building(self, reference: PackedDataset, seed: int) -> None:
+        noised(reference, "torch", seed)  # fills the caches
+        with HostWaits() as waits:
+            noised(reference, "torch", seed)
+        print(waits.count, waits.total)
+        assert waits.total <= 60, waits.count
+
+    def test_a_step_of_the_optimiser(
+        self, split: tuple[PackedDataset, PackedDataset], tmp_path: Path
+    ) -> None:
+        trainer = Trainer(split[0], tmp_path, QUICK, builder="torch")
+        batch = trainer._prepare(0)
+        trainer._advance(batch)
+        with HostWaits() as waits:
+            trainer._advance(batch)
+        print(waits.count, waits.total)
+        assert waits.total <= 2, waits.count
+
+    def test_they_are_counted(self) -> None:
+        values = torch.tensor([1.0, 0.0, 2.0])
+        with HostWaits() as waits:
+            float(values[0])
+            values.nonzero()
+            values[values > 0]
+            values.tolist()
+            torch.repeat_interleave(values, values.long())
+            torch.repeat_interleave(values, values.long(), output_size=3)
+            torch.linalg.inv(torch.eye(3))
+            torch.bincount(values.long())
+        assert waits.count == {
+            "_local_scalar_dense": 1,
+            "nonzero": 1,
+            "index by mask": 1,
+            "tolist": 1,
+            "repeat_interleave": 1,
+            "_linalg_check_errors": 1,
+            "bincount": 1,
+        }
+
+
+class TestTraining:
+    def test_steps_are_those_of_the_host(
+        self, split: tuple[PackedDataset, PackedDataset], tmp_path: Path
+    ) -> None:
+        host, device = (
+            list(Trainer(split[0], tmp_path / b, QUICK, validation=split[1], builder=b).run())
+            for b in ("host", "torch")
+        )
+        assert [row.step for row in device] == [2, 4, 6, 8]
+        for a, b in zip(host, device, strict=True):
+            assert b.position == pytest.approx(a.position, rel=1e-3)
+            assert b.lattice == pytest.approx(a.lattice, rel=1e-3)
+            np.testing.assert_allclose(b.position_by_level, a.position_by_level, rtol=1e-2)
+        assert device[0].position == pytest.approx(host[0].position, rel=1e-5)
+        assert device[-1].validation_position == pytest.approx(
+            host[-1].validation_position, rel=1e-3
+        )
+
+    def test_resume_is_exact(
+        self, split: tuple[PackedDataset, PackedDataset], tmp_path: Path
+    ) -> None:
+        whole = Trainer(split[0], tmp_path / "whole", QUICK, builder="torch")
+        list(whole.run())
+        for _ in range(2):
+            parts = Trainer(split[0], tmp_path / "parts", QUICK, builder="torch")
+            run = parts.run()
+            stopped = any(row.step == 4 for row in run)
+            run.close()
+            assert stopped == (parts.step == 4)
+        assert parts.step == QUICK.steps
+        for a, b in zip(whole.average.parameters(), parts.average.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+    def test_a_time_limit_changes_nothing_but_when(
+        self, split: tuple[PackedDataset, PackedDataset], tmp_path: Path
+    ) -> None:
+        whole = Trainer(split[0], tmp_path / "whole", QUICK)
+        list(whole.run())
+        steps = []
+        for _ in range(3 * QUICK.steps):
+            parts = Trainer(split[0], tmp_path / "parts", QUICK)
+            clock = chain([0.0, 0.0], repeat(1.0))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("time.perf_counter", clock.__next__)
+                list(parts.run(max_seconds=1.0))
+            steps.append(parts.step)
+            if parts.step == QUICK.steps:
+                break
+        assert steps == list(range(1, QUICK.steps + 1))
+        for a, b in zip(whole.average.parameters(), parts.average.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+    def test_time_is_over_for_all_processes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of two processes whose sums are doubled here; one minute is over in both."""
+        team = Team(rank=0, size=2, time_is_over=True)
+        monkeypatch.setattr(Team, "_reduce", lambda self, tensor: tensor.mul_(2))
+        losses = np.array([1.0, 2.0])
+        team.add(losses)
+        assert losses.tolist() == [2.0, 4.0]
+        assert team.ending
+        assert not team.stopping
+
+    def test_runs_of_before_go_on(
+        self, split: tuple[PackedDataset, PackedDataset], tmp_path: Path
+    ) -> None:
+        """States without a setting that is new: it had its default."""
+        from langevin_xtal.model.checkpoint import read_tensors, write_tensors
+        from langevin_xtal.train.loop import STATE_FORMAT
+
+        run = Trainer(split[0], tmp_path, QUICK).run()
+        next(run)
+        run.close()
+        state = tmp_path / "state.safetensors"
+        tensors, header = read_tensors(state, STATE_FORMAT)
+        del header["config"]["precision"]
+        write_tensors(state, tensors, header)
+        assert Trainer(split[0], tmp_path, QUICK).step == 2
+        other = dataclasses.replace(QUICK, precision="bf16")
+        with pytest.raises(InputError, match=r"other settings \(precision\)"):
+            Trainer(split[0], tmp_path, other)
+
+
+class TestPrecision:
+    def test_bf16_is_near_and_learns(
+        self, split: tuple[PackedDataset, PackedDataset], tmp_path: Path
+    ) -> None:
+        config = dataclasses.replace(QUICK, steps=30, log_every=10, precision="bf16")
+        rows = {
+            name: list(Trainer(split[0], tmp_path / name, c).run())
+            for name, c in (
+                ("bf16", config),
+                ("float32", dataclasses.replace(config, precision="float32")),
+            )
+        }
+        last = {name: found[-1].position + found[-1].lattice for name, found in rows.items()}
+        assert last["bf16"] != last["float32"]
+        assert last["bf16"] == pytest.approx(last["float32"], rel=0.05)
+        assert last["bf16"] < rows["bf16"][0].position + rows["bf16"][0].lattice
+
+    def test_only_products_round(self, reference: PackedDataset, tiny_model: ScoreModel) -> None:
+        batch = noised(reference, "host")
+        exact = denoising_losses(tiny_model.network, batch)
+        rounded = denoising_losses(tiny_model.network, batch, precision="bf16")
+        for name in ("position", "lattice"):
+            a, b = getattr(exact, name), getattr(rounded, name)
+            assert b.dtype == torch.float32
+            assert not torch.equal(a, b)
+            torch.testing.assert_close(b, a, rtol=0.05, atol=0.02)
+
+    def test_refusals(self, split: tuple[PackedDataset, PackedDataset], tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="precision 'half' is not known"):
+            dataclasses.replace(QUICK, precision="half")
+        with pytest.raises(InputError, match="tf32 is of CUDA devices"):
+            Trainer(split[0], tmp_path, dataclasses.replace(QUICK, precision="tf32"))
+
+
+class TestCommand:
+    def test_it_stops_and_goes_on(self, tmp_path: Path) -> None:
+        arguments = ["--out", str(tmp_path / "run"), "--steps", "3", "--batch-size", "4"]
+        arguments += ["--device", "cpu", "--threads", "1", "--prior-epochs", "0"]
+        arguments += ["--ranker-epochs", "0", "--proposal-epochs", "0", "--precision", "bf16"]
+        call = CliRunner().invoke
+        done = call(train, [*arguments, "--max-minutes", "1e-9"], catch_exceptions=False)
+        assert "0 of 3 steps when the time was over" in done.output
+        done = call(train, arguments, catch_exceptions=False)
+        assert "3 steps; weights in" in done.output
+        for bad in (["--max-minutes", "0"], ["--precision", "half"]):
+            assert call(train, [*arguments, *bad]).exit_code == 2
+
+
+BLOCKED = ("ase", "chgnet", "matminer", "phonopy", "pymatgen", "smact", "spglib")
+
+ALONE = f"""
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {BLOCKED!r}:
+            raise ImportError(name + " is not here")
+
+sys.meta_path.insert(0, Blocked())
+import langevin_xtal.cli.bench, langevin_xtal.cli.train, langevin_xtal.sampling.sample
+from langevin_xtal.cli.train import train
+train.main(sys.argv[1:], standalone_mode=False)
+"""
+
+
+def test_training_needs_no_package_of_crystals(tmp_path: Path) -> None:
+    """As on machines lent for their GPU: torch, numpy and little else."""
+    arguments = ["--out", str(tmp_path / "run"), "--steps", "2", "--batch-size", "4"]
+    arguments += ["--device", "cpu", "--threads", "1", "--prior-epochs", "1"]
+    arguments += ["--ranker-epochs", "1", "--proposal-epochs", "1"]
+    command = [sys.executable, "-c", ALONE, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    assert "2 steps; weights in" in done.stdout
