@@ -3,6 +3,7 @@
     python scripts/assignment_ranks.py fit mp20_train.lxd ranker.safetensors
     python scripts/assignment_ranks.py measure mp20_val.lxd ranker.safetensors \\
         --train mp20_train.lxd --prior small
+    python scripts/assignment_ranks.py shipped mp20_val.lxd --model small
 
 The first command fits a ranker (about five minutes on one core). The second asks for every crystal
 with its group, elements and numbers of atoms in the conventional cell, and ranks all assignments
@@ -11,6 +12,10 @@ limit cut off counts as never found. Beside the ranker stand the order of enumer
 the group's training crystals use such multiplicities, and (``--prior``, on every tenth crystal:
 it is slow) the prior over the positions of given sites that a model holds. Ties count against the
 method. Also told: how long the enumeration takes.
+
+The third command ranks with a model's ranker and prior as sampling does, with its limits, and
+compares weights of the prior, with and without the memory; on the even and on the odd crystals,
+so that a weight chosen on one half is judged on the other.
 """
 
 from __future__ import annotations
@@ -28,7 +33,16 @@ from tqdm import tqdm
 
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.model.assignment import WyckoffPrior
+from langevin_xtal.model.beam import likely_assignments
 from langevin_xtal.model.checkpoint import load_model
+from langevin_xtal.model.ranking import (
+    RESCORED,
+    AssignmentRanker,
+    Memory,
+    remember,
+    shared_anew,
+)
+from langevin_xtal.sampling.start import MOST_ASSIGNMENTS
 from langevin_xtal.symmetry.assignments import (
     Assignment,
     assignments,
@@ -41,6 +55,8 @@ from langevin_xtal.train.ranking import Labelled, fit_ranker, labelled, load_ran
 
 NEVER = 10**9
 FREEDOMS = ((0, 0), (1, 1), (2, 2), (3, 3), (4, 5), (6, 8), (9, 999))
+WEIGHTS = (0.0, 0.2, 0.3, 0.4)
+WEIGHTS_ALONE = (0.0, 1.0)
 PRIOR_EVERY = 10
 PRIOR_CANDIDATES = 300  # the prior scores at most these, the first in order, and the true one
 
@@ -98,7 +114,7 @@ def measure(data: Path, weights: Path, train: Path | None, model: str | None, ev
         seconds.append(time.process_time() - start)
         sizes.append(count_assignments(crystal.number, crystal.counts))
         cut += not enumerated.complete
-        found, _ = ranker.candidates(crystal.number, crystal.counts)
+        found, _ = ranker.candidates(crystal.number, crystal.elements, crystal.counts)
         missing += crystal.assignment not in set(told)
         remembered += crystal.assignment not in set(told) and crystal.assignment in set(found)
         for name, score in methods.items():
@@ -116,6 +132,79 @@ def measure(data: Path, weights: Path, train: Path | None, model: str | None, ev
         f"{(size == 1).mean():.1%}, at most {size.max()}; a limit cut off {cut}, the true one in "
         f"{missing} of them, {remembered} of which the memory gives back"
     )
+
+
+@main.command()
+@click.argument("data", type=click.Path(path_type=Path, exists=True))
+@click.option("--model", default="small", show_default=True, help="Name or path.")
+@click.option("--every", default=1, show_default=True, help="Only every n-th crystal.")
+def shipped(data: Path, model: str, every: int) -> None:
+    loaded = load_model(model)
+    ranker, prior = loaded.ranker, loaded.prior
+    if ranker is None or prior is None:
+        raise click.ClickException(f"model {model} has no ranker, or no prior")
+    crystals = labelled(PackedDataset.load(data))[::every]
+    rankers = {
+        "memory": (_remembering(ranker, ranker.memory), WEIGHTS),
+        "no memory": (_remembering(ranker, remember([])[0]), WEIGHTS_ALONE),
+    }
+    ranks: dict[str, list[int]] = {
+        f"{name}, weight {weight}": []
+        for name, (_, weights) in rankers.items()
+        for weight in weights
+    }
+    log_p: dict[str, list[float]] = {name: [] for name in ranks}
+    found_by = {"enumeration": 0, "and the memory": 0, "and the beam": 0}
+    seconds = []
+    for crystal in tqdm(crystals, desc="ranking", unit=" crystals", disable=None):
+        asked = crystal.number, crystal.elements, crystal.counts
+        found, complete = ranker.candidates(*asked, limit=MOST_ASSIGNMENTS)
+        in_order = remembered = set(found)
+        if not complete:
+            in_order = set(assignments(crystal.number, crystal.counts, limit=MOST_ASSIGNMENTS))
+            start = time.process_time()
+            found = list(dict.fromkeys([*found, *likely_assignments(prior, *asked)]))
+            seconds.append(time.process_time() - start)
+        for way, known in zip(found_by, (in_order, remembered, set(found)), strict=True):
+            found_by[way] += crystal.assignment in known
+        for name, (other, weights) in rankers.items():
+            values = other.log_probabilities(*asked, found)
+            best = np.argsort(-values, kind="stable")[:RESCORED]
+            told = prior.of_assignments(*asked[:2], [found[k] for k in best])
+            for weight in weights:
+                now = values.copy()
+                now[best] = shared_anew(values[best], told, weight)
+                key = f"{name}, weight {weight}"
+                if crystal.assignment not in found:
+                    ranks[key].append(NEVER)
+                    continue
+                true = now[found.index(crystal.assignment)]
+                ranks[key].append(int((now >= true).sum()) - 1)
+                log_p[key].append(float(true))
+    click.echo(
+        f"{len(crystals)} crystals, {len(seconds)} of them cut off; true assignment among those "
+        + ", ".join(f"{name} {n}" for name, n in found_by.items())
+        + f"; seconds of the beam: median {np.median(seconds):.2f}, at most {max(seconds):.2f}"
+    )
+    for half, part in (
+        ("even", slice(0, None, 2)),
+        ("odd", slice(1, None, 2)),
+        ("all", slice(0, None)),
+    ):
+        click.echo(f"\n{half:28s}{'first':>9s}{'top 5':>9s}{'top 20':>9s}")
+        for name, values in ranks.items():
+            mine = np.array(values)[part]
+            shares = "".join(f"{(mine < k).mean():9.4f}" for k in (1, 5, 20))
+            click.echo(f"{name:28s}{shares}")
+    for name, told in log_p.items():
+        click.echo(f"{name:28s}{np.mean(told):9.4f} log-likelihood where it is found")
+
+
+def _remembering(ranker: AssignmentRanker, memory: Memory) -> AssignmentRanker:
+    """A ranker with another memory."""
+    other = AssignmentRanker(ranker.config, memory)
+    other.load_state_dict(ranker.state_dict())
+    return other.eval().requires_grad_(False)
 
 
 def _rank(crystal: Labelled, found: Sequence[Assignment], score: Score) -> int:

@@ -21,6 +21,7 @@ from langevin_xtal.model.assignment import (
     element_rank,
     has_freedom,
 )
+from langevin_xtal.model.beam import likely_assignments
 from langevin_xtal.model.checkpoint import (
     MODEL_FORMAT,
     load_model,
@@ -34,6 +35,13 @@ from langevin_xtal.sampling.samplers import Ancestral, run
 from langevin_xtal.sampling.start import start_chains
 from langevin_xtal.sampling.streams import stream_keys
 from langevin_xtal.symmetry import cell_lengths
+from langevin_xtal.symmetry.assignments import (
+    Assignment,
+    SiteBySite,
+    assignments,
+    canonical,
+    renamings,
+)
 from langevin_xtal.symmetry.wyckoff import (
     locate,
     origin_shifts,
@@ -47,6 +55,7 @@ from langevin_xtal.train.assignments import (
     mean_log_likelihood,
     site_positions,
 )
+from langevin_xtal.train.ranking import labelled
 
 
 @pytest.fixture(scope="module")
@@ -118,17 +127,17 @@ def test_scores_do_not_depend_on_the_batch(prior):
     group, numbers, chosen = assignment_table(reference_dataset())
     pick = torch.arange(0, len(group), 9)
     with torch.inference_mode():
-        wide = prior._read(group[pick], numbers[pick])
+        wide = prior.read(group[pick], numbers[pick])
         for k, b in enumerate(pick.tolist()):
             n = int((numbers[b] > 0).sum())
-            alone = prior._read(group[b : b + 1], numbers[b : b + 1, :n])
+            alone = prior.read(group[b : b + 1], numbers[b : b + 1, :n])
             assert torch.equal(alone.state[0], wide.state[k, :n])
             for s in range(n):
-                together = prior._scores(
+                together = prior.scores(
                     wide, group[pick], numbers[pick, : s + 1], chosen[pick, : s + 1], s
                 )
                 own = numbers[b : b + 1, : s + 1], chosen[b : b + 1, : s + 1]
-                single = prior._scores(alone, group[b : b + 1], *own, s)
+                single = prior.scores(alone, group[b : b + 1], *own, s)
                 assert torch.equal(single[0], together[k])
 
 
@@ -137,10 +146,10 @@ def test_one_site_at_a_time_scores_the_same(prior):
     group, numbers, chosen = assignment_table(reference_dataset())
     with torch.inference_mode():
         whole = prior.logits(group, numbers, chosen)
-        reading = prior._read(group, numbers)
+        reading = prior.read(group, numbers)
         for s in range(numbers.shape[1]):
             upto = numbers[:, : s + 1], chosen[:, : s + 1]
-            step = prior._scores(reading, group, *upto, s)[:, 0]
+            step = prior.scores(reading, group, *upto, s)[:, 0]
             real = numbers[:, s] > 0
             torch.testing.assert_close(step[real], whole[real, s], atol=1e-4, rtol=1e-4)
 
@@ -154,6 +163,118 @@ def test_scores_do_not_look_ahead(prior):
         b = prior.logits(group, numbers, first + others)
     assert torch.equal(a[:, :3], b[:, :3])
     assert not torch.equal(a[:, 3], b[:, 3])
+
+
+def labelled_ways(number: int, assignment: Assignment) -> set[Assignment]:
+    return {
+        tuple(tuple(sorted(int(names[w]) for w in own)) for own in assignment)
+        for names in renamings(number)
+    }
+
+
+def by_hand(prior: WyckoffPrior, number: int, elements: list[int], way: Assignment) -> float:
+    """Log-likelihood of one labelling, elements in Mendeleev's order, one site after the other."""
+    told = [
+        (z, w)
+        for z, own in sorted(
+            zip(elements, way, strict=True), key=lambda item: element_rank()[item[0]]
+        )
+        for w in own
+    ]
+    numbers = torch.tensor([[z for z, _ in told]])
+    chosen = torch.tensor([[rows(number)[0] + w for _, w in told]])
+    with torch.inference_mode():
+        logits = prior.logits(torch.tensor([number]), numbers, chosen)[0].double()
+    p = logits.softmax(1)
+    return sum(float(p[k, w].log()) for k, (_, w) in enumerate(told))
+
+
+@pytest.mark.parametrize(
+    ("number", "elements", "counts"),
+    [(221, [8, 38, 22], [3, 1, 1]), (12, [14, 29], [4, 2]), (216, [3, 9, 26], [4, 4, 4])],
+)
+def test_assignments_are_summed_over_their_labellings(prior, number, elements, counts):
+    """Of each set that shifts of the origin turn into each other, the first one counts."""
+    found = list(assignments(number, counts))
+    told = prior.of_assignments(number, elements, found)
+    order = np.argsort(element_rank()[elements])
+    shifts = origin_shifts(number).tolist()
+    for value, assignment in zip(told, found, strict=True):
+        terms = []
+        for way in labelled_ways(number, assignment):
+            moved = [tuple(tuple(sorted(s[w] for w in own)) for own in way) for s in shifts]
+            if [way[k] for k in order] == min([m[k] for k in order] for m in moved):
+                terms.append(by_hand(prior, number, elements, way))
+        assert value == pytest.approx(np.logaddexp.reduce(terms), abs=1e-4)
+
+
+def test_the_order_of_elements_and_the_labelling_do_not_matter(prior):
+    found = list(assignments(166, [3, 6, 3]))
+    told = prior.of_assignments(166, [29, 8, 11], found)
+    turned = [(c, b, a) for a, b, c in found]
+    assert (prior.of_assignments(166, [11, 8, 29], turned) == told).all()
+    for names in renamings(166).tolist():
+        renamed = [tuple(tuple(names[w] for w in own) for own in a) for a in found]
+        assert (prior.of_assignments(166, [29, 8, 11], renamed) == told).all()
+    assert (prior.of_assignments(166, [29, 8, 11], found[3:5]) == told[3:5]).all()
+    assert prior.of_assignments(166, [29, 8, 11], []).shape == (0,)
+
+
+class TestBeam:
+    @pytest.mark.parametrize(
+        ("number", "elements", "counts"),
+        [(221, [8, 38, 22], [3, 1, 1]), (12, [14, 29], [4, 6]), (71, [29, 14, 57], [4, 4, 2])],
+    )
+    def test_a_wide_one_tells_all_the_likeliest_first(self, prior, number, elements, counts):
+        """The order is that of the likeliest labelling, times the share of the sites' numbers."""
+        found = likely_assignments(prior, number, elements, counts, beam=20_000)
+        assert sorted(found) == sorted(assignments(number, counts))
+        place = np.argsort(element_rank()[elements]).tolist()
+        shares = SiteBySite(number, [counts[k] for k in place]).site_counts()
+        score = [
+            max(by_hand(prior, number, elements, way) for way in labelled_ways(number, a))
+            + np.log(shares[tuple(len(a[k]) for k in place)])
+            for a in found
+        ]
+        assert (np.diff(score) < 1e-4).all()
+
+    def test_a_narrow_one_tells_what_fits(self, prior):
+        """In a space of eight million: all fit, none twice, and the same again."""
+        asked = 47, [39, 56, 29, 8], [1, 2, 3, 7]
+        found = likely_assignments(prior, *asked, beam=64)
+        assert found == likely_assignments(prior, *asked, beam=64)
+        assert 10 < len(found) == len(set(found)) <= 64
+        positions = wyckoff_positions(47)
+        for assignment in found:
+            assert canonical(47, assignment)[0] == assignment
+            for count, own in zip(asked[2], assignment, strict=True):
+                assert sum(positions[w].multiplicity for w in own) == count
+            fixed = [w for own in assignment for w in own if not positions[w].freedom]
+            assert len(fixed) == len(set(fixed))
+
+    def test_a_narrow_one_finds_likely_ones(self, prior):
+        asked = 71, [29, 14, 57], [4, 4, 2]
+        everything = likely_assignments(prior, *asked, beam=20_000)
+        found = likely_assignments(prior, *asked, beam=16)
+        places = [everything.index(a) for a in found]
+        assert len(everything) > 4 * len(found) == 4 * len(set(places))
+        assert places[:5] == [0, 1, 2, 3, 4]
+        assert np.mean(places) < len(everything) / 3
+
+    def test_the_shipped_prior_finds_a_known_crystal_beyond_the_limit(self):
+        """YBa2Cu3O7 is not among the first 20,000 of eight million."""
+        model = load_model("small")
+        assert model.prior is not None
+        data = reference_dataset()
+        true = labelled(data)[data.id.tolist().index("YBa2Cu3O7")]
+        asked = true.number, true.elements, true.counts
+        assert likely_assignments(model.prior, *asked).index(true.assignment) < 5
+        assert true.assignment not in set(assignments(47, true.counts))
+
+    def test_nothing_fits(self, prior):
+        assert likely_assignments(prior, 62, [29, 14], [6, 2]) == []
+        with pytest.raises(InputError, match="give 1 to"):
+            likely_assignments(prior, 62, [29], [0])
 
 
 def test_fitting_is_repeatable(prior):

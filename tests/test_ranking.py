@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import CheckpointError, InputError
+from langevin_xtal.model import ranking as module
+from langevin_xtal.model.assignment import PriorConfig, WyckoffPrior
+from langevin_xtal.model.beam import likely_assignments
 from langevin_xtal.model.checkpoint import write_tensors
 from langevin_xtal.model.ranking import (
     AssignmentRanker,
@@ -54,6 +57,12 @@ def ranker() -> AssignmentRanker:
     with torch.no_grad():
         made.weigh.weight.fill_(0.5)
     return made.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def prior() -> WyckoffPrior:
+    torch.manual_seed(4)
+    return WyckoffPrior(PriorConfig(width=32)).eval().requires_grad_(False)
 
 
 class TestLaws:
@@ -99,6 +108,37 @@ class TestLaws:
             together = ranker.scores(collate(parts))
             alone = torch.cat([ranker.scores(collate([part])) for part in parts])
         torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+    def test_the_best_share_anew_with_a_prior(self, ranker, prior, monkeypatch):
+        """p(a)^1 prior(a)^w among the best, which keep what they have together; others keep p."""
+        monkeypatch.setattr(module, "RESCORED", 5)
+        found = list(assignments(123, [2, 4, 2]))
+        asked = 123, [11, 8, 22], [2, 4, 2], found
+        p = np.exp(ranker.log_probabilities(*asked))
+        told = np.exp(ranker.log_probabilities(*asked, prior))
+        best = set(np.argsort(-p, kind="stable")[:5].tolist())
+        weight = [
+            p[k] * np.exp(prior.of_assignments(123, [11, 8, 22], [found[k]])[0]) ** 0.3
+            for k in range(len(found))
+        ]
+        total, share = sum(p[k] for k in best), sum(weight[k] for k in best)
+        assert len(found) > 10
+        for k in range(len(found)):
+            expected = total * weight[k] / share if k in best else p[k]
+            assert told[k] == pytest.approx(expected, rel=1e-6)
+        assert told.sum() == pytest.approx(1.0)
+        assert np.abs(told / p - 1).max() > 0.05
+        shuffled = [found[k] for k in np.random.default_rng(0).permutation(len(found))]
+        again = np.exp(ranker.log_probabilities(123, [11, 8, 22], [2, 4, 2], shuffled, prior))
+        assert again == pytest.approx([told[found.index(a)] for a in shuffled], rel=1e-4)
+
+    def test_a_weight_of_zero_leaves_the_prior_out(self, ranker, prior):
+        config = dataclasses.replace(SMALL, prior_weight=0.0)
+        tensors = ranker.to_tensors()
+        without = AssignmentRanker.from_tensors(config, tensors)
+        asked = 123, [11, 8, 22], [2, 4, 2], list(assignments(123, [2, 4, 2]))
+        told = without.log_probabilities(*asked, prior)
+        assert (told == ranker.log_probabilities(*asked)).all()
 
     def test_nothing_to_rank(self, ranker):
         assert ranker.log_probabilities(62, [29], [6], []).shape == (0,)
@@ -163,15 +203,24 @@ class TestMemory:
     def test_remembered_assignments_are_candidates_beyond_the_limit(self):
         crystal = (47, (39, 56, 29, 8), ((5,), (16,), (2, 13), (0, 8, 13, 19)))
         ranker = AssignmentRanker(SMALL, remember([crystal])[0])
-        found, complete = ranker.candidates(47, [1, 2, 3, 7], limit=50)
+        found, complete = ranker.candidates(47, [39, 56, 29, 8], [1, 2, 3, 7], limit=50)
         assert not complete
         memory = remember([crystal])[0]
         assert any(template_of(47, a)[0] == template_of(47, crystal[2])[0] for a in found)
         assert len(found) == len(set(found)) > 50
         assert memory.groups.tolist() == [47]
 
+    def test_what_the_prior_finds_likely_is_a_candidate_beyond_the_limit(self, ranker, prior):
+        asked = 47, [39, 56, 29, 8], [1, 2, 3, 7]
+        found, complete = ranker.candidates(*asked, limit=50, prior=prior)
+        likely = likely_assignments(prior, *asked)
+        assert not complete
+        assert len(found) == len(set(found))
+        assert set(found) == {*likely, *assignments(47, asked[2], limit=50)}
+        assert found == ranker.candidates(*asked, limit=50, prior=prior)[0]
+
     def test_all_are_candidates(self, ranker):
-        found, complete = ranker.candidates(62, [12, 4])
+        found, complete = ranker.candidates(62, [29, 14], [12, 4])
         assert complete
         assert sorted(found) == sorted(assignments(62, [12, 4]))
 
@@ -264,6 +313,20 @@ class TestFiles:
     def test_bad_configurations(self):
         with pytest.raises(InputError, match="width is 0"):
             RankerConfig(width=0)
+        for weight in (-0.1, float("nan"), float("inf")):
+            with pytest.raises(InputError, match="prior_weight is"):
+                RankerConfig(prior_weight=weight)
+
+    def test_files_without_a_weight_for_the_prior_have_the_usual_one(self, ranker, tmp_path):
+        path = tmp_path / "r.safetensors"
+        header = {"format": RANKER_FORMAT, "ranker": {"width": 16, "similarity": 4}}
+        write_tensors(path, ranker.to_tensors(), header)
+        assert load_ranker(path).config == SMALL
+        told = AssignmentRanker.from_tensors(
+            dataclasses.replace(SMALL, prior_weight=0.7), ranker.to_tensors()
+        )
+        save_ranker(path, told)
+        assert load_ranker(path).config.prior_weight == 0.7
 
     def test_memories_are_checked(self):
         empty = remember([])[0]

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
@@ -33,14 +34,16 @@ from langevin_xtal.crystal.elements import period_and_group
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.errors import InputError
 from langevin_xtal.model.network import ELEMENTS, Linear
+from langevin_xtal.symmetry.assignments import Assignment, renamings
 from langevin_xtal.symmetry.groups import SpaceGroup
-from langevin_xtal.symmetry.wyckoff import table_start, wyckoff_positions
+from langevin_xtal.symmetry.wyckoff import origin_shifts, table_start, wyckoff_positions
 
 POSITION_FEATURES = 7
 COUNTS = 8  # numbers of sites of one element told apart
 SITES = 12  # numbers of sites of a request told apart
 KINDS = 6  # numbers of elements of a request told apart
 BUMPS = 12  # of the Mendeleev number
+SCORED = 256  # labellings scored at once
 
 RANGES: dict[str, tuple[int, int]] = {"width": (1, 1024), "rounds": (0, 16), "blocks": (0, 16)}
 """What a prior may be: its file comes from strangers, and memory is taken on its word."""
@@ -180,7 +183,7 @@ class Block(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Reading:
+class Reading:
     """What the first network made of B requests of at most S sites."""
 
     state: Tensor  #: (B, S, ·) group, all elements, elements to come, counts
@@ -241,8 +244,8 @@ class WyckoffPrior(nn.Module):
         Tensor
             (B, S, W) with W the most positions of any group; -inf where not allowed.
         """
-        reading = self._read(group, numbers, dropout, shown)
-        return self._scores(reading, group, numbers, chosen, 0, dropout)
+        reading = self.read(group, numbers, dropout, shown)
+        return self.scores(reading, group, numbers, chosen, 0, dropout)
 
     def log_likelihood(
         self,
@@ -258,6 +261,38 @@ class WyckoffPrior(nn.Module):
         local = (chosen - first.unsqueeze(1)).clamp(min=0)
         picked = logits.log_softmax(2).gather(2, local.unsqueeze(2)).squeeze(2)
         return torch.where(numbers > 0, picked, 0.0).sum(1)
+
+    def of_assignments(
+        self, number: int, elements: Sequence[int], assignments: Sequence[Assignment]
+    ) -> NDArray[np.float64]:
+        """(n,) log-likelihood of assignments, given how many sites each element has.
+
+        An assignment stands for all labellings of the same crystals. They add up, where those that
+        a shift of the origin turns into each other count once: the prior knows the first of them.
+
+        Parameters
+        ----------
+        number
+            Space-group number.
+        elements
+            Atomic numbers, each once, in any order.
+        assignments
+            Of each element the indices of its positions within the group.
+        """
+        if not assignments:
+            return np.zeros(0)
+        order = np.argsort(element_rank()[list(elements)], kind="stable").tolist()
+        told = [_labellings(number, [a[k] for k in order]) for a in assignments]
+        numbers, chosen = _padded(number, [elements[k] for k in order], list(chain(*told)))
+        group = torch.full((len(numbers),), number)
+        with torch.inference_mode():
+            parts = [
+                self.log_likelihood(*part)
+                for part in zip(*(x.split(SCORED) for x in (group, numbers, chosen)), strict=True)
+            ]
+        each = torch.cat(parts).double().numpy()
+        start = np.cumsum([0, *map(len, told)])
+        return np.array([np.logaddexp.reduce(each[a:b]) for a, b in pairwise(start)])
 
     def draw(
         self, requests: Sequence[Request], uniforms: Tensor, temperature: float = 1.0
@@ -280,10 +315,10 @@ class WyckoffPrior(nn.Module):
         first = torch.from_numpy(table_start())[group - 1]
         chosen = first.unsqueeze(1).repeat(1, longest)
         with torch.inference_mode():
-            reading = self._read(group, numbers)
+            reading = self.read(group, numbers)
             for s in range(longest):
                 upto = numbers[:, : s + 1], chosen[:, : s + 1]
-                scores = self._scores(reading, group, *upto, s)[:, 0]
+                scores = self.scores(reading, group, *upto, s)[:, 0]
                 share = (scores.double() / temperature).softmax(1).cumsum(1)
                 pick = (uniforms[:, s : s + 1] * share[:, -1:] > share).sum(1)
                 chosen[:, s] = first + pick
@@ -296,9 +331,10 @@ class WyckoffPrior(nn.Module):
             result.append(mine)
         return result
 
-    def _read(
+    def read(
         self, group: Tensor, numbers: Tensor, dropout: float = 0.0, shown: Tensor | None = None
-    ) -> _Reading:
+    ) -> Reading:
+        """What does not depend on the positions chosen; parameters as for :meth:`logits`."""
         real = numbers > 0
         new = real & (numbers != functional.pad(numbers, (1, 0))[:, :-1])
         of = new.cumsum(1) - 1  # (B, S) place of each site's element among the request's
@@ -328,11 +364,11 @@ class WyckoffPrior(nn.Module):
             _one_hot(place - first, COUNTS),
             _one_hot(left, COUNTS),
         ]
-        return _Reading(torch.cat(state, 2), element, first)
+        return Reading(torch.cat(state, 2), element, first)
 
-    def _scores(
+    def scores(
         self,
-        reading: _Reading,
+        reading: Reading,
         group: Tensor,
         numbers: Tensor,
         chosen: Tensor,
@@ -373,6 +409,37 @@ class WyckoffPrior(nn.Module):
         kin = (numbers.unsqueeze(2) == numbers.unsqueeze(1)) & earlier
         last = torch.where(kin, chosen.unsqueeze(1), -1).amax(2)  # (B, S)
         return inside.unsqueeze(1) & ~blocked & (table.unsqueeze(1) >= last.unsqueeze(2))
+
+
+@cache
+def _cosets(number: int) -> list[list[list[int]]]:
+    """Renamings of a group's positions that differ by a shift of the origin, together."""
+    shifts = origin_shifts(number)
+    found = {tuple(sorted(map(tuple, shifts[:, row].tolist()))) for row in renamings(number)}
+    return [[list(row) for row in coset] for coset in sorted(found)]
+
+
+def _labellings(number: int, assignment: Sequence[Sequence[int]]) -> list[Assignment]:
+    """Of each choice of axes the first labelling of all origins, each once."""
+    firsts = {
+        min(tuple(tuple(sorted([names[w] for w in own])) for own in assignment) for names in coset)
+        for coset in _cosets(number)
+    }
+    return sorted(firsts)
+
+
+def _padded(
+    number: int, elements: Sequence[int], assignments: Sequence[Assignment]
+) -> tuple[Tensor, Tensor]:
+    """(B, S) atomic numbers and position rows of assignments, one site after the other."""
+    first = int(table_start()[number - 1])
+    longest = max((sum(map(len, a)) for a in assignments), default=0)
+    numbers = torch.zeros(len(assignments), longest, dtype=torch.int64)
+    chosen = torch.full_like(numbers, first)
+    for n, assignment in enumerate(assignments):
+        told = [(z, first + w) for z, own in zip(elements, assignment, strict=True) for w in own]
+        numbers[n, : len(told)], chosen[n, : len(told)] = torch.tensor(told).T
+    return numbers, chosen
 
 
 def group_rows(group: Tensor) -> tuple[Tensor, Tensor]:

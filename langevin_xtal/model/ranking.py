@@ -10,6 +10,9 @@ elements to the assignment, so that the order of neither matters. A memory of tr
 answers how often the same placement was seen, up to a permutation of the elements, each crystal
 counting the more the more its elements resemble the ones asked for, site by site; what resembles
 is learned with the rest.
+
+With a prior (:class:`~langevin_xtal.model.assignment.WyckoffPrior`) at hand, the :data:`RESCORED`
+best share what probability they have together anew, in proportion to exp s(a) prior(a)^w.
 """
 
 from __future__ import annotations
@@ -28,10 +31,12 @@ from torch.nn import functional
 
 from langevin_xtal.errors import CheckpointError, InputError
 from langevin_xtal.model.assignment import (
+    WyckoffPrior,
     element_features,
     element_rank,
     position_features,
 )
+from langevin_xtal.model.beam import likely_assignments
 from langevin_xtal.symmetry.assignments import (
     LIMIT,
     Assignment,
@@ -46,6 +51,8 @@ ORDERS = 720  # ways to match elements with a remembered crystal that are looked
 NEVER = -12.0  # log-likeness of an assignment that no remembered crystal has
 COUNT_FEATURES = 4
 MEMORY_FEATURES = 6
+RESCORED = 64
+"""Best assignments of a request of which the prior is asked, too."""
 
 RANGES: dict[str, tuple[int, int]] = {"width": (1, 1024), "similarity": (1, 1024)}
 """What a ranker may be: its file comes from strangers, and memory is taken on its word."""
@@ -59,8 +66,12 @@ class RankerConfig:
     """Features of a placement."""
     similarity: int = 32
     """Dimensions of the space in which elements resemble each other."""
+    prior_weight: float = 0.3
+    """Share w of the prior's log-likelihood in the score; 0 leaves it out."""
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.prior_weight <= 10.0:
+            raise InputError(f"prior_weight is {self.prior_weight}; it must lie between 0 and 10")
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if not low <= value <= high:
@@ -319,6 +330,15 @@ def mendeleev_order(elements: Sequence[int]) -> list[int]:
     return np.argsort(element_rank()[list(elements)], kind="stable").tolist()
 
 
+def shared_anew(
+    log_p: NDArray[np.float64], prior: NDArray[np.float64], weight: float
+) -> NDArray[np.float64]:
+    """(n,) log-probabilities in proportion to p·prior^weight, with the same sum as before."""
+    score = log_p + weight * prior
+    result: NDArray[np.float64] = score - np.logaddexp.reduce(score) + np.logaddexp.reduce(log_p)
+    return result
+
+
 class Batch(NamedTuple):
     """Several encoded requests end to end."""
 
@@ -411,6 +431,7 @@ class AssignmentRanker(nn.Module):
         elements: Sequence[int],
         counts: Sequence[int],
         assignments: Sequence[Assignment],
+        prior: WyckoffPrior | None = None,
     ) -> NDArray[np.float64]:
         """(n,) log-probability of each of the assignments given, which count as all there are.
 
@@ -424,6 +445,8 @@ class AssignmentRanker(nn.Module):
             Atoms of each element in the conventional cell.
         assignments
             What :func:`langevin_xtal.symmetry.assignments.assignments` tells of these counts.
+        prior
+            Asked of the best ones, too.
         """
         if not assignments:
             return np.zeros(0)
@@ -433,12 +456,32 @@ class AssignmentRanker(nn.Module):
         with torch.inference_mode():
             scores = self.scores(collate([encode(self.memory, number, *request, names)]))
             result: NDArray[np.float64] = scores.double().log_softmax(0).numpy()
+        if prior is not None and self.config.prior_weight and len(names) > 1:
+            best = np.argsort(-result, kind="stable")[:RESCORED]
+            told = prior.of_assignments(number, request[0], [names[k] for k in best])
+            result[best] = shared_anew(result[best], told, self.config.prior_weight)
         return result
 
     def candidates(
-        self, number: int, counts: Sequence[int], *, limit: int = LIMIT
+        self,
+        number: int,
+        elements: Sequence[int],
+        counts: Sequence[int],
+        *,
+        limit: int = LIMIT,
+        prior: WyckoffPrior | None = None,
     ) -> tuple[list[Assignment], bool]:
         """Assignments worth looking at: those of remembered crystals, then all in order.
+
+        Parameters
+        ----------
+        elements, counts
+            Atomic numbers, and atoms of each in the conventional cell.
+        limit
+            Assignments told in order, at most.
+        prior
+            Where the limit cuts some off, those that it finds likely are told, too
+            (:func:`~langevin_xtal.model.beam.likely_assignments`).
 
         Returns
         -------
@@ -446,8 +489,11 @@ class AssignmentRanker(nn.Module):
             The assignments, each once, and whether they are all there are.
         """
         found = assignments(number, counts, limit=limit)
+        in_order = list(found)
         told = [a for a, _, _ in _remembered(self.memory, number, counts)]
-        return list(dict.fromkeys([*told, *found])), found.complete
+        if prior is not None and not found.complete:
+            told += likely_assignments(prior, number, elements, counts)
+        return list(dict.fromkeys([*told, *in_order])), found.complete
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Weights and memory, as :meth:`from_tensors` takes them."""

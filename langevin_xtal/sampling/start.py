@@ -45,7 +45,8 @@ USUAL_BETA = 105.0
 """Angle [degrees] at which monoclinic cells start without a proposal."""
 
 MOST_ASSIGNMENTS = 2_000
-"""Assignments of a formula that are enumerated and ranked, beside those the ranker remembers."""
+"""Assignments of a formula that are enumerated and ranked, beside those the ranker remembers and
+those the prior finds likely."""
 
 FIXED_WITHIN = 0.1
 """A fixed site this near to a special position is on it [Å]."""
@@ -207,7 +208,9 @@ def ranked_assignments(
     told = (
         list(assignments(number, amounts, limit=MOST_ASSIGNMENTS))
         if model.ranker is None
-        else model.ranker.candidates(number, amounts, limit=MOST_ASSIGNMENTS)[0]
+        else model.ranker.candidates(
+            number, kinds, amounts, limit=MOST_ASSIGNMENTS, prior=model.prior
+        )[0]
     )
     if occupied:
         # fixed sites fix the origin: the same crystals from other origins are other options now
@@ -218,7 +221,7 @@ def ranked_assignments(
     if model.ranker is None:
         log_p = -np.array([float(sum(len(own) for own in option)) for option in told])
     else:
-        log_p = model.ranker.log_probabilities(number, kinds, amounts, told)
+        log_p = model.ranker.log_probabilities(number, kinds, amounts, told, model.prior)
     order = np.argsort(-log_p, kind="stable")
     whole = []
     for k in order:

@@ -19,11 +19,14 @@ from langevin_xtal.symmetry import assignments as module
 from langevin_xtal.symmetry.assignments import (
     LIMIT,
     Assignment,
+    Partial,
+    SiteBySite,
     assignments,
     canonical,
     canonical_all,
     count_assignments,
     explain,
+    first_z,
     fits,
     renamings,
     smallest_z,
@@ -174,6 +177,92 @@ BEYOND_LIMIT = {"YBa2Cu3O7"}
 """Of eight million assignments in Pmmm, the first 20,000 lack the true one."""
 
 
+class TestSiteBySite:
+    """Steps that can be completed, against every way there is."""
+
+    @staticmethod
+    def walk(steps: SiteBySite, partial: Partial, number: int) -> list[tuple[int, ...]]:
+        """Positions of every completion, one site after the other; no step leads nowhere."""
+        if partial.element == len(steps.counts) - 1 and not partial.sites_left:
+            return [()]
+        found = []
+        for w in range(len(wyckoff_positions(number))):
+            after = steps.after(partial, w)
+            if after is not None:
+                found += [(w, *rest) for rest in TestSiteBySite.walk(steps, after, number)]
+        assert found, "a step was allowed that cannot be completed"
+        return found
+
+    @given(
+        number=st.sampled_from([1, 2, 12, 14, 25, 62, 115, 139, 166, 174, 191, 216, 221, 225]),
+        units=st.lists(st.integers(1, 3), min_size=1, max_size=3),
+        data=st.data(),
+    )
+    @settings(max_examples=60, deadline=None)
+    def test_it_makes_all_and_only_those(self, number, units, data):
+        least = wyckoff_positions(number)[0].multiplicity
+        z = data.draw(st.sampled_from([least, 2 * least]))
+        counts = tuple(z * n for n in units)
+        if count_assignments(number, counts) > 150:
+            return
+        steps, made = SiteBySite(number, counts), set()
+        for sites, share in steps.site_counts().items():
+            assert 0 < share <= 1
+            begun = steps.start(sites)
+            assert begun is not None
+            for chosen in self.walk(steps, begun, number):
+                ends = np.cumsum(sites)
+                told = zip(ends, sites, strict=True)
+                assignment = tuple(chosen[end - n : end] for end, n in told)
+                assert assignment not in made
+                made.add(assignment)
+        everything = {
+            image for found in assignments(number, counts) for image in images(number, found)
+        }
+        assert made == everything
+
+    def test_shares_are_those_of_the_costs(self):
+        """Summed over all ways to place AB3 in Pmmm, position by position."""
+        counts = (2, 4)
+        cost = {w: kind.cost for kind in module._kinds(47).ordered for w in kind.positions}
+        weights: Counter[tuple[int, ...]] = Counter()
+        for way in every_way(47, counts):
+            spent = sum(cost[w] for element in way for w in element)
+            weights[tuple(map(len, way))] += np.exp(-spent / 4)
+        shares = SiteBySite(47, counts).site_counts()
+        assert shares.keys() == weights.keys()
+        assert list(shares.values()) == sorted(shares.values(), reverse=True)
+        for sites, share in shares.items():
+            assert share == pytest.approx(weights[sites] / sum(weights.values()))
+
+    def test_numbers_of_sites_that_nothing_has(self):
+        assert SiteBySite(225, [4, 4]).site_counts() == {(1, 1): pytest.approx(1.0)}
+        assert SiteBySite(225, [4, 4]).start((2, 1)) is None
+        assert SiteBySite(225, [12]).start((2,)) is not None  # 4 + 8
+        assert SiteBySite(225, [4, 4, 4]).site_counts() == {}
+        with pytest.raises(RequestError, match="give 1 to"):
+            SiteBySite(225, [0])
+
+    def test_elements_leave_room_for_those_after_them(self):
+        """Cs takes 1a or 1b, so that 1 + 1 + 3 and 3 more atoms fit; not 3c and 3d both."""
+        steps = SiteBySite(221, [3, 1, 1])
+        begun = steps.start((1, 1, 1))
+        assert begun is not None
+        after = steps.after(begun, 2)
+        assert after is not None
+        assert [w for w in range(14) if steps.after(after, w) is not None] == [0, 1]
+
+    def test_large_cells_are_bounded(self):
+        """Hundreds of atoms: what is left out is said in the documentation, and the rest fits."""
+        counts = [16, 24, 32, 40, 48]
+        steps = SiteBySite(47, counts)
+        shares = steps.site_counts()
+        assert 0 < len(shares) <= module.LIKELY_SITES
+        for sites in shares:
+            assert sum(sites) <= module.MOST_SITES
+            assert steps.start(sites) is not None
+
+
 class TestKnownCounts:
     def test_textbook_structures(self):
         assert count_assignments(225, [4, 4]) == 1  # rock salt
@@ -264,6 +353,12 @@ class TestExplanations:
         assert "Z = 4 (12 Cu and 4 Si), 8 or 12 fits" in text
         assert "and Z = 2 in Pmmn (59)" in text
         assert smallest_z(62, [3, 1], upto=12) == (4, 8, 12)
+
+    @given(number=st.integers(1, 230), counts=st.lists(st.integers(1, 4), min_size=1, max_size=3))
+    @settings(max_examples=60, deadline=None)
+    def test_the_first_is_the_first_of_all(self, number, counts):
+        fitting = smallest_z(number, counts, 6)
+        assert first_z(number, counts, 6) == (fitting[0] if fitting else None)
 
     def test_fixed_positions_are_used_up(self):
         text = explain(221, {"Cs": 1, "Pb": 1, "I": 1}, 1)
