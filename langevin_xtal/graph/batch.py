@@ -134,7 +134,8 @@ def lay_out(
     source, target = graph["edge_index"]
     crystal = site_crystal[source]
     vec = graph["edge_vec"]
-    frac = _times(vec, torch.linalg.inv(lattice)[crystal])
+    # inv_ex: on a GPU inv waits to see whether it went well
+    frac = _times(vec, torch.linalg.inv_ex(lattice).inverse[crystal])
     # R_h⁻¹(−d_e): the way back seen by the stored target
     w = inverse[crystals["op_start"][crystal] + graph["edge_op"]]
     turned = _times((w * -frac.unsqueeze(1)).sum(2), lattice[crystal])
@@ -178,15 +179,23 @@ def assemble(
     displacement: Tensor | None,
     dtype: torch.dtype,
 ) -> GraphBatch:
-    """Lay out edges for the network; runs on whatever device the tensors are on."""
+    """Lay out edges, ordered by source, for the network, on the device of the tensors."""
     n_sites, device = len(numbers), numbers.device
     source, target = edges["source"], edges["target"]
     vec, turned, frac = edges["vec"], edges["turned"], edges["frac"]
     self_image, long_range = edges["is_self_image"], edges["is_long_range"]
-    is_snap = torch.zeros_like(long_range)
+    snaps = torch.zeros(n_sites, dtype=torch.bool, device=device)
     if displacement is not None:
-        site = torch.nonzero(torch.linalg.vector_norm(displacement, dim=1) > 1e-6).squeeze(1)
-        yes = torch.ones(len(site), dtype=torch.bool, device=device)
+        snaps = torch.linalg.vector_norm(displacement, dim=1) > 1e-6
+    leaving = _per_site(source, ~long_range, n_sites)
+    coming = _per_site(target, None, n_sites) + snaps.long()
+    rows = (coming + ROW - 1) // ROW
+    # the only sizes that depend on values; a GPU is asked for them once
+    n_snaps, width, n_rows = torch.stack([snaps.sum(), _largest(leaving), rows.sum()]).tolist()
+    is_snap = torch.zeros_like(long_range)
+    if displacement is not None and n_snaps:
+        site = _true_places(snaps, n_snaps)
+        yes = torch.ones(n_snaps, dtype=torch.bool, device=device)
         source, target = torch.cat([source, site]), torch.cat([target, site])
         vec = torch.cat([vec, -displacement[site]])
         turned = torch.cat([turned, displacement[site]])  # the site itself: identity
@@ -194,9 +203,8 @@ def assemble(
         self_image, is_snap = torch.cat([self_image, yes]), torch.cat([is_snap, yes])
         long_range = torch.cat([long_range, ~yes])
     dist = torch.linalg.vector_norm(vec, dim=1)
-    leaving = ~long_range & ~is_snap
-    out_edge = _padded(source, leaving, n_sites)
-    row_site, row_edge, row_of_edge = _rows(target, n_sites)
+    out_edge = _padded(source, ~long_range & ~is_snap, leaving, max(1, width))
+    row_site, row_edge, row_of_edge = _rows(target, coming, rows, n_rows)
 
     # geometry of every (arriving, leaving) pair, in float64 for the test of back-tracking
     none = vec.new_zeros(1, 3)
@@ -234,31 +242,62 @@ def assemble(
     )
 
 
-def _padded(site: Tensor, use: Tensor, n_sites: int) -> Tensor:
-    """(A, K) indices of the used edges of each site, padded with the number of edges."""
-    edge = torch.nonzero(use).squeeze(1)
-    own = site[edge]
-    order = torch.argsort(own, stable=True)
-    edge, own = edge[order], own[order]
-    count = torch.bincount(own, minlength=n_sites)
-    slot = torch.arange(len(edge), device=site.device) - (torch.cumsum(count, 0) - count)[own]
-    width = int(count.max()) if len(edge) else 1
-    table = torch.full((n_sites, width), len(site), device=site.device)
-    table[own, slot] = edge
-    return table
+def _per_site(site: Tensor, use: Tensor | None, n_sites: int) -> Tensor:
+    """(A,) used edges, or all, at each site. Not from bincount, for which a GPU asks the host."""
+    ones = torch.ones_like(site) if use is None else use.long()
+    return site.new_zeros(n_sites).scatter_add(0, site, ones)
 
 
-def _rows(target: Tensor, n_sites: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Arriving edges of each site in rows of ``ROW``: (R,), (R, ROW), (E,)."""
+def _largest(counts: Tensor) -> Tensor:
+    """The largest of some counts, 0 where there are none."""
+    return torch.cat([counts, counts.new_zeros(1)]).amax()
+
+
+def _true_places(mask: Tensor, count: int) -> Tensor:
+    """The ``count`` places where a mask is true, in order."""
+    place = torch.where(mask, mask.cumsum(0) - 1, count)
+    found = place.new_empty(count + 1)
+    found[place] = torch.arange(len(mask), device=mask.device)
+    return found[:count]
+
+
+def _padded(site: Tensor, use: Tensor, count: Tensor, width: int) -> Tensor:
+    """(A, K) indices of the used edges of each site, padded with the number of edges.
+
+    Parameters
+    ----------
+    site, use
+        (E,) the site of each edge, and whether it is used; those used ordered by site.
+    count
+        (A,) used edges of each site, at most ``width``.
+    """
+    size = len(count) * width
+    slot = use.cumsum(0) - 1 - (torch.cumsum(count, 0) - count)[site]
+    place = torch.where(use, site * width + slot, size)  # unused ones go behind the table
+    table = site.new_full((size + 1,), len(site))
+    table[place] = torch.arange(len(site), device=site.device)
+    return table[:size].view(-1, width)
+
+
+def _rows(
+    target: Tensor, count: Tensor, rows: Tensor, n_rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Arriving edges of each site in rows of ``ROW``: (R,), (R, ROW), (E,).
+
+    Parameters
+    ----------
+    count, rows
+        (A,) edges that arrive at each site, and the rows they take; ``n_rows`` in all.
+    """
     order = torch.argsort(target, stable=True)
-    count = torch.bincount(target, minlength=n_sites)
-    rows = (count + ROW - 1) // ROW
-    row_site = torch.repeat_interleave(torch.arange(n_sites, device=target.device), rows)
+    row_site = torch.repeat_interleave(
+        torch.arange(len(rows), device=target.device), rows, output_size=n_rows
+    )
     first_row = torch.cumsum(rows, 0) - rows
     own = target[order]
     slot = torch.arange(len(order), device=target.device) - (torch.cumsum(count, 0) - count)[own]
     position = first_row[own] * ROW + slot
-    row_edge = torch.full((len(row_site) * ROW,), len(target), device=target.device)
+    row_edge = torch.full((n_rows * ROW,), len(target), device=target.device)
     row_edge[position] = order
     row_of_edge = torch.empty_like(order)
     row_of_edge[order] = position

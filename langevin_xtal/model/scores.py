@@ -111,7 +111,8 @@ def length_gradients(g: GraphBatch, coordinates: Tensor, driver: Tensor) -> Tens
     crystal = g.site_crystal[g.source]
     unit = g.vec / g.dist.clamp(min=1e-6).unsqueeze(1)
     along = (cell_frame(coordinates).tangent[crystal] * unit.unsqueeze(1)).sum(2)
-    each = along * g.frac[:, list(TANGENT_ROW)]
+    # columns 0, 1, 2, 1, 2, 2, as TANGENT_ROW says; a list of them would be copied to the device
+    each = along * torch.cat([g.frac, g.frac[:, 1:], g.frac[:, 2:]], dim=1)
     return torch.zeros_like(each).scatter_add(1, driver[crystal], each)
 
 
@@ -150,4 +151,5 @@ def lattice_noise(
     right = gradient.new_zeros(n, COORDINATES).index_add(0, crystal, right)
     diagonal = normal.diagonal(dim1=1, dim2=2)
     ridge = RIDGE * diagonal.sum(1, keepdim=True) + (diagonal == 0)
-    return torch.linalg.solve(normal + torch.diag_embed(ridge), right)
+    # solve_ex: on a GPU solve waits to see whether it went well; the ridge keeps it from failing
+    return torch.linalg.solve_ex(normal + torch.diag_embed(ridge), right).result

@@ -148,7 +148,8 @@ class Chains:
         exploded = torch.zeros_like(self.failed, dtype=torch.int64)
         exploded = exploded.index_add(0, self.site_crystal, wild.long())
         self.failed = self.failed | (exploded > 0)
-        frame = torch.linalg.inv(self.lattice)[self.site_crystal]
+        # inv_ex: on a GPU inv waits to see whether it went well
+        frame = torch.linalg.inv_ex(self.lattice).inverse[self.site_crystal]
         delta = (step.unsqueeze(1) @ frame).squeeze(1)
         delta = (self.free_space @ delta.unsqueeze(2)).squeeze(2)
         moved = self.frac + delta
@@ -159,7 +160,7 @@ class Chains:
     def move_lattice(self, step: Tensor) -> None:
         """Move the free lattice coordinates by (B, 6) [Å], within the allowed cells."""
         self.failed = self.failed | ~(step.abs() <= LONGEST_STEP).all(1)
-        low, high = (limit.to(step.device) for limit in _limits())
+        low, high = self._limits
         moved = moved_lattice(self.crystals, step, self.coordinates).clamp(low, high)
         stays = self.failed | self._given
         self.coordinates = torch.where(stays.unsqueeze(1), self.coordinates, moved)
@@ -167,7 +168,7 @@ class Chains:
     @property
     def diverged(self) -> Tensor:
         """(B,) bool: chains that failed, or whose cell lengths or angles are at a limit."""
-        low, high = (limit.to(self.coordinates.device) for limit in _limits())
+        low, high = self._limits
         stuck = (self.coordinates <= low) | (self.coordinates >= high)
         return self.failed | (stuck.any(1) & ~self._given)
 
@@ -213,6 +214,11 @@ class Chains:
         self.coordinates = torch.where(self.failed.unsqueeze(1), roomy, self.coordinates)
 
     @cached_property
+    def _limits(self) -> tuple[Tensor, Tensor]:
+        low, high = coordinate_limits()
+        return low.to(self.coordinates.device), high.to(self.coordinates.device)
+
+    @cached_property
     def _operations(self) -> Operations:
         return all_operations().to(self.frac.device)
 
@@ -222,7 +228,7 @@ class Chains:
 
 
 @cache
-def _limits() -> tuple[Tensor, Tensor]:
+def coordinate_limits() -> tuple[Tensor, Tensor]:
     """(6,) lattice coordinates of the shortest lengths and sharpest angles, and the other end."""
     low, high = coordinate_from_length(np.array([SHORTEST, LONGEST]))
     angle = float(coordinate_from_cosine(np.cos(np.radians(SHARPEST))))
