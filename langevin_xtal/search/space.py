@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.crystal.request import MAX_SITES, Request, parse_formula
 from langevin_xtal.errors import InputError, RequestError
-from langevin_xtal.symmetry.assignments import explain, fits, smallest_z
+from langevin_xtal.symmetry.assignments import explain, first_z, fits
 from langevin_xtal.symmetry.groups import CRYSTAL_SYSTEMS, SpaceGroup
 
 if TYPE_CHECKING:
@@ -190,7 +190,8 @@ class SearchSpace:
         if self.z is not None:
             return [units for units in self.z if fits(number, [units * n for n in counts])]
         most = MAX_ATOMS * len(SpaceGroup(number).centring) // sum(counts)
-        return list(smallest_z(number, counts, min(most, MAX_Z))[:1]) if most else []
+        first = first_z(number, counts, min(most, MAX_Z))
+        return [] if first is None else [first]
 
     @cached_property
     def _group_of(self) -> NDArray[np.int64]:
