@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langevin_xtal.crystal.cell import Cell, to_structure
+from langevin_xtal.crystal.cell import Cell, cell_key, to_structure
 from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.crystal.request import Request, parse_formula
 from langevin_xtal.dataset.packed import PackedDataset
@@ -32,6 +32,7 @@ from langevin_xtal.sampling.postprocess import PostprocessConfig
 from langevin_xtal.sampling.sample import SampleOptions, sample_batches
 from langevin_xtal.sampling.samplers import Ancestral
 from langevin_xtal.screen.filters import FilterOptions
+from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.relax import RelaxOptions, ReleaseOptions
 from langevin_xtal.search import stages
 from langevin_xtal.search.campaign import Campaign, ranked_table
@@ -81,6 +82,11 @@ def tiny_campaign(
     }
     space = SearchSpace(["Cu", "Au"], [221, 123], max_sites=2)
     return Campaign(store, space, model, **(settings | changes))
+
+
+def emt_hull(energy: float) -> HullReferences:
+    """Cu and Au, both of that energy per atom."""
+    return HullReferences(("Cu1", "Au1"), np.array([energy] * 2), ("a", "b"), "EMT", "EMT")
 
 
 def content(store: str | Path) -> list[str]:
@@ -217,6 +223,76 @@ class TestCampaign:
         assert len(rows) >= 3
         assert all(row.facts["same_as"] == (-1 if row.index == first else first) for row in rows)
         assert len(read_entries(store)) == 1
+
+    def test_the_best_as_sampled_are_relaxed(self, tiny_model: ScoreModel, tmp_path: Path) -> None:
+        store = tmp_path / "s.db"
+        summary = tiny_campaign(store, tiny_model, None, relax_best=3).run()
+        rows = [row for row in read_rows(store) if row.facts.get("duplicate_of") == -1]
+        energies = {row.index: row.facts["energy_sampled"] for row in rows}
+        assert len(energies) >= 5
+        lowest = sorted(energies, key=energies.__getitem__)
+        assert {row.index for row in rows if row.kept is not None} == set(lowest[:3])
+        assert {row.state for row in rows if row.kept is None} == {"unique"}
+        assert "energies" in [stage.title for stage in summary.stages]
+        found = [entry.energy is not None for entry in read_entries(store)]
+        assert found == sorted(found, reverse=True)
+        tiny_campaign(store, tiny_model, None, relax_best=5).run()
+        rows = read_rows(store)
+        assert {row.index for row in rows if row.kept is not None} == set(lowest[:5])
+        assert all(rows[k].facts["energy_sampled"] == energies[k] for k in energies)
+
+    @pytest.mark.parametrize(("deep", "within"), [(True, 0.1), (True, 50.0), (False, 0.0)])
+    def test_released_near_the_hull(
+        self, tiny_model: ScoreModel, tmp_path: Path, deep: bool, within: float
+    ) -> None:
+        """Everything lies far above a deep hull, and below a shallow one."""
+        store = tmp_path / "s.db"
+        hull = emt_hull(-20.0 if deep else 50.0)
+        tiny_campaign(store, tiny_model, None, hull=hull, release_within=within).run()
+        ranked = [row for row in read_rows(store) if row.state == "ranked"]
+        assert len(ranked) >= 3
+        for row in ranked:
+            above = row.facts["energy"] - hull.energy[0]
+            assert row.facts["e_above_hull"] == pytest.approx(above, abs=1e-6)
+            assert (row.facts["e_above_hull"] > 15) == deep
+            assert ("energy_released" in row.facts) == (row.released is not None)
+            assert ("note" in row.facts) == (row.facts["e_above_hull"] <= within)
+
+    def test_ranked_again_where_symmetry_broke_later(
+        self, tiny_model: ScoreModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A run out of time ranks what is relaxed; the next one releases it."""
+        from langevin_xtal.screen.relax import Relaxation, perturbed
+
+        def fall(cells: list[Cell], **options: Any) -> list[Relaxation]:
+            if "progress" in options:  # hand the results over, as relaxations do
+                keys = {cell_key(cell): np.zeros(1) for cell in cells}
+                options["cache"].put("", keys)
+            moved = [perturbed(cell, 0.3, 0) for cell in cells]
+            return [Relaxation(cell, -9.0, -9.0, 1, True, 0.0, 0.0) for cell in moved]
+
+        store, late = tmp_path / "s.db", [True]
+        each = stages._Run._each
+
+        def in_time(self: Any, stage: str, *arguments: Any) -> None:
+            if stage != "release" or not late[0]:
+                each(self, stage, *arguments)
+
+        monkeypatch.setattr(stages, "relax_released", fall)
+        monkeypatch.setattr(stages._Run, "_each", in_time)
+        options: dict[str, Any] = {"hull": emt_hull(0.0), "release_within": 50.0}
+        tiny_campaign(store, tiny_model, None, **options).run()
+        first = {row.index: row for row in read_rows(store) if row.state == "ranked"}
+        assert first
+        assert all("symmetry_broke" not in row.facts for row in first.values())
+        late[0] = False
+        tiny_campaign(store, tiny_model, None, **options).run()
+        rows = [row for row in read_rows(store) if row.state == "ranked"]
+        assert rows
+        for row in rows:
+            assert row.facts["symmetry_broke"]
+            assert row.facts["energy"] == row.facts["e_above_hull"] == -9.0
+            assert first[row.index].facts["e_above_hull"] > -9
 
     def test_energies_are_those_of_the_stored_geometry(self, uninterrupted: Path) -> None:
         from ase import Atoms

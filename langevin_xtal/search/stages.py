@@ -121,13 +121,12 @@ class _Run:
         self._each("release", "releasing", self._to_release(), self._release)
         self._compare("merge released", "comparing released", "same_released")
         if plan.reference is not None:
-            unknown = [
-                row.index for row in self._rows(self._relaxed()) if not row.facts.get("known")
-            ]
-            self._each("known relaxed", "looking up relaxed", unknown, self._look_up)
-        self._each("rank", "ranking", self._relaxed(), self._rank)
+            rows = self._rows(self._relaxed())
+            unknown = [row.index for row in rows if not row.facts.get("known")]
+            self._again("known relaxed", "looking up relaxed", unknown, self._look_up)
+        self._again("rank", "ranking", self._relaxed(), self._rank)
         if plan.phonons:
-            self._each("phonons", "phonons", self._best(plan.phonons), self._phonons)
+            self._again("phonons", "phonons", self._best(plan.phonons), self._phonons)
 
     # -- which candidates
 
@@ -408,7 +407,6 @@ class _Run:
     ) -> None:
         """Store results of a slow batch as they come."""
         start = time.perf_counter()
-
         of = {row.index: row for row in rows}
 
         def deliver(results: Mapping[int, Any]) -> None:
