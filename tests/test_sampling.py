@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,20 +14,32 @@ from torch import Tensor, nn
 import langevin_xtal as lx
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.elements import SYMBOLS
-from langevin_xtal.errors import InputError
+from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.diffusion import noising
+from langevin_xtal.errors import InputError, SamplingError
+from langevin_xtal.graph import CrystalArrays, build_multigraph
 from langevin_xtal.graph.batch import GraphBatch
 from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.report.bench import requests_like
 from langevin_xtal.sampling import chain
+from langevin_xtal.sampling import sample as sample_module
 from langevin_xtal.sampling.chain import Chains
 from langevin_xtal.sampling.draw_requests import MAX_ATOMS, draw_sites
 from langevin_xtal.sampling.postprocess import PostprocessConfig, Rejection, contains_group
-from langevin_xtal.sampling.sample import SampleOptions, sample_batches
+from langevin_xtal.sampling.sample import (
+    EDGES_TO_ALL,
+    SampleOptions,
+    expected_edges,
+    packed,
+    sample_batches,
+)
 from langevin_xtal.sampling.samplers import Ancestral, AnnealedLangevin, make_sampler, run
-from langevin_xtal.sampling.start import start_chains
+from langevin_xtal.sampling.start import Start, start_chains
 from langevin_xtal.sampling.streams import stream_keys
 from langevin_xtal.symmetry import SpaceGroup, lattice_freedom, orbit, snap_site
 from langevin_xtal.symmetry.lattice import fixed_coordinates
 from langevin_xtal.symmetry.wyckoff import locate
+from tests.device_waits import HostWaits
 
 MIXED = [
     lx.Request(62, {"Cu": 2, "Si": 1, "K": 1}),
@@ -619,3 +632,157 @@ def test_rejection_is_a_record() -> None:
     r = Rejection(MIXED[0], 3, 1, "overlap: Cu-Cu 0.10 Å, less than 0.7 Å")
     assert (r.index, r.attempt) == (3, 1)
     assert str(r.request) == "Cu:2,Si:1,K:1 in Pnma (62)"
+
+
+class TestBatches:
+    def test_parts_of_equal_sums_in_order(self) -> None:
+        rng = np.random.default_rng(0)
+        for parts in (1, 2, 5):
+            sizes = rng.uniform(1, 20, 200).tolist()
+            found = packed(sizes, parts, 1000)
+            assert [k for part in found for k in part] == list(range(200))
+            assert len(found) == parts
+            for part in found:
+                assert abs(sum(sizes[k] for k in part) - sum(sizes) / parts) <= max(sizes)
+
+    def test_parts_hold_as_many_as_they_may(self) -> None:
+        assert packed([1.0] * 7, 1, 3) == [[0, 1, 2], [3, 4, 5], [6]]
+        assert packed([1.0] * 16, 2, 64) == [list(range(8)), list(range(8, 16))]
+        assert packed([90.0, 1.0, 1.0], 2, 64) == [[0], [1, 2]]
+        assert packed([5.0], 4, 64) == [[0]]
+        assert packed([], 4, 64) == []
+
+    def test_edges_are_about_as_many_as_expected(
+        self, assigning_model: ScoreModel, reference: PackedDataset
+    ) -> None:
+        """Of the sites; of a formula, whose sites are not known yet, within a factor."""
+        data = reference
+        asked = requests_like(data, len(data))
+        expected = np.array([expected_edges(r, assigning_model) for r in asked])
+        config = assigning_model.network.config
+        arrays = CrystalArrays.of_groups(data.lattice, data.frac, data.site_start, data.group)
+        graph = build_multigraph(arrays, config.graph_settings(), threads=1)
+        found = np.diff(graph.edge_start[data.site_start])
+        assert 0.5 < found.sum() / expected.sum() < 2.0
+        assert np.corrcoef(found, expected)[0, 1] > 0.8
+        formulas = [
+            (lx.Request(136, formula="TiO2"), 2), (lx.Request(225, formula="NaCl"), 2),
+            (lx.Request(62, formula="Cu2KSi"), 4),
+        ]  # fmt: skip
+        for request, sites in formulas:
+            told = lx.Request(request.space_group, {"Na": sites})
+            ratio = expected_edges(request, assigning_model) / expected_edges(
+                told, assigning_model
+            )
+            assert 0.3 < ratio < 3.0
+
+    def test_batches_hold_a_bounded_number_of_edges(
+        self, tiny_model: ScoreModel, mixed: list[Candidate], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However many chains may be in a batch; and the candidates are the same."""
+        most = 2.5 * max(expected_edges(r, tiny_model) for r in MIXED)
+        monkeypatch.setitem(sample_module.MOST_EDGES, "cpu", most)
+        sizes = []
+        start = Chains.start.__func__  # type: ignore[attr-defined]
+
+        def counted(cls: type[Chains], model: ScoreModel, starts: list[Start], *rest: Any) -> Any:
+            sizes.append([len(s.numbers) for s in starts])
+            return start(cls, model, starts, *rest)
+
+        monkeypatch.setattr(Chains, "start", classmethod(counted))
+        assert same(mixed, draw(tiny_model, MIXED * 2, batch_size=64))
+        config = tiny_model.network.config
+        edges = [sum(n * (config.k_max + EDGES_TO_ALL * n) for n in part) for part in sizes]
+        assert max(edges) <= 1.5 * most
+        assert len(sizes[0]) > 1
+
+
+class TestTooLittleMemory:
+    """A device that holds a few chains at a time; the error is the one CUDA raises."""
+
+    @staticmethod
+    def small_device(monkeypatch: pytest.MonkeyPatch, chains: int, after: int) -> list[int]:
+        """Refuse larger batches in evaluation ``after``; the sizes of those that were tried."""
+        tried: list[int] = []
+        noise = Chains.noise
+
+        def limited(self: Chains, *levels: Tensor) -> tuple[Tensor, Tensor]:
+            if self.evaluations == after:
+                tried.append(len(self.confined))
+                if len(self.confined) > chains:
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+            return noise(self, *levels)
+
+        monkeypatch.setattr(Chains, "noise", limited)
+        return tried
+
+    @pytest.mark.parametrize("after", [0, 3])
+    def test_batches_are_halved(
+        self,
+        tiny_model: ScoreModel,
+        mixed: list[Candidate],
+        monkeypatch: pytest.MonkeyPatch,
+        after: int,
+    ) -> None:
+        tried = self.small_device(monkeypatch, 3, after)
+        told: list[tuple[int, int]] = []
+        again = lx.sample(
+            MIXED * 2,
+            tiny_model,
+            3,
+            options=options(batch_size=32),
+            progress=lambda done, planned: told.append((done, planned)),
+        )
+        assert same(mixed, again)
+        assert tried[:4] == [20, 10, 5, 2]
+        assert all(done <= planned for done, planned in told)
+        assert told[-1][0] == told[-1][1]
+
+    def test_one_chain_too_many(
+        self, tiny_model: ScoreModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.small_device(monkeypatch, 0, 0)
+        with pytest.raises(SamplingError, match=r"too little memory .*Tried to allocate 2 GiB"):
+            draw(tiny_model, MIXED[:2])
+
+
+class TestHostWaits:
+    """What would make a host wait for a GPU, counted on the CPU."""
+
+    @pytest.mark.parametrize("sampler", [QUICK, AnnealedLangevin(levels=3, steps=2)])
+    def test_steps_ask_for_nothing(
+        self,
+        assigning_model: ScoreModel,
+        monkeypatch: pytest.MonkeyPatch,
+        sampler: Ancestral | AnnealedLangevin,
+    ) -> None:
+        # in inference mode the counter sees compound operations whole
+        monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
+        chains = chains_of(assigning_model, MIXED, sampler=sampler)
+        graph = chains._graph(chains.model.levels.grid(2, chains.tau)[0][0])
+        monkeypatch.setattr(Chains, "_graph", lambda self, sigma: graph)
+        going = run(sampler, chains)
+        next(going)
+        with HostWaits() as waits:
+            next(going)
+        assert waits.count == {}
+
+    def test_the_layout_asks_once(
+        self, assigning_model: ScoreModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
+        chains = chains_of(assigning_model, MIXED, positions="free")
+        given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        genuine = noising.lay_out
+
+        def kept(*arguments: Any, **named: Any) -> GraphBatch:
+            given.append((arguments, named))
+            return genuine(*arguments, **named)
+
+        monkeypatch.setattr(noising, "lay_out", kept)
+        found = chains._graph(torch.full((N,), 0.3, dtype=torch.float64))
+        assert found.is_snap.any()
+        ((arguments, named),) = given
+        with HostWaits() as waits:
+            genuine(*arguments, **named)
+        assert waits.count == {"tolist": 1}

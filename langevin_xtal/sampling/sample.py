@@ -1,8 +1,9 @@
 """Sampling many requests at once: batches, streams, retries, candidates.
 
 On a CPU, batches run side by side, one thread each: small tensors gain nothing from threads inside
-an operation. A batch's results do not depend on its size, so neither do they on the number of
-workers.
+an operation. Batches are filled by the edges their multigraphs are expected to have, which is what
+time and memory go with. A batch's results do not depend on its size, so neither do they on the
+number of workers.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.request import Request
-from langevin_xtal.errors import InputError
+from langevin_xtal.errors import InputError, SamplingError
 from langevin_xtal.model.checkpoint import ScoreModel, load_model
 from langevin_xtal.model.device import resolved_device
 from langevin_xtal.runtime import keep_freed_memory
@@ -38,6 +39,12 @@ Attempt = tuple[int, int]
 """Index of a request and attempt at it."""
 
 POLL_SECONDS = 0.2
+
+MOST_EDGES = {"cpu": 20_000, "cuda": 1_000_000}
+"""Edges expected in one batch at most, by kind of device; some 10 kB each in the network."""
+
+EDGES_TO_ALL = 0.4
+"""Edges of a site to each other site beside its neighbours, as measured on MP-20."""
 
 MOST_PROPOSALS = 256
 """Drawn for one chain; each uses two draws of its stream."""
@@ -219,6 +226,7 @@ class _Batches:
         self.seed, self.options, self.device = seed, options, device
         # one batch at a time fills a GPU
         self.workers = options.workers or (1 if device != "cpu" else os.cpu_count() or 1)
+        self.most_edges = MOST_EDGES["cpu" if device == "cpu" else "cuda"]
         self.stop = threading.Event()
         self.lock = threading.Lock()
         self.levels_done = 0
@@ -257,11 +265,46 @@ class _Batches:
                     future.cancel()
 
     def _split(self, waiting: list[Attempt]) -> list[list[Attempt]]:
-        share = -(-len(waiting) // self.workers)
-        size = max(1, min(self.options.batch_size, share))
-        return [waiting[k : k + size] for k in range(0, len(waiting), size)]
+        """Batches of about equal numbers of edges, at least one for every worker."""
+        edges = [expected_edges(self.request_of[index], self.model) for index, _ in waiting]
+        parts = max(self.workers, math.ceil(sum(edges) / self.most_edges))
+        places = packed(edges, parts, self.options.batch_size)
+        return [[waiting[k] for k in part] for part in places]
 
     def _sample(self, batch: list[Attempt]) -> Outcome:
+        """One batch; in halves where the device has no memory for the whole."""
+        done = 0
+
+        def level_done() -> None:
+            nonlocal done
+            done += 1
+            with self.lock:
+                self.levels_done += 1
+
+        try:
+            return self._attempt(batch, level_done)
+        except torch.OutOfMemoryError as error:
+            if len(batch) == 1:
+                raise SamplingError(
+                    f"{self.request_of[batch[0][0]]}: the device has too little memory for a "
+                    f"single chain ({str(error).splitlines()[0]}); ask for fewer sites, or "
+                    "sample on a CPU"
+                ) from None
+        # the error and the tensors its frames held are gone only here
+        if self.device != "cpu":
+            torch.cuda.empty_cache()
+        with self.lock:
+            self.levels_planned += self.options.sampler.levels + done
+        whole = Outcome()
+        middle = len(batch) // 2
+        for half in (batch[:middle], batch[middle:]):
+            outcome = self._sample(half)
+            whole.candidates += outcome.candidates
+            whole.rejections += outcome.rejections
+            whole.trajectories += outcome.trajectories
+        return whole
+
+    def _attempt(self, batch: list[Attempt], level_done: Callable[[], None]) -> Outcome:
         model, sampler = self.model, self.options.sampler
         keys = stream_keys(
             self.seed, torch.tensor([i for i, _ in batch]), torch.tensor([a for _, a in batch])
@@ -277,8 +320,7 @@ class _Batches:
         for done in run(sampler, chains):
             if recorder is not None:
                 recorder.after(done)
-            with self.lock:
-                self.levels_done += 1
+            level_done()
             if self.stop.is_set():
                 return Outcome()
         outcome = Outcome()
@@ -310,6 +352,38 @@ class _Batches:
         if recorder is not None:
             outcome.trajectories = recorder.trajectories(accepted)
         return outcome
+
+
+def expected_edges(request: Request, model: ScoreModel) -> float:
+    """Edges that the multigraph of a request is expected to have, more or less.
+
+    Every site has about ``k_max`` neighbours, and edges to the sites that are not among them.
+    """
+    config = model.network.config
+    if request.formula is None:
+        sites = float(len(request.numbers))
+    else:
+        each = float(model.statistics.site_multiplicity[request.space_group.number])
+        sites = max(float(len(request.elements)), sum(request.counts.values()) / each)
+    return sites * (config.k_max + (EDGES_TO_ALL * sites if config.all_pairs else 0.0))
+
+
+def packed(sizes: Sequence[float], parts: int, count: int) -> list[list[int]]:
+    """Places of the sizes, in order, in parts of about equal sums.
+
+    Parameters
+    ----------
+    parts
+        How many; there are fewer where sizes are few or very unequal.
+    count
+        Most places in a part; longer ones are cut.
+    """
+    total, before = sum(sizes), 0.0
+    found: dict[int, list[int]] = {}
+    for k, size in enumerate(sizes):
+        found.setdefault(int(parts * (before + 0.5 * size) / total), []).append(k)
+        before += size
+    return [part[k : k + count] for part in found.values() for k in range(0, len(part), count)]
 
 
 def _provenance(model: ScoreModel, options: SampleOptions) -> dict[str, object]:
