@@ -19,13 +19,16 @@ from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
 from langevin_xtal.crystal.request import MAX_ATOMS, StartingPoint, parse_formula
 from langevin_xtal.errors import InputError, RequestError, SymmetryError
+from langevin_xtal.model.beam import likely_assignments
 from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.ranking import AssignmentRanker, RankerConfig
 from langevin_xtal.model.scores import cell_frame
 from langevin_xtal.sampling.chain import LONGEST, Chains
 from langevin_xtal.sampling.postprocess import PostprocessConfig
 from langevin_xtal.sampling.sample import SampleOptions
 from langevin_xtal.sampling.samplers import Ancestral
 from langevin_xtal.sampling.start import (
+    MOST_ASSIGNMENTS,
     USUAL_BETA,
     Start,
     expected_coordinates,
@@ -51,6 +54,14 @@ CELLS = {
     225: (5.64, 5.64, 5.64, 90.0, 90.0, 90.0),
 }
 """A cell of every crystal system."""
+
+
+@pytest.fixture(scope="module")
+def ranking_model(assigning_model: ScoreModel) -> ScoreModel:
+    """A model with a prior and a ranker, both random."""
+    torch.manual_seed(10)
+    ranker = AssignmentRanker(RankerConfig(width=16, similarity=4)).eval().requires_grad_(False)
+    return dataclasses.replace(assigning_model, ranker=ranker)
 
 
 def options(**changes: object) -> SampleOptions:
@@ -390,6 +401,32 @@ class TestAssignments:
         assert len(found) > 10
         assert (np.diff(log_p) <= 0).all()
         assert np.exp(log_p).sum() == pytest.approx(1.0)
+
+    def test_ranker_and_prior_rank_together(self, ranking_model: ScoreModel) -> None:
+        """Of a request with few assignments, and of one with more than are enumerated."""
+        ranker, prior = ranking_model.ranker, ranking_model.prior
+        assert ranker is not None
+        assert prior is not None
+        for number, elements, counts, cut in (
+            (62, self.ELEMENTS, self.COUNTS, False),
+            (47, (39, 56, 29, 8), (1, 2, 3, 7), True),
+        ):
+            ranked = ranked_assignments(ranking_model, number, elements, counts)
+            assert ranked is not None
+            found, log_p = ranked
+            in_order = set(assignments(number, counts, limit=MOST_ASSIGNMENTS))
+            likely = likely_assignments(prior, number, elements, counts)
+            assert set(found) == (in_order | set(likely) if cut else in_order)
+            assert (len(found) > len(in_order)) == cut
+            assert (np.diff(log_p) <= 0).all()
+            asked, _ = ranker.candidates(
+                number, elements, counts, limit=MOST_ASSIGNMENTS, prior=prior
+            )
+            told = ranker.log_probabilities(number, elements, counts, asked, prior)
+            alone = ranker.log_probabilities(number, elements, counts, asked)
+            place = [found.index(a) for a in asked]
+            np.testing.assert_allclose(log_p[place], told, atol=1e-9)
+            assert np.abs(told - alone).max() > 0.01
 
     def test_taken_positions_are_left_alone(self, tiny_model: ScoreModel) -> None:
         """Fixed sites fix the origin, so all assignments are told, by trying all of them."""
