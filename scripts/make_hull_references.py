@@ -6,7 +6,7 @@ all of them. Elements are also tried in the elemental structure types of the bui
 set and alpha-boron, relaxed with the potential, because the sources lack some elements' ground
 states.
 
-    python scripts/make_hull_references.py mp20_train.lxd mp20_val.lxd near_le20.lxd near_21to52.lxd
+    python scripts/make_hull_references.py mp20_train.lxd mp20_val.lxd le20.lxd 21to52.lxd
 
 The last two of the shipped table: crystals of the 2025 release with an ``e_hull`` of at most 0.01
 eV/atom, those of up to 20 atoms without MP-20's, packed by ``langevin-xtal data prepare``.
