@@ -633,7 +633,7 @@ def measure_profile(
             found["train"] = _profiled(step, TRAIN_POINTS, limits, synchronise, clock, repeat)
         if not model.card.get(UNTRAINED):
             asked = requests_like(data, batch_size)
-            options = SampleOptions(batch_size=batch_size, workers=1, sampler=sampler)
+            options = SampleOptions(batch_size=batch_size, workers=1, sampler=sampler, attempts=1)
             kind = type(sampler)
             points = SAMPLE_POINTS | {f"{kind.__module__}:{kind.__name__}.step": "steps"}
 
