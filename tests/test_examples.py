@@ -12,7 +12,7 @@ import pytest
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("[0-9]*.py"))
 SAYS = {
     "01_perovskite": "SrTiO3",
-    "02_search": "ranked",
+    "02_search": "unique",
     "03_exact_composition": "Cu2KSi",
 }
 
