@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -58,6 +59,7 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; every expected failure is one sentence on stderr."""
+    os.environ.setdefault("SPGLIB_WARNING", "OFF")  # its C code writes each retry to stderr
     sys.exit(run(arguments))
 
 
