@@ -25,7 +25,6 @@ from langevin_xtal.graph.snapping import all_operations
 from langevin_xtal.model.checkpoint import ScoreModel
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import SIZES, EdgeNetwork
-from langevin_xtal.train.distributed import Team
 from langevin_xtal.train.loop import TrainConfig, Trainer
 from langevin_xtal.train.store import CrystalStore
 from tests.conftest import TINY
@@ -226,16 +225,6 @@ class TestTraining:
         assert steps == list(range(1, QUICK.steps + 1))
         for a, b in zip(whole.average.parameters(), parts.average.parameters(), strict=True):
             assert torch.equal(a, b)
-
-    def test_time_is_over_for_all_processes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Of two processes whose sums are doubled here; one minute is over in both."""
-        team = Team(rank=0, size=2, time_is_over=True)
-        monkeypatch.setattr(Team, "_reduce", lambda self, tensor: tensor.mul_(2))
-        losses = np.array([1.0, 2.0])
-        team.add(losses)
-        assert losses.tolist() == [2.0, 4.0]
-        assert team.ending
-        assert not team.stopping
 
     def test_runs_of_before_go_on(
         self, split: tuple[PackedDataset, PackedDataset], tmp_path: Path

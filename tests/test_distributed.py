@@ -144,7 +144,7 @@ class TestTeam:
         assert not team.stopping
 
     def test_sums(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        other = torch.tensor([10.0, 20.0, 30.0, 40.0, 50.0, 0.0], dtype=torch.float64)
+        other = torch.tensor([10.0, 20.0, 30.0, 40.0, 50.0, 0.0, 0.0]).double()
         monkeypatch.setattr(Team, "_reduce", lambda self, tensor: tensor.add_(other))
         first, second = np.arange(4.0).reshape(2, 2), np.array([4.0])
         team = Team(1, 2)
@@ -155,14 +155,20 @@ class TestTeam:
         assert not team.stopping
 
     @pytest.mark.parametrize(("mine", "theirs"), [(True, 0.0), (False, 1.0), (True, 1.0)])
-    def test_one_that_should_stop_stops_all(
+    def test_one_that_should_stop_or_end_takes_all_along(
         self, monkeypatch: pytest.MonkeyPatch, mine: bool, theirs: float
     ) -> None:
-        other = torch.tensor([1.0, theirs], dtype=torch.float64)
-        monkeypatch.setattr(Team, "_reduce", lambda self, tensor: tensor.add_(other))
-        team = Team(0, 2, stop_asked=mine)
-        team.add(np.zeros(1))
-        assert team.stopping
+        for wanted in ("stopping", "ending"):
+            flags = [theirs, 0.0] if wanted == "stopping" else [0.0, theirs]
+            other = torch.tensor([1.0, *flags], dtype=torch.float64)
+            monkeypatch.setattr(Team, "_reduce", lambda self, tensor, o=other: tensor.add_(o))
+            asked = {"stop_asked" if wanted == "stopping" else "time_is_over": mine}
+            team = Team(0, 2, **asked)
+            team.add(np.zeros(1))
+            assert {k: getattr(team, k) for k in ("stopping", "ending")} == {
+                "stopping": wanted == "stopping",
+                "ending": wanted == "ending",
+            }
 
     def test_gradients_missing_on_one_side_count_as_zero(
         self, monkeypatch: pytest.MonkeyPatch
@@ -178,7 +184,7 @@ class TestTeam:
     def test_processes_at_different_steps_are_refused(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        other = torch.tensor([0.0, 500.0, 0.0], dtype=torch.float64)
+        other = torch.tensor([0.0, 500.0, 0.0, 0.0], dtype=torch.float64)
         monkeypatch.setattr(Team, "_reduce", lambda self, tensor: tensor.add_(other))
         Team(0, 2).check_same(500)
         with pytest.raises(InputError, match="steps 0, 500: the folder must be the same"):
