@@ -179,7 +179,14 @@ class Asked:
     show_default=True,
     help="Free sites this near a special position are placed on it [Å].",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Most chains side by side; fewer of large crystals.",
+    metavar="N",
+)
 @click.option("--picture", is_flag=True, help="Draw the first candidates to candidates.png.")
 @click.option(
     "--trajectory",

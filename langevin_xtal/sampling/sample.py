@@ -60,7 +60,7 @@ class SampleOptions:
     """How requests are sampled; batch size and workers change no candidate."""
 
     batch_size: int = 64
-    """Most chains in one batch."""
+    """Most chains in one batch; large crystals fill it sooner, see ``MOST_EDGES``."""
     workers: int | None = None
     """Batches side by side; by default one per CPU."""
     attempts: int = 8
