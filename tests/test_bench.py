@@ -479,6 +479,14 @@ class TestRoofline:
         assert tally.work["layer"].flops == 2 * 5 * 8 * 16
         assert tally.work["layer"].bytes == 4 * (5 * 8 + 8 * 16 + 16 + 5 * 16)
 
+    def test_what_is_one_kernel_is_one_operation(self) -> None:
+        tally, x = Tally(), torch.ones(100, requires_grad=True)
+        y, ones = torch.nn.functional.silu(x), torch.ones(100)
+        with tally.stage("backward"):
+            y.backward(ones)
+        assert tally.work["backward"].bytes == 3 * 400
+        assert tally.work["backward"].operations == 1
+
     def test_views_cost_nothing_and_gathers_their_rows(self) -> None:
         tally, table = Tally(), torch.zeros(1000, 3)
         with tally.stage("view"):

@@ -125,10 +125,12 @@ class _Counting(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        with self:  # in inference mode linear layers and the like arrive whole
-            out = func.decompose(*args, **kwargs)
-        if out is not NotImplemented:
-            return out
+        # in inference mode linear layers and the like arrive whole
+        if not func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CPU):
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
         out = func(*args, **kwargs)
         if not is_free(func):
             flops = 0.0
