@@ -23,12 +23,15 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pymatgen.analysis.phase_diagram import PhaseDiagram
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Composition, Lattice, Structure
+from pymatgen.entries.computed_entries import ComputedEntry
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from langevin_xtal.crystal.cell import Cell, to_structure
+from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import InputError, LangevinXtalError, MissingPackageError, RequestError
@@ -526,6 +529,32 @@ class TestReferences:
         potential="none",
         version="0",
     )
+
+    def test_above_all(self) -> None:
+        """Against pymatgen's phase diagram of references and crystals together."""
+        table = HullReferences(
+            ("Cu1", "Au1", "Au1 Cu1"), np.array([-3.0, -2.0, -2.9]), ("a", "b", "c"), "x", "x"
+        )
+        crystals = [
+            np.array([29, 79]), np.array([29, 29, 79]), np.array([29, 29, 79]),
+            np.array([29, 79, 79, 79]), np.array([79]), np.array([29, 8]),
+        ]  # fmt: skip
+        energies = [-2.95, -3.1, -3.3, -2.3, -1.9, -5.0]
+        above = table.above_all(crystals, energies)
+        entries = [
+            ComputedEntry({"Cu": 1}, -3.0), ComputedEntry({"Au": 1}, -2.0),
+            ComputedEntry({"Au": 1, "Cu": 1}, 2 * -2.9),
+        ]  # fmt: skip
+        own = [
+            ComputedEntry(Composition({SYMBOLS[z]: (n == z).sum() for z in n}), e * len(n))
+            for n, e in zip(crystals[:-1], energies, strict=False)
+        ]
+        diagram = PhaseDiagram(entries + own)
+        expected = [diagram.get_e_above_hull(entry) for entry in own]
+        np.testing.assert_allclose(above[:-1], expected, atol=1e-9)
+        assert above[2] == 0
+        assert math.isnan(above[-1])  # there is no oxygen
+        assert not len(table.above_all([], []))
 
     def test_without_a_system(self) -> None:
         shipped = HullReferences.shipped()

@@ -296,11 +296,14 @@ def _ranking(campaign: Campaign) -> None:
     from langevin_xtal.search.campaign import flags
     from langevin_xtal.search.store import plain_address
 
-    lines = [("rank", "uid", "formula", "group", "found", "above hull", "energy", "flags")]
+    lines = [
+        ("rank", "uid", "formula", "group", "found", "above all", "above hull", "energy", "flags")
+    ]
     for rank, entry in enumerate(campaign.entries(SHOWN), start=1):
         known = entry.properties.get("known")
         text = "; ".join([*([f"known: {known}"] if known else []), *flags(entry)])
         found = entry.properties.get("found_group_0.1", entry.found_group)
+        above = entry.properties.get("e_above_all")
         lines.append(
             (
                 str(rank),
@@ -308,16 +311,18 @@ def _ranking(campaign: Campaign) -> None:
                 entry.formula,
                 str(entry.space_group),
                 str(found or "-"),
+                _energy(above if isinstance(above, float) else None),
                 _energy(entry.e_above_hull),
                 _energy(entry.energy),
                 text if len(text) <= FLAGS else text[: FLAGS - 1] + "…",
             )
         )
     click.echo("")
-    _print(lines, right=(0, 3, 4, 5, 6))
+    _print(lines, right=(0, 3, 4, 5, 6, 7))
     where = plain_address(campaign.store)
     click.echo(
-        "energies in eV/atom; groups found within 0.1 Å where relaxed, else within 0.01 Å; "
+        "energies in eV/atom, above the hull of known phases and all candidates, and of known "
+        "phases alone; groups found within 0.1 Å where relaxed, else within 0.01 Å; "
         f"all candidates are in {where}"
     )
     plan = campaign.plan

@@ -197,6 +197,43 @@ class HullReferences:
             return HullResult(None, "no mixture of reference phases has this composition")
         return HullResult(energy_per_atom - hull, "", phases)
 
+    def above_all(self, compositions: Sequence[IntArray], energy: Sequence[float]) -> FloatArray:
+        """How far crystals lie above the hull of the references and of all of them.
+
+        The hull of the references alone sorts crystals by how stable their composition is, and
+        all polymorphs of the best composition come first. Against this hull a crystal competes
+        with the others too.
+
+        Parameters
+        ----------
+        compositions
+            (N,) arrays of atomic numbers of the atoms.
+        energy
+            (N,) of the same potential [eV/atom].
+
+        Returns
+        -------
+        FloatArray
+            (N,) at least 0 [eV/atom]; NaN where an element has no reference.
+        """
+        others = np.ones(len(SYMBOLS), dtype=bool)
+        for numbers in compositions:
+            others[numbers] = False
+        inside = np.flatnonzero(~self._has[:, others].any(axis=1))
+        lowest = {self.formulas[k]: float(self.energy[k]) for k in inside}
+        named = [reduced_formula(numbers) for numbers in compositions]
+        for name, own in zip(named, energy, strict=True):
+            lowest[name] = min(own, lowest.get(name, math.inf))
+        names = tuple(lowest)
+        together = replace(
+            self, formulas=names, energy=np.array(list(lowest.values())), ids=names, _known={}
+        )
+        above = np.full(len(named), np.nan)
+        for k, (numbers, own) in enumerate(zip(compositions, energy, strict=True)):
+            if self._has[:, np.unique(numbers)].any(axis=0).all():
+                above[k] = max(0.0, own - together.hull_energy(numbers)[0])
+        return above
+
     def hull_energy(self, numbers: IntArray) -> tuple[float, dict[str, float]]:
         """Energy of the hull [eV/atom] at a composition, and the phases that make it up.
 

@@ -53,6 +53,7 @@ TABLE = (
     "formula",
     "group",
     "found_group",
+    "e_above_all",
     "e_above_hull",
     "energy",
     "atoms",
@@ -87,11 +88,12 @@ class Campaign:
     relax
         Whether to relax, and so to know energies; may be asked for later.
     relax_best
-        Relax only so many candidates, those with the lowest energy above hull as sampled (the
-        lowest energy where there is no hull); by default all. More may be asked for later.
+        Relax only so many candidates, those lowest above the hull of references and candidates as
+        sampled (with the lowest energy where there is no hull); by default all. More may be asked
+        for later.
     release_within
-        Candidates up to so far above the hull [eV/atom] are relaxed on without symmetry, and those
-        whose hull is not known.
+        Candidates up to so far above that hull [eV/atom] are relaxed on without symmetry, and
+        those whose hull is not known.
     potential
         For relaxation, see :func:`~langevin_xtal.screen.potentials.load_potential`.
     relax_options, release_options, phonon_options, filters, sampling
@@ -276,8 +278,9 @@ def _setting(value: Any) -> Any:
 def ranked_table(entries: Sequence[Entry]) -> pandas.DataFrame:
     """Entries in their order as a table, ranked from 1.
 
-    Columns: uid, formula, group (asked for), found_group, e_above_hull and energy [eV/atom],
-    atoms (of the conventional cell), volume_per_atom [Å³], known (reference it equals), flags.
+    Columns: uid, formula, group (asked for), found_group, e_above_all (above the hull of
+    references and candidates), e_above_hull (of references alone) and energy [eV/atom], atoms (of
+    the conventional cell), volume_per_atom [Å³], known (reference it equals), flags.
     """
     import pandas
 
@@ -290,6 +293,7 @@ def ranked_table(entries: Sequence[Entry]) -> pandas.DataFrame:
                 "formula": entry.formula,
                 "group": entry.space_group,
                 "found_group": entry.found_group,
+                "e_above_all": entry.properties.get("e_above_all"),
                 "e_above_hull": entry.e_above_hull,
                 "energy": entry.energy,
                 "atoms": len(numbers),

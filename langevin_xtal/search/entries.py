@@ -58,9 +58,9 @@ def read_entries(
 ) -> list[Entry]:
     """Candidates of a source, best first.
 
-    They are ranked by energy above hull, then by energy per atom, where these are known; others
-    follow in the order of the source. Of a store, candidates that were rejected, or equal an
-    earlier one, are left out.
+    They are ranked by energy above hull (see :func:`rank_key`), then by energy per atom, where
+    these are known; others follow in the order of the source. Of a store, candidates that were
+    rejected, or equal an earlier one, are left out.
 
     Parameters
     ----------
@@ -97,12 +97,15 @@ def read_entries(
     return sorted(entries, key=rank_key)[:top]
 
 
-def rank_key(entry: Entry) -> tuple[float, float]:
-    """Smaller is better: energy above hull, then energy [eV/atom]; what is unknown comes last."""
-    return (
-        math.inf if entry.e_above_hull is None else entry.e_above_hull,
-        math.inf if entry.energy is None else entry.energy,
-    )
+def rank_key(entry: Entry) -> tuple[float, float, float]:
+    """Smaller is better; what is unknown comes last.
+
+    Energy above the hull of references and candidates, where a search has found it; then above
+    that of the references alone; then energy [eV/atom].
+    """
+    values = (entry.properties.get("e_above_all"), entry.e_above_hull, entry.energy)
+    first, second, third = (math.inf if v is None else float(v) for v in values)
+    return first, second, third
 
 
 def found_group(cell: Cell, symprec: float = SYMPREC) -> int | None:

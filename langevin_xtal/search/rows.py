@@ -254,8 +254,9 @@ def _stages(rows: Sequence[Row], seconds: Mapping[str, float]) -> Iterator[Stage
     ranked = having("ranked", apart)
     if ranked:
         stable = sum(float(row.facts.get("e_above_hull", math.inf)) <= 0.1 for row in ranked)
-        remark = f"{stable} at most 0.1 eV/atom above hull"
-        yield Stage("ranked", len(ranked), len(ranked), remark, spent("rank"))
+        remark = f"{stable} at most 0.1 eV/atom above the hull of known phases"
+        time = spent("rank", "rank together")
+        yield Stage("ranked", len(ranked), len(ranked), remark, time)
     checked = having("phonons", apart)
     if checked:
         remark = f"{sum(bool(row.facts.get('imaginary')) for row in checked)} with imaginary modes"
@@ -291,6 +292,7 @@ def key_value_pairs(row: Row) -> dict[str, Value]:
         "found_group": "found_group",
         "energy": "energy_per_atom",
         "e_above_hull": "e_above_hull",
+        "e_above_all": "e_above_all",
         "known": "reference",
         "potential": "potential",
     }

@@ -125,6 +125,7 @@ class _Run:
             unknown = [row.index for row in rows if not row.facts.get("known")]
             self._again("known relaxed", "looking up relaxed", unknown, self._look_up)
         self._again("rank", "ranking", self._relaxed(), self._rank)
+        self._rank_together()
         if plan.phonons:
             self._again("phonons", "phonons", self._best(plan.phonons), self._phonons)
 
@@ -152,36 +153,33 @@ class _Run:
         return [row.index for row in sorted(rows, key=lambda r: rank_key(entry_of(r)))[:count]]
 
     def _to_relax(self) -> list[int]:
-        """What is left; or the lowest above hull as sampled, and, without one, the lowest."""
-        count, left = self.plan.relax_best, self._left()
+        """What is left; or of it the lowest above the hull of all, as sampled."""
+        count = self.plan.relax_best
         if count is None:
-            return left
-        keys = {}
-        for row in self._rows(left):
-            energy = row.facts.get("energy_sampled")
-            if energy is not None:
-                above = self._above_hull(row, float(energy))
-                keys[row.index] = (math.inf if above is None else above, float(energy), row.index)
-        return sorted(keys, key=keys.__getitem__)[:count]
+            return self._left()
+        rows = [r for r in self._rows(self._left()) if r.facts.get("energy_sampled") is not None]
+        energy = [float(row.facts["energy_sampled"]) for row in rows]
+        # without a hull, the lowest energies
+        key = np.nan_to_num(self._above_all(rows, energy), nan=math.inf)
+        return [rows[k].index for k in np.lexsort((np.array(energy), key))[:count]]
 
     def _to_release(self) -> list[int]:
-        """Those different with symmetry kept, and near the hull or without one."""
-        near = []
-        for row in self._rows():
-            if row.facts.get("same_as") == -1 and not row.facts.get("reason"):
-                above = self._above_hull(row, float(row.facts["energy_kept"]))
-                if above is None or above <= self.plan.release_within:
-                    near.append(row.index)
-        return near
+        """Those different with symmetry kept, and near the hull of all, or without a hull."""
+        rows = [
+            row
+            for row in self._rows()
+            if row.facts.get("same_as") == -1 and not row.facts.get("reason")
+        ]
+        above = self._above_all(rows, [float(row.facts["energy_kept"]) for row in rows])
+        far = above > self.plan.release_within  # not where it is NaN
+        return [row.index for row, out in zip(rows, far, strict=True) if not out]
 
-    def _above_hull(self, row: Row, energy: float) -> float | None:
-        """Energy above hull [eV/atom] of a candidate with that energy; None where unknown."""
+    def _above_all(self, rows: Sequence[Row], energy: Sequence[float]) -> NDArray[np.float64]:
+        """(N,) energies above the hull of references and rows [eV/atom], NaN where unknown."""
         hull, _ = self._hull
-        return (
-            None
-            if hull is None
-            else hull.energy_above_hull(_geometry(row)[2], energy).e_above_hull
-        )
+        if hull is None:
+            return np.full(len(rows), np.nan)
+        return hull.above_all([_geometry(row)[2] for row in rows], energy)
 
     # -- how work is shared
 
@@ -439,6 +437,25 @@ class _Run:
             changes[row.index] = Change(facts)
             show(k + 1)
         self.store.settle_each(stage, changes, time.perf_counter() - start)
+
+    def _rank_together(self) -> None:
+        """Energies above the hull of references and candidates, whenever there are more."""
+        while True:
+            rows = [row for row in self._rows(self._relaxed()) if row.facts.get("ranked")]
+            unit = len(rows) + sum("note" in row.facts for row in rows)
+            claim = self.store.claim("rank together", [unit], 1)
+            if claim.units:
+                start = time.perf_counter()
+                above = self._above_all(rows, [float(row.facts["energy"]) for row in rows])
+                changes = {
+                    row.index: Change({"e_above_all": None if math.isnan(value) else value})
+                    for row, value in zip(rows, above.tolist(), strict=True)
+                }
+                self.store.settle_all("rank together", unit, changes, time.perf_counter() - start)
+            elif claim.left == 0:
+                return
+            else:
+                time.sleep(POLL_SECONDS)
 
     @cached_property
     def _hull(self) -> tuple[HullReferences | None, str]:

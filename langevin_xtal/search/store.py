@@ -107,6 +107,7 @@ _KEYS = {
     "found_group": ("Group found", "By spglib at 0.01 Å", ""),
     "energy_per_atom": ("Energy", "By the potential", "eV/atom"),
     "e_above_hull": ("Above hull", "Energy above the hull of the references", "eV/atom"),
+    "e_above_all": ("Above all", "The same, with all candidates among the references", "eV/atom"),
     "duplicate_of": ("Equals", "Index of the candidate it equals", ""),
     "reference": ("Known as", "Reference crystal it equals", ""),
     "request": ("Request", "", ""),
