@@ -27,6 +27,7 @@ from langevin_xtal.model.proposal import (
     Proposal,
     ProposalConfig,
     draw,
+    in_cell_like,
     lattice_features,
     padded,
     soft_bins,
@@ -42,10 +43,16 @@ from langevin_xtal.symmetry import (
     orbit,
 )
 from langevin_xtal.symmetry.description import EDGE, describe, smallest_labels
+from langevin_xtal.symmetry.frames import frames
 from langevin_xtal.symmetry.lattice import fixed_coordinates
 from langevin_xtal.symmetry.wyckoff import shift_vectors, table_start, wyckoff_positions
 from langevin_xtal.train.assignments import site_positions
-from langevin_xtal.train.proposals import describe_dataset, fit_proposal
+from langevin_xtal.train.proposals import (
+    describe_dataset,
+    describe_variants,
+    fit_proposal,
+    likeliest_variants,
+)
 from tests.crystals import random_lattice
 
 CASES: list[tuple[int, list[int], list[int]]] = [
@@ -299,6 +306,68 @@ def _sorted_sites(numbers: Sequence[int], found: Draw) -> list[tuple[object, ...
     return sorted((z, w, *x) for z, w, x in rows)
 
 
+@pytest.fixture(scope="module")
+def turning(proposal: Proposal) -> Proposal:
+    """The same weights, for descriptions that choose the basis too."""
+    config = dataclasses.replace(proposal.config, frames=True)
+    found = Proposal(config).eval().requires_grad_(False)
+    found.load_state_dict(proposal.state_dict())
+    return found
+
+
+@pytest.mark.parametrize("case", CASES, ids=[str(c[0]) for c in CASES])
+def test_nor_does_the_basis(turning, statistics, case):
+    """Positions named in any frame are the same question to a proposal that chooses frames."""
+    group, numbers, positions = case
+    found = drawn(turning, statistics, case, 5)
+    kinds = element_rank()[numbers].tolist()
+    assert found.positions == smallest_labels(group, positions, kinds, turned=True)[0]
+    rng = np.random.default_rng(group)
+    names = frames(group).names
+    for _ in range(4):
+        name = names[rng.integers(len(names))]
+        again = drawn(turning, statistics, (group, numbers, name[positions].tolist()), 5)
+        assert again.log_likelihood == found.log_likelihood
+        assert np.array_equal(again.coordinates, found.coordinates)
+        assert _sorted_sites(numbers, again) == _sorted_sites(numbers, found)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[str(c[0]) for c in CASES])
+def test_draws_in_a_given_cell(turning, statistics, case):
+    """The crystal that was drawn, in the basis of the cell that was asked for."""
+    group = case[0]
+    found = drawn(turning, statistics, case, 6)
+    table, rng = frames(group), np.random.default_rng(group)
+    rows = cell_frame(torch.from_numpy(found.coordinates)[None]).rows[0].numpy()
+    for _ in range(3):
+        wanted = table.basis[rng.integers(len(table.basis))].T @ rows * 1.1
+        placed = in_cell_like(found, group, lattice_coordinates(wanted))
+        cell = cell_frame(torch.from_numpy(placed.coordinates)[None]).rows[0].numpy()
+        np.testing.assert_allclose(cell @ cell.T * 1.21, wanted @ wanted.T, atol=1e-4)
+        distances = []
+        for frac, lattice in ((found.frac, rows), (placed.frac, cell)):
+            distances.append(_distances(group, frac, lattice))
+        np.testing.assert_allclose(distances[0], distances[1], atol=1e-5)
+        for x, w in zip(placed.frac, placed.positions, strict=True):
+            where = wyckoff_positions(group)[w]
+            off = (np.eye(3) - where.projector) @ (x - where.base)
+            np.testing.assert_allclose(off, 0, atol=1e-6)
+
+
+def _distances(group: int, frac: np.ndarray, lattice: np.ndarray) -> np.ndarray:
+    """All shortest distances from sites to atoms of the crystal, in order of length."""
+    space_group = SpaceGroup(group)
+    box = np.stack(np.meshgrid(*[np.arange(-3, 4)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    found = []
+    for x in frac:
+        for y in frac:
+            images = orbit(y, space_group.rotations, space_group.translations, 40 * np.eye(3))[0]
+            gap = (images - x) - np.rint(images - x)
+            every = (gap[:, None] + box[None]) @ lattice
+            found.append(np.sort(np.linalg.norm(every, axis=2).ravel())[:8])
+    return np.sort(np.concatenate(found))
+
+
 @pytest.mark.parametrize("case", CASES, ids=[str(c[0]) for c in CASES])
 def test_cold_draws_are_the_likeliest_bins(proposal, statistics, case):
     """Parameter by parameter, trying every bin; and the lattice at the top of its mixture."""
@@ -391,7 +460,7 @@ def test_datasets_are_described_crystal_by_crystal(small, described, statistics)
     for k in range(len(small)):
         own, group = small.sites_of(k), int(small.group[k])
         local = (rows[own] - start[group - 1]).tolist()
-        alone = describe(group, local, small.frac[own], kinds[own].tolist())
+        alone = describe(group, local, small.frac[own], kinds[own].tolist(), small.lattice[k])
         n = len(local)
         assert described.numbers[k, :n].tolist() == small.numbers[own][alone.order].tolist()
         assert not described.numbers[k, n:].any()
@@ -402,6 +471,9 @@ def test_datasets_are_described_crystal_by_crystal(small, described, statistics)
             np.testing.assert_allclose(found, values, atol=1e-6)
         atoms = small.multiplicity[own] @ statistics.atomic_volume[small.numbers[own]]
         assert float(described.size[k]) == pytest.approx(np.log(atoms), abs=1e-5)
+        cell = torch.from_numpy(lattice_coordinates(alone.basis.T @ small.lattice[k]))[None]
+        features = lattice_features(cell, described.size[k : k + 1].double())
+        torch.testing.assert_close(described.lattice[k], features[0].float())
         # the sites of the description, expanded, are as many atoms as the crystal's
         group_ = SpaceGroup(group)
         images = [
@@ -409,6 +481,41 @@ def test_datasets_are_described_crystal_by_crystal(small, described, statistics)
             for x in alone.frac
         ]
         assert images == small.multiplicity[own][alone.order].tolist()
+
+
+def test_variants_are_told_crystal_by_crystal(small, described, statistics):
+    found, owner = describe_variants(small, statistics, most=3, workers=1)
+    first = np.unique(owner, return_index=True)[1]
+    assert owner.tolist() == sorted(owner.tolist())
+    assert len(first) == len(small)
+    assert 1 < np.bincount(owner).max() <= 3
+    again = found.pick(torch.from_numpy(first))
+    n = again.numbers.shape[1]
+    for name in ("numbers", "rows", "values"):
+        assert torch.equal(getattr(again, name), getattr(described, name)[:, :n])
+    assert torch.equal(again.lattice, described.lattice)
+    np.testing.assert_array_equal(found.group.numpy(), small.group[owner])
+
+
+def test_the_likeliest_variants_are_learned(small, proposal, statistics):
+    found, owner = describe_variants(small, statistics, most=3, workers=1)
+    chosen = likeliest_variants(proposal, found, owner)
+    assert owner[chosen.numpy()].tolist() == list(range(len(small)))
+    with torch.inference_mode():
+        places, lattice = proposal.log_likelihood(found)
+    score = (places + 0.5 * lattice).numpy()
+    for k, row in enumerate(chosen.tolist()):
+        assert score[row] >= score[owner == k].max() - 1e-4
+    config = ProposalConfig(width=16, layers=1, heads=2, frames=True)
+    fitted = fit_proposal(found, owner, epochs=8, config=config)
+    fresh = fit_proposal(found, owner, epochs=1, config=config)
+    with torch.inference_mode():
+        gain = sum(fitted.log_likelihood(found)) - sum(fresh.log_likelihood(found))
+    assert float(gain[chosen].mean()) > 1.0
+    further = fit_proposal(found, owner, epochs=1, config=config, start=fitted, rate=1e-5)
+    with torch.inference_mode():
+        change = sum(further.log_likelihood(found)) - sum(fitted.log_likelihood(found))
+    assert float(change[chosen].mean().abs()) < 0.2 * float(gain[chosen].mean())
 
 
 def test_fitting_learns_and_is_repeatable(described):

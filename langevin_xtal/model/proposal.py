@@ -32,11 +32,13 @@ from langevin_xtal.model.assignment import (
 )
 from langevin_xtal.model.network import ELEMENTS, Linear
 from langevin_xtal.model.statistics import Statistics
-from langevin_xtal.symmetry.description import EDGE, smallest_labels
+from langevin_xtal.symmetry.description import EDGE, represented, smallest_labels
+from langevin_xtal.symmetry.frames import metric_after, metric_of, nearest_frame
 from langevin_xtal.symmetry.lattice import (
     COORDINATES,
     coordinate_from_length,
     fixed_coordinates,
+    lattice_coordinates,
     lattice_driver,
     lattice_freedom,
 )
@@ -68,6 +70,8 @@ class ProposalConfig:
     """Layers that read the request, and layers that place its sites."""
     heads: int = 4
     """Attention heads."""
+    frames: bool = False
+    """Whether it learned descriptions that choose the basis too, not the origin alone."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():
@@ -362,7 +366,8 @@ def draw(
         Below 1, likelier crystals come up more often.
     """
     rank = element_rank()[list(numbers)]
-    labels, _ = smallest_labels(group, positions, rank.tolist())
+    turned = proposal.config.frames
+    labels, _ = smallest_labels(group, positions, rank.tolist(), turned=turned)
     order = np.lexsort((np.array(labels), rank))
     own = np.array(numbers)[order]
     d = padded([group], [own], [[labels[s] for s in order]], statistics)
@@ -396,6 +401,33 @@ def draw(
         tuple(labels),
         _lattice_coordinates(x.numpy(), float(d.size[0]), group, free.numpy(), driver.numpy()),
         log_likelihood + float(density[0]),
+    )
+
+
+def in_cell_like(found: Draw, group: int, coordinates: NDArray[np.float64]) -> Draw:
+    """The same crystal in the basis in which its cell is most like a given one.
+
+    A proposal chooses its basis, among those that keep the group: for a crystal whose cell is
+    given, that has to be undone.
+
+    Parameters
+    ----------
+    coordinates
+        (6,) of the given lattice.
+    """
+    if not np.isfinite(found.frac).all() or not np.isfinite(found.coordinates).all():
+        return found
+    turn, origin, names = nearest_frame(group, found.coordinates, coordinates)
+    positions = tuple(int(names[w]) for w in found.positions)
+    basis = np.rint(np.linalg.inv(turn)).astype(np.int64)
+    rows = np.linalg.cholesky(metric_after(metric_of(found.coordinates), basis))
+    driver = lattice_driver(group)
+    free = lattice_freedom(group)[driver]
+    return Draw(
+        represented(group, positions, found.frac @ turn.T + origin),
+        positions,
+        np.where(free, lattice_coordinates(rows)[driver], fixed_coordinates(group)),
+        found.log_likelihood,
     )
 
 

@@ -17,7 +17,7 @@ from langevin_xtal.crystal.request import Request, cell_coordinates
 from langevin_xtal.errors import RequestError
 from langevin_xtal.model.assignment import element_rank
 from langevin_xtal.model.checkpoint import ScoreModel
-from langevin_xtal.model.proposal import draw
+from langevin_xtal.model.proposal import draw, in_cell_like
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.sampling.streams import normals, uniforms
 from langevin_xtal.symmetry.assignments import Assignment, assignments, explain, renamings
@@ -291,7 +291,8 @@ def _start(
         # proposals choose their own origin, and fixed sites have one already
         and not request.fixed
     ):
-        frac, where, coordinates = _proposed(model, number, numbers, where, stream, options)
+        given = None if request.lattice is None else cell_coordinates(request.lattice)
+        frac, where, coordinates = _proposed(model, number, numbers, where, stream, options, given)
         tau = model.levels.place(options.proposal_noise)
     else:
         coordinates = expected_coordinates(number, numbers, multiplicity, model.statistics)
@@ -330,15 +331,17 @@ def _proposed(
     where: tuple[WyckoffPosition, ...],
     stream: Tensor,
     options: StartOptions,
+    given: FloatArray | None,
 ) -> tuple[FloatArray, tuple[WyckoffPosition, ...], FloatArray]:
-    """The likeliest of a few proposals."""
+    """The likeliest of a few proposals, in a basis such as the cell given (6,) has."""
     assert model.proposal is not None
     count = 3 * (len(numbers) + 1)
     best = None
     for k in range(options.proposals):
         u = uniforms(stream.expand(count), torch.arange(count), 3 + 2 * k).view(-1, 3)
         normal = normals(stream.expand(6), torch.arange(6), 4 + 2 * k)
-        for labels in _labellings(number, numbers, where):
+        turned = model.proposal.config.frames
+        for labels in _labellings(number, numbers, where, turned=turned):
             found = draw(
                 model.proposal,
                 model.statistics,
@@ -352,20 +355,23 @@ def _proposed(
             if best is None or found.log_likelihood > best.log_likelihood:
                 best = found
     assert best is not None
+    if given is not None:
+        best = in_cell_like(best, number, given)
     table = wyckoff_positions(number)
     return best.frac, tuple(table[w] for w in best.positions), best.coordinates
 
 
 def _labellings(
-    number: int, numbers: Sequence[int], where: Sequence[WyckoffPosition]
+    number: int, numbers: Sequence[int], where: Sequence[WyckoffPosition], *, turned: bool
 ) -> list[tuple[int, ...]]:
     """The ways to label the same crystals, by turned cells: the proposal knows one of them best.
 
-    Shifts of the origin are the description's to choose; most groups have one labelling then.
+    Shifts of the origin are the description's to choose, and turns as well when it is ``turned``:
+    then there is one labelling.
     """
     kinds = element_rank()[list(numbers)].tolist()
     found: dict[tuple[tuple[int, int], ...], tuple[int, ...]] = {}
     for names in renamings(number).tolist():
-        labels, _ = smallest_labels(number, [names[w.index] for w in where], kinds)
+        labels, _ = smallest_labels(number, [names[w.index] for w in where], kinds, turned=turned)
         found.setdefault(tuple(sorted(zip(kinds, labels, strict=True))), labels)
     return list(found.values())

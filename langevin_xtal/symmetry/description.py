@@ -1,28 +1,32 @@
 """One description of a crystal among the many that its space group allows.
 
-The same crystal can be written down from another origin, with another image of every site, in
-another order. :func:`describe` chooses: origins whose labels of Wyckoff positions come first in
-lexicographic order; the image of each site on the representative space of its position with the
-smallest parameters; and of all these the smallest parameters. Crystals of one structure type are
-described alike, so that a model can learn their parameters.
+The same crystal can be written down from another origin, in another basis that keeps the group
+(:mod:`langevin_xtal.symmetry.frames`), with another image of every site, in another order.
+:func:`describe` chooses. First come the frames whose labels of Wyckoff positions are smallest in
+lexicographic order: these can be told without knowing the cell. Of them, and of the images of each
+site on the representative space of its position, it takes those with the smallest
+
+    3 log Σ |aᵢ|² + ½ Σᵢ﹤ⱼ (log aᵢ/aⱼ)⁺ + Σᵢ﹤ⱼ (cos αᵢⱼ)⁺ + ⟨ Σₖ wₖ (1 − cos 2π(xₖ − tₖ)) ⟩,
+
+that is: short basis vectors in the order of their lengths, no acute angles, and parameters x near
+one point t, averaged over the sites. All of it changes continuously with the crystal, so that
+crystals of one structure type are described alike, except where two descriptions are equally good,
+and a model can learn their parameters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.errors import SymmetryError
+from langevin_xtal.symmetry.frames import frames, metric_after, reducing_turns
 from langevin_xtal.symmetry.groups import SpaceGroup
-from langevin_xtal.symmetry.wyckoff import (
-    WyckoffPosition,
-    polar_directions,
-    shift_vectors,
-    wyckoff_positions,
-)
+from langevin_xtal.symmetry.wyckoff import polar_directions, shift_vectors, wyckoff_positions
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -31,7 +35,30 @@ EDGE = 0.02
 """Parameters are taken from −EDGE to 1 − EDGE, so that values near 0 stay together."""
 
 GRAIN = 0.01
-"""Parameters closer than this are equal when descriptions are compared."""
+"""Descriptions whose parameters round to the same are one."""
+
+TIE = 1e-7
+"""Descriptions are equally good to this."""
+
+QUARTER, QUARTER_OFFSET = 0.25, 0.37
+"""Sites are ordered by the quarters of the cell they are in, all parameters, then within these.
+
+The quarters lie about 0, 1/4, 1/2 and 3/4 (from −0.22 to 0.03 and so on), near which many are.
+"""
+
+TARGET = np.array([0.137, 0.171, 0.223])
+"""Where parameters should be: no simple fraction, nor near the mean of two of them."""
+
+TARGET_WEIGHT = np.array([1.0, 0.83, 0.67])
+"""Of a site's parameters."""
+
+SIZE_WEIGHT, ORDER_WEIGHT, ANGLE_WEIGHT = 3.0, 0.5, 1.0
+
+WINDOW = 0.8
+"""Bases whose cell is worse than the best by more than this are not tried."""
+
+MOST_BASES = 24
+"""Bases that are tried, those with the best cells."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +69,13 @@ class Description:
     positions: tuple[int, ...]  #: (A,) index of each site's Wyckoff position, in that order
     parameters: tuple[FloatArray, ...]  #: (A,) arrays (freedom,) of fractional coordinates
     frac: FloatArray  #: (A, 3) sites on the representative spaces
+    basis: IntArray  #: (3, 3) whole numbers: the cell is ``basis.T @ lattice``, rows
 
 
 def smallest_labels(
-    number: int, positions: Sequence[int], kinds: Sequence[int]
+    number: int, positions: Sequence[int], kinds: Sequence[int], *, turned: bool = False
 ) -> tuple[tuple[int, ...], IntArray]:
-    """Labels of sites' positions from the best origins, and which shifts those are.
+    """Labels of sites' positions from the best origins or in the best frames, and which these are.
 
     Parameters
     ----------
@@ -55,16 +83,20 @@ def smallest_labels(
         (A,) indices within the group.
     kinds
         (A,) a number for each site's element, by which sites are ordered first.
+    turned
+        Whether the basis may change as well as the origin.
 
     Returns
     -------
     tuple
-        (A,) labels of the sites as given, from the first of the best origins; (K,) rows of
+        (A,) labels of the sites as given, in the first of the best frames; (K,) rows of
+        ``frames(number).names`` when ``turned``, and otherwise of
         :func:`~langevin_xtal.symmetry.wyckoff.shift_vectors`.
     """
-    labels = shift_vectors(number)[1][:, list(positions)]
+    names = frames(number).names if turned else shift_vectors(number)[1]
+    labels = names[:, list(positions)]
     kind = np.asarray(kinds)
-    # the order of sites differs from shift to shift: sort each row by (kind, label)
+    # the order of sites differs from frame to frame: sort each row by (kind, label)
     sorted_rows = np.sort(kind * 1000 + labels, axis=1)
     order = np.lexsort(sorted_rows.T[::-1])
     best = np.flatnonzero((sorted_rows == sorted_rows[order[0]]).all(axis=1))
@@ -72,7 +104,11 @@ def smallest_labels(
 
 
 def describe(
-    number: int, positions: Sequence[int], frac: FloatArray, kinds: Sequence[int]
+    number: int,
+    positions: Sequence[int],
+    frac: FloatArray,
+    kinds: Sequence[int],
+    lattice: FloatArray,
 ) -> Description:
     """The description of a crystal of group ``number``.
 
@@ -84,72 +120,206 @@ def describe(
         (A, 3) fractional coordinates, on those positions to 1e-4.
     kinds
         (A,) a number for each site's element.
+    lattice
+        (3, 3) rows [Å], a cell of the group.
 
     Raises
     ------
     SymmetryError
         When a site is not on the position given.
     """
-    vectors, labels = shift_vectors(number)
-    _, shifts = smallest_labels(number, positions, kinds)
-    polar = polar_directions(number)
-    best: tuple[list[tuple[float, ...]], Description] | None = None
-    for row in shifts:
-        label = labels[row][list(positions)]
-        moved = frac + vectors[row]
-        for origin in _polar_origins(number, label, kinds, moved):
-            found = _ordered(number, label, moved - polar @ origin, kinds)
-            if best is None or found[0] < best[0]:
-                best = found
-    assert best is not None
-    return best[1]
+    return descriptions(number, positions, frac, kinds, lattice, most=1)[0]
 
 
-def _polar_origins(
-    number: int, label: IntArray, kinds: Sequence[int], frac: FloatArray
-) -> FloatArray:
-    """(K, 3) points that may become the origin along polar directions: images of first sites."""
-    polar = polar_directions(number)
-    if np.abs(polar).max() < 1e-9:
-        return np.zeros((1, 3))
-    group, key = SpaceGroup(number), np.asarray(kinds) * 1000 + label
-    first = frac[key == key.min()]
-    images = np.einsum("gij,aj->agi", group.rotations, first) + group.translations
-    heights = (images.reshape(-1, 3) @ polar.T) % 1.0
-    return np.unique(np.round(heights, 9) % 1.0, axis=0)
+def descriptions(
+    number: int,
+    positions: Sequence[int],
+    frac: FloatArray,
+    kinds: Sequence[int],
+    lattice: FloatArray,
+    *,
+    most: int,
+    window: float = np.inf,
+) -> list[Description]:
+    """The description of a crystal, and others nearly as good, best first.
+
+    Parameters
+    ----------
+    most
+        Told at most.
+    window
+        By how much they may be worse.
+
+    For the others see :func:`describe`.
+    """
+    table = frames(number)
+    kind, label = np.asarray(kinds), np.asarray(positions)
+    moved, basis = np.asarray(frac, dtype=float), np.eye(3, dtype=np.int64)
+    metric = lattice @ lattice.T
+    for m in reducing_turns(number, metric) if number <= 15 else ():
+        moved, label = moved @ table.turn[m].T + table.origin[m], table.renamed[m][label]
+        basis, metric = basis @ table.basis[m], metric_after(metric, table.basis[m])
+    turn, shift, cost = _cells(number, label, kind, metric)
+    frame = _Framed(
+        np.einsum("qij,aj->qai", table.turn[turn], moved)
+        + (table.origin[turn] + table.shifts[shift])[:, None],
+        table.shifted[shift[:, None], table.renamed[turn][:, label]],
+        cost,
+        turn,
+    ).from_polar_origins(number, kind)
+    values, worst = frame.parameters(number)
+    # elements count less and less, so that exchanging two of them shows
+    weight = 1.0 / (1.0 + 0.3 * np.unique(kind, return_inverse=True)[1])
+    score = frame.cost + worst @ weight / weight.sum()
+    found: dict[tuple[float, ...], Description] = {}
+    for q in np.argsort(score, kind="stable"):
+        equal = score[q] < score.min() + TIE
+        if not equal and (score[q] > score.min() + window or len(found) >= most):
+            break
+        after = basis @ table.basis[frame.turn[q]]
+        told = _ordered(number, frame.label[q], values[q], kind, after)
+        found.setdefault(_key(told, lattice @ lattice.T), told)
+        if equal:  # of those that are equally good the first in lexicographic order
+            found = dict(sorted(found.items()))
+    return list(found.values())[:most]
+
+
+def _key(told: Description, metric: FloatArray) -> tuple[float, ...]:
+    """The same for descriptions that are the same but for rounding."""
+    cell = metric_after(metric, told.basis)
+    parts = [np.rint(v / GRAIN) for v in told.parameters]
+    return tuple(np.concatenate([*parts, np.rint(cell / 0.05).ravel()]).tolist())
+
+
+def represented(number: int, positions: Sequence[int], frac: FloatArray) -> FloatArray:
+    """(A, 3) images of sites (A, 3) on the representative spaces of their positions (A,).
+
+    Raises
+    ------
+    SymmetryError
+        When a site is not on the position given.
+    """
+    label = np.asarray(positions)
+    one = _Framed(frac[None], label[None], np.zeros(1), np.zeros(1, dtype=np.int64))
+    values, table = one.parameters(number)[0][0], wyckoff_positions(number)
+    return np.array(
+        [table[w].point(x[: table[w].freedom]) for w, x in zip(label, values, strict=True)]
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Framed:
+    """A crystal in Q frames."""
+
+    frac: FloatArray  #: (Q, A, 3)
+    label: IntArray  #: (Q, A)
+    cost: FloatArray  #: (Q,) of the cell
+    turn: IntArray  #: (Q,)
+
+    def from_polar_origins(self, number: int, kind: IntArray) -> _Framed:
+        """With an image of one of the first sites at the origin along polar directions."""
+        polar = polar_directions(number)
+        if np.abs(polar).max() < 1e-9:
+            return self
+        key = kind * 1000 + self.label
+        q, a = np.nonzero(key == key.min(axis=1, keepdims=True))
+        lifts = _lifts(number)
+        height = (self.frac[q, a] @ polar.T)[:, None] + lifts
+        frac = self.frac[q][:, None] - height[:, :, None]
+        q = np.repeat(q, len(lifts))
+        return _Framed(frac.reshape(len(q), -1, 3), self.label[q], self.cost[q], self.turn[q])
+
+    def parameters(self, number: int) -> tuple[FloatArray, FloatArray]:
+        """(Q, A, 3) those of the best image of every site, and (Q, A) how far they are off."""
+        group, table = SpaceGroup(number), _position_table(number)
+        flat = self.frac @ group.rotations.reshape(-1, 3).T
+        images = flat.reshape(*self.label.shape, -1, 3) + group.translations
+        values = np.take_along_axis(images, table.axes[self.label][:, :, None], axis=3)
+        values = (values + EDGE) % 1.0 - EDGE
+        off = TARGET_WEIGHT * (1 - np.cos(2 * np.pi * (values - TARGET)))
+        off = np.einsum("qagk,qak->qag", off, table.used[self.label])
+        if (table.freedom[self.label] < 3).any():
+            gap = images - table.base[self.label][:, :, None]
+            gap = gap @ np.swapaxes(table.across[self.label], 2, 3)
+            off[np.abs(gap - np.rint(gap)).max(axis=3) > 1e-3] = np.inf
+        best = off.argmin(axis=2)[:, :, None]
+        least = np.take_along_axis(off, best, axis=2)[:, :, 0]
+        if not np.isfinite(least).all():
+            q, a = np.argwhere(~np.isfinite(least))[0]
+            point, where = np.round(self.frac[q, a] % 1.0, 5), self.label[q, a]
+            raise SymmetryError(f"the point {point} is not on position {where}")
+        return np.take_along_axis(values, best[..., None], axis=2)[:, :, 0], least
+
+
+@dataclass(frozen=True, eq=False)
+class _PositionTable:
+    """The W positions of a group as arrays."""
+
+    freedom: IntArray  #: (W,)
+    axes: IntArray  #: (W, 3) coordinates that are parameters, the rest 0
+    used: FloatArray  #: (W, 3) 1 where there is a parameter
+    base: FloatArray  #: (W, 3)
+    across: FloatArray  #: (W, 3, 3) what is left of a step from the base off the position
+
+
+@cache
+def _position_table(number: int) -> _PositionTable:
+    positions = wyckoff_positions(number)
+    axes = np.zeros((len(positions), 3), dtype=np.int64)
+    used = np.zeros((len(positions), 3))
+    across = np.tile(np.eye(3), (len(positions), 1, 1))
+    for w in positions:
+        axes[w.index, : w.freedom] = w.parameters
+        used[w.index, : w.freedom] = 1.0
+        across[w.index][:, w.parameters] -= w.directions
+    freedom = np.array([w.freedom for w in positions])
+    return _PositionTable(freedom, axes, used, np.array([w.base for w in positions]), across)
+
+
+@cache
+def _lifts(number: int) -> FloatArray:
+    """(K, 3) how operations lift points along polar directions: screws and glides."""
+    lifts = SpaceGroup(number).translations @ polar_directions(number).T
+    return np.unique(np.round(lifts, 9) % 1.0, axis=0)
+
+
+def _cells(
+    number: int, label: IntArray, kind: IntArray, metric: FloatArray
+) -> tuple[IntArray, IntArray, FloatArray]:
+    """(Q,) turns and shifts to the best frames by labels and cell, and the cost of their cells."""
+    table = frames(number)
+    best = np.zeros(len(table.names), dtype=bool)
+    best[smallest_labels(number, label.tolist(), kind.tolist(), turned=True)[1]] = True
+    right = best[table.name]
+    turns = np.flatnonzero(right.any(axis=1))
+    cost = _cell_cost(metric, table.basis[turns])
+    few = np.argsort(cost, kind="stable")[:MOST_BASES]
+    few = few[cost[few] <= cost[few[0]] + WINDOW]
+    row, shift = np.nonzero(right[turns[few]])
+    return turns[few][row], shift, cost[few][row]
+
+
+def _cell_cost(metric: FloatArray, basis: IntArray) -> FloatArray:
+    """(M,) of the cells after M changes: long, ordered otherwise than by length, or acute."""
+    after = metric_after(metric, basis)
+    size = np.log(np.einsum("mii->mi", after))
+    cost = SIZE_WEIGHT * np.log(np.exp(size).sum(axis=1))
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        cosine = after[:, i, j] / np.exp((size[:, i] + size[:, j]) / 2)
+        cost += ORDER_WEIGHT * np.maximum(size[:, i] - size[:, j], 0.0) / 2
+        cost += ANGLE_WEIGHT * np.where(cosine > 1e-9, cosine, 0.0)
+    return cost
 
 
 def _ordered(
-    number: int, label: IntArray, frac: FloatArray, kinds: Sequence[int]
-) -> tuple[list[tuple[float, ...]], Description]:
+    number: int, label: IntArray, values: FloatArray, kind: IntArray, basis: IntArray
+) -> Description:
+    """Sites of each kind and position in the order of their parameters."""
     table = wyckoff_positions(number)
-    group = SpaceGroup(number)
-    values = []
-    for w, x in zip(label.tolist(), frac, strict=True):
-        values.append(_parameters(group, table[w], x))
-    rounded = [tuple((np.rint(v / GRAIN) * GRAIN).tolist()) for v in values]
-    order = sorted(range(len(label)), key=lambda s: (kinds[s], label[s], rounded[s]))
-    points = np.array([table[label[s]].point(values[s]) for s in order])
-    description = Description(
-        np.array(order),
-        tuple(int(label[s]) for s in order),
-        tuple(values[s] for s in order),
-        points,
-    )
-    return [rounded[s] for s in order], description
-
-
-def _parameters(group: SpaceGroup, position: WyckoffPosition, point: FloatArray) -> FloatArray:
-    """(freedom,) the smallest parameters of the images on the representative space."""
-    images = point @ np.swapaxes(group.rotations, 1, 2) + group.translations
-    values = images[:, position.parameters]
-    values = (values + EDGE) % 1.0 - EDGE
-    gap = images - position.point(values)
-    inside = np.abs(gap - np.rint(gap)).max(axis=1) < 1e-3
-    if not inside.any():
-        raise SymmetryError(f"the point {np.round(point, 5)} is not on position {position.index}")
-    values = values[inside]
-    if not values.shape[1]:
-        return values[0]
-    first = np.lexsort(np.rint(values / GRAIN).T[::-1])[0]
-    return values[first]
+    told = values * _position_table(number).used[label]
+    quarter = np.rint(told / QUARTER + QUARTER_OFFSET)
+    order = np.lexsort((*told.T[::-1], *quarter.T[::-1], label, kind))
+    mine = [values[s, : table[label[s]].freedom] for s in order]
+    points = [table[label[s]].point(x) for s, x in zip(order, mine, strict=True)]
+    positions = tuple(label[order].tolist())
+    return Description(order, positions, tuple(mine), np.array(points), basis)

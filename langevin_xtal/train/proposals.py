@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.model.assignment import element_rank
@@ -19,7 +20,7 @@ from langevin_xtal.model.proposal import (
 )
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.parallel import parallel_map
-from langevin_xtal.symmetry.description import Description, describe
+from langevin_xtal.symmetry.description import Description, descriptions
 from langevin_xtal.symmetry.lattice import lattice_coordinates
 from langevin_xtal.symmetry.wyckoff import table_start
 from langevin_xtal.train.assignments import BATCH, batches, site_positions, substitution
@@ -30,13 +31,42 @@ WEIGHT_DECAY = 5e-2
 SMOOTHING = 0.6
 LATTICE_WEIGHT = 0.5
 
-_Job = tuple[int, NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]
+REVISIONS = (0.25, 0.5)
+"""Shares of all epochs after which the variant learned of each crystal is chosen anew."""
+
+VARIANTS, VARIANTS_P1 = 8, 3
+"""Descriptions of a crystal from which the one learned is chosen; fewer in P1, where there are
+many and sites are many too."""
+
+VARIANT_WINDOW = 0.15
+"""By how much a description may be worse than the canonical one and still be learned."""
+
+_Job = tuple[
+    int, NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], int
+]
 
 
 def describe_dataset(
     data: PackedDataset, statistics: Statistics, workers: int | None = None
 ) -> Descriptions:
     """The canonical description of every crystal."""
+    return describe_variants(data, statistics, most=1, workers=workers)[0]
+
+
+def describe_variants(
+    data: PackedDataset,
+    statistics: Statistics,
+    *,
+    most: int = VARIANTS,
+    workers: int | None = None,
+) -> tuple[Descriptions, NDArray[np.int64]]:
+    """Up to ``most`` descriptions of every crystal, nearly as good as the canonical one.
+
+    Returns
+    -------
+    tuple
+        V descriptions, crystal after crystal, best first; (V,) the crystal of each.
+    """
     rows = site_positions(data)
     crystal = np.repeat(np.arange(len(data)), np.diff(data.site_start))
     local = rows - table_start()[data.group[crystal] - 1]
@@ -44,48 +74,75 @@ def describe_dataset(
     jobs: list[_Job] = []
     for k in range(len(data)):
         own = data.sites_of(k)
-        jobs.append((int(data.group[k]), local[own], data.frac[own], kinds[own]))
-    found = list(parallel_map(_described, jobs, workers=workers, chunk=256))
-    numbers = [data.numbers[data.sites_of(k)][f.order] for k, f in enumerate(found)]
-    result = padded(data.group.tolist(), numbers, [f.positions for f in found], statistics)
-    for k, f in enumerate(found):
+        group = int(data.group[k])
+        told = local[own], data.frac[own], kinds[own], data.lattice[k]
+        jobs.append((group, *told, min(most, VARIANTS_P1) if group == 1 else most))
+    every = list(parallel_map(_described, jobs, workers=workers, chunk=256))
+    owner = np.repeat(np.arange(len(data)), [len(found) for found in every])
+    found = [f for one in every for f in one]
+    numbers = [data.numbers[data.sites_of(k)][f.order] for k, f in zip(owner, found, strict=True)]
+    groups = data.group[owner].tolist()
+    result = padded(groups, numbers, [f.positions for f in found], statistics)
+    for v, f in enumerate(found):
         for s, values in enumerate(f.parameters):
-            result.values[k, s, : len(values)] = torch.from_numpy(values)
-    coordinates = torch.from_numpy(lattice_coordinates(data.lattice))
+            result.values[v, s, : len(values)] = torch.from_numpy(values)
+    cells = np.swapaxes(np.array([f.basis for f in found]), 1, 2) @ data.lattice[owner]
+    coordinates = torch.from_numpy(lattice_coordinates(cells))
     result.lattice[:] = lattice_features(coordinates, result.size.double())
-    return result
+    return result, owner
 
 
-def _described(job: _Job) -> Description:
-    group, positions, frac, kinds = job
-    return describe(group, positions.tolist(), frac, kinds.tolist())
+def _described(job: _Job) -> list[Description]:
+    group, positions, frac, kinds, lattice, most = job
+    return descriptions(
+        group, positions.tolist(), frac, kinds.tolist(), lattice, most=most, window=VARIANT_WINDOW
+    )
 
 
 def fit_proposal(
     data: Descriptions,
+    owner: NDArray[np.int64] | None = None,
     *,
     epochs: int = 40,
     seed: int = 0,
     config: ProposalConfig | None = None,
+    start: Proposal | None = None,
+    rate: float = RATE,
     on_epoch: Callable[[int, float, float], None] | None = None,
 ) -> Proposal:
     """Maximum likelihood by AdamW with dropout, a one-cycle rate and elements shown as their kin.
 
     Parameters
     ----------
+    data, owner
+        Descriptions, and the crystal of each, as by :func:`describe_variants`; without ``owner``
+        each is a crystal. Of the variants of a crystal the first is learned, until after the
+        epochs of :data:`REVISIONS` that which the network finds likeliest takes its place: so
+        crystals of one structure type come to be described alike.
+    start
+        A proposal of the same size whose weights are gone on from, in place of random ones.
+    rate
+        The largest of the cycle.
     on_epoch
         Called with the number of epochs done and the mean negative log-likelihoods of a crystal:
         of its parameters and of its lattice.
     """
     torch.manual_seed(seed)
-    proposal = Proposal(config)
+    proposal = Proposal(config or ProposalConfig(frames=True))
+    if start is not None:
+        proposal.load_state_dict(start.state_dict())
+    owner = np.arange(len(data)) if owner is None else owner
+    chosen = torch.from_numpy(np.unique(owner, return_index=True)[1])
     sites = (data.numbers > 0).sum(1)
-    steps = -(-len(data) // BATCH) * epochs
-    optimiser = torch.optim.AdamW(proposal.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps + epochs + 1)
+    steps = -(-len(chosen) // BATCH) * epochs
+    optimiser = torch.optim.AdamW(
+        proposal.parameters(), lr=rate, weight_decay=WEIGHT_DECAY, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + epochs + 1)
+    revisions = {round(share * epochs) for share in REVISIONS} if len(chosen) < len(data) else ()
     for epoch in range(epochs):
         totals = np.zeros(2)
-        for pick in batches(torch.arange(len(data)), sites):
+        for pick in batches(chosen, sites):
             some = data.pick(pick)
             places, lattice = proposal.log_likelihood(some, DROPOUT, substitution(), SMOOTHING)
             loss = -(places + LATTICE_WEIGHT * lattice).mean()
@@ -95,6 +152,22 @@ def fit_proposal(
             optimiser.step()
             schedule.step()
             totals -= [float(places.detach().sum()), float(lattice.detach().sum())]
+        if epoch + 1 in revisions:
+            chosen = likeliest_variants(proposal, data, owner)
         if on_epoch is not None:
-            on_epoch(epoch + 1, *(totals / len(data)).tolist())
+            on_epoch(epoch + 1, *(totals / len(chosen)).tolist())
     return proposal.eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def likeliest_variants(proposal: Proposal, data: Descriptions, owner: NDArray[np.int64]) -> Tensor:
+    """(B,) of each crystal the description with the largest likelihood."""
+    sites = (data.numbers > 0).sum(1)
+    score = torch.zeros(len(data))
+    # only where there is a choice; crystals of one size together
+    several = torch.from_numpy(np.flatnonzero(np.bincount(owner)[owner] > 1))
+    for pick in several[sites[several].argsort(stable=True)].split(4 * BATCH):
+        places, lattice = proposal.log_likelihood(data.pick(pick))
+        score[pick] = places + LATTICE_WEIGHT * lattice
+    order = np.lexsort((-score.numpy(), owner))
+    return torch.from_numpy(order[np.unique(owner[order], return_index=True)[1]])

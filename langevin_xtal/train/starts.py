@@ -9,7 +9,7 @@ from typing import Any
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.train.assignments import fit_prior
-from langevin_xtal.train.proposals import describe_dataset, fit_proposal
+from langevin_xtal.train.proposals import describe_variants, fit_proposal
 from langevin_xtal.train.ranking import fit_ranker
 
 OnEpoch = Callable[[str, int, int], None]
@@ -49,7 +49,7 @@ def fit_starts(
         )
     if epochs.proposal:
         parts["proposal"] = fit_proposal(
-            describe_dataset(data, statistics),
+            *describe_variants(data, statistics),
             epochs=epochs.proposal,
             seed=seed,
             on_epoch=report("proposal", epochs.proposal),
