@@ -140,7 +140,7 @@ class TestQuestions:
     def test_noising_and_building(self, reference: PackedDataset, seed: int) -> None:
         waits = HostWaits()
         noised(reference, "torch", seed, waits)
-        assert waits.total <= 36, waits.count
+        assert waits.total <= 28, waits.count
 
     def test_a_step_of_the_optimiser(
         self, split: tuple[PackedDataset, PackedDataset], tmp_path: Path
