@@ -420,7 +420,8 @@ def in_cell_like(found: Draw, group: int, coordinates: NDArray[np.float64]) -> D
     turn, origin, names = nearest_frame(group, found.coordinates, coordinates)
     positions = tuple(int(names[w]) for w in found.positions)
     basis = np.rint(np.linalg.inv(turn)).astype(np.int64)
-    rows = np.linalg.cholesky(metric_after(metric_of(found.coordinates), basis))
+    metric = metric_after(metric_of(found.coordinates), basis)
+    rows = np.linalg.cholesky(metric).astype(np.float64)
     driver = lattice_driver(group)
     free = lattice_freedom(group)[driver]
     return Draw(

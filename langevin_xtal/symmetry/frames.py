@@ -87,7 +87,8 @@ def reducing_turns(number: int, metric: FloatArray) -> list[int]:
     metric
         (3, 3) products of the basis vectors [Å²].
     """
-    table, found = frames(number), []
+    table = frames(number)
+    found: list[int] = []
     products = table.basis @ np.swapaxes(table.basis, 1, 2)
     while True:
         size = np.einsum("mij,ij->m", products, metric)

@@ -80,7 +80,9 @@ def describe_variants(
     every = list(parallel_map(_described, jobs, workers=workers, chunk=256))
     owner = np.repeat(np.arange(len(data)), [len(found) for found in every])
     found = [f for one in every for f in one]
-    numbers = [data.numbers[data.sites_of(k)][f.order] for k, f in zip(owner, found, strict=True)]
+    numbers = [
+        data.numbers[data.sites_of(k)][f.order] for k, f in zip(owner.tolist(), found, strict=True)
+    ]
     groups = data.group[owner].tolist()
     result = padded(groups, numbers, [f.positions for f in found], statistics)
     for v, f in enumerate(found):
