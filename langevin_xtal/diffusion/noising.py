@@ -178,9 +178,7 @@ def noise_batch(
     lattice = cell_frame(coordinates).rows
 
     noise = normal(n_sites, 3)[own_sites].to(device)
-    home = snap_sites(
-        crystals.frac, lattice, site_crystal, pairs, operations, noise.new_zeros(len(noise))
-    )
+    home = snap_sites(crystals.frac, lattice, site_crystal, pairs, operations)
     kept = uniform() < config.confined
     confined = kept[site_crystal]
     inside = (noise.unsqueeze(1) @ home.projector).squeeze(1)
@@ -253,8 +251,10 @@ def graph_of(
     tensors on CUDA and ``host`` otherwise, unless given.
     """
     site_crystal = crystals.site_crystal
-    radius = torch.where(confined, 0.0, snap_radius(sigma_pos))
-    snapped = snap_sites(frac, lattice, site_crystal, pairs, operations, radius[site_crystal])
+    radius: Tensor | None = None
+    if frac.is_cuda or not bool(confined.all()):  # a device is not waited for
+        radius = torch.where(confined, 0.0, snap_radius(sigma_pos))[site_crystal]
+    snapped = snap_sites(frac, lattice, site_crystal, pairs, operations, radius)
     if (builder or ("torch" if frac.is_cuda else "host")) == "torch":
         given: dict[str, Tensor] = {
             "lattice": lattice,

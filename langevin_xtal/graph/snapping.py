@@ -85,7 +85,7 @@ def snap_sites(
     site_crystal: Tensor,
     pairs: SitePairs,
     operations: Operations,
-    radius: Tensor,
+    radius: Tensor | None = None,
 ) -> Snapped:
     """Move every site to the most special position within its radius.
 
@@ -96,14 +96,43 @@ def snap_sites(
     lattice
         (B, 3, 3) rows [Å], float64.
     radius
-        (A,) largest displacement of each site [Å]; 0 only removes rounding.
+        (A,) largest displacement of each site [Å]; None only removes rounding, as 0 does.
     """
-    n = len(frac)
     cell = lattice[site_crystal]  # (A, 3, 3)
-    frame = torch.linalg.inv(cell)
+    frame = torch.linalg.inv_ex(cell)[0]  # inv would wait for the device
     w, t = operations.rotations[pairs.op], operations.translations[pairs.op]
-    inverse, fixed = operations.inverse[pairs.op], operations.fixed[pairs.op]
     pair_cell = cell[pairs.site]
+    current = frac
+    if radius is not None:
+        current = _nearest_special(frac, cell, frame, pairs, operations, radius)
+    u = _displacements(current, w, t, pairs.site)
+    stays = (_length(u, pair_cell) < IDENTICAL).to(frac.dtype)
+    order = torch.zeros_like(frac[:, 0]).index_add(0, pairs.site, stays)
+    mean = torch.zeros_like(frac).index_add(0, pairs.site, u * stays[:, None])
+    turn = torch.zeros_like(cell).index_add(0, pairs.site, w * stays[:, None, None])
+    current = current + mean / order[:, None]
+    turn = turn / order[:, None, None]
+    return Snapped(
+        frac=current,
+        displacement=((frac - current).unsqueeze(1) @ cell).squeeze(1),
+        projector=frame @ turn.transpose(1, 2) @ cell,
+        stabiliser_order=order.round().long(),
+    )
+
+
+def _nearest_special(
+    frac: Tensor,
+    cell: Tensor,
+    frame: Tensor,
+    pairs: SitePairs,
+    operations: Operations,
+    radius: Tensor,
+) -> Tensor:
+    """(A, 3) the most special positions within ``radius`` (A,) of sites in ``cell`` (A, 3, 3)."""
+    n = len(frac)
+    w, t = operations.rotations[pairs.op], operations.translations[pairs.op]
+    pair_cell = cell[pairs.site]
+    inverse, fixed = operations.inverse[pairs.op], operations.fixed[pairs.op]
     eye = torch.eye(3, dtype=frac.dtype, device=frac.device)
     index = torch.arange(len(pairs.site), device=frac.device)
     # a site already on a special position stays on it: begin with what its stabiliser forbids
@@ -130,25 +159,13 @@ def snap_sites(
         wanted = -(u[pick].unsqueeze(1) @ cell).squeeze(1)
         grown = normal + block.transpose(1, 2) @ block
         right = _apply(block.transpose(1, 2), wanted)
-        step = torch.linalg.solve(grown + 1e-6 * eye, right)
+        step = torch.linalg.solve_ex(grown + 1e-6 * eye, right)[0]
         miss = (_apply(block, step) - wanted).abs().amax(1) + _apply(normal, step).abs().amax(1)
         trial = current + (step.unsqueeze(1) @ frame).squeeze(1)
         moving = moving & (miss < IDENTICAL) & (_length(trial - frac, cell) <= radius)
         current = torch.where(moving[:, None], trial, current)
         normal = torch.where(moving[:, None, None], grown, normal)
-    u = _displacements(current, w, t, pairs.site)
-    stays = (_length(u, pair_cell) < IDENTICAL).to(frac.dtype)
-    order = torch.zeros_like(inf).index_add(0, pairs.site, stays)
-    mean = torch.zeros_like(frac).index_add(0, pairs.site, u * stays[:, None])
-    turn = torch.zeros_like(normal).index_add(0, pairs.site, w * stays[:, None, None])
-    current = current + mean / order[:, None]
-    turn = turn / order[:, None, None]
-    return Snapped(
-        frac=current,
-        displacement=((frac - current).unsqueeze(1) @ cell).squeeze(1),
-        projector=frame @ turn.transpose(1, 2) @ cell,
-        stabiliser_order=order.round().long(),
-    )
+    return current
 
 
 def _mean_rotation(u: Tensor, w: Tensor, cell: Tensor, frame: Tensor, pairs: SitePairs) -> Tensor:
