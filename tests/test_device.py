@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import json
+import runpy
 import subprocess
 import sys
 from contextlib import nullcontext
-from itertools import chain, repeat
+from functools import partial
+from itertools import chain as joined
+from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +23,7 @@ from torch import Tensor
 
 from langevin_xtal.cli.train import train
 from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.diffusion import noising
 from langevin_xtal.diffusion.losses import denoising_losses
 from langevin_xtal.diffusion.noising import Builder, Noised, NoisingConfig, noise_batch
 from langevin_xtal.errors import InputError
@@ -25,10 +32,18 @@ from langevin_xtal.graph.snapping import all_operations
 from langevin_xtal.model.checkpoint import ScoreModel
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import SIZES, EdgeNetwork
-from langevin_xtal.train.loop import TrainConfig, Trainer
+from langevin_xtal.report.bench import requests_like
+from langevin_xtal.sampling import chain
+from langevin_xtal.sampling.sample import SampleOptions
+from langevin_xtal.sampling.samplers import Ancestral
+from langevin_xtal.sampling.samplers import run as run_sampler
+from langevin_xtal.sampling.start import start_chains
+from langevin_xtal.sampling.streams import stream_keys
+from langevin_xtal.train.loop import LevelMeans, TrainConfig, Trainer
 from langevin_xtal.train.store import CrystalStore
 from tests.conftest import TINY
 from tests.device_waits import HostWaits
+from tests.pretended import DEVICE, PretendedDevice
 
 QUICK = TrainConfig(
     steps=8,
@@ -174,6 +189,84 @@ class TestQuestions:
         }
 
 
+class TestNothingStaysBehind:
+    """On a pretended device: what a GPU would refuse, because a tensor is the host's, fails."""
+
+    def test_it_is_noticed(self) -> None:
+        with PretendedDevice():
+            there, here = torch.ones(3).to(DEVICE), torch.ones(3)
+            assert there.device.type == DEVICE
+            assert (there + torch.tensor([1.0, 2.0, 3.0], device=DEVICE)).tolist() == [2, 3, 4]
+            assert (there * torch.tensor(2.0)).cpu().tolist() == [2, 2, 2]
+            with pytest.raises(RuntimeError, match="add meets tensors of the host"):
+                there + here
+            with pytest.raises(RuntimeError, match="index_select meets"):
+                there.index_select(0, torch.tensor([1, 0]))
+
+    @pytest.mark.parametrize("target", ["orbit", "plain"])
+    def test_a_step_of_training(self, reference: PackedDataset, target: str) -> None:
+        pick = torch.arange(0, len(reference), 5)
+        config = NoisingConfig(target=target, confined=0.5)  # type: ignore[arg-type]
+        given = (NoiseLevels(), config, SIZES["small"].graph_settings())
+        torch.manual_seed(0)
+        network = EdgeNetwork(SIZES["small"])
+        torch.nn.init.normal_(network.output[-1].weight, std=0.3)
+
+        def step(device: str) -> tuple[Tensor, list[Tensor], Tensor]:
+            crystals = CrystalStore(reference, device).batch(pick)
+            generator = torch.Generator().manual_seed(3)
+            operations = all_operations().to(device)
+            batch = noise_batch(crystals, *given, operations, generator, builder="torch")
+            assert batch.graph.vec.device.type == batch.position_target.device.type == device
+            mine = EdgeNetwork(SIZES["small"])
+            mine.load_state_dict(network.state_dict())
+            mine = mine.to(device)
+            losses = denoising_losses(mine, batch)
+            losses.total().backward()
+            means = LevelMeans(device)
+            means.add(losses, batch)
+            gradients = [p.grad.cpu() for p in mine.parameters() if p.grad is not None]
+            return losses.total().detach().cpu(), gradients, means.sums.cpu()
+
+        here = step("cpu")
+        with PretendedDevice():
+            there = step(DEVICE)
+        assert torch.equal(here[0], there[0])
+        assert len(here[1]) > 50
+        assert all(torch.equal(a, b) for a, b in zip(here[1], there[1], strict=True))
+        assert torch.equal(here[2], there[2])
+
+    def test_sampling(
+        self,
+        proposing_model: ScoreModel,
+        reference: PackedDataset,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """With the network there: the same chains as on the CPU by the same builder."""
+        # a pretended device has no tensors of inference mode
+        monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
+        monkeypatch.setattr(chain, "graph_of", partial(noising.graph_of, builder="torch"))
+        small = reference.select(np.flatnonzero(reference.site_counts <= 3)[:6])
+        asked = requests_like(small, 6)
+        keys = stream_keys(0, torch.arange(6), torch.zeros(6, dtype=torch.int64))
+        starts = start_chains(asked, proposing_model, keys, SampleOptions().start_options())
+        groups = [request.space_group.number for request in asked]
+
+        def ends(device: str) -> tuple[Tensor, Tensor]:
+            network = copy.deepcopy(proposing_model.network).to(device)
+            model = dataclasses.replace(proposing_model, network=network)
+            chains = chain.Chains.start(model, starts, groups, keys, device)
+            for _ in run_sampler(Ancestral(levels=4), chains):
+                assert chains.frac.device.type == device
+            return chains.frac.cpu(), chains.lattice.cpu()
+
+        here = ends("cpu")
+        with PretendedDevice():
+            there = ends(DEVICE)
+        assert torch.equal(here[0], there[0])
+        assert torch.equal(here[1], there[1])
+
+
 class TestTraining:
     def test_steps_are_those_of_the_host(
         self, split: tuple[PackedDataset, PackedDataset], tmp_path: Path
@@ -215,7 +308,7 @@ class TestTraining:
         steps = []
         for _ in range(3 * QUICK.steps):
             parts = Trainer(split[0], tmp_path / "parts", QUICK)
-            clock = chain([0.0, 0.0], repeat(1.0))
+            clock = joined([0.0, 0.0], repeat(1.0))
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("time.perf_counter", clock.__next__)
                 list(parts.run(max_seconds=1.0))
@@ -321,3 +414,43 @@ def test_training_needs_no_package_of_crystals(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "model.safetensors").exists()
     assert "2 steps; weights in" in done.stdout
+
+
+class TestSession:
+    """The script for a lent GPU."""
+
+    SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_session.py"
+
+    @pytest.fixture(scope="class")
+    def script(self) -> dict[str, Any]:
+        return runpy.run_path(str(self.SCRIPT))
+
+    def test_what_is_measured_is_kept(self, script: dict[str, Any], tmp_path: Path) -> None:
+        calls = []
+
+        def fails() -> None:
+            raise RuntimeError("out of memory\nand more")
+
+        for _ in range(2):
+            record = script["Record"](tmp_path / "bench.json")
+            assert record.measure("one", lambda: calls.append(1) or {"rate": 2.0}) == {"rate": 2.0}
+            assert record.measure("two", fails) == {"error": "RuntimeError: out of memory"}
+        assert calls == [1]
+        assert json.loads((tmp_path / "bench.json").read_text()) == {"one": {"rate": 2.0}}
+
+    def test_sampling_goes_without_checks(
+        self, script: dict[str, Any], assigning_model: ScoreModel, reference: PackedDataset
+    ) -> None:
+        small = reference.select(np.flatnonzero(reference.site_counts <= 3)[:4])
+        found = script["chains"](assigning_model, small, 4, "cpu")["structures_per_second"]
+        assert 0 < found["low"] <= found["median"] <= found["high"]
+
+    def test_refusals(self, tmp_path: Path) -> None:
+        for bad, message in (
+            (["fly"], "step 'fly' is not known"),
+            (["train", "--data", str(tmp_path / "no.lxd")], "is not there"),
+        ):
+            command = [sys.executable, str(self.SCRIPT), *bad]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 2
+            assert message in done.stderr

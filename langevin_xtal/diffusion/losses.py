@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -42,7 +43,7 @@ def denoising_losses(
     """
     g = noised.graph
     device = noised.sigma_pos.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+    with torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext():
         output = network(g, noised.sigma_pos, noised.sigma_lat).to(noised.sigma_pos.dtype)
     n = len(noised.sigma_pos)
     error = (position_noise(g, output, noised.sigma_pos) - noised.position_target).square().mean(1)
