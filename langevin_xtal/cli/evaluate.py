@@ -6,7 +6,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -270,7 +269,7 @@ def evaluate(
         workers=workers,
         cache=cache or default_folder(),
     )
-    with _stages() as progress:
+    with options.stage_bars() as progress:
         report = run(
             sets,
             data,
@@ -469,31 +468,6 @@ def _controls(
 def _key(targets: Sequence[Target], seed: int) -> dict[str, Any]:
     names = hashlib.sha256("\0".join(t.id for t in targets).encode()).hexdigest()
     return {"targets": names, "seed": seed}
-
-
-@contextmanager
-def _stages() -> Iterator[Callable[[str, int, int], None]]:
-    """One bar after the other, on stderr."""
-    from tqdm import tqdm
-
-    bar: Any = None
-    current = ""
-
-    def update(stage: str, done: int, planned: int) -> None:
-        nonlocal bar, current
-        if stage != current:
-            if bar is not None:
-                bar.close()
-            bar = tqdm(desc=stage, disable=None, leave=False, dynamic_ncols=True)
-            current = stage
-        bar.total = planned
-        bar.update(done - bar.n)
-
-    try:
-        yield update
-    finally:
-        if bar is not None:
-            bar.close()
 
 
 def _list_missing(report: Any) -> None:

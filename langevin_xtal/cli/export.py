@@ -146,17 +146,7 @@ def export() -> None:
 @job("srun vasp_std")
 @force
 def vasp(
-    sources: tuple[str, ...],
-    top: int | None,
-    out: Path,
-    input_set: str,
-    potcar: Any,
-    incar: tuple[str, ...],
-    cell: Any,
-    symprec: float,
-    command: str,
-    concurrent: int,
-    force: bool,
+    sources: tuple[str, ...], top: int | None, out: Path, incar: tuple[str, ...], **settings: Any
 ) -> None:
     """VASP inputs, one folder per candidate.
 
@@ -166,23 +156,8 @@ def vasp(
     """
     from langevin_xtal.export.vasp import export_vasp, read_incar_tag
 
-    overrides = dict(read_incar_tag(text) for text in incar)
-    entries = _entries(sources, top)
-    with _exporting() as progress:
-        manifest = export_vasp(
-            entries,
-            out,
-            input_set=input_set,
-            potcar=potcar,
-            overrides=overrides,
-            cell=cell,
-            symprec=symprec,
-            command=command,
-            concurrent=concurrent,
-            force=force,
-            progress=progress,
-        )
-    _summary(manifest, out, "submit.sh")
+    settings["overrides"] = dict(read_incar_tag(text) for text in incar)
+    _write(export_vasp, sources, top, out, settings, "submit.sh")
 
 
 @export.command()
@@ -237,18 +212,8 @@ def qe(
     sources: tuple[str, ...],
     top: int | None,
     out: Path,
-    calculation: str,
-    pseudo_dir: str,
-    pseudo_name: str,
-    kspacing: float,
-    ecutwfc: float,
-    ecutrho: float,
     variables: tuple[str, ...],
-    cell: Any,
-    symprec: float,
-    command: str,
-    concurrent: int,
-    force: bool,
+    **settings: Any,
 ) -> None:
     """Quantum ESPRESSO inputs (pw.in), one folder per candidate.
 
@@ -258,27 +223,8 @@ def qe(
     """
     from langevin_xtal.export.espresso import export_qe, read_pw_variable
 
-    overrides = dict(read_pw_variable(text) for text in variables)
-    entries = _entries(sources, top)
-    with _exporting() as progress:
-        manifest = export_qe(
-            entries,
-            out,
-            calculation=calculation,
-            pseudo_dir=pseudo_dir,
-            pseudo_name=pseudo_name,
-            kspacing=kspacing,
-            ecutwfc=ecutwfc,
-            ecutrho=ecutrho,
-            overrides=overrides,
-            cell=cell,
-            symprec=symprec,
-            command=command,
-            concurrent=concurrent,
-            force=force,
-            progress=progress,
-        )
-    _summary(manifest, out, "submit.sh")
+    settings["overrides"] = dict(read_pw_variable(text) for text in variables)
+    _write(export_qe, sources, top, out, settings, "submit.sh")
 
 
 @export.command()
@@ -311,20 +257,7 @@ def qe(
 @job("srun vasp_std")
 @force
 def phonopy(
-    sources: tuple[str, ...],
-    top: int | None,
-    out: Path,
-    dim: tuple[int, ...] | None,
-    min_height: float,
-    distance: float,
-    input_set: str,
-    potcar: Any,
-    incar: tuple[str, ...],
-    cell: Any,
-    symprec: float,
-    command: str,
-    concurrent: int,
-    force: bool,
+    sources: tuple[str, ...], top: int | None, out: Path, incar: tuple[str, ...], **settings: Any
 ) -> None:
     """Displaced supercells of phonopy as VASP runs.
 
@@ -335,26 +268,8 @@ def phonopy(
     from langevin_xtal.export.phonons import export_phonopy
     from langevin_xtal.export.vasp import read_incar_tag
 
-    overrides = dict(read_incar_tag(text) for text in incar)
-    entries = _entries(sources, top)
-    with _exporting() as progress:
-        manifest = export_phonopy(
-            entries,
-            out,
-            dim=dim,
-            min_height=min_height,
-            distance=distance,
-            input_set=input_set,
-            potcar=potcar,
-            overrides=overrides,
-            cell=cell,
-            symprec=symprec,
-            command=command,
-            concurrent=concurrent,
-            force=force,
-            progress=progress,
-        )
-    _summary(manifest, out, "submit.sh")
+    settings["overrides"] = dict(read_incar_tag(text) for text in incar)
+    _write(export_phonopy, sources, top, out, settings, "submit.sh")
 
 
 @export.command()
@@ -363,7 +278,7 @@ def phonopy(
 @out("FOLDER")
 @symprec
 @force
-def cif(sources: tuple[str, ...], top: int | None, out: Path, symprec: float, force: bool) -> None:
+def cif(sources: tuple[str, ...], top: int | None, out: Path, **settings: Any) -> None:
     """CIF files with the symmetry that was asked for.
 
     \b
@@ -372,10 +287,7 @@ def cif(sources: tuple[str, ...], top: int | None, out: Path, symprec: float, fo
     """
     from langevin_xtal.export.structures import export_cif
 
-    entries = _entries(sources, top)
-    with _exporting() as progress:
-        manifest = export_cif(entries, out, symprec=symprec, force=force, progress=progress)
-    _summary(manifest, out, None)
+    _write(export_cif, sources, top, out, settings)
 
 
 @export.command()
@@ -385,14 +297,7 @@ def cif(sources: tuple[str, ...], top: int | None, out: Path, symprec: float, fo
 @cell("stored")
 @symprec
 @force
-def xyz(
-    sources: tuple[str, ...],
-    top: int | None,
-    out: Path,
-    cell: Any,
-    symprec: float,
-    force: bool,
-) -> None:
+def xyz(sources: tuple[str, ...], top: int | None, out: Path, **settings: Any) -> None:
     """One extended XYZ file, with energies and provenance.
 
     \b
@@ -401,10 +306,22 @@ def xyz(
     """
     from langevin_xtal.export.structures import export_xyz
 
+    _write(export_xyz, sources, top, out, settings)
+
+
+def _write(
+    write: Callable[..., Manifest],
+    sources: tuple[str, ...],
+    top: int | None,
+    out: Path,
+    settings: dict[str, Any],
+    script: str | None = None,
+) -> None:
+    """Export the best of the sources by a function of the package, and say what came of it."""
     entries = _entries(sources, top)
-    with _exporting():
-        manifest = export_xyz(entries, out, cell=cell, symprec=symprec, force=force)
-    _summary(manifest, out, None)
+    with _exporting() as progress:
+        manifest = write(entries, out, progress=progress, **settings)
+    _summary(manifest, out, script)
 
 
 def _entries(sources: tuple[str, ...], top: int | None) -> list[Entry]:

@@ -247,3 +247,32 @@ def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
             bar.update(done - bar.n)
 
         yield update
+
+
+@contextmanager
+def stage_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for each stage in turn; silent when stderr is no terminal."""
+    from tqdm import tqdm
+
+    bar: Any = None
+    title = ""
+
+    def update(stage: str, done: int, planned: int) -> None:
+        nonlocal bar, title
+        if stage != title:
+            if bar is not None:
+                bar.close()
+            # what was done before does not count for the rate
+            bar = tqdm(
+                desc=stage, total=planned, initial=done, disable=None, leave=False,
+                dynamic_ncols=True,
+            )  # fmt: skip
+            title = stage
+        bar.total = planned
+        bar.update(done - bar.n)
+
+    try:
+        yield update
+    finally:
+        if bar is not None:
+            bar.close()

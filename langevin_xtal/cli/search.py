@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -228,7 +227,7 @@ def search(
         cache=default_folder(),
     )
     _announce(space, campaign.plan.total)
-    with _bars() as progress:
+    with options.stage_bars() as progress:
         summary = campaign.run(progress)
     _stages(summary)
     _ranking(campaign)
@@ -250,35 +249,6 @@ def _announce(space: SearchSpace, total: int) -> None:
     )
     if total < len(space):
         click.echo(f"  {len(space) - total} requests get none: raise --max-samples to reach them")
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr for each stage in turn; silent when stderr is no terminal."""
-    from tqdm import tqdm
-
-    bar: Any = None
-    title = ""
-
-    def update(stage: str, done: int, planned: int) -> None:
-        nonlocal bar, title
-        if stage != title:
-            if bar is not None:
-                bar.close()
-            # what was done before does not count for the rate
-            bar = tqdm(
-                desc=stage, total=planned, initial=done, disable=None, leave=False,
-                dynamic_ncols=True,
-            )  # fmt: skip
-            title = stage
-        bar.total = planned
-        bar.update(done - bar.n)
-
-    try:
-        yield update
-    finally:
-        if bar is not None:
-            bar.close()
 
 
 def _stages(summary: Summary) -> None:

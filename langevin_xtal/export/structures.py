@@ -135,6 +135,7 @@ def export_xyz(
     cell: CellChoice = "stored",
     symprec: float = SYMPREC,
     force: bool = False,
+    progress: Progress | None = None,
 ) -> Manifest:
     """All candidates in one extended XYZ file; energies and provenance in ``info``.
 
@@ -148,6 +149,8 @@ def export_xyz(
         See :func:`langevin_xtal.export.cells.export_cell`.
     force
         Replace a file that holds something else.
+    progress
+        Called with (done, planned).
 
     Raises
     ------
@@ -171,6 +174,8 @@ def export_xyz(
         frames.append(_atoms(chosen, entry, rank))
         columns = {"folder": path.name, "export": "xyz", "atoms": str(len(chosen[2]))}
         rows.append(entry_row(entry, columns))
+        if progress is not None:
+            progress(rank, len(entries))
     buffer = io.StringIO()
     write(buffer, frames, format="extxyz")
     _check_place(path, buffer.getvalue(), force)
