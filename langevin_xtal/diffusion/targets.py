@@ -9,7 +9,7 @@ and its score is the responsibility-weighted mean of −(x̃ − h(x) − n)/σ�
 times it; the plain target, (x̃ − x)/σ, has the same mean and more variance.
 
 Sums over lattice vectors factorise where the cell is rectangular; a hexagonal cell is rectangular
-after a doubling. Other cells, and sites confined to a Wyckoff position, sum over a box of lattice
+after a doubling. Other cells, and sites confined to a line or a plane, sum over a box of lattice
 vectors: exact to 5e-4 (in units of σ) up to σ = 1.5 Å, and to 1e-2 at 2 Å in thin oblique cells.
 """
 
