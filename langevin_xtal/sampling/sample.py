@@ -8,12 +8,13 @@ number of workers.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -195,6 +196,8 @@ def sample_batches(
     device = resolved_device(device)
     options = options or SampleOptions()
     model = load_model(model) if isinstance(model, str) else model
+    if device != "cpu":  # what says where chains start stays on the host
+        model = replace(model, network=copy.deepcopy(model.network).to(device))
     streams = range(len(requests)) if indices is None else [int(k) for k in indices]
     if len(set(streams)) != len(requests) or len(streams) != len(requests):
         raise InputError(
