@@ -256,6 +256,9 @@ class TestRows:
         assert third["above"] is None
         assert third["energy"] is None
         assert third["found"] is None
+        assert third["all"] is None
+        (ranked,) = page_rows([entry(SALT, properties={"e_above_all": 0.0125})], {}, None)
+        assert ranked["all"] == pytest.approx(12.5)
         assert first["sampled"]["l"][0] == pytest.approx(5.64 * 1.03)
 
     def test_flags_and_notes(self) -> None:

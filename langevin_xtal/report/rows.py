@@ -42,13 +42,14 @@ def _row(entry: Entry, shared: Mapping[str, Value], diagram: Diagram | None) -> 
     numbers = entry.cell[2]
     notes = _notes(entry.properties)
     flags = [f for f in _flags(entry.properties) if not any(f in note for note in notes)]
-    above = number(entry.e_above_hull)
+    above, together = number(entry.e_above_hull), entry.properties.get("e_above_all")
     row: dict[str, Any] = {
         "uid": entry.uid,
         "formula": entry.formula,
         "asked": entry.space_group,
         "found": entry.found_group,
         "above": None if above is None else number(1000 * above, 2),
+        "all": number(1000 * together, 2) if isinstance(together, float) else None,
         "energy": number(entry.energy, 5),
         "potential": entry.potential,
         "flags": flags,

@@ -3,7 +3,8 @@
 const COLUMNS = [
   { name: "rank", head: "#", right: true, value: (row) => row.rank, cell: (row) => [String(row.rank)] },
   { name: "formula", head: "formula", value: (row) => row.name, cell: openButton },
-  { name: "above", head: "above hull", unit: "meV/atom", right: true, value: (row) => row.above, cell: aboveCell, csv: "e_above_hull_mev_per_atom" },
+  { name: "all", head: "above hull", unit: "of all, meV", right: true, value: (row) => row.all, cell: (row) => [fixed(row.all, 0)], csv: "e_above_all_mev_per_atom" },
+  { name: "above", head: "above hull", unit: "of known, meV", right: true, value: (row) => row.above, cell: aboveCell, csv: "e_above_hull_mev_per_atom" },
   { name: "energy", head: "energy", unit: "eV/atom", right: true, value: (row) => row.energy, cell: (row) => [fixed(row.energy, 3)], csv: "energy_ev_per_atom" },
   { name: "asked", head: "group asked", value: (row) => row.asked, cell: (row) => groupCell(row.asked) },
   { name: "found", head: "group found", unit: "at 0.01 Å", value: (row) => row.found, cell: (row) => groupCell(row.found), same: (row) => row.found === row.asked },
