@@ -1,4 +1,4 @@
-"""What a lent GPU is used for, in steps that take minutes each and go on where they stopped.
+"""What a GPU is used for, in steps that take minutes each and go on where they stopped.
 
     python scripts/gpu_session.py build tests bench --data mp20_train.lxd --out results
     python scripts/gpu_session.py train --minutes 8 --total-minutes 16 --data mp20_train.lxd
