@@ -13,6 +13,7 @@ import click
 
 from langevin_xtal.cli import options
 from langevin_xtal.errors import InputError
+from langevin_xtal.version import __version__
 
 if TYPE_CHECKING:
     from langevin_xtal.dataset.packed import PackedDataset
@@ -360,7 +361,9 @@ class _Sets:
         """The set made with these settings: from the folder, else made and kept."""
         from langevin_xtal.evaluation.structures import StructureSet
 
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        # another version may make another set with the same settings
+        told = json.dumps([__version__, settings], sort_keys=True)
+        digest = hashlib.sha256(told.encode()).hexdigest()[:12]
         path = self.folder / f"{digest}.structures.npz"
         if path.exists():
             return StructureSet.load(path, label)
