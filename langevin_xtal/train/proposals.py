@@ -122,7 +122,8 @@ def fit_proposal(
         epochs of :data:`REVISIONS` that which the network finds likeliest takes its place: so
         crystals of one structure type come to be described alike.
     start
-        A proposal of the same size whose weights are gone on from, in place of random ones.
+        A proposal of the same size to go on from: by its weights in place of random ones, and by
+        the variants that it finds likeliest in place of the first.
     rate
         The largest of the cycle.
     on_epoch
@@ -135,6 +136,8 @@ def fit_proposal(
         proposal.load_state_dict(start.state_dict())
     owner = np.arange(len(data)) if owner is None else owner
     chosen = torch.from_numpy(np.unique(owner, return_index=True)[1])
+    if start is not None and len(chosen) < len(data):
+        chosen = likeliest_variants(start, data, owner)
     sites = (data.numbers > 0).sum(1)
     steps = -(-len(chosen) // BATCH) * epochs
     optimiser = torch.optim.AdamW(
