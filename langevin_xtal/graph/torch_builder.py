@@ -149,11 +149,6 @@ def _sums(*counts: Tensor) -> list[int]:
     return sums
 
 
-def _starts(counts: Tensor) -> Tensor:
-    """(n + 1,) offsets of consecutive groups."""
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-
-
 def _sorted_starts(group: Tensor, groups: int) -> Tensor:
     """(groups + 1,) offsets of the groups of rows that are sorted by group.
 
