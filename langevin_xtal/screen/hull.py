@@ -228,9 +228,10 @@ class HullReferences:
         together = replace(
             self, formulas=names, energy=np.array(list(lowest.values())), ids=names, _known={}
         )
+        known = np.asarray(self._has.any(axis=0))
         above = np.full(len(named), np.nan)
         for k, (numbers, own) in enumerate(zip(compositions, energy, strict=True)):
-            if self._has[:, np.unique(numbers)].any(axis=0).all():
+            if known[numbers].all():
                 above[k] = max(0.0, own - together.hull_energy(numbers)[0])
         return above
 

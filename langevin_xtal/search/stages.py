@@ -46,6 +46,9 @@ from langevin_xtal.version import __version__
 Progress = Callable[[str, int, int], None]
 """Called with the title of a stage, candidates (or pairs) done and in all."""
 
+Work = Callable[[str, list[Row], Callable[[int], None]], None]
+"""Does a stage, by its name, of some candidates, and is to say how many are done."""
+
 POLL_SECONDS = 0.5
 SAMPLING_SHARE = 0.5
 """Of the time allowed, when relaxation is to follow."""
@@ -192,7 +195,7 @@ class _Run:
         stage: str,
         title: str,
         units: Sequence[int],
-        work: Callable[[str, list[Row], Callable[[int], None]], None],
+        work: Work,
     ) -> None:
         """``work`` of every candidate, by one of all processes; slow work only in time."""
         kind = stage.removesuffix(BROKEN)
@@ -220,7 +223,7 @@ class _Run:
         stage: str,
         title: str,
         units: Sequence[int],
-        work: Callable[[str, list[Row], Callable[[int], None]], None],
+        work: Work,
     ) -> None:
         """As :meth:`_each`; once more where symmetry broke after a run that had no more time."""
         rows = self._rows(units)
@@ -228,29 +231,48 @@ class _Run:
         self._each(stage, title, [k for k in units if k not in broken], work)
         self._each(stage + BROKEN, title, [k for k in units if k in broken], work)
 
-    def _compare(self, stage: str, title: str, fact: str) -> None:
-        """Mark candidates equal to an earlier one, in one go."""
+    def _at_once(
+        self, stage: str, look: Callable[[], tuple[int, Callable[[], dict[int, Change]]]]
+    ) -> None:
+        """A stage of all candidates in one go, by one process, whenever there are others.
+
+        ``look`` tells a number that grows whenever there are others, and what to do then.
+        """
         while True:
-            rows, cells, unit = self._to_compare(stage)
+            unit, changes = look()
             claim = self.store.claim(stage, [unit], 1)
             if claim.units:
                 start = time.perf_counter()
-                first = group_duplicates(
-                    cells,
-                    cache=self._cache,
-                    workers=self.plan.workers,
-                    progress=lambda done, planned: self.report(title, done, planned),
-                )
-                changes = {}
-                for k, row in enumerate(rows):
-                    same = -1 if first[k] == k else rows[first[k]].index
-                    if row.facts.get(fact) != same:
-                        changes[row.index] = Change({fact: same})
-                self.store.settle_all(stage, unit, changes, time.perf_counter() - start)
+                self.store.settle_all(stage, unit, changes(), time.perf_counter() - start)
             elif claim.left == 0:
                 return
             else:
                 time.sleep(POLL_SECONDS)
+
+    def _compare(self, stage: str, title: str, fact: str) -> None:
+        """Mark candidates equal to an earlier one."""
+
+        def look() -> tuple[int, Callable[[], dict[int, Change]]]:
+            rows, cells, unit = self._to_compare(stage)
+            return unit, lambda: self._equal(rows, cells, title, fact)
+
+        self._at_once(stage, look)
+
+    def _equal(
+        self, rows: Sequence[Row], cells: Sequence[Cell], title: str, fact: str
+    ) -> dict[int, Change]:
+        first = group_duplicates(
+            cells,
+            cache=self._cache,
+            workers=self.plan.workers,
+            progress=lambda done, planned: self.report(title, done, planned),
+        )
+        changes = {}
+        for k, row in enumerate(rows):
+            same = -1 if first[k] == k else rows[first[k]].index
+            if row.facts.get(fact) != same:
+                changes[row.index] = Change({fact: same})
+        return changes
 
     def _to_compare(self, stage: str) -> tuple[list[Row], list[Cell], int]:
         """Candidates and cells to compare, and a number that grows whenever there are others.
@@ -439,23 +461,21 @@ class _Run:
         self.store.settle_each(stage, changes, time.perf_counter() - start)
 
     def _rank_together(self) -> None:
-        """Energies above the hull of references and candidates, whenever there are more."""
-        while True:
+        """Energies above the hull of references and candidates."""
+
+        def look() -> tuple[int, Callable[[], dict[int, Change]]]:
             rows = [row for row in self._rows(self._relaxed()) if row.facts.get("ranked")]
             unit = len(rows) + sum("note" in row.facts for row in rows)
-            claim = self.store.claim("rank together", [unit], 1)
-            if claim.units:
-                start = time.perf_counter()
-                above = self._above_all(rows, [float(row.facts["energy"]) for row in rows])
-                changes = {
-                    row.index: Change({"e_above_all": None if math.isnan(value) else value})
-                    for row, value in zip(rows, above.tolist(), strict=True)
-                }
-                self.store.settle_all("rank together", unit, changes, time.perf_counter() - start)
-            elif claim.left == 0:
-                return
-            else:
-                time.sleep(POLL_SECONDS)
+            return unit, lambda: self._together(rows)
+
+        self._at_once("rank together", look)
+
+    def _together(self, rows: Sequence[Row]) -> dict[int, Change]:
+        above = self._above_all(rows, [float(row.facts["energy"]) for row in rows])
+        return {
+            row.index: Change({"e_above_all": None if math.isnan(value) else value})
+            for row, value in zip(rows, above.tolist(), strict=True)
+        }
 
     @cached_property
     def _hull(self) -> tuple[HullReferences | None, str]:

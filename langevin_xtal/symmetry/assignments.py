@@ -848,15 +848,18 @@ def _isometries(number: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.flo
         if rotation.tobytes() in seen:
             continue
         seen |= {np.ascontiguousarray(rotation @ r).tobytes() for r in group.rotations}
-        shift = _normalising_shift(group, rotation, grid)
+        shift = normalising_shift(group, rotation, grid)
         if shift is not None:
             yield rotation, shift / 24.0
 
 
-def _normalising_shift(
+def normalising_shift(
     group: SpaceGroup, rotation: NDArray[np.int64], grid: NDArray[np.int64]
 ) -> NDArray[np.int64] | None:
-    """(3,) in 1/24, so that conjugation with (rotation, shift) maps the group onto itself."""
+    """(3,) the first of the shifts ``grid`` (S, 3) [1/24] that keeps a group with a rotation.
+
+    Conjugation with both maps the group onto itself. None where no shift does.
+    """
     back = np.rint(np.linalg.inv(rotation)).astype(np.int64)
     own = {r.tobytes(): t for r, t in zip(group.rotations, group.translations24, strict=True)}
     centring = {tuple(vector) for vector in (group.centring % 24).tolist()}

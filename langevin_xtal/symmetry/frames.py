@@ -18,6 +18,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from langevin_xtal.symmetry.assignments import normalising_shift
 from langevin_xtal.symmetry.groups import SpaceGroup
 from langevin_xtal.symmetry.lattice import ANGLE_LENGTH, length_from_coordinate
 from langevin_xtal.symmetry.wyckoff import shift_vectors, wyckoff_positions
@@ -180,24 +181,9 @@ def _bases(system: str) -> IntArray:
 
 def _origin(group: SpaceGroup, turn: IntArray) -> FloatArray | None:
     """(3,) so that conjugation with (turn, origin) maps the group onto itself."""
-    back = np.rint(np.linalg.inv(turn)).astype(np.int64)
-    own = {r.tobytes(): t for r, t in zip(group.rotations, group.translations24, strict=True)}
-    centring = {tuple(vector) for vector in (group.centring % 24).tolist()}
-    if {tuple(vector) for vector in ((group.centring @ turn.T) % 24).tolist()} != centring:
-        return None
     grid = np.stack(np.meshgrid(_STEPS, _STEPS, _STEPS, indexing="ij"), -1).reshape(-1, 3)
-    for r, t in zip(group.rotations, group.translations24, strict=True):
-        image = np.ascontiguousarray(turn @ r @ back)
-        if image.tobytes() not in own:
-            return None
-        gap = turn @ t - own[image.tobytes()] + grid - grid @ image.T
-        fits = np.zeros(len(grid), dtype=bool)
-        for vector in centring:
-            fits |= (gap % 24 == vector).all(axis=1)
-        grid = grid[fits]
-        if not len(grid):
-            return None
-    return grid[0] / 24.0
+    shift = normalising_shift(group, turn, grid)
+    return None if shift is None else shift / 24.0
 
 
 def _renamed(number: int, turn: IntArray, origin: FloatArray) -> IntArray:
