@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from langevin_xtal.model.proposal import (
     Mixture,
     Proposal,
     ProposalConfig,
+    Sites,
     draw,
     in_cell_like,
     lattice_features,
@@ -99,9 +101,22 @@ def drawn(
     seed: int = 0,
     temperature: float = 1.0,
 ) -> Draw:
+    uniforms, normals = numbers_for(seed, len(case[1]))
+    return drawn_with(proposal, statistics, case, uniforms, normals, temperature)
+
+
+def drawn_with(
+    proposal: Proposal,
+    statistics: Statistics,
+    case: tuple[int, Sequence[int], Sequence[int]],
+    uniforms: Tensor,
+    normals: Tensor,
+    temperature: float = 1.0,
+) -> Draw:
     group, numbers, positions = case
-    uniforms, normals = numbers_for(seed, len(numbers))
-    return draw(proposal, statistics, group, numbers, positions, uniforms, normals, temperature)
+    asked = [Sites(group, tuple(numbers), tuple(positions))]
+    (found,) = draw(proposal, statistics, asked, uniforms[None], normals[None], temperature)
+    return found
 
 
 def told(statistics: Statistics, group: int, numbers: Sequence[int], found: Draw) -> Descriptions:
@@ -368,6 +383,92 @@ def _distances(group: int, frac: np.ndarray, lattice: np.ndarray) -> np.ndarray:
     return np.sort(np.concatenate(found))
 
 
+def together(
+    proposal: Proposal, statistics: Statistics, places: Sequence[int]
+) -> list[tuple[int, ...]]:
+    """Draws of cases in one call, as numbers to the last bit."""
+    asked = [Sites(g, tuple(z), tuple(w)) for g, z, w in (CASES[p % len(CASES)] for p in places)]
+    sites = 1 + max(len(one.numbers) for one in asked)
+    uniforms = torch.full((len(asked), sites, 3), torch.nan, dtype=torch.float64)
+    normals = torch.empty(len(asked), 6, dtype=torch.float64)
+    for row, (p, one) in enumerate(zip(places, asked, strict=True)):
+        uniforms[row, : len(one.numbers) + 1], normals[row] = numbers_for(p, len(one.numbers))
+    found = draw(proposal, statistics, asked, uniforms, normals)
+    return [(f.positions, f.log_likelihood, *f.frac.flat, *f.coordinates) for f in found]
+
+
+@pytest.fixture(scope="module")
+def several(proposal: Proposal) -> Proposal:
+    """Three members."""
+    members = [proposal]
+    for seed in (5, 6):
+        torch.manual_seed(seed)
+        member = Proposal(proposal.config).eval().requires_grad_(False)
+        for head in member.heads:
+            head[-1].weight.mul_(6.0)
+        members.append(member)
+    return Proposal.of_members(members)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_draws_do_not_depend_on_their_company(proposal, several, statistics, members):
+    """In float64, to the last bit; numbers after those a crystal uses are not looked at."""
+    used = deepcopy(proposal if members == 1 else several).double()
+    rng = np.random.default_rng(members)
+    places = list(range(3 * len(CASES)))
+    whole = together(used, statistics, places)
+    assert len(set(whole)) == len(whole)
+    for size in (1, 7):
+        for pick in (rng.choice(places, size, replace=False).tolist() for _ in range(5)):
+            assert together(used, statistics, pick) == [whole[p] for p in pick]
+
+
+class TestMembers:
+    """Several networks in place of one."""
+
+    def test_the_same_one_twice_is_that_one(self, proposal, statistics):
+        twice = Proposal.of_members([proposal, proposal]).double()
+        once = deepcopy(proposal).double()
+        places = range(len(CASES))
+        for a, b in zip(
+            together(once, statistics, places), together(twice, statistics, places), strict=True
+        ):
+            assert a[0] == b[0]
+            free = slice(2, -6)  # which of two equal components the cell comes from may differ
+            assert a[free] == b[free]
+
+    @pytest.mark.parametrize("case", CASES, ids=[str(c[0]) for c in CASES])
+    def test_factors_are_means(self, several, statistics, case):
+        """The likelihood of a draw, factor by factor from what each member says of it."""
+        found = drawn(several, statistics, case, 1)
+        d = told(statistics, case[0], case[1], found)
+        factors, lattices = [], []
+        with torch.inference_mode():
+            for member in several.members():
+                context = member.context(d)
+                state = member.placed(context, d)
+                own = []
+                for s, k in torch.nonzero(d.used[0]).tolist():
+                    log_p = member.bins(state[:, s], d.values[:, s], k).log_softmax(1)
+                    own.append(float((log_p * soft_bins(d.values[:, s, k], 0.0)).sum()))
+                factors.append(own)
+                free = torch.from_numpy(lattice_freedom(case[0]))[None]
+                mixture = member.mixture(state, context, d)
+                lattices.append(float(mixture.log_density(d.lattice, free)))
+        count = np.log(len(factors))
+        total = float((scipy.special.logsumexp(factors, axis=0) - count).sum())
+        total += float(scipy.special.logsumexp(lattices) - count)
+        assert found.log_likelihood == pytest.approx(total, abs=5e-3)
+
+    def test_members_are_alike_in_size(self, proposal, several):
+        assert several.config.members == 3
+        assert len(several.members()) == 3
+        other = Proposal(ProposalConfig(width=64, layers=1, heads=2))
+        for bad in ([proposal, other], [proposal, several]):
+            with pytest.raises(InputError, match="one configuration"):
+                Proposal.of_members(bad)
+
+
 @pytest.mark.parametrize("case", CASES, ids=[str(c[0]) for c in CASES])
 def test_cold_draws_are_the_likeliest_bins(proposal, statistics, case):
     """Parameter by parameter, trying every bin; and the lattice at the top of its mixture."""
@@ -407,20 +508,21 @@ def test_draws_follow_the_probabilities(proposal, statistics):
     count, n = np.zeros(BINS), 600
     for k in range(n):
         uniforms = torch.full((2, 3), (k + 0.5) / n, dtype=torch.float64)
-        found = draw(proposal, statistics, group, numbers, [w], uniforms, torch.zeros(6))
+        case = (group, numbers, [w])
+        found = drawn_with(proposal, statistics, case, uniforms, torch.zeros(6))
         count[round(found.frac[0, 2] * BINS) % BINS] += 1
     assert np.abs(count - n * p).max() <= 1.01
     assert (count > 0).sum() > 20
 
 
 def test_the_lattice_follows_its_normals(proposal, statistics):
-    group, numbers, positions = CASES[2]
+    group, numbers, _ = CASES[2]
     uniforms, _ = numbers_for(0, len(numbers))
     free = lattice_freedom(group)
     features = []
     for value in (-1.0, 0.0, 2.0):
         normals = torch.full((6,), value, dtype=torch.float64)
-        found = draw(proposal, statistics, group, numbers, positions, uniforms, normals, 0.5)
+        found = drawn_with(proposal, statistics, CASES[2], uniforms, normals, 0.5)
         features.append(told(statistics, group, numbers, found).lattice[0].numpy()[free])
     low, mean, high = features
     np.testing.assert_allclose(high - mean, 2 * (mean - low), atol=2e-3)

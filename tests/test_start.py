@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from pymatgen.core import Composition, Lattice
 
 import langevin_xtal as lx
@@ -37,7 +38,7 @@ from langevin_xtal.sampling.start import (
 )
 from langevin_xtal.sampling.streams import stream_keys
 from langevin_xtal.symmetry import SpaceGroup, lattice_coordinates, lattice_freedom, orbit
-from langevin_xtal.symmetry.assignments import assignments, fits
+from langevin_xtal.symmetry.assignments import Assignment, assignments, fits
 from langevin_xtal.symmetry.lattice import fixed_coordinates
 from langevin_xtal.symmetry.sites import wrap
 from langevin_xtal.symmetry.wyckoff import wyckoff_positions
@@ -76,6 +77,16 @@ def options(**changes: object) -> SampleOptions:
 
 def keys_of(n: int, seed: int = 0) -> torch.Tensor:
     return stream_keys(seed, torch.arange(n), torch.zeros(n, dtype=torch.int64))
+
+
+def ranked_by(
+    model: ScoreModel,
+    number: int,
+    elements: tuple[int, ...],
+    counts: tuple[int, ...],
+    occupied: tuple[int, ...] = (),
+) -> tuple[list[Assignment], NDArray[np.float64]] | None:
+    return ranked_assignments(model.ranker, model.prior, number, elements, counts, occupied)
 
 
 def started(
@@ -346,7 +357,7 @@ class TestStarts:
 
         def spy(*args: object, **kwargs: object) -> object:
             found = genuine(*args, **kwargs)  # type: ignore[arg-type]
-            seen.append(found.log_likelihood)
+            seen.extend(one.log_likelihood for one in found)
             return found
 
         request = [lx.Request(99, {"Ti": 1, "O": 1}, positions=[0, 1])]
@@ -394,7 +405,7 @@ class TestAssignments:
 
     def test_ranked(self, tiny_model: ScoreModel) -> None:
         """All of them, likeliest first, with probabilities that add up."""
-        ranked = ranked_assignments(tiny_model, 62, self.ELEMENTS, self.COUNTS)
+        ranked = ranked_by(tiny_model, 62, self.ELEMENTS, self.COUNTS)
         assert ranked is not None
         found, log_p = ranked
         assert sorted(found) == sorted(assignments(62, self.COUNTS))
@@ -411,7 +422,7 @@ class TestAssignments:
             (62, self.ELEMENTS, self.COUNTS, False),
             (47, (39, 56, 29, 8), (1, 2, 3, 7), True),
         ):
-            ranked = ranked_assignments(ranking_model, number, elements, counts)
+            ranked = ranked_by(ranking_model, number, elements, counts)
             assert ranked is not None
             found, log_p = ranked
             in_order = set(assignments(number, counts, limit=MOST_ASSIGNMENTS))
@@ -430,7 +441,7 @@ class TestAssignments:
 
     def test_taken_positions_are_left_alone(self, tiny_model: ScoreModel) -> None:
         """Fixed sites fix the origin, so all assignments are told, by trying all of them."""
-        ranked = ranked_assignments(tiny_model, 62, self.ELEMENTS, self.COUNTS, (0,))
+        ranked = ranked_by(tiny_model, 62, self.ELEMENTS, self.COUNTS, (0,))
         assert ranked is not None
         table = wyckoff_positions(62)
         assert [(w.multiplicity, w.freedom) for w in table] == [(4, 0), (4, 0), (4, 2), (8, 3)]
@@ -451,19 +462,19 @@ class TestAssignments:
         assert sorted(ranked[0]) == sorted(every)
 
     def test_nothing_left_to_place(self, tiny_model: ScoreModel) -> None:
-        ranked = ranked_assignments(tiny_model, 62, (38, 8), (0, 0))
+        ranked = ranked_by(tiny_model, 62, (38, 8), (0, 0))
         assert ranked is not None
         assert ranked[0] == [((), ())]
-        assert ranked_assignments(tiny_model, 62, (38, 8), (-4, 4)) is None
-        assert ranked_assignments(tiny_model, 62, (38, 8), (3, 4)) is None
+        assert ranked_by(tiny_model, 62, (38, 8), (-4, 4)) is None
+        assert ranked_by(tiny_model, 62, (38, 8), (3, 4)) is None
 
     def test_elements_that_are_all_fixed_have_no_other_sites(self, tiny_model: ScoreModel) -> None:
-        ranked = ranked_assignments(tiny_model, 62, (38, 8), (0, 4))
+        ranked = ranked_by(tiny_model, 62, (38, 8), (0, 4))
         assert ranked is not None
         assert all(option[0] == () for option in ranked[0])
         assert [option[1] for option in ranked[0]] == [
             own
-            for (own,) in ranked_assignments(tiny_model, 62, (8,), (4,))[0]  # type: ignore[index]
+            for (own,) in ranked_by(tiny_model, 62, (8,), (4,))[0]  # type: ignore[index]
         ]
 
     @pytest.mark.parametrize("temperature", [1.0, 0.4])
@@ -473,7 +484,7 @@ class TestAssignments:
         """Shares of p^(1/T), as the streams' numbers are uniform."""
         n = 1500
         request = lx.Request(139, formula="TiO2", z=2)
-        ranked = ranked_assignments(tiny_model, 139, (22, 8), (2, 4))
+        ranked = ranked_by(tiny_model, 139, (22, 8), (2, 4))
         assert ranked is not None
         p = np.exp(ranked[1] / temperature)
         p /= p.sum()

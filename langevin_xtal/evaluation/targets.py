@@ -308,7 +308,7 @@ def assignment_ranks(targets: Sequence[Target], model: ScoreModel) -> IntArray:
             ranks.append(-1)
             continue
         told = ranked_assignments(
-            model, target.group.number, tuple(counts), tuple(counts.values())
+            model.ranker, model.prior, target.group.number, tuple(counts), tuple(counts.values())
         )
         found = told[0] if told is not None else []
         true = target.assignment()

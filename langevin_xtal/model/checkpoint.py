@@ -8,12 +8,14 @@ the configurations, the noise levels and the card.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,6 +82,11 @@ class ScoreModel:
     def hash(self) -> str:
         """Identifies the weights."""
         return weights_hash(self.network.state_dict() | self._part_tensors())
+
+    @cached_property
+    def precise_proposal(self) -> Proposal | None:
+        """``proposal`` in float64: its draws depend neither on their company nor on the device."""
+        return None if self.proposal is None else copy.deepcopy(self.proposal).double()
 
     def parts(self) -> dict[str, Any]:
         """The networks beside the score network, by the name of their field."""

@@ -10,12 +10,15 @@ each parameter a categorical over ``BINS`` fractions of the cell, the lattice a 
 distributions. It sees no distances: it remembers which structure types such elements take. The
 score network, which sees nothing but distances and angles, starts from its draws at an
 intermediate noise level and does the rest.
+
+Several networks fitted from different random weights may stand for one proposal: every factor is
+the mean of theirs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -56,7 +59,12 @@ COMPONENTS = 12
 SMALLEST_SPREAD = 0.01
 """Of a component, in units of log length or angle coordinate / 10 Å."""
 
-RANGES: dict[str, tuple[int, int]] = {"width": (8, 1024), "layers": (1, 16), "heads": (1, 16)}
+RANGES: dict[str, tuple[int, int]] = {
+    "width": (8, 1024),
+    "layers": (1, 16),
+    "heads": (1, 16),
+    "members": (1, 16),
+}
 """What a proposal may be: its file comes from strangers, and memory is taken on its word."""
 
 
@@ -72,6 +80,8 @@ class ProposalConfig:
     """Attention heads."""
     frames: bool = False
     """Whether it learned descriptions that choose the basis too, not the origin alone."""
+    members: int = 1
+    """Networks whose probabilities are averaged."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():
@@ -99,6 +109,18 @@ class Descriptions:
     def __len__(self) -> int:
         return len(self.group)
 
+    def to(self, like: Tensor) -> Descriptions:
+        """Where a tensor is, numbers in its precision."""
+        return Descriptions(
+            self.group.to(like.device),
+            self.numbers.to(like.device),
+            self.rows.to(like.device),
+            self.values.to(like),
+            self.used.to(like.device),
+            self.size.to(like),
+            self.lattice.to(like),
+        )
+
     def pick(self, index: Tensor) -> Descriptions:
         """Some of them, with no more padding than they need."""
         longest = int((self.numbers[index] > 0).sum(1).max())
@@ -121,11 +143,10 @@ def lattice_features(coordinates: Tensor, log_volume: Tensor) -> Tensor:
 
 
 @cache
-def lattice_freedoms() -> tuple[Tensor, Tensor]:
-    """(231, 6) which coordinates are free, and which one drives each; row 0 unused."""
-    free = [np.zeros(COORDINATES, dtype=bool)] + [lattice_freedom(n) for n in range(1, 231)]
-    driver = [np.arange(COORDINATES)] + [lattice_driver(n) for n in range(1, 231)]
-    return torch.from_numpy(np.array(free)), torch.from_numpy(np.array(driver))
+def lattice_freedoms() -> Tensor:
+    """(231, 6) which lattice coordinates are free; row 0 unused."""
+    none = np.zeros(COORDINATES, dtype=bool)
+    return torch.from_numpy(np.array([none, *(lattice_freedom(n) for n in range(1, 231))]))
 
 
 def expected_log_volume(
@@ -146,11 +167,22 @@ class Attention(nn.Module):
         self.leave = nn.Linear(width, width, bias=False)
         self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, allowed: Tensor, dropout: float) -> Tensor:
-        """(B, S, W) to the same; ``allowed`` (B, S, S) says who sees whom."""
+    def forward(
+        self, x: Tensor, allowed: Tensor | None, dropout: float, before: list[Tensor] | None = None
+    ) -> Tensor:
+        """(B, S, W) to the same; ``allowed`` (B, S, S) says who sees whom, None that all do.
+
+        Sites ``before`` these are seen too: their keys and values (C ≥ B, H, ·, ·), to which those
+        of these sites are added.
+        """
         b, s, w = x.shape
         q, k, v = self.mix(self.norm(x)).view(b, s, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        seen = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed.unsqueeze(1))
+        if before is not None:
+            if before:
+                k, v = (torch.cat([a[:b], n], 2) for a, n in zip(before, (k, v), strict=True))
+            before[:] = k, v
+        mask = None if allowed is None else allowed.unsqueeze(1)
+        seen = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         seen = self.leave(seen.transpose(1, 2).reshape(b, s, w))
         x = x + functional.dropout(seen, dropout, training=dropout > 0)
         inner = self.narrow(functional.gelu(self.wide(self.norm_out(x))))
@@ -188,6 +220,25 @@ class Proposal(nn.Module):
         )
         for table, spread in ((self.position, 0.1), (self.element, 0.1), (self.group, 0.2)):
             nn.init.normal_(table.weight, std=spread)
+        alone = replace(self.config, members=1)
+        self.others = nn.ModuleList(Proposal(alone) for _ in range(self.config.members - 1))
+
+    @classmethod
+    def of_members(cls, members: Sequence[Proposal]) -> Proposal:
+        """One proposal of several, fitted with the same configuration."""
+        first = members[0]
+        if any(m.config != first.config or m.config.members != 1 for m in members):
+            raise InputError("members of a proposal need one configuration, each a single network")
+        found = cls(replace(first.config, members=len(members)))
+        state = dict(first.state_dict())
+        for k, member in enumerate(members[1:]):
+            state |= {f"others.{k}.{name}": v for name, v in member.state_dict().items()}
+        found.load_state_dict(state)
+        return found.eval().requires_grad_(False)
+
+    def members(self) -> list[Proposal]:
+        """The networks whose probabilities are averaged, this one first."""
+        return [self, *self.others]  # type: ignore[list-item]
 
     def context(
         self, d: Descriptions, dropout: float = 0.0, shown: Tensor | None = None
@@ -195,16 +246,19 @@ class Proposal(nn.Module):
         """(B, S, W) what each site is, among the others."""
         real = d.numbers > 0
         seen = d.numbers if shown is None else shown[d.numbers]
-        count = real.sum(1, keepdim=True).float()
+        count = real.sum(1, keepdim=True).to(d.size)
         size = torch.stack([d.size / 3 - 2, d.size - count[:, 0].log() - 3, count[:, 0].log()], 1)
-        x = self.element(seen) + self.describe_element(
-            element_features()[seen].flatten(0, 1)
-        ).view(*seen.shape, -1)
-        about = position_features()[d.rows].flatten(0, 1)
+        of_element, of_position = (
+            table.to(self.group.weight) for table in (element_features(), position_features())
+        )
+        x = self.element(seen) + self.describe_element(of_element[seen].flatten(0, 1)).view(
+            *seen.shape, -1
+        )
+        about = of_position[d.rows].flatten(0, 1)
         x = x + self.position(d.rows) + self.describe_position(about).view(*seen.shape, -1)
         x = x + (self.group(d.group) + self.size(size)).unsqueeze(1)
         # which sites share an element, whatever it is
-        allowed = (real.unsqueeze(1) & real.unsqueeze(2)) | torch.eye(real.shape[1]).bool()
+        allowed = (real.unsqueeze(1) & real.unsqueeze(2)) | _diagonal(real)
         for layer in self.read:
             x = layer(x, allowed, dropout)
         return x
@@ -217,10 +271,32 @@ class Proposal(nn.Module):
         # padding says nothing: the state after the last site is the same in any batch
         x = told + functional.pad(context * (d.numbers > 0).unsqueeze(2), (0, 0, 0, 1))
         real = functional.pad(d.numbers > 0, (1, 0), value=True)
-        causal = torch.ones(s + 1, s + 1).tril().bool()
+        causal = torch.ones(s + 1, s + 1, device=x.device).tril().bool()
         for layer in self.place:
-            x = layer(x, causal & real.unsqueeze(1) | torch.eye(s + 1).bool(), dropout)
+            x = layer(x, causal & real.unsqueeze(1) | _diagonal(real), dropout)
         return x
+
+    def states(self, context: Tensor, d: Descriptions, rows: Sequence[int]) -> Iterator[Tensor]:
+        """The states of :meth:`placed`, (rows, W), site after site.
+
+        The parameters of a site are read from ``d`` when the next state is asked for.
+
+        Parameters
+        ----------
+        rows
+            (S + 1,) how many crystals, the first ones, have so many sites at least.
+        """
+        waiting = functional.pad(context * (d.numbers > 0).unsqueeze(2), (0, 0, 0, 1))
+        before: list[list[Tensor]] = [[] for _ in self.place]
+        for s, n in enumerate(rows):
+            x = waiting[:n, s]
+            if s:
+                told = (waves(d.values[:n, s - 1]) * d.used[:n, s - 1].unsqueeze(2)).flatten(1)
+                x = x + self.enter(torch.cat([context[:n, s - 1], told], 1))
+            x = x.unsqueeze(1)
+            for layer, kept in zip(self.place, before, strict=True):
+                x = layer(x, None, 0.0, kept)
+            yield x.squeeze(1)
 
     def bins(self, state: Tensor, values: Tensor, k: int) -> Tensor:
         """(..., BINS) logits of parameter ``k`` from states (..., W) and those before it."""
@@ -229,8 +305,12 @@ class Proposal(nn.Module):
 
     def mixture(self, state: Tensor, context: Tensor, d: Descriptions) -> Mixture:
         """The lattice's, from :meth:`placed` and :meth:`context`."""
+        sites = (d.numbers > 0).sum(1)
+        return self.mixture_from(state[torch.arange(len(sites)), sites], context, d)
+
+    def mixture_from(self, last: Tensor, context: Tensor, d: Descriptions) -> Mixture:
+        """The same from the states (B, W) after the last sites."""
         real = (d.numbers > 0).unsqueeze(2)
-        last = state.gather(1, real.sum(1, keepdim=True).expand(-1, -1, state.shape[2])).squeeze(1)
         mean = (context * real).sum(1) / real.sum(1)
         out = self.lattice(torch.cat([last, mean], 1)).view(len(last), COMPONENTS, -1)
         spread = SMALLEST_SPREAD + functional.softplus(out[..., 1 + COORDINATES :] - 3.0)
@@ -249,7 +329,7 @@ class Proposal(nn.Module):
         """
         context = self.context(d, dropout, shown)
         state = self.placed(context, d, dropout)
-        total = torch.zeros(len(d))
+        total = torch.zeros_like(d.size)
         for k in range(3):
             crystal, site = torch.nonzero(d.used[:, :, k], as_tuple=True)
             if not len(crystal):
@@ -258,7 +338,7 @@ class Proposal(nn.Module):
             log_p = self.bins(state[crystal, site], values, k).log_softmax(1)
             wanted = soft_bins(values[:, k], smoothing)
             total = total.index_add(0, crystal, (wanted * log_p).sum(1))
-        free = lattice_freedoms()[0][d.group]
+        free = lattice_freedoms().to(d.group.device)[d.group]
         return total, self.mixture(state, context, d).log_density(d.lattice, free)
 
 
@@ -279,17 +359,18 @@ class Mixture:
 
 def waves(values: Tensor) -> Tensor:
     """(..., 2 · WAVES) sines and cosines of fractions (...)."""
-    frequency = 2 * torch.pi * torch.arange(1, WAVES + 1)
+    steps = torch.arange(1, WAVES + 1, dtype=values.dtype, device=values.device)
+    frequency = 2 * torch.pi * steps
     phase = values.unsqueeze(-1) * frequency
     return torch.cat([phase.sin(), phase.cos()], -1)
 
 
 def soft_bins(values: Tensor, smoothing: float) -> Tensor:
     """(N, BINS) the nearest bin of fractions (N,), or a normal around them, on the circle."""
-    gap = values.unsqueeze(1) - torch.arange(BINS) / BINS
+    gap = values.unsqueeze(1) - torch.arange(BINS, device=values.device) / BINS
     gap = (gap - gap.round()) * BINS
     if not smoothing:
-        return functional.one_hot(gap.abs().argmin(1), BINS).float()
+        return functional.one_hot(gap.abs().argmin(1), BINS).to(values)
     return (-0.5 * (gap / smoothing).square()).softmax(1)
 
 
@@ -341,66 +422,123 @@ class Draw:
     log_likelihood: float  #: of what was drawn
 
 
+@dataclass(frozen=True)
+class Sites:
+    """What a draw is told. A sites."""
+
+    group: int  #: space-group number
+    numbers: tuple[int, ...]  #: (A,) atomic numbers
+    positions: tuple[int, ...]  #: (A,) Wyckoff positions, indices within the group
+
+
 @torch.inference_mode()
 def draw(
     proposal: Proposal,
     statistics: Statistics,
-    group: int,
-    numbers: Sequence[int],
-    positions: Sequence[int],
+    asked: Sequence[Sites],
     uniforms: Tensor,
     normals: Tensor,
     temperature: float = 1.0,
-) -> Draw:
-    """Draw parameters and lattice of one crystal.
+) -> list[Draw]:
+    """Draw parameters and lattices of B crystals of at most S sites.
+
+    In the precision of the proposal's weights, and on their device: in float64 a draw is the same
+    in any company and on any device, but for one in some million.
 
     Parameters
     ----------
-    numbers, positions
-        (A,) atomic numbers and Wyckoff positions (indices within the group), in any order.
+    asked
+        (B,) crystals.
     uniforms
-        (A + 1, 3) numbers in (0, 1): for the parameters, and the last row for the lattice.
+        (B, S + 1, 3) numbers in (0, 1): for the parameters, and the row after those of a
+        crystal's sites for its lattice.
     normals
-        (6,) standard normal numbers.
+        (B, 6) standard normal numbers.
     temperature
         Below 1, likelier crystals come up more often.
     """
-    rank = element_rank()[list(numbers)]
-    turned = proposal.config.frames
-    labels, _ = smallest_labels(group, positions, rank.tolist(), turned=turned)
-    order = np.lexsort((np.array(labels), rank))
-    own = np.array(numbers)[order]
-    d = padded([group], [own], [[labels[s] for s in order]], statistics)
-    context = proposal.context(d)
-    log_likelihood = 0.0
-    for s in range(len(own)):
-        if not bool(d.used[0, s].any()):
-            continue
-        state = proposal.placed(context[:, : s + 1], _upto(d, s + 1))[:, s]
-        for k in range(int(d.used[0, s].sum())):
-            log_p = (proposal.bins(state, d.values[:, s], k)[0].double()).log_softmax(0)
-            share = (log_p / temperature).softmax(0).cumsum(0)
+    told = [_in_order(proposal.config.frames, one) for one in asked]
+    # the longest first: those still to be placed are always the first ones
+    ranks = sorted(range(len(asked)), key=lambda b: -len(told[b][1]))
+    count = np.array([len(told[b][1]) for b in ranks])
+    d = padded(
+        [asked[b].group for b in ranks],
+        [np.array(asked[b].numbers)[told[b][1]] for b in ranks],
+        [[told[b][0][s] for s in told[b][1]] for b in ranks],
+        statistics,
+    )
+    used, sites = d.used.numpy(), int(count[0])
+    like = proposal.group.weight
+    d = d.to(like)
+    uniforms, normals = (x[ranks].to(like) for x in (uniforms, normals))
+    members = proposal.members()
+    contexts = [member.context(d) for member in members]
+    rows = [int((count >= s).sum()) for s in range(sites + 1)]
+    walks = [member.states(c, d, rows) for member, c in zip(members, contexts, strict=True)]
+    log_likelihood = torch.zeros_like(d.size)
+    last: list[list[Tensor]] = []
+    for s, more in enumerate([*rows[1:], 0]):
+        states = [next(walk) for walk in walks]
+        last.append([state[more:] for state in states])
+        for k in range(3):
+            if not (s < sites and used[:more, s, k].any()):
+                break
+            values = d.values[:more, s]
+            log_p = _mean(
+                [m.bins(x[:more], values, k) for m, x in zip(members, states, strict=True)]
+            )
+            share = (log_p / temperature).softmax(1).cumsum(1)
             # within the bin too: its edges are nothing special
-            u = float(uniforms[s, k]) * float(share[-1])
-            bin_ = int((share < u).sum())
-            log_likelihood += float(log_p[bin_])
-            d.values[0, s, k] = (bin_ / BINS + EDGE) % 1.0 - EDGE
-    mixture = proposal.mixture(proposal.placed(context, d), context, d)
-    share = (mixture.log_weight[0].double() / temperature).softmax(0).cumsum(0)
-    pick = int((share < float(uniforms[-1, 0]) * float(share[-1])).sum())
-    x = mixture.mean[0, pick].double() + temperature * mixture.spread[0, pick].double() * normals
-    free, driver = (table[group] for table in lattice_freedoms())
-    density = mixture.log_density(x.float().unsqueeze(0), free.unsqueeze(0))
-    frac = np.zeros((len(own), 3))
-    table = wyckoff_positions(group)
-    for place, s in enumerate(order):
-        w = table[labels[s]]
-        frac[s] = w.point(d.values[0, place, : w.freedom].double().numpy())
-    return Draw(
-        frac,
-        tuple(labels),
-        _lattice_coordinates(x.numpy(), float(d.size[0]), group, free.numpy(), driver.numpy()),
-        log_likelihood + float(density[0]),
+            bins = (share < uniforms[:more, s, k, None] * share[:, -1:]).sum(1, keepdim=True)
+            has = d.used[:more, s, k]
+            log_likelihood[:more] += log_p.gather(1, bins).squeeze(1) * has
+            d.values[:more, s, k] = ((bins.squeeze(1).to(like) / BINS + EDGE) % 1.0 - EDGE) * has
+    ends = [torch.cat(states[::-1]) for states in zip(*last, strict=True)]
+    mixture = _united(
+        [m.mixture_from(x, c, d) for m, x, c in zip(members, ends, contexts, strict=True)]
+    )
+    share = (mixture.log_weight / temperature).softmax(1).cumsum(1)
+    rows_of = torch.arange(len(count), device=like.device)
+    u = uniforms[rows_of, torch.from_numpy(count).to(like.device), :1]
+    each = rows_of, (share < u * share[:, -1:]).sum(1)
+    # single precision: rounding errors leave no trace
+    x = (mixture.mean[each] + temperature * mixture.spread[each] * normals).float()
+    free = lattice_freedoms().to(x.device)[d.group]
+    log_likelihood += mixture.log_density(x.to(like), free)
+    placed, lattice = d.values.cpu().double().numpy(), x.cpu().double().numpy()
+    size, said = d.size.tolist(), log_likelihood.float().tolist()
+    drawn = {}
+    for row, b in enumerate(ranks):
+        labels, order = told[b]
+        table = wyckoff_positions(asked[b].group)
+        frac = np.zeros((len(order), 3))
+        for place, s in enumerate(order):
+            w = table[labels[s]]
+            frac[s] = w.point(placed[row, place, : w.freedom])
+        coordinates = _lattice_coordinates(lattice[row], size[row], asked[b].group)
+        drawn[b] = Draw(frac, labels, coordinates, said[row])
+    return [drawn[b] for b in range(len(asked))]
+
+
+def _in_order(turned: bool, one: Sites) -> tuple[tuple[int, ...], NDArray[np.int64]]:
+    """Labels of the sites' positions, and the order in which they are placed."""
+    kinds = element_rank()[list(one.numbers)]
+    labels, _ = smallest_labels(one.group, one.positions, kinds.tolist(), turned=turned)
+    return labels, np.lexsort((np.array(labels), kinds))
+
+
+def _mean(logits: Sequence[Tensor]) -> Tensor:
+    """(B, ·) logarithms of the mean of several distributions, normalised."""
+    each = torch.stack([x.log_softmax(1) for x in logits])
+    return each.logsumexp(0) - float(np.log(len(logits)))
+
+
+def _united(parts: Sequence[Mixture]) -> Mixture:
+    """The mean of several mixtures."""
+    return Mixture(
+        torch.cat([m.log_weight for m in parts], 1) - float(np.log(len(parts))),
+        torch.cat([m.mean for m in parts], 1),
+        torch.cat([m.spread for m in parts], 1),
     )
 
 
@@ -432,27 +570,17 @@ def in_cell_like(found: Draw, group: int, coordinates: NDArray[np.float64]) -> D
     )
 
 
-def _upto(d: Descriptions, sites: int) -> Descriptions:
-    return Descriptions(
-        d.group,
-        d.numbers[:, :sites],
-        d.rows[:, :sites],
-        d.values[:, :sites],
-        d.used[:, :sites],
-        d.size,
-        d.lattice,
-    )
+def _diagonal(real: Tensor) -> Tensor:
+    """(S, S) bool, for (B, S): whoever has nobody to see sees itself."""
+    return torch.eye(real.shape[1], device=real.device).bool()
 
 
 def _lattice_coordinates(
-    x: NDArray[np.float64],
-    log_volume: float,
-    group: int,
-    free: NDArray[np.bool_],
-    driver: NDArray[np.int64],
+    x: NDArray[np.float64], log_volume: float, group: int
 ) -> NDArray[np.float64]:
     """(6,) lattice coordinates from features; those not free are the group's own."""
+    driver = lattice_driver(group)
     lengths = np.exp(np.clip(x[:3] + log_volume / 3, 0.0, 5.0))
     angles = np.clip(10.0 * x[3:], -15.0, 15.0)
     values = np.concatenate([coordinate_from_length(lengths), angles])
-    return np.where(free[driver], values[driver], fixed_coordinates(group))
+    return np.where(lattice_freedom(group)[driver], values[driver], fixed_coordinates(group))

@@ -196,8 +196,6 @@ def sample_batches(
     device = resolved_device(device)
     options = options or SampleOptions()
     model = load_model(model) if isinstance(model, str) else model
-    if device != "cpu":  # what says where chains start stays on the host
-        model = replace(model, network=copy.deepcopy(model.network).to(device))
     streams = range(len(requests)) if indices is None else [int(k) for k in indices]
     if len(set(streams)) != len(requests) or len(streams) != len(requests):
         raise InputError(
@@ -227,6 +225,11 @@ class _Batches:
         device: str,
         trajectory_every: int | None,
     ) -> None:
+        self.provenance = _provenance(model, options)
+        if device != "cpu":  # assignments of positions are ranked on the host
+            own = {name: getattr(model, name) for name in ("network", "proposal")}
+            moved = {k: copy.deepcopy(part).to(device) for k, part in own.items() if part}
+            model = replace(model, **moved)
         self.model, self.request_of = model, request_of
         self.trajectory_every = trajectory_every
         self.seed, self.options, self.device = seed, options, device
@@ -332,7 +335,6 @@ class _Batches:
         outcome = Outcome()
         lattice, frac = chains.lattice.cpu().numpy(), chains.frac.cpu().numpy()
         first = chains.crystals.site_start.tolist()
-        provenance = _provenance(model, self.options)
         diverged = chains.diverged.tolist()
         accepted = []
         for k, (index, attempt) in enumerate(batch):
@@ -348,7 +350,7 @@ class _Batches:
                 index=index,
                 attempt=attempt,
                 config=self.options.postprocess,
-                provenance=provenance | {"request": str(asked[k])},
+                provenance=self.provenance | {"request": str(asked[k])},
             )
             if isinstance(result, Candidate):
                 outcome.candidates.append(result)

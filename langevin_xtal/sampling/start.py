@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -15,9 +15,10 @@ from torch import Tensor
 from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.crystal.request import Request, cell_coordinates
 from langevin_xtal.errors import RequestError
-from langevin_xtal.model.assignment import element_rank
+from langevin_xtal.model.assignment import WyckoffPrior, element_rank
 from langevin_xtal.model.checkpoint import ScoreModel
-from langevin_xtal.model.proposal import draw, in_cell_like
+from langevin_xtal.model.proposal import Draw, Sites, draw, in_cell_like
+from langevin_xtal.model.ranking import AssignmentRanker
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.sampling.streams import normals, uniforms
 from langevin_xtal.symmetry.assignments import Assignment, assignments, explain, renamings
@@ -47,6 +48,9 @@ USUAL_BETA = 105.0
 MOST_ASSIGNMENTS = 2_000
 """Assignments of a formula that are enumerated and ranked, beside those the ranker remembers and
 those the prior finds likely."""
+
+MOST_DRAWN = 1024
+"""Proposals drawn at once."""
 
 FIXED_WITHIN = 0.1
 """A fixed site this near to a special position is on it [Å]."""
@@ -82,9 +86,12 @@ def start_chains(
 ) -> list[Start]:
     """The start of every request's chain, from streams ``keys`` (B,)."""
     assigned = _assign(requests, model, keys, options)
+    proposed = _proposals(requests, assigned, model, keys, options)
     return [
-        _start(request, drawn, model, int(key), options)
-        for request, drawn, key in zip(requests, assigned, keys.tolist(), strict=True)
+        _start(request, sites, draw, model, int(key), options)
+        for request, sites, draw, key in zip(
+            requests, assigned, proposed, keys.tolist(), strict=True
+        )
     ]
 
 
@@ -166,9 +173,8 @@ def _assign_formula(request: Request, model: ScoreModel, u: float, temperature: 
     ]
     for z, where in fixed:
         counts[elements.index(z)] -= where.multiplicity
-    ranked = ranked_assignments(
-        model, number, elements, tuple(counts), tuple(w.index for _, w in fixed if not w.freedom)
-    )
+    taken = tuple(w.index for _, w in fixed if not w.freedom)
+    ranked = ranked_assignments(model.ranker, model.prior, number, elements, tuple(counts), taken)
     if ranked is None:
         units = {s: n // (request.z or 1) for s, n in request.counts.items()}
         reason = explain(number, units, request.z or 1)
@@ -184,7 +190,8 @@ def _assign_formula(request: Request, model: ScoreModel, u: float, temperature: 
 
 @lru_cache(maxsize=4096)
 def ranked_assignments(
-    model: ScoreModel,
+    ranker: AssignmentRanker | None,
+    prior: WyckoffPrior | None,
     number: int,
     elements: tuple[int, ...],
     counts: tuple[int, ...],
@@ -207,10 +214,8 @@ def ranked_assignments(
     kinds, amounts = [elements[k] for k in present], [counts[k] for k in present]
     told = (
         list(assignments(number, amounts, limit=MOST_ASSIGNMENTS))
-        if model.ranker is None
-        else model.ranker.candidates(
-            number, kinds, amounts, limit=MOST_ASSIGNMENTS, prior=model.prior
-        )[0]
+        if ranker is None
+        else ranker.candidates(number, kinds, amounts, limit=MOST_ASSIGNMENTS, prior=prior)[0]
     )
     if occupied:
         # fixed sites fix the origin: the same crystals from other origins are other options now
@@ -218,10 +223,10 @@ def ranked_assignments(
         told = [a for a in dict.fromkeys(told) if not _used(a) & set(occupied)]
     if not told:
         return None
-    if model.ranker is None:
+    if ranker is None:
         log_p = -np.array([float(sum(len(own) for own in option)) for option in told])
     else:
-        log_p = model.ranker.log_probabilities(number, kinds, amounts, told, model.prior)
+        log_p = ranker.log_probabilities(number, kinds, amounts, told, prior)
     order = np.argsort(-log_p, kind="stable")
     whole = []
     for k in order:
@@ -262,17 +267,22 @@ def expected_coordinates(
 
 
 def _start(
-    request: Request, drawn: _Sites | None, model: ScoreModel, key: int, options: StartOptions
+    request: Request,
+    sites: _Sites | None,
+    proposed: Draw | None,
+    model: ScoreModel,
+    key: int,
+    options: StartOptions,
 ) -> Start:
     group = request.space_group
     number = group.number
     stream = torch.tensor([key])
     free = lattice_freedom(number)
-    if drawn is None:
+    if sites is None:
         numbers, where = request.numbers, None
         multiplicity = np.full(len(numbers), model.statistics.site_multiplicity[number])
     else:
-        numbers, where = tuple(z for z, _ in drawn), tuple(w for _, w in drawn)
+        numbers, where = tuple(z for z, _ in sites), tuple(w for _, w in sites)
         multiplicity = np.array([float(w.multiplicity) for w in where])
     tau, moves = 0.0, np.ones(len(numbers), dtype=bool)
     slots = torch.arange(3 * len(numbers))
@@ -284,15 +294,12 @@ def _start(
             free[lattice_driver(number)], coordinates, fixed_coordinates(number)
         )
         tau = model.levels.place(request.start.noise)
-    elif (
-        where is not None
-        and model.proposal is not None
-        and options.proposals
-        # proposals choose their own origin, and fixed sites have one already
-        and not request.fixed
-    ):
-        given = None if request.lattice is None else cell_coordinates(request.lattice)
-        frac, where, coordinates = _proposed(model, number, numbers, where, stream, options, given)
+    elif proposed is not None:
+        if request.lattice is not None:
+            proposed = in_cell_like(proposed, number, cell_coordinates(request.lattice))
+        table = wyckoff_positions(number)
+        where = tuple(table[w] for w in proposed.positions)
+        frac, coordinates = proposed.frac, proposed.coordinates
         tau = model.levels.place(options.proposal_noise)
     else:
         coordinates = expected_coordinates(number, numbers, multiplicity, model.statistics)
@@ -324,45 +331,65 @@ def _start(
     return Start(numbers, where, frac, coordinates, tau, moves, free, sound)
 
 
-def _proposed(
+def _proposals(
+    requests: Sequence[Request],
+    assigned: Sequence[_Sites | None],
     model: ScoreModel,
-    number: int,
-    numbers: tuple[int, ...],
-    where: tuple[WyckoffPosition, ...],
-    stream: Tensor,
+    keys: Tensor,
     options: StartOptions,
-    given: FloatArray | None,
-) -> tuple[FloatArray, tuple[WyckoffPosition, ...], FloatArray]:
-    """The likeliest of a few proposals, in a basis such as the cell given (6,) has."""
-    assert model.proposal is not None
-    count = 3 * (len(numbers) + 1)
-    best = None
-    for k in range(options.proposals):
-        u = uniforms(stream.expand(count), torch.arange(count), 3 + 2 * k).view(-1, 3)
-        normal = normals(stream.expand(6), torch.arange(6), 4 + 2 * k)
-        turned = model.proposal.config.frames
-        for labels in _labellings(number, numbers, where, turned=turned):
-            found = draw(
-                model.proposal,
-                model.statistics,
-                number,
-                numbers,
-                labels,
-                u,
-                normal,
-                options.proposal_temperature,
-            )
-            if best is None or found.log_likelihood > best.log_likelihood:
-                best = found
-    assert best is not None
-    if given is not None:
-        best = in_cell_like(best, number, given)
-    table = wyckoff_positions(number)
-    return best.frac, tuple(table[w] for w in best.positions), best.coordinates
+) -> list[Draw | None]:
+    """For every chain that starts from one the likeliest of a few proposals."""
+    best: list[Draw | None] = [None] * len(requests)
+    # proposals choose their own origin, and fixed sites have one already
+    owners = [
+        k
+        for k, (request, sites) in enumerate(zip(requests, assigned, strict=True))
+        if sites is not None and request.start is None and not request.fixed
+    ]
+    proposal = model.precise_proposal
+    if proposal is None or not options.proposals or not owners:
+        return best
+    turned = proposal.config.frames
+    asked: list[Sites] = []
+    owner: list[int] = []
+    trial: list[int] = []
+    for k in owners:
+        sites = assigned[k]
+        assert sites is not None
+        group, numbers = requests[k].space_group.number, tuple(z for z, _ in sites)
+        for labels in _labellings(group, numbers, tuple(w.index for _, w in sites), turned):
+            asked += [Sites(group, numbers, labels)] * options.proposals
+            owner += [k] * options.proposals
+            trial += range(options.proposals)
+    for start in range(0, len(asked), MOST_DRAWN):
+        part = slice(start, start + MOST_DRAWN)
+        stream, draws = keys[owner[part]], torch.tensor(trial[part])
+        count = 3 * (1 + max(len(sites.numbers) for sites in asked[part]))
+        found = draw(
+            proposal,
+            model.statistics,
+            asked[part],
+            _slots(uniforms, stream, count, 3 + 2 * draws).view(len(stream), -1, 3),
+            _slots(normals, stream, 6, 4 + 2 * draws),
+            options.proposal_temperature,
+        )
+        for k, one in zip(owner[part], found, strict=True):
+            known = best[k]
+            if known is None or one.log_likelihood > known.log_likelihood:
+                best[k] = one
+    return best
 
 
+def _slots(numbers: Callable[..., Tensor], keys: Tensor, count: int, draws: Tensor) -> Tensor:
+    """(B, count) numbers of streams ``keys`` (B,) for their draws (B,)."""
+    slots = torch.arange(count).repeat(len(keys))
+    flat = numbers(keys.repeat_interleave(count), slots, draws.repeat_interleave(count))
+    return flat.view(len(keys), count)
+
+
+@lru_cache(maxsize=4096)
 def _labellings(
-    number: int, numbers: Sequence[int], where: Sequence[WyckoffPosition], *, turned: bool
+    number: int, numbers: tuple[int, ...], where: tuple[int, ...], turned: bool
 ) -> list[tuple[int, ...]]:
     """The ways to label the same crystals, by turned cells: the proposal knows one of them best.
 
@@ -372,6 +399,6 @@ def _labellings(
     kinds = element_rank()[list(numbers)].tolist()
     found: dict[tuple[tuple[int, int], ...], tuple[int, ...]] = {}
     for names in renamings(number).tolist():
-        labels, _ = smallest_labels(number, [names[w.index] for w in where], kinds, turned=turned)
+        labels, _ = smallest_labels(number, [names[w] for w in where], kinds, turned=turned)
         found.setdefault(tuple(sorted(zip(kinds, labels, strict=True))), labels)
     return list(found.values())

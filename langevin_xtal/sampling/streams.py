@@ -44,7 +44,7 @@ def stream_keys(seed: int, index: Tensor, attempt: Tensor) -> Tensor:
     return key
 
 
-def uniforms(keys: Tensor, slots: Tensor, draw: int) -> Tensor:
+def uniforms(keys: Tensor, slots: Tensor, draw: int | Tensor) -> Tensor:
     """Numbers in (0, 1), float64.
 
     Parameters
@@ -54,14 +54,14 @@ def uniforms(keys: Tensor, slots: Tensor, draw: int) -> Tensor:
     slots
         (N,) position of the number within its candidate's draw.
     draw
-        Which draw, counted from 0.
+        Which draw, counted from 0; for all, or (N,).
     """
     counter = slots + draw * _PER_DRAW + 1
     bits = _shift(mix(keys + counter * _signed(_GOLDEN)), 11)
     return ((bits.double() + 0.5) * 2.0**-53).clamp(max=1.0 - 2.0**-53)
 
 
-def normals(keys: Tensor, slots: Tensor, draw: int) -> Tensor:
+def normals(keys: Tensor, slots: Tensor, draw: int | Tensor) -> Tensor:
     """Standard normal numbers (N,), by Box and Muller; arguments as for :func:`uniforms`."""
     u = uniforms(keys, 2 * slots, draw)
     v = uniforms(keys, 2 * slots + 1, draw)
