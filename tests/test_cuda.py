@@ -26,6 +26,8 @@ from langevin_xtal.report.bench import measure
 from langevin_xtal.sampling.postprocess import contains_group
 from langevin_xtal.sampling.sample import SampleOptions, sample
 from langevin_xtal.sampling.samplers import Ancestral
+from langevin_xtal.sampling.start import start_chains
+from langevin_xtal.sampling.streams import stream_keys
 from langevin_xtal.symmetry import lattice_coordinates, lattice_driver, lattice_freedom
 from langevin_xtal.train import loop
 from langevin_xtal.train.loop import TrainConfig, Trainer
@@ -274,6 +276,19 @@ class TestSampling:
         assert [(c.index, c.attempt) for c in again] == [(c.index, c.attempt) for c in found]
         for a, b in zip(found, again, strict=True):
             np.testing.assert_allclose(a.frac @ a.lattice, b.frac @ b.lattice, atol=1e-3)
+
+
+def test_starts_are_those_of_the_cpu(proposing_model: ScoreModel) -> None:
+    """Proposals are drawn there, in float64: the same numbers but for a last bit."""
+    keys = stream_keys(3, torch.arange(15), torch.zeros(15, dtype=torch.int64))
+    asked, options = TestSampling.REQUESTS * 3, SampleOptions(proposals=2).start_options()
+    here, there = (
+        start_chains(asked, proposing_model.to(device), keys, options)
+        for device in ("cpu", DEVICE)
+    )
+    for a, b in zip(here, there, strict=True):
+        np.testing.assert_allclose(a.frac, b.frac, atol=1e-6)
+        np.testing.assert_allclose(a.coordinates, b.coordinates, atol=1e-5)
 
 
 def test_bench(tiny_model: ScoreModel, reference: PackedDataset) -> None:

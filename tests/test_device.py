@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import runpy
@@ -242,19 +241,19 @@ class TestNothingStaysBehind:
         reference: PackedDataset,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """With the network there: the same chains as on the CPU by the same builder."""
+        """With the networks there: the same chains as on the CPU by the same builder."""
         # a pretended device has no tensors of inference mode
         monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
         monkeypatch.setattr(chain, "graph_of", partial(noising.graph_of, builder="torch"))
         small = reference.select(np.flatnonzero(reference.site_counts <= 3)[:6])
         asked = requests_like(small, 6)
         keys = stream_keys(0, torch.arange(6), torch.zeros(6, dtype=torch.int64))
-        starts = start_chains(asked, proposing_model, keys, SampleOptions().start_options())
+        options = SampleOptions(proposals=2).start_options()
         groups = [request.space_group.number for request in asked]
 
         def ends(device: str) -> tuple[Tensor, Tensor]:
-            network = copy.deepcopy(proposing_model.network).to(device)
-            model = dataclasses.replace(proposing_model, network=network)
+            model = proposing_model.to(device)
+            starts = start_chains(asked, model, keys, options)
             chains = chain.Chains.start(model, starts, groups, keys, device)
             for _ in run_sampler(Ancestral(levels=4), chains):
                 assert chains.frac.device.type == device

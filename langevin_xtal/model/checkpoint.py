@@ -86,7 +86,20 @@ class ScoreModel:
     @cached_property
     def precise_proposal(self) -> Proposal | None:
         """``proposal`` in float64: its draws depend neither on their company nor on the device."""
-        return None if self.proposal is None else copy.deepcopy(self.proposal).double()
+        if self.proposal is None or self.proposal.group.weight.dtype == torch.float64:
+            return self.proposal
+        return copy.deepcopy(self.proposal).double()
+
+    def to(self, device: str) -> ScoreModel:
+        """With its networks on a device; the host ranks assignments, wherever chains run."""
+        if device == "cpu":
+            return self
+        precise = self.precise_proposal
+        return dataclasses.replace(
+            self,
+            network=copy.deepcopy(self.network).to(device),
+            proposal=None if precise is None else copy.deepcopy(precise).to(device),
+        )
 
     def parts(self) -> dict[str, Any]:
         """The networks beside the score network, by the name of their field."""

@@ -109,16 +109,16 @@ class Descriptions:
     def __len__(self) -> int:
         return len(self.group)
 
-    def to(self, like: Tensor) -> Descriptions:
-        """Where a tensor is, numbers in its precision."""
+    def to(self, device: torch.device, dtype: torch.dtype) -> Descriptions:
+        """On a device, numbers in a precision."""
         return Descriptions(
-            self.group.to(like.device),
-            self.numbers.to(like.device),
-            self.rows.to(like.device),
-            self.values.to(like),
-            self.used.to(like.device),
-            self.size.to(like),
-            self.lattice.to(like),
+            self.group.to(device),
+            self.numbers.to(device),
+            self.rows.to(device),
+            self.values.to(device, dtype),
+            self.used.to(device),
+            self.size.to(device, dtype),
+            self.lattice.to(device, dtype),
         )
 
     def pick(self, index: Tensor) -> Descriptions:
@@ -246,10 +246,11 @@ class Proposal(nn.Module):
         """(B, S, W) what each site is, among the others."""
         real = d.numbers > 0
         seen = d.numbers if shown is None else shown[d.numbers]
-        count = real.sum(1, keepdim=True).to(d.size)
+        count = real.sum(1, keepdim=True).to(d.size.dtype)
         size = torch.stack([d.size / 3 - 2, d.size - count[:, 0].log() - 3, count[:, 0].log()], 1)
         of_element, of_position = (
-            table.to(self.group.weight) for table in (element_features(), position_features())
+            table.to(d.size.device, d.size.dtype)
+            for table in (element_features(), position_features())
         )
         x = self.element(seen) + self.describe_element(of_element[seen].flatten(0, 1)).view(
             *seen.shape, -1
@@ -431,7 +432,7 @@ class Sites:
     positions: tuple[int, ...]  #: (A,) Wyckoff positions, indices within the group
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def draw(
     proposal: Proposal,
     statistics: Statistics,
@@ -468,9 +469,9 @@ def draw(
         statistics,
     )
     used, sites = d.used.numpy(), int(count[0])
-    like = proposal.group.weight
-    d = d.to(like)
-    uniforms, normals = (x[ranks].to(like) for x in (uniforms, normals))
+    device, dtype = proposal.group.weight.device, proposal.group.weight.dtype
+    d = d.to(device, dtype)
+    uniforms, normals = (x[ranks].to(device, dtype) for x in (uniforms, normals))
     members = proposal.members()
     contexts = [member.context(d) for member in members]
     rows = [int((count >= s).sum()) for s in range(sites + 1)]
@@ -492,19 +493,19 @@ def draw(
             bins = (share < uniforms[:more, s, k, None] * share[:, -1:]).sum(1, keepdim=True)
             has = d.used[:more, s, k]
             log_likelihood[:more] += log_p.gather(1, bins).squeeze(1) * has
-            d.values[:more, s, k] = ((bins.squeeze(1).to(like) / BINS + EDGE) % 1.0 - EDGE) * has
+            d.values[:more, s, k] = ((bins.squeeze(1).to(dtype) / BINS + EDGE) % 1.0 - EDGE) * has
     ends = [torch.cat(states[::-1]) for states in zip(*last, strict=True)]
     mixture = _united(
         [m.mixture_from(x, c, d) for m, x, c in zip(members, ends, contexts, strict=True)]
     )
     share = (mixture.log_weight / temperature).softmax(1).cumsum(1)
-    rows_of = torch.arange(len(count), device=like.device)
-    u = uniforms[rows_of, torch.from_numpy(count).to(like.device), :1]
+    rows_of = torch.arange(len(count), device=device)
+    u = uniforms[rows_of, torch.from_numpy(count).to(device), :1]
     each = rows_of, (share < u * share[:, -1:]).sum(1)
     # single precision: rounding errors leave no trace
     x = (mixture.mean[each] + temperature * mixture.spread[each] * normals).float()
     free = lattice_freedoms().to(x.device)[d.group]
-    log_likelihood += mixture.log_density(x.to(like), free)
+    log_likelihood += mixture.log_density(x.to(dtype), free)
     placed, lattice = d.values.cpu().double().numpy(), x.cpu().double().numpy()
     size, said = d.size.tolist(), log_likelihood.float().tolist()
     drawn = {}

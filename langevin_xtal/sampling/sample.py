@@ -8,13 +8,12 @@ number of workers.
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import torch
@@ -226,11 +225,7 @@ class _Batches:
         trajectory_every: int | None,
     ) -> None:
         self.provenance = _provenance(model, options)
-        if device != "cpu":  # assignments of positions are ranked on the host
-            own = {name: getattr(model, name) for name in ("network", "proposal")}
-            moved = {k: copy.deepcopy(part).to(device) for k, part in own.items() if part}
-            model = replace(model, **moved)
-        self.model, self.request_of = model, request_of
+        self.model, self.request_of = model.to(device), request_of
         self.trajectory_every = trajectory_every
         self.seed, self.options, self.device = seed, options, device
         # one batch at a time fills a GPU
