@@ -683,6 +683,39 @@ class TestTrain:
         assert run(sample) == 0
         assert table(tmp_path / "c")
 
+    def test_fits_of_where_chains_start_go_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Interrupted in the second member of the proposal: what was done before is kept."""
+        from langevin_xtal.train import starts
+
+        command = [*self.COMMAND, *self.EPOCHS, "--proposal-members", "2", "--out"]
+        assert run([*command, str(tmp_path / "whole")]) == 0
+        whole = load_model(tmp_path / "whole" / "model.safetensors")
+        assert whole.proposal is not None
+        assert whole.proposal.config.members == 2
+        genuine, calls = starts.fit_proposal, 0
+
+        def cut(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                raise KeyboardInterrupt
+            return genuine(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(starts, "fit_proposal", cut)
+            assert run([*command, str(tmp_path / "cut")]) == 130
+        kept = load_model(tmp_path / "cut" / "model.safetensors")
+        assert set(kept.parts()) == {"prior", "ranker", "proposal"}
+        assert kept.proposal is not None
+        assert kept.proposal.config.members == 1
+        for name in ("fit_prior", "fit_ranker"):
+            monkeypatch.delattr(starts, name)
+        assert run([*command, str(tmp_path / "cut")]) == 0
+        again = load_model(tmp_path / "cut" / "model.safetensors")
+        assert again.hash == whole.hash
+
     def test_other_settings_are_refused(self, refused: Any, tmp_path: Path) -> None:
         command = [*self.COMMAND, *self.EPOCHS, "--out", str(tmp_path)]
         assert run(command) == 0

@@ -31,6 +31,7 @@ from langevin_xtal.graph.snapping import all_operations
 from langevin_xtal.model.checkpoint import ScoreModel
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import SIZES, EdgeNetwork
+from langevin_xtal.model.proposal import Proposal, ProposalConfig
 from langevin_xtal.report.bench import requests_like
 from langevin_xtal.sampling import chain
 from langevin_xtal.sampling.sample import SampleOptions
@@ -39,6 +40,7 @@ from langevin_xtal.sampling.samplers import run as run_sampler
 from langevin_xtal.sampling.start import start_chains
 from langevin_xtal.sampling.streams import stream_keys
 from langevin_xtal.train.loop import LevelMeans, TrainConfig, Trainer
+from langevin_xtal.train.proposals import describe_variants, fit_proposal
 from langevin_xtal.train.store import CrystalStore
 from tests.conftest import TINY
 from tests.device_waits import HostWaits
@@ -264,6 +266,29 @@ class TestNothingStaysBehind:
             there = ends(DEVICE)
         assert torch.equal(here[0], there[0])
         assert torch.equal(here[1], there[1])
+
+    def test_fitting_a_proposal(
+        self, reference: PackedDataset, tiny_model: ScoreModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An epoch there, and the choice of variants, as on the CPU."""
+        monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
+        # nor fused optimisers
+        genuine = torch.optim.AdamW
+        monkeypatch.setattr(
+            torch.optim, "AdamW", lambda weights, fused, **kwargs: genuine(weights, **kwargs)
+        )
+        small = reference.select(np.flatnonzero(reference.site_counts <= 3)[:24])
+        described, owner = describe_variants(small, tiny_model.statistics, most=2, workers=1)
+        config = ProposalConfig(width=16, layers=1, heads=2, frames=True)
+
+        def fitted(device: str) -> Proposal:
+            return fit_proposal(described, owner, epochs=2, config=config, device=device)
+
+        here = fitted("cpu")
+        with PretendedDevice():
+            there = fitted(DEVICE)
+        for name, value in here.state_dict().items():
+            torch.testing.assert_close(there.state_dict()[name], value, atol=1e-6, rtol=1e-5)
 
 
 class TestTraining:

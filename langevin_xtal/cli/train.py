@@ -55,6 +55,13 @@ if TYPE_CHECKING:
     help="Epochs of the networks that say where chains start, fitted after the last step: the "
     "prior over Wyckoff positions, the ranker of assignments, the proposal of coordinates.",
 )
+@click.option(
+    "--proposal-members",
+    type=click.IntRange(1, 16),
+    default=1,
+    show_default=True,
+    help="Proposals fitted, of which the mean is used.",
+)
 @click.option("--init", metavar="MODEL", help="Weights to start from: a shipped name or a file.")
 @click.option(
     "--precision",
@@ -88,6 +95,7 @@ def train(
     prior_epochs: int,
     ranker_epochs: int,
     proposal_epochs: int,
+    proposal_members: int,
     init: str | None,
     precision: str,
     max_minutes: float | None,
@@ -163,10 +171,15 @@ def train(
         done = f"{trainer.step} of {steps} steps when the time was over"
         click.echo(f"{done}; the same command goes on; weights in {out / 'model.safetensors'}")
         return
-    epochs = StartEpochs(prior=prior_epochs, ranker=ranker_epochs, proposal=proposal_epochs)
+    epochs = StartEpochs(
+        prior=prior_epochs,
+        ranker=ranker_epochs,
+        proposal=proposal_epochs,
+        members=proposal_members,
+    )
     planned = {"prior": 0, "ranker": prior_epochs, "proposal": prior_epochs + ranker_epochs}
     with options.progress_bar("where chains start", "epoch") as update:
-        total = prior_epochs + ranker_epochs + proposal_epochs
+        total = prior_epochs + ranker_epochs + proposal_members * proposal_epochs
         trainer.fit_starts(epochs, lambda part, done, _: update(planned[part] + done, total))
     click.echo(f"{trainer.step} steps; weights in {out / 'model.safetensors'}")
 

@@ -227,7 +227,7 @@ class Proposal(nn.Module):
     def of_members(cls, members: Sequence[Proposal]) -> Proposal:
         """One proposal of several, fitted with the same configuration."""
         first = members[0]
-        if any(m.config != first.config or m.config.members != 1 for m in members):
+        if any(m.config != first.config for m in members) or first.config.members != 1:
             raise InputError("members of a proposal need one configuration, each a single network")
         found = cls(replace(first.config, members=len(members)))
         state = dict(first.state_dict())
@@ -239,6 +239,14 @@ class Proposal(nn.Module):
     def members(self) -> list[Proposal]:
         """The networks whose probabilities are averaged, this one first."""
         return [self, *self.others]  # type: ignore[list-item]
+
+    def singles(self) -> list[Proposal]:
+        """The members, each a proposal of its own."""
+        first = Proposal(replace(self.config, members=1))
+        first.load_state_dict(
+            {k: v for k, v in self.state_dict().items() if not k.startswith("others.")}
+        )
+        return [first.eval().requires_grad_(False), *self.others]  # type: ignore[list-item]
 
     def context(
         self, d: Descriptions, dropout: float = 0.0, shown: Tensor | None = None
@@ -307,7 +315,8 @@ class Proposal(nn.Module):
     def mixture(self, state: Tensor, context: Tensor, d: Descriptions) -> Mixture:
         """The lattice's, from :meth:`placed` and :meth:`context`."""
         sites = (d.numbers > 0).sum(1)
-        return self.mixture_from(state[torch.arange(len(sites)), sites], context, d)
+        each = torch.arange(len(sites), device=sites.device)
+        return self.mixture_from(state[each, sites], context, d)
 
     def mixture_from(self, last: Tensor, context: Tensor, d: Descriptions) -> Mixture:
         """The same from the states (B, W) after the last sites."""

@@ -338,16 +338,22 @@ class Trainer:
     def fit_starts(self, epochs: StartEpochs, on_epoch: OnEpoch | None = None) -> None:
         """Fit what says where chains start to the training set and save the model with it.
 
-        Does nothing where a finished run already has it.
+        Saved after each part; what a run of before has done is not done again.
         """
-        if self.starts or not self.team.leads:
+        if not self.team.leads:
             return
-        statistics = self.model().statistics
-        self.starts = fit_starts(
-            self.data, statistics, epochs, seed=self.config.seed, on_epoch=on_epoch
-        )
         self.card["start_epochs"] = dataclasses.asdict(epochs)
-        save_model(self.out / "model.safetensors", self.model())
+        for name, part in fit_starts(
+            self.data,
+            self.model().statistics,
+            epochs,
+            self.starts,
+            seed=self.config.seed,
+            device=self.device,
+            on_epoch=on_epoch,
+        ):
+            self.starts[name] = part
+            save_model(self.out / "model.safetensors", self.model())
 
     def validate(self) -> LevelMeans:
         """Losses of the averaged weights on the validation set, the same noise each time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -108,8 +109,8 @@ def fit_proposal(
     epochs: int = 40,
     seed: int = 0,
     config: ProposalConfig | None = None,
-    start: Proposal | None = None,
-    rate: float = RATE,
+    like: Proposal | None = None,
+    device: str = "cpu",
     on_epoch: Callable[[int, float, float], None] | None = None,
 ) -> Proposal:
     """Maximum likelihood by AdamW with dropout, a one-cycle rate and elements shown as their kin.
@@ -121,58 +122,59 @@ def fit_proposal(
         each is a crystal. Of the variants of a crystal the first is learned, until after the
         epochs of :data:`REVISIONS` that which the network finds likeliest takes its place: so
         crystals of one structure type come to be described alike.
-    start
-        A proposal of the same size to go on from: by its weights in place of random ones, and by
-        the variants that it finds likeliest in place of the first.
-    rate
-        The largest of the cycle.
+    like
+        A proposal whose likeliest variants are learned instead: what it and this one say can be
+        averaged then.
     on_epoch
         Called with the number of epochs done and the mean negative log-likelihoods of a crystal:
         of its parameters and of its lattice.
     """
     torch.manual_seed(seed)
-    proposal = Proposal(config or ProposalConfig(frames=True))
-    if start is not None:
-        proposal.load_state_dict(start.state_dict())
+    proposal = Proposal(config or ProposalConfig(frames=True)).to(device)
     owner = np.arange(len(data)) if owner is None else owner
-    chosen = torch.from_numpy(np.unique(owner, return_index=True)[1])
-    if start is not None and len(chosen) < len(data):
-        chosen = likeliest_variants(start, data, owner)
-    sites = (data.numbers > 0).sum(1)
+    first = np.unique(owner, return_index=True)[1]
+    data = data.to(torch.device(device), torch.float32)
+    chosen = torch.from_numpy(first)
+    if like is not None and len(chosen) < len(data):
+        chosen = likeliest_variants(copy.deepcopy(like).to(device), data, owner)
+    sites = (data.numbers > 0).sum(1).cpu()
     steps = -(-len(chosen) // BATCH) * epochs
     optimiser = torch.optim.AdamW(
-        proposal.parameters(), lr=rate, weight_decay=WEIGHT_DECAY, fused=True
+        proposal.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY, fused=True
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + epochs + 1)
-    revisions = {round(share * epochs) for share in REVISIONS} if len(chosen) < len(data) else ()
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps + epochs + 1)
+    revised = like is None and len(chosen) < len(data)
+    revisions = {round(share * epochs) for share in REVISIONS} if revised else ()
     for epoch in range(epochs):
-        totals = np.zeros(2)
+        totals = torch.zeros(2, device=device)
         for pick in batches(chosen, sites):
-            some = data.pick(pick)
-            places, lattice = proposal.log_likelihood(some, DROPOUT, substitution(), SMOOTHING)
+            some = data.pick(pick.to(device))
+            shown = substitution().to(device)
+            places, lattice = proposal.log_likelihood(some, DROPOUT, shown, SMOOTHING)
             loss = -(places + LATTICE_WEIGHT * lattice).mean()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(proposal.parameters(), 1.0)
             optimiser.step()
             schedule.step()
-            totals -= [float(places.detach().sum()), float(lattice.detach().sum())]
+            totals -= torch.stack([places.detach().sum(), lattice.detach().sum()])
         if epoch + 1 in revisions:
             chosen = likeliest_variants(proposal, data, owner)
         if on_epoch is not None:
             on_epoch(epoch + 1, *(totals / len(chosen)).tolist())
-    return proposal.eval().requires_grad_(False)
+    return proposal.cpu().eval().requires_grad_(False)
 
 
 @torch.inference_mode()
 def likeliest_variants(proposal: Proposal, data: Descriptions, owner: NDArray[np.int64]) -> Tensor:
     """(B,) of each crystal the description with the largest likelihood."""
-    sites = (data.numbers > 0).sum(1)
+    device = data.numbers.device
+    sites = (data.numbers > 0).sum(1).cpu()
     score = torch.zeros(len(data))
     # only where there is a choice; crystals of one size together
     several = torch.from_numpy(np.flatnonzero(np.bincount(owner)[owner] > 1))
     for pick in several[sites[several].argsort(stable=True)].split(4 * BATCH):
-        places, lattice = proposal.log_likelihood(data.pick(pick))
-        score[pick] = places + LATTICE_WEIGHT * lattice
+        places, lattice = proposal.log_likelihood(data.pick(pick.to(device)))
+        score[pick] = (places + LATTICE_WEIGHT * lattice).cpu()
     order = np.lexsort((-score.numpy(), owner))
     return torch.from_numpy(order[np.unique(owner[order], return_index=True)[1]])
