@@ -32,6 +32,7 @@ from langevin_xtal.model.checkpoint import (
 )
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import SIZES, EdgeNetwork, NetworkConfig
+from langevin_xtal.model.proposal import Proposal
 from langevin_xtal.model.statistics import Statistics
 
 
@@ -113,6 +114,33 @@ def test_the_proposal_comes_back(
     assert all(torch.equal(mine[k], theirs[k]) for k in mine)
     assert not any(p.requires_grad for p in loaded.proposal.parameters())
     assert not loaded.proposal.training
+
+
+def test_several_proposals_come_back_in_half_the_space(
+    proposing_model: ScoreModel, tmp_path: Path
+) -> None:
+    """Where half precision holds their weights; to the last bit, and with the same hash."""
+    one = proposing_model.proposal
+    assert one is not None
+    model = dataclasses.replace(proposing_model, proposal=Proposal.of_members([one, one]))
+    sizes = []
+    for halved in (False, True):
+        assert model.proposal is not None
+        if halved:
+            for weights in model.proposal.parameters():
+                weights.copy_(weights.half())
+        save_model(tmp_path / "m.safetensors", model)
+        sizes.append((tmp_path / "m.safetensors").stat().st_size)
+        loaded = load_model(tmp_path / "m.safetensors")
+        assert loaded.hash == model.hash
+        assert loaded.proposal is not None
+        assert loaded.proposal.config.members == 2
+        mine, theirs = model.proposal.state_dict(), loaded.proposal.state_dict()
+        assert mine.keys() == theirs.keys()
+        assert all(theirs[k].dtype == torch.float32 for k in theirs)
+        assert all(torch.equal(mine[k], theirs[k]) for k in mine)
+    weights = sum(w.numel() for w in model.proposal.parameters())
+    assert sizes[0] - sizes[1] == pytest.approx(2 * weights, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -660,6 +660,8 @@ def test_fitting_learns_and_is_repeatable(described):
         ({"width": 4}, "width is 4"),
         ({"layers": 0}, "layers is 0"),
         ({"heads": 17}, "heads is 17"),
+        ({"members": 0}, "members is 0"),
+        ({"members": 16, "layers": 16, "width": 512}, "16 members of 16 layers and width 512"),
         ({"width": 30}, "width 30 is not a multiple of 4 heads"),
     ],
 )

@@ -206,9 +206,10 @@ def read_tensors(path: Path, expected: str) -> tuple[dict[str, torch.Tensor], di
 
 
 def save_model(path: Path, model: ScoreModel) -> None:
-    """Write a model file."""
+    """Write a model file; weights that half precision holds exactly take half the space."""
     tensors = {f"network.{k}": v for k, v in model.network.state_dict().items()}
     tensors |= model._part_tensors()
+    tensors = {k: _compact(v) for k, v in tensors.items()}
     tables = model.statistics.to_tensors()
     tensors |= {f"statistics.{k}": torch.from_numpy(v) for k, v in tables.items()}
     header = {
@@ -220,6 +221,12 @@ def save_model(path: Path, model: ScoreModel) -> None:
         "card": model.card,
     }
     write_tensors(path, tensors, header)
+
+
+def _compact(values: torch.Tensor) -> torch.Tensor:
+    half = values.half()
+    exact = values.dtype == torch.float32 and torch.equal(half.float(), values)
+    return half if exact else values
 
 
 def load_model(name_or_path: str | Path = "small") -> ScoreModel:

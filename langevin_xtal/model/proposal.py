@@ -67,6 +67,9 @@ RANGES: dict[str, tuple[int, int]] = {
 }
 """What a proposal may be: its file comes from strangers, and memory is taken on its word."""
 
+LARGEST = 16 * 1024**2
+"""Most members × layers × width²."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProposalConfig:
@@ -88,6 +91,11 @@ class ProposalConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise InputError(f"{name} is {value}; it must lie between {low} and {high}")
+        if self.members * self.layers * self.width**2 > LARGEST:
+            raise InputError(
+                f"{self.members} members of {self.layers} layers and width {self.width} are too "
+                f"many; members × layers × width² must be at most {LARGEST}"
+            )
         if self.width % self.heads:
             raise InputError(
                 f"width {self.width} is not a multiple of {self.heads} heads; give one that is"
