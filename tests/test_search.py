@@ -28,6 +28,7 @@ from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.prepare import prepare
 from langevin_xtal.errors import DataError, InputError, LangevinXtalError, RequestError
 from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.groups import compact, parse_groups
 from langevin_xtal.sampling.postprocess import PostprocessConfig
 from langevin_xtal.sampling.sample import SampleOptions, sample_batches
 from langevin_xtal.sampling.samplers import Ancestral
@@ -38,7 +39,7 @@ from langevin_xtal.search import stages
 from langevin_xtal.search.campaign import Campaign, ranked_table
 from langevin_xtal.search.entries import found_group, plain_formula, rank_key, read_entries
 from langevin_xtal.search.rows import to_json
-from langevin_xtal.search.space import SearchSpace, compact, parse_groups
+from langevin_xtal.search.space import SearchSpace
 from langevin_xtal.search.store import Row, read_rows, read_summary
 
 FORK = hasattr(os, "fork")

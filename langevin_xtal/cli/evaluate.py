@@ -118,9 +118,8 @@ class Names(click.ParamType):
 @click.option(
     "--sg",
     "groups",
-    type=options.SpaceGroups(),
-    help="Keep only reference crystals of these groups.  [default: 16-230, as the paper, with "
-    "--model and --mode sites, else all]",
+    help="Keep only reference crystals of these groups, named as for sample.  [default: 16-230, "
+    "as the paper, with --model and --mode sites, else all]",
     metavar="GROUPS",
 )
 @click.option("--relax", is_flag=True, help="Relax the samples too: stability, S.U.N., recovery.")
@@ -169,7 +168,7 @@ def evaluate(
     trials: int,
     control_trials: int | None,
     controls: tuple[str, ...] | None,
-    groups: tuple[Any, ...] | None,
+    groups: str | None,
     relax: bool,
     relax_trials: int,
     fingerprints: tuple[str, ...],
@@ -209,6 +208,7 @@ def evaluate(
     from langevin_xtal.evaluation.protocol import EvaluateOptions, named_targets
     from langevin_xtal.evaluation.protocol import evaluate as run
     from langevin_xtal.evaluation.targets import ALL_GROUPS, TOLD, choose_targets
+    from langevin_xtal.model.groups import parse_groups
     from langevin_xtal.report.evaluation import plot_evaluation
 
     if not samples and not models:
@@ -216,7 +216,7 @@ def evaluate(
     began = time.perf_counter()
     data = PackedDataset.load(reference)
     known = None if training is None else PackedDataset.load(training)
-    kept = {g.number for g in groups} if groups else None
+    kept = None if groups is None else set(parse_groups(groups))
     if kept is None and models and mode == "sites":
         kept = set(PAPER_GROUPS)
     if kept is not None:

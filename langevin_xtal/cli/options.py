@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,7 @@ from typing import Any
 import click
 
 from langevin_xtal.crystal.elements import atomic_number
-from langevin_xtal.errors import InputError, RequestError
-from langevin_xtal.symmetry.groups import SpaceGroup
+from langevin_xtal.errors import RequestError
 
 
 class Elements(click.ParamType):
@@ -53,29 +52,6 @@ class Sites(click.ParamType):
                 raise RequestError(f"--sites: element {symbol.strip()} is given twice")
             sites[symbol.strip()] = int(count)
         return sites
-
-
-class SpaceGroups(click.ParamType):
-    """``62``, ``Pnma``, ``62,Fm-3m,140-142`` to a tuple of space groups."""
-
-    name = "groups"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[SpaceGroup, ...]:
-        """Groups in the order given, each once."""
-        if isinstance(value, tuple):
-            return value
-        groups: dict[int, SpaceGroup] = {}
-        for part in filter(None, (p.strip() for p in str(value).split(","))):
-            span = re.fullmatch(r"([0-9]{1,9})-([0-9]{1,9})", part)
-            if span and int(span[1]) > int(span[2]):
-                raise InputError(f"--sg: range {part} is empty; give the smaller number first")
-            numbers = range(int(span[1]), int(span[2]) + 1) if span else [part]
-            for number in numbers:
-                group = SpaceGroup.parse(number)
-                groups[group.number] = group
-        if not groups:
-            raise InputError("--sg: no space group was given; give numbers or symbols, such as 62")
-        return tuple(groups.values())
 
 
 class CellParameters(click.ParamType):
@@ -137,17 +113,6 @@ def _number(text: str) -> float | None:
         return None
     divisor = float(found[2] or 1)
     return float(found[1]) / divisor if divisor else None
-
-
-def listed_groups(groups: Sequence[SpaceGroup]) -> str:
-    """Numbers with runs drawn together: ``3-5, 7``."""
-    runs: list[list[int]] = []
-    for number in sorted(group.number for group in groups):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 seed = click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")

@@ -108,9 +108,8 @@ class Asked:
 @click.option(
     "--sg",
     "groups",
-    type=options.SpaceGroups(),
-    help="Space groups by number or symbol; lists and ranges: 62,Fm-3m,140-142. With "
-    "--from-structure, by default its own.",
+    help="Space groups by number or symbol, ranges, crystal systems, common (the 32 most "
+    "frequent), all; lists: 62,Fm-3m,140-142. With --from-structure, by default its own.",
     metavar="GROUPS",
 )
 @click.option(
@@ -211,7 +210,7 @@ def sample(
     z: int | None,
     from_structure: Path | None,
     noise: float | None,
-    groups: tuple[SpaceGroup, ...] | None,
+    groups: str | None,
     fix_lattice: tuple[float, ...] | None,
     fix_sites: options.FixedPoints | None,
     count: int,
@@ -266,6 +265,7 @@ def sample(
     from langevin_xtal.crystal.request import Request
     from langevin_xtal.model.checkpoint import load_model
     from langevin_xtal.model.device import resolved_device
+    from langevin_xtal.model.groups import parse_groups
     from langevin_xtal.sampling.draw_requests import draw_sites
     from langevin_xtal.sampling.folder import CandidateFolder
     from langevin_xtal.sampling.from_structure import read_cell
@@ -273,6 +273,7 @@ def sample(
     from langevin_xtal.sampling.sample import SampleOptions, sample_batches
     from langevin_xtal.sampling.samplers import make_sampler
     from langevin_xtal.sampling.trajectory import TrajectoryFile
+    from langevin_xtal.symmetry.groups import SpaceGroup
 
     resolved_device(device)
     if trajectory is not None:
@@ -301,7 +302,8 @@ def sample(
         postprocess=PostprocessConfig(merge=merge, min_distance=min_distance),
     )
     # refuse what cannot be sampled before a folder is made
-    by_group = _fitting(groups or (None,), asked.request)
+    named = (None,) if groups is None else [SpaceGroup(n) for n in parse_groups(groups, model)]
+    by_group = _fitting(named, asked.request)
     weights = load_model(model)
     if elements is None:
         by_group = _fitting(by_group, lambda request: _can_start(request, weights, chosen))
@@ -381,7 +383,7 @@ def _check_together(ways: Sequence[str], *, z: Any, noise: Any, groups: Any, fix
     if fixed and way not in ("sites", "formula"):
         raise InputError("--fix-sites counts among the sites asked for; give --sites or --formula")
     if groups is None and way != "from-structure":
-        raise InputError("--sg is missing; give space groups, such as 62 or Pnma")
+        raise InputError("--sg is missing; give space groups, such as 62, Pnma, common or all")
 
 
 def _fitting(asked: Sequence[Any], make: Callable[[Any], Request]) -> list[Request]:
@@ -405,10 +407,11 @@ def _fitting(asked: Sequence[Any], make: Callable[[Any], Request]) -> list[Reque
             raise first
         raise RequestError(f"none of the {len(failed)} groups can be sampled; {first}")
     if failed:
-        groups = [getattr(each, "space_group", each) for each in failed]
+        from langevin_xtal.model.groups import compact
+
+        numbers = sorted(getattr(each, "space_group", each).number for each in failed)
         click.echo(
-            f"skipped {len(groups)} of {len(asked)} groups that do not fit: "
-            f"{options.listed_groups(groups)}",
+            f"skipped {len(numbers)} of {len(asked)} groups that do not fit: {compact(numbers)}",
             err=True,
         )
     return made

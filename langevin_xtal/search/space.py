@@ -5,8 +5,7 @@ Every crystal of a space contains all of its elements and no others.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import combinations
 from math import comb, gcd
@@ -18,14 +17,13 @@ from numpy.typing import NDArray
 from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.crystal.request import MAX_SITES, Request, parse_formula
 from langevin_xtal.errors import InputError, RequestError
+from langevin_xtal.model.groups import Groups, compact, parse_groups
 from langevin_xtal.symmetry.assignments import explain, first_z, fits
-from langevin_xtal.symmetry.groups import CRYSTAL_SYSTEMS, SpaceGroup
+from langevin_xtal.symmetry.groups import SpaceGroup
 
 if TYPE_CHECKING:
     from langevin_xtal.model.checkpoint import ScoreModel
 
-COMMON = 32
-"""Groups that ``"common"`` stands for: the most frequent ones of the model's training data."""
 MAX_ATOMS = 24
 """Most atoms in a primitive cell where the number of formula units is not given; the shipped
 models know crystals of up to 20."""
@@ -34,10 +32,6 @@ FORMULA_ATOMS = 8
 MAX_Z = 24
 LARGEST = 1_000_000
 """Requests of one space."""
-
-Groups = str | int | SpaceGroup | Iterable[str | int | SpaceGroup]
-
-_SYSTEMS = {name: range(first, last + 1) for name, first, last in CRYSTAL_SYSTEMS}
 
 
 class SearchSpace:
@@ -210,66 +204,6 @@ class SearchSpace:
             f"none of {len(formulas)} formulas fits any of {len(self.groups)} groups with "
             f"{units}; allow more groups or other numbers of formula units (--z)"
         )
-
-
-def parse_groups(groups: Groups, model: ScoreModel | str = "small") -> tuple[int, ...]:
-    """Numbers of the groups named, each once, in order; see :class:`SearchSpace`.
-
-    Raises
-    ------
-    SymmetryError
-        For a group that does not exist.
-    InputError
-        For an empty range, or no group at all.
-    """
-    items = [groups] if isinstance(groups, (str, int, SpaceGroup)) else list(groups)
-    found: dict[int, None] = {}
-    for item in items:
-        for part in str(item.number if isinstance(item, SpaceGroup) else item).split(","):
-            found |= dict.fromkeys(_named(part.strip(), model))
-    if not found:
-        raise InputError(
-            "no space group was given: give all, common, a crystal system, numbers, symbols or "
-            "ranges, such as 62,Fm-3m,140-142"
-        )
-    return tuple(found)
-
-
-def compact(numbers: Iterable[int]) -> str:
-    """Numbers in their order as text, runs as ranges: ``"62,225-230"``."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1][1:] = [number]
-        else:
-            runs.append([number])
-    return ",".join("-".join(map(str, run)) for run in runs)
-
-
-def common_groups(model: ScoreModel | str = "small") -> tuple[int, ...]:
-    """The most frequent groups of the model's training data, by frequency."""
-    from langevin_xtal.model.checkpoint import load_model
-
-    weights = (load_model(model) if isinstance(model, str) else model).statistics.group_weight
-    order = np.argsort(-weights, kind="stable")
-    return tuple(int(n) for n in order if n and weights[n] > 0)[:COMMON]
-
-
-def _named(text: str, model: ScoreModel | str) -> Sequence[int]:
-    name = text.lower()
-    if name in ("", "all"):
-        return range(1, 231) if name else ()
-    if name == "common":
-        return common_groups(model)
-    if name in _SYSTEMS:
-        return _SYSTEMS[name]
-    span = re.fullmatch(r"([0-9]{1,9})-([0-9]{1,9})", text)
-    if span is None:
-        return (SpaceGroup.parse(text).number,)
-    first, last = SpaceGroup(int(span[1])).number, SpaceGroup(int(span[2])).number
-    if first > last:
-        raise InputError(f"range {text} of space groups is empty; give the smaller number first")
-    return range(first, last + 1)
 
 
 def _elements(
