@@ -309,6 +309,23 @@ class TestCampaign:
             energy = atoms.get_potential_energy() / len(atoms)
             assert energy == pytest.approx(row.facts["energy"], abs=1e-6)
 
+    def test_swelling_is_told(self, uninterrupted: Path) -> None:
+        """Where relaxation changed the volume much, in the table too."""
+        rows = [row for row in read_rows(uninterrupted) if row.kept is not None]
+        flagged = 0
+        for row in rows:
+            assert row.sampled is not None
+            assert row.cell is not None
+            before, after = (abs(np.linalg.det(c[0])) for c in (row.sampled, row.cell))
+            told = row.facts["warning"]
+            assert bool(told) == (abs(after / before - 1) > stages.SWELLING)
+            if told:
+                assert told == f"volume {100 * (after / before - 1):+.0f} % in relaxation"
+                flagged += 1
+        assert flagged > 0
+        table = ranked_table(read_entries(uninterrupted))
+        assert table["flags"].str.contains("in relaxation").any()
+
     def test_duplicates_are_what_the_matcher_says(self, uninterrupted: Path) -> None:
         from pymatgen.analysis.structure_matcher import StructureMatcher
 

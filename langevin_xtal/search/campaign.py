@@ -311,7 +311,7 @@ def flags(entry: Entry) -> list[str]:
     found = []
     if entry.found_group not in (None, entry.space_group) and not entry.properties.get("note"):
         found.append(f"group {entry.found_group}")
-    for name in ("note", "hull_reason", "phonons"):
+    for name in ("note", "warning", "hull_reason", "phonons"):
         if entry.properties.get(name):
             found.append(str(entry.properties[name]))
     return found

@@ -58,6 +58,8 @@ EACH_AT_ONCE = {"screen": 128, "relax": 32, "release": 16, "phonons": 4}
 """The same, for each worker; with a limit of time a quarter."""
 BROKEN = ", symmetry broken"
 """Added to the name of a stage that looks at another geometry than before."""
+SWELLING = 0.25
+"""Relative change of volume in relaxation that is worth a warning."""
 SYMPREC, LOOSE = GROUP_SYMPRECS
 """Tolerances at which groups are told [Å]."""
 
@@ -398,7 +400,9 @@ class _Run:
     def _relax(self, stage: str, rows: list[Row], show: Callable[[int], None]) -> None:
         version = load_potential(self.plan.relax_options.potential).version
         relax = partial(relax_folded, options=replace(self.plan.relax_options, keep_symmetry=True))
-        self._keep(stage, rows, relax, lambda row, result: _relaxed_change(result, version), show)
+        self._keep(
+            stage, rows, relax, lambda row, result: _relaxed_change(row, result, version), show
+        )
 
     def _release(self, stage: str, rows: list[Row], show: Callable[[int], None]) -> None:
         plan = self.plan
@@ -549,7 +553,7 @@ def _screened_change(result: Relaxation) -> Change:
     return Change({"energy_sampled": result.energy})
 
 
-def _relaxed_change(result: Relaxation, version: str) -> Change:
+def _relaxed_change(row: Row, result: Relaxation, version: str) -> Change:
     if result.reason:
         return Change({"reason": f"relaxation failed: {result.reason}"})
     groups = found_groups(result.cell)
@@ -565,6 +569,7 @@ def _relaxed_change(result: Relaxation, version: str) -> Change:
             "converged_kept": result.converged,
             "steps": result.steps,
             "potential": version,
+            "warning": swelling(row.sampled, result.cell),
         },
         kept=result.cell,
     )
@@ -592,11 +597,23 @@ def _released_change(row: Row, released: Relaxation, tolerance: float) -> Change
             "found_released": both.groups_released[SYMPREC] or None,
             "symmetry_broke": both.broke,
             "note": both.note,
+            "warning": swelling(row.sampled, both.best.cell),
             "converged": both.best.converged,
             "steps_released": released.steps,
         },
         released=None if released.reason else released.cell,
     )
+
+
+def swelling(sampled: Cell | None, relaxed: Cell) -> str:
+    """What relaxation did to the volume, if it is more than :data:`SWELLING`; else empty.
+
+    Layers that drift apart, for want of dispersion forces in the potential, look like this.
+    """
+    if sampled is None:
+        return ""
+    change = abs(np.linalg.det(relaxed[0])) / abs(np.linalg.det(sampled[0])) - 1.0
+    return f"volume {100 * change:+.0f} % in relaxation" if abs(change) > SWELLING else ""
 
 
 def _phonon_change(result: PhononResult) -> Change:
