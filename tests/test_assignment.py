@@ -88,7 +88,7 @@ def test_draws_follow_the_probabilities(prior):
     request = Request(221, {"Ti": 1, "O": 1})
     n = 4000
     uniforms = torch.rand(n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    drawn = prior.draw([request] * n, uniforms)
+    drawn = prior.draw([request] * n, uniforms, torch.ones(len(uniforms)))
     first = rows(221)[0]
     pairs = sorted({tuple(row) for row in drawn})
     with torch.inference_mode():
@@ -106,7 +106,9 @@ def test_draws_follow_the_probabilities(prior):
 def test_positions_without_freedom_hold_one_site(prior):
     requests = [Request(225, {"Na": 3, "Cl": 3}), Request(62, {"Cu": 4, "O": 2})] * 50
     uniforms = torch.rand(100, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    for request, row in zip(requests, prior.draw(requests, uniforms), strict=True):
+    for request, row in zip(
+        requests, prior.draw(requests, uniforms, torch.ones(len(uniforms))), strict=True
+    ):
         fixed = [w for w in row if wyckoff_positions(request.space_group.number)[w].freedom == 0]
         assert len(fixed) == len(set(fixed))
 
@@ -117,9 +119,11 @@ def test_draws_do_not_depend_on_the_batch(prior):
     ]
     generator = torch.Generator().manual_seed(2)
     uniforms = torch.rand(len(requests), 5, generator=generator, dtype=torch.float64)
-    together = prior.draw(requests, uniforms)
+    together = prior.draw(requests, uniforms, torch.ones(len(uniforms)))
     for k, request in enumerate(requests):
-        assert prior.draw([request], uniforms[k : k + 1]) == [together[k]]
+        assert prior.draw(
+            [request], uniforms[k : k + 1], torch.ones(len(uniforms[k : k + 1]))
+        ) == [together[k]]
 
 
 def test_scores_do_not_depend_on_the_batch(prior):

@@ -115,7 +115,9 @@ def drawn_with(
 ) -> Draw:
     group, numbers, positions = case
     asked = [Sites(group, tuple(numbers), tuple(positions))]
-    (found,) = draw(proposal, statistics, asked, uniforms[None], normals[None], temperature)
+    (found,) = draw(
+        proposal, statistics, asked, uniforms[None], normals[None], torch.tensor([temperature])
+    )
     return found
 
 
@@ -393,7 +395,7 @@ def together(
     normals = torch.empty(len(asked), 6, dtype=torch.float64)
     for row, (p, one) in enumerate(zip(places, asked, strict=True)):
         uniforms[row, : len(one.numbers) + 1], normals[row] = numbers_for(p, len(one.numbers))
-    found = draw(proposal, statistics, asked, uniforms, normals)
+    found = draw(proposal, statistics, asked, uniforms, normals, torch.ones(len(asked)))
     return [(f.positions, f.log_likelihood, *f.frac.flat, *f.coordinates) for f in found]
 
 

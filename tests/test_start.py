@@ -368,6 +368,25 @@ class TestStarts:
         (first,) = started(proposing_model, request, proposals=1)
         assert alike(best, first) == (seen.index(max(seen)) == 0)
 
+    def test_each_attempt_is_warmer(self, proposing_model: ScoreModel) -> None:
+        """What is likeliest comes again and again, until it is drawn less coldly; 1 stays 1."""
+        keys = keys_of(8)
+        requests = [lx.Request(62, {"Ti": 2, "O": 2}, positions=[2, 2, 2, 3])] * 8
+
+        def different(temperature: float, attempt: int) -> int:
+            chosen = options(proposal_temperature=temperature, assignment_temperature=temperature)
+            starts = start_chains(
+                requests, proposing_model, keys, chosen.start_options(), [attempt] * 8
+            )
+            return len({tuple(s.frac.round(6).flat) for s in starts})
+
+        assert [different(1e-3, attempt) for attempt in (0, 12)] == [1, 8]
+        assert different(1e-3, 1) <= different(1e-3, 4) <= different(1e-3, 8)
+        chosen = options().start_options()
+        first = start_chains(requests, proposing_model, keys, chosen)
+        later = start_chains(requests, proposing_model, keys, chosen, list(range(8)))
+        assert all(alike(a, b) for a, b in zip(first, later, strict=True))
+
     def test_starting_points(self, proposing_model: ScoreModel) -> None:
         lattice = np.diag([9.0, 8.0, 10.0])
         point = StartingPoint((2,), np.array([[0.1, 0.25, 0.2]]), lattice, 0.3)

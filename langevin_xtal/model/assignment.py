@@ -295,7 +295,7 @@ class WyckoffPrior(nn.Module):
         return np.array([np.logaddexp.reduce(each[a:b]) for a, b in pairwise(start)])
 
     def draw(
-        self, requests: Sequence[Request], uniforms: Tensor, temperature: float = 1.0
+        self, requests: Sequence[Request], uniforms: Tensor, temperature: Tensor
     ) -> list[list[int]]:
         """Positions (indices within the group) of every request's sites, in the request's order.
 
@@ -304,7 +304,7 @@ class WyckoffPrior(nn.Module):
         uniforms
             (B, S) numbers in (0, 1), S at least the sites of the longest request.
         temperature
-            Below 1, likelier assignments are drawn more often.
+            (B,) of each; below 1, likelier assignments are drawn more often.
         """
         group = torch.tensor([r.space_group.number for r in requests])
         orders = [np.argsort(element_rank()[list(r.numbers)], kind="stable") for r in requests]
@@ -319,7 +319,7 @@ class WyckoffPrior(nn.Module):
             for s in range(longest):
                 upto = numbers[:, : s + 1], chosen[:, : s + 1]
                 scores = self.scores(reading, group, *upto, s)[:, 0]
-                share = (scores.double() / temperature).softmax(1).cumsum(1)
+                share = (scores.double() / temperature[:, None]).softmax(1).cumsum(1)
                 pick = (uniforms[:, s : s + 1] * share[:, -1:] > share).sum(1)
                 chosen[:, s] = first + pick
         local = (chosen - first.unsqueeze(1)).tolist()

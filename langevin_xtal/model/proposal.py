@@ -456,7 +456,7 @@ def draw(
     asked: Sequence[Sites],
     uniforms: Tensor,
     normals: Tensor,
-    temperature: float = 1.0,
+    temperature: Tensor,
 ) -> list[Draw]:
     """Draw parameters and lattices of B crystals of at most S sites.
 
@@ -473,7 +473,7 @@ def draw(
     normals
         (B, 6) standard normal numbers.
     temperature
-        Below 1, likelier crystals come up more often.
+        (B,) of each; below 1, likelier crystals come up more often.
     """
     told = [_in_order(proposal.config.frames, one) for one in asked]
     # the longest first: those still to be placed are always the first ones
@@ -488,7 +488,9 @@ def draw(
     used, sites = d.used.numpy(), int(count[0])
     device, dtype = proposal.group.weight.device, proposal.group.weight.dtype
     d = d.to(device, dtype)
-    uniforms, normals = (x[ranks].to(device, dtype) for x in (uniforms, normals))
+    uniforms, normals, temperature = (
+        x[ranks].to(device, dtype) for x in (uniforms, normals, temperature[:, None])
+    )
     members = proposal.members()
     contexts = [member.context(d) for member in members]
     rows = [int((count >= s).sum()) for s in range(sites + 1)]
@@ -505,7 +507,7 @@ def draw(
             log_p = _mean(
                 [m.bins(x[:more], values, k) for m, x in zip(members, states, strict=True)]
             )
-            share = (log_p / temperature).softmax(1).cumsum(1)
+            share = (log_p / temperature[:more]).softmax(1).cumsum(1)
             # within the bin too: its edges are nothing special
             bins = (share < uniforms[:more, s, k, None] * share[:, -1:]).sum(1, keepdim=True)
             has = d.used[:more, s, k]

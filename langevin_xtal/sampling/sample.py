@@ -67,7 +67,7 @@ class SampleOptions:
     workers: int | None = None
     """Batches side by side; by default one per CPU."""
     attempts: int = 8
-    """Streams tried for a request whose chains are rejected."""
+    """Streams tried for a request whose chains are rejected, at temperatures nearer to 1."""
     positions: Positions = "assigned"
     """``assigned``: draw a Wyckoff position for every site from the model's prior and stay on it;
     ``free``: sites find their positions as they go, as in the paper. A model without a prior
@@ -314,7 +314,8 @@ class _Batches:
             self.seed, torch.tensor([i for i, _ in batch]), torch.tensor([a for _, a in batch])
         )
         asked = [self.request_of[index] for index, _ in batch]
-        starts = start_chains(asked, model, keys, self.options.start_options())
+        attempts = [attempt for _, attempt in batch]
+        starts = start_chains(asked, model, keys, self.options.start_options(), attempts)
         groups = [request.space_group.number for request in asked]
         chains = Chains.start(model, starts, groups, keys, self.device)
         recorder = None

@@ -82,11 +82,27 @@ class StartOptions:
 
 
 def start_chains(
-    requests: Sequence[Request], model: ScoreModel, keys: Tensor, options: StartOptions
+    requests: Sequence[Request],
+    model: ScoreModel,
+    keys: Tensor,
+    options: StartOptions,
+    attempts: Sequence[int] | None = None,
 ) -> list[Start]:
-    """The start of every request's chain, from streams ``keys`` (B,)."""
-    assigned = _assign(requests, model, keys, options)
-    proposed = _proposals(requests, assigned, model, keys, options)
+    """The start of every request's chain.
+
+    Parameters
+    ----------
+    keys
+        (B,) streams.
+    attempts
+        (B,) at each request before this one, 0 by default. What is likeliest may be what was
+        rejected: each attempt is drawn at the square root of the temperatures of the one before,
+        nearer to 1.
+    """
+    share = 0.5 ** torch.tensor(attempts or [0] * len(requests), dtype=torch.float64)
+    assigned = _assign(requests, model, keys, options, options.assignment_temperature**share)
+    warmth = options.proposal_temperature**share
+    proposed = _proposals(requests, assigned, model, keys, options, warmth)
     return [
         _start(request, sites, draw, model, int(key), options)
         for request, sites, draw, key in zip(
@@ -102,7 +118,11 @@ _Sites = list[tuple[int, WyckoffPosition]]
 
 
 def _assign(
-    requests: Sequence[Request], model: ScoreModel, keys: Tensor, options: StartOptions
+    requests: Sequence[Request],
+    model: ScoreModel,
+    keys: Tensor,
+    options: StartOptions,
+    temperature: Tensor,
 ) -> list[_Sites | None]:
     """Positions of the sites of every request, None where they are free."""
     found: list[_Sites | None] = [None] * len(requests)
@@ -115,7 +135,7 @@ def _assign(
             found[k] = list(zip(request.numbers, where, strict=True))
         elif request.formula is not None:
             quantile = float(uniforms(keys[k : k + 1], torch.zeros(1, dtype=torch.int64), 1))
-            found[k] = _assign_formula(request, model, quantile, options.assignment_temperature)
+            found[k] = _assign_formula(request, model, quantile, float(temperature[k]))
         elif options.positions == "assigned" and model.prior is not None:
             by_prior.append(k)
     if by_prior:
@@ -124,7 +144,7 @@ def _assign(
         slots = torch.arange(longest)
         u = torch.stack([uniforms(keys[k].expand(longest), slots, 1) for k in by_prior])
         asked = [requests[k] for k in by_prior]
-        drawn = model.prior.draw(asked, u, options.assignment_temperature)
+        drawn = model.prior.draw(asked, u, temperature[by_prior])
         for k, row in zip(by_prior, drawn, strict=True):
             table = wyckoff_positions(requests[k].space_group.number)
             sites = zip(requests[k].numbers, (table[w] for w in row), strict=True)
@@ -337,6 +357,7 @@ def _proposals(
     model: ScoreModel,
     keys: Tensor,
     options: StartOptions,
+    temperature: Tensor,
 ) -> list[Draw | None]:
     """For every chain that starts from one the likeliest of a few proposals."""
     best: list[Draw | None] = [None] * len(requests)
@@ -371,7 +392,7 @@ def _proposals(
             asked[part],
             _slots(uniforms, stream, count, 3 + 2 * draws).view(len(stream), -1, 3),
             _slots(normals, stream, 6, 4 + 2 * draws),
-            options.proposal_temperature,
+            temperature[owner[part]],
         )
         for k, one in zip(owner[part], found, strict=True):
             known = best[k]
