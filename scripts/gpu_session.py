@@ -12,7 +12,8 @@ tests    pytest -m cuda
 bench    multigraphs, training (builders, precisions, batch sizes) and sampling, small and base
 train    base, for --minutes of --total-minutes; say it again to go on
 profile  where the time goes, arithmetic and bytes, waits for the host; operations by time
-starts   the fits of where chains start, beside the trained network
+starts   the proposal of the trained network, three members, on the device; prior and ranker beside
+         it; say it again to go on
 collect  copies what is worth keeping to --out
 
 Everything lies in --work until it is collected; what is measured already is not measured again.
@@ -107,21 +108,21 @@ class Session:
         return reference_dataset() if self.data is None else PackedDataset.load(self.data)
 
     def model(self, size: str) -> Any:
-        """The shipped small, or the same with the network of base: trained here, else random."""
+        """The shipped small; or base, with the network trained here or else a random one."""
         import torch
 
         from langevin_xtal.model.checkpoint import load_model
         from langevin_xtal.model.network import SIZES, EdgeNetwork
 
-        small = load_model("small")
+        shipped = load_model(size)
         if size == "small":
-            network, name = small.network, "small"
+            network, name = shipped.network, "small"
         elif (self.work / "run" / "model.safetensors").exists():
             network, name = load_model(self.work / "run" / "model.safetensors").network, "trained"
         else:
             torch.manual_seed(0)
             network, name = EdgeNetwork(SIZES[size]).eval().requires_grad_(False), "random"
-        return replace(small, name=f"{size}, {name}", network=network.to(self.device))
+        return replace(shipped, name=f"{size}, {name}", network=network.to(self.device))
 
     def record(self, name: str) -> Record:
         """The measurements of a step so far."""
@@ -278,14 +279,15 @@ def profile(session: Session) -> int:
 
 
 def starts(session: Session) -> int:
-    """The fits of where chains start, with the network trained above, on the processor."""
+    """The fits of where chains start, with the network trained above."""
     model = session.work / "run" / "model.safetensors"
     if not model.exists():
         print(f"{model} is not there; train first")
         return 1
-    epochs = ("1", "1", "1") if session.rehearse else ("20", "6", "40")
+    epochs = ("1", "1", "1") if session.rehearse else ("12", "4", "20")
     arguments = ["--steps", "0", "--init", str(model), "--out", str(session.work / "starts")]
-    arguments += ["--size", session.size, "--name", session.size, "--device", "cpu"]
+    arguments += ["--size", session.size, "--name", session.size, "--device", session.device]
+    arguments += ["--proposal-members", "1" if session.rehearse else "3"]
     for option, count in zip(("--prior", "--ranker", "--proposal"), epochs, strict=True):
         arguments += [f"{option}-epochs", count]
     arguments += ["--data", str(session.data)] if session.data is not None else []

@@ -3,7 +3,8 @@
     python scripts/release_model.py run/model.safetensors --name small --command "…" \
         --validation validation.json
 
-With --halve the weights of a part are rounded to half precision, which takes half the space.
+With --starts what says where chains start is another model's. With --halve the weights of a part
+are rounded to half precision, which takes half the space.
 """
 
 import dataclasses
@@ -30,16 +31,20 @@ WEIGHTS = Path(__file__).parents[1] / "langevin_xtal" / "weights"
 @click.option(
     "--validation", type=click.Path(path_type=Path, exists=True), multiple=True, required=True
 )
+@click.option("--starts", help="Model whose prior, ranker and proposal to take.")
 @click.option("--halve", type=click.Choice(["prior", "ranker", "proposal"]), multiple=True)
 def main(
     run: Path,
     name: str,
     validation: tuple[Path, ...],
     weaknesses: tuple[str, ...],
+    starts: str | None,
     halve: tuple[str, ...],
     **facts: str,
 ) -> None:
     model = dataclasses.replace(load_model(run), name=name)
+    if starts is not None:
+        model = dataclasses.replace(model, **load_model(starts).parts())
     for part in halve:
         for weights in getattr(model, part).parameters():
             weights.copy_(weights.half())
