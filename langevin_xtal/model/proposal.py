@@ -374,6 +374,13 @@ class Mixture:
         each = -0.5 * z.square() - self.spread.log() - 0.5 * np.log(2 * np.pi)
         return torch.logsumexp(self.log_weight + (each * free.unsqueeze(1)).sum(2), 1)
 
+    def draw(self, uniforms: Tensor, normals: Tensor, temperature: Tensor) -> Tensor:
+        """(B, 6) points, from numbers (B, 1) in (0, 1) and (B, 6), at temperatures (B, 1)."""
+        share = (self.log_weight / temperature).softmax(1).cumsum(1)
+        pick = (share < uniforms * share[:, -1:]).sum(1)
+        each = torch.arange(len(pick), device=pick.device), pick
+        return self.mean[each] + temperature * self.spread[each] * normals
+
 
 def waves(values: Tensor) -> Tensor:
     """(..., 2 · WAVES) sines and cosines of fractions (...)."""
@@ -485,7 +492,7 @@ def draw(
         [[told[b][0][s] for s in told[b][1]] for b in ranks],
         statistics,
     )
-    used, sites = d.used.numpy(), int(count[0])
+    used = d.used.numpy()
     device, dtype = proposal.group.weight.device, proposal.group.weight.dtype
     d = d.to(device, dtype)
     uniforms, normals, temperature = (
@@ -493,15 +500,62 @@ def draw(
     )
     members = proposal.members()
     contexts = [member.context(d) for member in members]
-    rows = [int((count >= s).sum()) for s in range(sites + 1)]
+    ends, said = _place(members, contexts, d, used, count, uniforms, temperature)
+    each, sites = (torch.as_tensor(x, device=device) for x in (np.arange(len(count)), count))
+    of_lattice = uniforms[each, sites, :1]
+    mixture = _united(
+        [m.mixture_from(x, c, d) for m, x, c in zip(members, ends, contexts, strict=True)]
+    )
+    # single precision: rounding errors leave no trace
+    x = mixture.draw(of_lattice, normals, temperature).float()
+    free = lattice_freedoms().to(device)[d.group]
+    said = (said + mixture.log_density(x.to(dtype), free)).float()
+    placed, lattice = d.values.cpu().double().numpy(), x.cpu().double().numpy()
+    drawn = {}
+    for row, (b, log_p, size) in enumerate(
+        zip(ranks, said.tolist(), d.size.tolist(), strict=True)
+    ):
+        labels, order = told[b]
+        table = wyckoff_positions(asked[b].group)
+        frac = np.zeros((len(order), 3))
+        for place, s in enumerate(order):
+            w = table[labels[s]]
+            frac[s] = w.point(placed[row, place, : w.freedom])
+        coordinates = _lattice_coordinates(lattice[row], size, asked[b].group)
+        drawn[b] = Draw(frac, labels, coordinates, log_p)
+    return [drawn[b] for b in range(len(asked))]
+
+
+def _place(
+    members: Sequence[Proposal],
+    contexts: Sequence[Tensor],
+    d: Descriptions,
+    used: NDArray[np.bool_],
+    count: NDArray[np.int64],
+    uniforms: Tensor,
+    temperature: Tensor,
+) -> tuple[list[Tensor], Tensor]:
+    """Draw the parameters of crystals (B,) into ``d``, site after site.
+
+    Parameters
+    ----------
+    used, count
+        ``d.used``, and (B,) sites of each crystal, the most first: where the host sees them.
+
+    Returns
+    -------
+    tuple
+        Of each member the states (B, W) after the last sites; (B,) log-likelihoods.
+    """
+    rows = [int((count >= s).sum()) for s in range(used.shape[1] + 1)]
     walks = [member.states(c, d, rows) for member, c in zip(members, contexts, strict=True)]
     log_likelihood = torch.zeros_like(d.size)
-    last: list[list[Tensor]] = []
+    ends: list[list[Tensor]] = []
     for s, more in enumerate([*rows[1:], 0]):
         states = [next(walk) for walk in walks]
-        last.append([state[more:] for state in states])
+        ends.append([state[more:] for state in states])
         for k in range(3):
-            if not (s < sites and used[:more, s, k].any()):
+            if not (more and used[:more, s, k].any()):
                 break
             values = d.values[:more, s]
             log_p = _mean(
@@ -512,32 +566,8 @@ def draw(
             bins = (share < uniforms[:more, s, k, None] * share[:, -1:]).sum(1, keepdim=True)
             has = d.used[:more, s, k]
             log_likelihood[:more] += log_p.gather(1, bins).squeeze(1) * has
-            d.values[:more, s, k] = ((bins.squeeze(1).to(dtype) / BINS + EDGE) % 1.0 - EDGE) * has
-    ends = [torch.cat(states[::-1]) for states in zip(*last, strict=True)]
-    mixture = _united(
-        [m.mixture_from(x, c, d) for m, x, c in zip(members, ends, contexts, strict=True)]
-    )
-    share = (mixture.log_weight / temperature).softmax(1).cumsum(1)
-    rows_of = torch.arange(len(count), device=device)
-    u = uniforms[rows_of, torch.from_numpy(count).to(device), :1]
-    each = rows_of, (share < u * share[:, -1:]).sum(1)
-    # single precision: rounding errors leave no trace
-    x = (mixture.mean[each] + temperature * mixture.spread[each] * normals).float()
-    free = lattice_freedoms().to(x.device)[d.group]
-    log_likelihood += mixture.log_density(x.to(dtype), free)
-    placed, lattice = d.values.cpu().double().numpy(), x.cpu().double().numpy()
-    size, said = d.size.tolist(), log_likelihood.float().tolist()
-    drawn = {}
-    for row, b in enumerate(ranks):
-        labels, order = told[b]
-        table = wyckoff_positions(asked[b].group)
-        frac = np.zeros((len(order), 3))
-        for place, s in enumerate(order):
-            w = table[labels[s]]
-            frac[s] = w.point(placed[row, place, : w.freedom])
-        coordinates = _lattice_coordinates(lattice[row], size[row], asked[b].group)
-        drawn[b] = Draw(frac, labels, coordinates, said[row])
-    return [drawn[b] for b in range(len(asked))]
+            d.values[:more, s, k] = ((bins.squeeze(1).to(log_p) / BINS + EDGE) % 1.0 - EDGE) * has
+    return [torch.cat(states[::-1]) for states in zip(*ends, strict=True)], log_likelihood
 
 
 def _in_order(turned: bool, one: Sites) -> tuple[tuple[int, ...], NDArray[np.int64]]:
