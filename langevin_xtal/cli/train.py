@@ -45,13 +45,6 @@ if TYPE_CHECKING:
     show_default=True,
     help="Noise averaged over equivalent images, or as in the paper.",
 )
-@click.option(
-    "--noise-exponent",
-    type=click.FloatRange(0.1, 10.0),
-    default=1.0,
-    show_default=True,
-    help="Below 1 small noise is drawn more often.",
-)
 @click.option("--prior-epochs", type=click.IntRange(min=0), default=20, show_default=True)
 @click.option("--ranker-epochs", type=click.IntRange(min=0), default=6, show_default=True)
 @click.option(
@@ -99,7 +92,6 @@ def train(
     batch_size: int,
     learning_rate: float,
     target: str,
-    noise_exponent: float,
     prior_epochs: int,
     ranker_epochs: int,
     proposal_epochs: int,
@@ -153,10 +145,7 @@ def train(
         save_every=save_every,
         precision=precision,  # type: ignore[arg-type]
         network=SIZES[size],
-        noising=NoisingConfig(
-            target=target,  # type: ignore[arg-type]
-            exponent=noise_exponent,
-        ),
+        noising=NoisingConfig(target=target),  # type: ignore[arg-type]
     )
     trainer = Trainer(
         crystals,

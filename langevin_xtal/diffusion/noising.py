@@ -45,8 +45,6 @@ class NoisingConfig:
     """Share of crystals whose lattice stays clean."""
     confined: float = 0.85
     """Share of crystals whose sites stay on their Wyckoff positions."""
-    exponent: float = 1.0
-    """τ of positions is drawn as u^exponent, u uniform; below 1 small noise comes more often."""
     decoupling: float = 0.15
     """Standard deviation of τ of the lattice around τ of the positions."""
 
@@ -168,7 +166,7 @@ def noise_batch(
 
     # stratified over the batch: every batch sees the whole schedule
     order = torch.randperm(n_crystals, **source)[own].to(device)
-    tau = ((order + uniform()) / n_crystals) ** config.exponent
+    tau = (order + uniform()) / n_crystals
     sigma_pos = levels.position(tau)
     tau_lat = (tau + config.decoupling * normal(n_crystals)[own].to(device)).clamp(0.0, 1.0)
     noisy = uniform() >= config.clean_lattice
