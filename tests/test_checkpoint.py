@@ -116,6 +116,14 @@ def test_the_proposal_comes_back(
     assert not loaded.proposal.training
 
 
+def test_who_may_read_a_model(tiny_model: ScoreModel, tmp_path: Path) -> None:
+    """As of any file the user writes."""
+    save_model(tmp_path / "m.safetensors", tiny_model)
+    (tmp_path / "other").write_text("")
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
 def test_several_proposals_come_back_in_half_the_space(
     proposing_model: ScoreModel, tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from langevin_xtal.errors import CheckpointError, InputError
 from langevin_xtal.model.assignment import PriorConfig, WyckoffPrior
@@ -167,7 +167,8 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     header = header | {"checksum": weights_hash(contiguous)}
     try:
-        save_file(contiguous, part, metadata={HEADER: json.dumps(header, sort_keys=True)})
+        # save_file would make a file that others may not read, whatever the user's umask
+        part.write_bytes(save(contiguous, {HEADER: json.dumps(header, sort_keys=True)}))
         os.replace(part, path)
     except (SafetensorError, OSError) as error:
         part.unlink(missing_ok=True)
