@@ -162,7 +162,8 @@ class Asked:
     type=click.IntRange(min=1),
     default=8,
     show_default=True,
-    help="Tries for a candidate whose atoms overlap or leave their Wyckoff positions.",
+    help="Tries for a candidate whose atoms overlap or leave their Wyckoff positions, each at "
+    "temperatures nearer to 1.",
 )
 @click.option(
     "--min-distance",
