@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from langevin_xtal.errors import InputError
+from langevin_xtal.errors import InputError, SymmetryError
 from langevin_xtal.symmetry.groups import CRYSTAL_SYSTEMS, SpaceGroup
 
 if TYPE_CHECKING:
@@ -75,7 +75,13 @@ def _named(text: str, model: ScoreModel | str) -> Sequence[int]:
         return _SYSTEMS[name]
     span = re.fullmatch(r"([0-9]{1,9})-([0-9]{1,9})", text)
     if span is None:
-        return (SpaceGroup.parse(text).number,)
+        try:
+            return (SpaceGroup.parse(text).number,)
+        except SymmetryError as error:
+            if not name.isalpha():
+                raise
+            others = f"{', '.join(_SYSTEMS)}, common and all stand for several"
+            raise SymmetryError(f"{error}; {others}") from None
     first, last = SpaceGroup(int(span[1])).number, SpaceGroup(int(span[2])).number
     if first > last:
         raise InputError(f"range {text} of space groups is empty; give the smaller number first")
