@@ -23,7 +23,10 @@ _SYSTEMS = {name: range(first, last + 1) for name, first, last in CRYSTAL_SYSTEM
 
 
 def parse_groups(groups: Groups, model: ScoreModel | str = "small") -> tuple[int, ...]:
-    """Numbers of the groups named, each once, in order; by number or symbol, or for several.
+    """Numbers of the groups named, each once, in order.
+
+    Names are numbers, symbols, ranges such as ``140-142``, crystal systems, ``common`` (see
+    :data:`COMMON`) and ``all``; several are separated by commas.
 
     Raises
     ------
