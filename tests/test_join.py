@@ -1,4 +1,4 @@
-"""Joining packed datasets, and leaving out what a held-out set must not meet."""
+"""Joining and splitting packed datasets, and leaving out what a held-out set must not meet."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from langevin_xtal.cli.data import data as command
-from langevin_xtal.dataset.join import TWIN_VOLUME, join, twins
+from langevin_xtal.dataset.join import TWIN_VOLUME, join, split, twins
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.reference import reference_dataset
-from langevin_xtal.errors import DataError
+from langevin_xtal.errors import DataError, InputError
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,42 @@ class TestTwins:
         one = crystals.select([0])
         other = replace(one, numbers=np.where(one.numbers == one.numbers[0], 118, one.numbers))
         assert not twins(other, one).any()
+
+
+class TestSplit:
+    def test_nothing_is_known_of_those_held_out(self, crystals: PackedDataset) -> None:
+        twice = join([crystals, crystals])
+        rest, others = split(twice, 20, seed=3)
+        assert len(others) == 20
+        assert not twins(rest, others).any()
+        left = ~twins(crystals, others)
+        assert sorted(rest.id.tolist()) == sorted(2 * crystals.id[left].tolist())
+        assert split(twice, 20, seed=3)[1] == others
+        assert split(twice, 20, seed=4)[1] != others
+
+    def test_nothing_left(self, crystals: PackedDataset) -> None:
+        for count, words in ((len(crystals), "give 1 to"), (0, "give 1 to")):
+            with pytest.raises(DataError, match=words):
+                split(crystals, count)
+        one = crystals.select([0])
+        with pytest.raises(DataError, match="larger dataset"):
+            split(one, 1)
+        with pytest.raises(DataError, match="hold out fewer"):
+            split(join([one, one]), 1)
+
+    def test_command(self, crystals: PackedDataset, tmp_path: Path) -> None:
+        a, b, c = (tmp_path / f"{name}.lxd" for name in "abc")
+        crystals.save(a)
+        arguments = ["split", str(a), "--n", "10", "--held-out", str(b), "--out"]
+        result = CliRunner().invoke(command, [*arguments, str(c)])
+        assert result.exit_code == 0, result.output
+        rest, others = PackedDataset.load(c), PackedDataset.load(b)
+        left = len(crystals) - len(rest) - 10
+        assert f"10 crystals in {b}, {len(rest)} in {c}; {left} with a twin" in result.output
+        assert (rest, others) == split(crystals, 10)
+        refused = CliRunner().invoke(command, [*arguments, str(a)])
+        assert isinstance(refused.exception, InputError)
+        assert PackedDataset.load(a) == crystals
 
 
 def test_command(crystals: PackedDataset, tmp_path: Path) -> None:

@@ -805,7 +805,7 @@ class TestHullCommand:
         assert not (files / "h.csv").exists()
 
     def test_with_a_key(self, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from langevin_xtal.screen import fetch
+        from langevin_xtal.dataset import fetch
 
         monkeypatch.setattr(fetch, "_client", FakeProject)
         monkeypatch.setenv("MP_API_KEY", "good")

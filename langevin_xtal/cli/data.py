@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from langevin_xtal.cli import options
+from langevin_xtal.errors import InputError
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def data() -> None:
-    """Packed datasets: prepare one from structure files, show what one holds."""
+    """Packed datasets: fetch structures, prepare, split, join, show what one holds."""
 
 
 @data.command()
@@ -68,6 +71,75 @@ def prepare(
         click.echo(f"  {count} rejected: {reason}")
     if summary.rejects:
         click.echo(f"rejects are listed in {summary.rejects_path}")
+
+
+@data.command()
+@click.argument("source", type=click.Choice(["mp-20", "materials-project"]))
+@options.output_folder("fetched")
+@click.option(
+    "--key",
+    help=f"Of the Materials Project; 'env' reads {options.KEY_VARIABLE}.",
+    metavar="KEY",
+)
+@click.option(
+    "--elements", type=options.Elements(), help="Of these and no others, such as Cu,Si,K."
+)
+@click.option("--max-atoms", type=click.IntRange(min=1), help="In the cell.  [default: 20]")
+@click.option(
+    "--max-above-hull",
+    type=click.FloatRange(min=0.0),
+    help="Energy above hull [eV/atom].  [default: 0.1]",
+)
+def fetch(
+    source: str,
+    out: Path,
+    key: str | None,
+    elements: tuple[str, ...] | None,
+    max_atoms: int | None,
+    max_above_hull: float | None,
+) -> None:
+    """Fetch crystals to train on: MP-20, or the Materials Project's with your key.
+
+    Writes CSV files for data prepare. An interrupted fetch is continued by the same command.
+
+    \b
+    Examples:
+      langevin-xtal data fetch mp-20 --out mp20/
+      langevin-xtal data fetch materials-project --key env --elements Cu,Si,K --out mp/
+      langevin-xtal data prepare mp20/train.csv --out train.lxd
+    """
+    from langevin_xtal.dataset.fetch import fetch_materials_project, fetch_mp20
+
+    questions = {
+        "--key": key,
+        "--elements": elements,
+        "--max-atoms": max_atoms,
+        "--max-above-hull": max_above_hull,
+    }
+    if source == "mp-20":
+        given = [name for name, value in questions.items() if value is not None]
+        if given:
+            raise InputError(f"{given[0]} is for materials-project; mp-20 comes as it is")
+        with options.progress_bar("fetching", "B") as update:
+            paths = fetch_mp20(out, progress=update)
+        click.echo(f"MP-20 in {', '.join(map(str, paths))}; next: langevin-xtal data prepare")
+        return
+    if key is None:
+        raise InputError(
+            "materials-project needs --key KEY, or --key env with the key in "
+            f"{options.KEY_VARIABLE}"
+        )
+    path = out / "materials-project.csv"
+    with options.progress_bar("fetching", "atoms per cell") as update:
+        count = fetch_materials_project(
+            path,
+            options.secret(key),
+            elements=elements or (),
+            max_atoms=max_atoms or 20,
+            max_above_hull=0.1 if max_above_hull is None else max_above_hull,
+            progress=update,
+        )
+    click.echo(f"{count} crystals in {path}; next: langevin-xtal data prepare")
 
 
 @data.command()
@@ -169,3 +241,52 @@ def join_files(files: tuple[Path, ...], without: Path | None, out: Path) -> None
     whole.save(out)
     left = f"; {total - len(whole)} with a twin in {without} left out" if without else ""
     click.echo(f"{len(whole)} crystals in {out}{left}")
+
+
+@data.command("split")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--n",
+    "count",
+    required=True,
+    type=click.IntRange(min=1),
+    help="Crystals to hold out, drawn at random.",
+    metavar="N",
+)
+@click.option(
+    "--held-out",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The packed file to write them to.",
+    metavar="FILE.lxd",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The packed file to write the others to, but for their twins: same formula and group, "
+    "similar volume.",
+    metavar="FILE.lxd",
+)
+@options.seed
+def split_file(file: Path, count: int, held_out: Path, out: Path, seed: int) -> None:
+    """Set crystals aside before training, to evaluate on.
+
+    \b
+    Example:
+      langevin-xtal data split mine.lxd --n 500 --held-out held_out.lxd --out train.lxd
+    """
+    from langevin_xtal.dataset.join import split
+    from langevin_xtal.dataset.packed import PackedDataset
+
+    if len({path.resolve() for path in (file, held_out, out)}) < 3:
+        raise InputError("FILE, --held-out and --out must be three different files")
+    whole = PackedDataset.load(file)
+    rest, others = split(whole, count, seed=seed)
+    others.save(held_out)
+    rest.save(out)
+    left = len(whole) - len(rest) - len(others)
+    click.echo(
+        f"{len(others)} crystals in {held_out}, {len(rest)} in {out}; "
+        f"{left} with a twin in {held_out} left out"
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from langevin_xtal.cli import options, structures
-from langevin_xtal.errors import InputError, LangevinXtalError
+from langevin_xtal.errors import LangevinXtalError
 
 if TYPE_CHECKING:
     from langevin_xtal.crystal.entry import Entry
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 TABLE = ("name", "formula", "energy", "e_above_hull", "phases", "note")
 NOTES = 3
 """Chemical systems whose references are described on the terminal."""
-KEY_VARIABLE = "MP_API_KEY"
 
 References = dict[frozenset[str], "HullReferences"]
 """By the elements they are for."""
@@ -35,7 +33,7 @@ References = dict[frozenset[str], "HullReferences"]
 @click.option(
     "--key",
     help="Key of the Materials Project, to take its phases as references; 'env' reads "
-    f"{KEY_VARIABLE}.",
+    f"{options.KEY_VARIABLE}.",
     metavar="KEY",
 )
 @structures.potential
@@ -85,7 +83,7 @@ def hull(
         shipped = HullReferences.shipped(potential)
         of = {_elements(entry): shipped for entry in entries}
     else:
-        of = _fetched(entries, _secret(key), potential)
+        of = _fetched(entries, options.secret(key), potential)
     energies, reasons = _energies(entries, relax, fmax, steps, symprec, potential, workers, cache)
     rows = []
     for entry, energy, reason in zip(entries, energies, reasons, strict=True):
@@ -165,19 +163,9 @@ def _elements(entry: Entry) -> frozenset[str]:
     return frozenset(SYMBOLS[z] for z in entry.cell[2].tolist())
 
 
-def _secret(key: str) -> str:
-    """The key itself, from the environment for ``env``."""
-    if key != "env":
-        return key
-    found = os.environ.get(KEY_VARIABLE, "")
-    if not found:
-        raise InputError(f"--key env needs the environment variable {KEY_VARIABLE}; it is not set")
-    return found
-
-
 def _fetched(entries: Sequence[Entry], key: str, potential: str) -> References:
     """References of the Materials Project: one query if it can hold all elements."""
-    from langevin_xtal.screen.fetch import MOST_ELEMENTS
+    from langevin_xtal.dataset.fetch import MOST_ELEMENTS
     from langevin_xtal.screen.hull import HullReferences
 
     systems = list(dict.fromkeys(_elements(entry) for entry in entries))

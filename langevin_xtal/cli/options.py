@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 import click
 
 from langevin_xtal.crystal.elements import atomic_number
-from langevin_xtal.errors import RequestError
+from langevin_xtal.errors import InputError, RequestError
 
 
 class Elements(click.ParamType):
@@ -179,6 +180,19 @@ sampler = click.option(
     help="langevin is the paper's Algorithm 1, and slower.",
 )
 steps = click.option("--steps", type=click.IntRange(min=1), help="Langevin steps per level.")
+
+
+KEY_VARIABLE = "MP_API_KEY"
+
+
+def secret(key: str) -> str:
+    """A key itself, from the environment for ``env``."""
+    if key != "env":
+        return key
+    found = os.environ.get(KEY_VARIABLE, "")
+    if not found:
+        raise InputError(f"--key env needs the environment variable {KEY_VARIABLE}; it is not set")
+    return found
 
 
 def output_folder(default: str) -> Any:

@@ -1,4 +1,4 @@
-"""Packed datasets put together, without the crystals that another set must not know."""
+"""Packed datasets put together and split, without the crystals that another set must not know."""
 
 from __future__ import annotations
 
@@ -45,6 +45,33 @@ def join(parts: Sequence[PackedDataset]) -> PackedDataset:
         },
         meta={"joined": [p.meta | {"data_hash": p.content_hash} for p in parts]},
     )
+
+
+def split(
+    data: PackedDataset, held_out: int, *, seed: int = 0
+) -> tuple[PackedDataset, PackedDataset]:
+    """Crystals to train on, and ``held_out`` others drawn at random, of which these have no twin.
+
+    Raises
+    ------
+    DataError
+        When nothing would be left to train on.
+    """
+    if not 0 < held_out < len(data):
+        raise DataError(
+            f"{held_out} of {len(data)} crystals cannot be held out; "
+            + (f"give 1 to {len(data) - 1}" if len(data) > 1 else "give a larger dataset")
+        )
+    chosen = np.zeros(len(data), dtype=bool)
+    chosen[np.random.default_rng(seed).permutation(len(data))[:held_out]] = True
+    others = data.select(chosen)
+    rest = data.select(~chosen)
+    rest = rest.select(~twins(rest, others))
+    if not len(rest):
+        raise DataError(
+            f"every other crystal has a twin among the {held_out} held out; hold out fewer"
+        )
+    return rest, others
 
 
 def twins(data: PackedDataset, others: PackedDataset) -> NDArray[np.bool_]:

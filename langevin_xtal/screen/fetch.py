@@ -4,7 +4,7 @@ network."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,20 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.crystal.elements import atomic_number
-from langevin_xtal.dataset.readers import first_line
-from langevin_xtal.errors import InputError, LangevinXtalError, RequestError
-from langevin_xtal.extras import require
+from langevin_xtal.dataset.fetch import MOST_ELEMENTS, Client, connected
+from langevin_xtal.errors import InputError, RequestError
 
-MOST_ELEMENTS = 9
-"""In one query: the address would become too long."""
 FUNCTIONAL = "GGA_GGA+U"
 """Thermo type of the energies: PBE and PBE+U with MP2020's corrections, as CHGNet was trained."""
-KEY_PAGE = "https://next-gen.materialsproject.org/api"
-REFUSALS = ("api key", "401", "403", "unauthorized", "forbidden", "authentication")
-"""Words of an answer that refuses the key."""
-
-Client = Callable[[str], Any]
-"""Makes, from a key, a context manager with ``get_entries_in_chemsys``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +38,7 @@ def materials_project_phases(
     elements
         Symbols, up to :data:`MOST_ELEMENTS`.
     key
-        The user's own, from :data:`KEY_PAGE`.
+        The user's own, from :data:`~langevin_xtal.dataset.fetch.KEY_PAGE`.
     client
         By default ``mp_api.client.MPRester``.
 
@@ -68,46 +59,14 @@ def materials_project_phases(
         )
     for symbol in wanted:
         atomic_number(symbol)
-    if not key.strip():
-        raise InputError(f"the key of the Materials Project is empty: get one at {KEY_PAGE}")
-    make = client or _client
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with make(key.strip()) as project:
-                entries = project.get_entries_in_chemsys(
-                    wanted, additional_criteria={"thermo_types": [FUNCTIONAL]}
-                )
-                version = str(getattr(project, "db_version", None) or "unknown")
-    except LangevinXtalError:
-        raise
-    except Exception as error:  # requests, mp_api and pydantic raise many kinds
-        raise _explained(error) from None
+    with warnings.catch_warnings(), connected(key, client) as project:
+        warnings.simplefilter("ignore")
+        entries = project.get_entries_in_chemsys(
+            wanted, additional_criteria={"thermo_types": [FUNCTIONAL]}
+        )
+        version = str(getattr(project, "db_version", None) or "unknown")
     phases = [phase for entry in entries if (phase := _phase(entry)) is not None]
     return phases, version
-
-
-def _client(key: str) -> Any:
-    rester = require("mp_api.client", "mp", "the Materials Project as a reference").MPRester
-    return rester(key, mute_progress_bars=True)
-
-
-def _explained(error: Exception) -> LangevinXtalError:
-    text = str(error).lower()
-    unreachable = isinstance(error, OSError) or "max retries" in text or "connection" in text
-    if not unreachable and any(word in text for word in REFUSALS):
-        return InputError(
-            f"the Materials Project does not accept this key: get one of 32 characters at "
-            f"{KEY_PAGE}"
-        )
-    if unreachable:
-        return LangevinXtalError(
-            "the Materials Project cannot be reached: check the network, or leave the key out to "
-            "use the references that come with the package"
-        )
-    return LangevinXtalError(
-        f"the Materials Project gave an answer that cannot be used ({first_line(error)})"
-    )
 
 
 def _phase(entry: Any) -> Phase | None:

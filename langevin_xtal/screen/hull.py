@@ -34,9 +34,10 @@ from scipy.optimize import linprog
 
 from langevin_xtal.crystal.cell import reduced_formula
 from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
+from langevin_xtal.dataset.fetch import Client
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError, InputError
-from langevin_xtal.screen.fetch import Client, materials_project_phases
+from langevin_xtal.screen.fetch import materials_project_phases
 from langevin_xtal.screen.potentials import DEFAULT, load_potential
 
 FloatArray = NDArray[np.float64]

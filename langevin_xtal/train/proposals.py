@@ -26,7 +26,8 @@ from langevin_xtal.symmetry.lattice import lattice_coordinates
 from langevin_xtal.symmetry.wyckoff import table_start
 from langevin_xtal.train.assignments import BATCH, batches, site_positions, substitution
 
-RATE = 1.5e-3
+RATE, REFIT_RATE = 1.5e-3, 1e-3
+"""From random weights, and from given ones."""
 DROPOUT = 0.1
 WEIGHT_DECAY = 5e-2
 SMOOTHING = 0.6
@@ -109,6 +110,7 @@ def fit_proposal(
     epochs: int = 40,
     seed: int = 0,
     config: ProposalConfig | None = None,
+    init: Proposal | None = None,
     like: Proposal | None = None,
     device: str = "cpu",
     on_epoch: Callable[[int, float, float], None] | None = None,
@@ -122,6 +124,9 @@ def fit_proposal(
         each is a crystal. Of the variants of a crystal the first is learned, until after the
         epochs of :data:`REVISIONS` that which the network finds likeliest takes its place: so
         crystals of one structure type come to be described alike.
+    init
+        A single network whose weights are where the fit starts, in place of random ones; it
+        chooses the variants learned first, too.
     like
         A proposal whose likeliest variants are learned instead: what it and this one say can be
         averaged then.
@@ -130,19 +135,24 @@ def fit_proposal(
         of its parameters and of its lattice.
     """
     torch.manual_seed(seed)
-    proposal = Proposal(config or ProposalConfig(frames=True)).to(device)
+    if init is None:
+        proposal = Proposal(config or ProposalConfig(frames=True)).to(device)
+    else:
+        proposal = copy.deepcopy(init).to(device).requires_grad_(True)
     owner = np.arange(len(data)) if owner is None else owner
     first = np.unique(owner, return_index=True)[1]
     data = data.to(torch.device(device), torch.float32)
     chosen = torch.from_numpy(first)
-    if like is not None and len(chosen) < len(data):
-        chosen = likeliest_variants(copy.deepcopy(like).to(device), data, owner)
+    guide = like or init
+    if guide is not None and len(chosen) < len(data):
+        chosen = likeliest_variants(copy.deepcopy(guide).to(device), data, owner)
     sites = (data.numbers > 0).sum(1).cpu()
     steps = -(-len(chosen) // BATCH) * epochs
+    rate = RATE if init is None else REFIT_RATE
     optimiser = torch.optim.AdamW(
-        proposal.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY, fused=True
+        proposal.parameters(), lr=rate, weight_decay=WEIGHT_DECAY, fused=True
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps + epochs + 1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + epochs + 1)
     revised = like is None and len(chosen) < len(data)
     revisions = {round(share * epochs) for share in REVISIONS} if revised else ()
     for epoch in range(epochs):
