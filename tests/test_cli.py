@@ -14,6 +14,7 @@ import ase.io
 import click
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -715,6 +716,36 @@ class TestTrain:
         assert run([*command, str(tmp_path / "cut")]) == 0
         again = load_model(tmp_path / "cut" / "model.safetensors")
         assert again.hash == whole.hash
+
+    def test_parts_of_init(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Kept with no epochs, and where fits start with some."""
+        from langevin_xtal.train import starts
+
+        assert run([*self.COMMAND, *self.EPOCHS, "--out", str(tmp_path / "a")]) == 0
+        path = str(tmp_path / "a" / "model.safetensors")
+        given = load_model(path).parts()
+        seen: dict[str, Any] = {}
+        for name in ("prior", "ranker", "proposal"):
+
+            def fit(*args: Any, name: str = name, **kwargs: Any) -> Any:
+                seen[name] = kwargs["init"]
+                return given[name]
+
+            monkeypatch.setattr(starts, f"fit_{name}", fit)
+        again = [*self.COMMAND, "--init", path, "--out"]
+        none = [x for name in given for x in (f"--{name}-epochs", "0")]
+        assert run([*again, str(tmp_path / "b"), *none]) == 0
+        assert not seen
+        kept = load_model(tmp_path / "b" / "model.safetensors").parts()
+        assert set(kept) == set(given)
+        for name, part in kept.items():
+            for key, value in part.state_dict().items():
+                assert torch.equal(value, given[name].state_dict()[key])
+        assert run([*again, str(tmp_path / "c"), *self.EPOCHS]) == 0
+        assert set(seen) == set(given)
+        for name, part in seen.items():
+            for key, value in part.state_dict().items():
+                assert torch.equal(value, given[name].state_dict()[key])
 
     def test_other_settings_are_refused(self, refused: Any, tmp_path: Path) -> None:
         command = [*self.COMMAND, *self.EPOCHS, "--out", str(tmp_path)]

@@ -634,6 +634,24 @@ def test_the_likeliest_variants_are_learned(small, proposal, statistics):
         torch.testing.assert_close(value, alone.state_dict()[name], atol=1e-6, rtol=1e-4)
 
 
+def test_given_weights_are_fitted_anew(described):
+    config = ProposalConfig(width=32, layers=1, heads=2)
+    given = fit_proposal(described, epochs=20, config=config)
+    state = {name: value.clone() for name, value in given.state_dict().items()}
+    first: dict[bool, float] = {}
+    for init in (None, given):
+        fitted = fit_proposal(
+            described,
+            epochs=2,
+            config=config,
+            init=init,
+            on_epoch=lambda epoch, *loss, init=init: first.setdefault(init is None, sum(loss)),
+        )
+    assert first[False] < first[True] - 1.0
+    assert fitted.config == dataclasses.replace(config, frames=True)
+    assert all(torch.equal(state[name], value) for name, value in given.state_dict().items())
+
+
 def test_fitting_learns_and_is_repeatable(described):
     config = ProposalConfig(width=32, layers=1, heads=2)
     seen: list[tuple[int, float, float]] = []

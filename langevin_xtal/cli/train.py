@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     default=40,
     show_default=True,
     help="Epochs of the networks that say where chains start, fitted after the last step: the "
-    "prior over Wyckoff positions, the ranker of assignments, the proposal of coordinates.",
+    "prior over Wyckoff positions, the ranker of assignments, the proposal of coordinates. With 0 "
+    "that of --init is kept.",
 )
 @click.option(
     "--proposal-members",
@@ -62,7 +63,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Proposals fitted, of which the mean is used.",
 )
-@click.option("--init", metavar="MODEL", help="Weights to start from: a shipped name or a file.")
+@click.option(
+    "--init",
+    metavar="MODEL",
+    help="Weights to start from, those of where chains start too: a shipped name or a file.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["float32", "tf32", "bf16"]),

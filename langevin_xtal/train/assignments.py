@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import cache
 
@@ -19,6 +20,7 @@ from langevin_xtal.symmetry.wyckoff import locate, origin_shifts, table_start
 BATCH = 64
 POOL = 32  # batches sorted by size together
 RATE = 2e-3
+REFIT = 2 / 3  # share of the rate at which given weights are fitted anew
 DROPOUT = 0.1
 WEIGHT_DECAY = 2e-2
 SUBSTITUTED = 0.15  # share of the elements that may be shown as one of their kin in a batch
@@ -67,6 +69,7 @@ def fit_prior(
     epochs: int = 20,
     seed: int = 0,
     config: PriorConfig | None = None,
+    init: WyckoffPrior | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> WyckoffPrior:
     """Maximum likelihood by AdamW with dropout and a one-cycle rate.
@@ -76,18 +79,21 @@ def fit_prior(
 
     Parameters
     ----------
+    init
+        A prior whose weights are where the fit starts, in place of random ones.
     on_epoch
         Called with the number of epochs done and the mean negative log-likelihood of a crystal.
     """
     torch.manual_seed(seed)
-    prior = WyckoffPrior(config)
+    prior = WyckoffPrior(config) if init is None else copy.deepcopy(init).requires_grad_(True)
+    rate = RATE if init is None else REFIT * RATE
     group, numbers, chosen = assignment_table(data)
     sites = (numbers > 0).sum(1)
     # where a group has one position there is nothing to learn
     open_to_choice = torch.from_numpy(np.flatnonzero(np.diff(table_start())[data.group - 1] > 1))
     steps = max(1, -(-len(open_to_choice) // BATCH)) * epochs
-    optimiser = torch.optim.AdamW(prior.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps + 1)
+    optimiser = torch.optim.AdamW(prior.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + 1)
     for epoch in range(epochs):
         total = 0.0
         for pick in batches(open_to_choice, sites):

@@ -237,6 +237,7 @@ class Trainer:
             self.network.parameters(), lr=config.learning_rate, fused=True
         )
         self.starts: dict[str, Any] = {}  #: parts of the model beside the network
+        self.given = {} if start is None else start.parts()  #: those that their fits start from
         self.step = 0
         self.seconds = 0.0
         self.means = LevelMeans(device)  #: of the steps since the last row of the log
@@ -348,6 +349,7 @@ class Trainer:
             self.model().statistics,
             epochs,
             self.starts,
+            init=self.given,
             seed=self.config.seed,
             device=self.device,
             on_epoch=on_epoch,

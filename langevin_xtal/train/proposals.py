@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -24,10 +25,15 @@ from langevin_xtal.parallel import parallel_map
 from langevin_xtal.symmetry.description import Description, descriptions
 from langevin_xtal.symmetry.lattice import lattice_coordinates
 from langevin_xtal.symmetry.wyckoff import table_start
-from langevin_xtal.train.assignments import BATCH, batches, site_positions, substitution
+from langevin_xtal.train.assignments import (
+    BATCH,
+    REFIT,
+    batches,
+    site_positions,
+    substitution,
+)
 
-RATE, REFIT_RATE = 1.5e-3, 1e-3
-"""From random weights, and from given ones."""
+RATE = 1.5e-3
 DROPOUT = 0.1
 WEIGHT_DECAY = 5e-2
 SMOOTHING = 0.6
@@ -138,7 +144,9 @@ def fit_proposal(
     if init is None:
         proposal = Proposal(config or ProposalConfig(frames=True)).to(device)
     else:
-        proposal = copy.deepcopy(init).to(device).requires_grad_(True)
+        proposal = Proposal(dataclasses.replace(init.config, frames=True))
+        proposal.load_state_dict(init.state_dict())
+        proposal.to(device)
     owner = np.arange(len(data)) if owner is None else owner
     first = np.unique(owner, return_index=True)[1]
     data = data.to(torch.device(device), torch.float32)
@@ -148,7 +156,7 @@ def fit_proposal(
         chosen = likeliest_variants(copy.deepcopy(guide).to(device), data, owner)
     sites = (data.numbers > 0).sum(1).cpu()
     steps = -(-len(chosen) // BATCH) * epochs
-    rate = RATE if init is None else REFIT_RATE
+    rate = RATE if init is None else REFIT * RATE
     optimiser = torch.optim.AdamW(
         proposal.parameters(), lr=rate, weight_decay=WEIGHT_DECAY, fused=True
     )

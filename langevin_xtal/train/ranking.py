@@ -29,7 +29,7 @@ from langevin_xtal.model.ranking import (
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.symmetry.assignments import Assignment, assignments, canonical_all
 from langevin_xtal.symmetry.wyckoff import table_start
-from langevin_xtal.train.assignments import site_positions, substitution
+from langevin_xtal.train.assignments import REFIT, site_positions, substitution
 
 RANKER_FORMAT = "langevin-xtal ranker 1"
 
@@ -92,6 +92,7 @@ def fit_ranker(
     seed: int = 0,
     epochs: int = 6,
     config: RankerConfig | None = None,
+    init: AssignmentRanker | None = None,
     workers: int | None = 1,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> AssignmentRanker:
@@ -103,6 +104,9 @@ def fit_ranker(
 
     Parameters
     ----------
+    init
+        A ranker whose weights are where the fit starts, in place of random ones; what it
+        remembers is not taken over.
     workers
         Processes that enumerate assignments; training itself is one process.
     on_epoch
@@ -113,15 +117,18 @@ def fit_ranker(
     rng = np.random.default_rng(seed)
     crystals = labelled(data)
     memory, rows = remember([(c.number, c.elements, c.assignment) for c in crystals])
-    ranker = AssignmentRanker(config, memory)
+    ranker = AssignmentRanker(config if init is None else init.config, memory)
+    if init is not None:
+        ranker.load_state_dict(init.state_dict())
+    rate = RATE if init is None else REFIT * RATE
     examples = _examples(ranker, crystals, rows, seed, workers)
     order = rng.permutation(len(examples))
     held_out = order[: int(HELD_OUT * len(order))]
     open_to_choice = [k for k in order[len(held_out) :] if len(examples[k].encoded.units) > 1]
     chosen = np.array(open_to_choice, dtype=np.int64)
     steps = epochs * (len(chosen) // BATCH + len(chosen) // (BATCH * POOL) + 2)
-    optimiser = torch.optim.AdamW(ranker.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps + 1)
+    optimiser = torch.optim.AdamW(ranker.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + 1)
     best, best_loss = copy.deepcopy(ranker.state_dict()), np.inf
     for epoch in range(epochs):
         for pick in _batches(chosen, examples, rng):

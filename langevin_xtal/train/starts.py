@@ -19,7 +19,7 @@ OnEpoch = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class StartEpochs:
-    """Epochs of each part; 0 leaves it out."""
+    """Epochs of each part; with 0 it is the given model's, or left out where none is given."""
 
     prior: int = 20
     ranker: int = 6
@@ -33,6 +33,7 @@ def fit_starts(
     epochs: StartEpochs,
     known: Mapping[str, Any],
     *,
+    init: Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str = "cpu",
     on_epoch: OnEpoch | None = None,
@@ -43,6 +44,9 @@ def fit_starts(
     ----------
     known
         Parts that an interrupted fit had done.
+    init
+        Parts of another model, whose weights the fits start from. What its ranker remembers of
+        crystals is not taken over.
     device
         Where the proposal is fitted; the others are smaller, and stay on the host.
 
@@ -52,24 +56,33 @@ def fit_starts(
         Name and part, as each is done; the proposal with every member it gains.
     """
 
+    given = init or {}
+
     def report(name: str, planned: int, before: int = 0) -> Callable[..., None]:
         return lambda done, *_: on_epoch(name, before + done, planned) if on_epoch else None
 
-    if epochs.prior and "prior" not in known:
-        told = report("prior", epochs.prior)
-        yield "prior", fit_prior(data, epochs=epochs.prior, seed=seed, on_epoch=told)
-    if epochs.ranker and "ranker" not in known:
-        told = report("ranker", epochs.ranker)
-        yield "ranker", fit_ranker(data, epochs=epochs.ranker, seed=seed, on_epoch=told)
+    planned = {"prior": epochs.prior, "ranker": epochs.ranker, "proposal": epochs.proposal}
+    for name, part in given.items():
+        if not planned[name] and name not in known:
+            yield name, part
+    for name in ("prior", "ranker"):
+        if planned[name] and name not in known:
+            fit: Callable[..., Any] = fit_prior if name == "prior" else fit_ranker
+            told = report(name, planned[name])
+            start = given.get(name)
+            yield name, fit(data, epochs=planned[name], seed=seed, init=start, on_epoch=told)
     members = known["proposal"].singles() if "proposal" in known else []
     if epochs.proposal and len(members) < epochs.members:
         described = describe_variants(data, statistics)
+        # a member more than the other model has starts from random weights
+        fits_from = dict(enumerate(given["proposal"].singles() if "proposal" in given else ()))
         for k in range(len(members), epochs.members):
             members.append(
                 fit_proposal(
                     *described,
                     epochs=epochs.proposal,
                     seed=seed + k,
+                    init=fits_from.get(k),
                     like=members[0] if members else None,
                     device=device,
                     on_epoch=report(
