@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from langevin_xtal.cli.bench import bench, table
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.diffusion import losses, noising
-from langevin_xtal.errors import CheckpointError, InputError
+from langevin_xtal.errors import InputError
 from langevin_xtal.graph import available
-from langevin_xtal.model.checkpoint import ScoreModel, load_model
-from langevin_xtal.model.network import SIZES, EdgeNetwork
+from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.network import EdgeNetwork
 from langevin_xtal.report import bench as measuring
 from langevin_xtal.report.bench import (
     SAMPLE_POINTS,
@@ -32,7 +32,6 @@ from langevin_xtal.report.bench import (
     PeakMemory,
     Spread,
     Stopwatch,
-    bench_model,
     measure,
     noised_crystals,
     requests_like,
@@ -260,11 +259,6 @@ class TestMeasuring:
         assert {(r.space_group.number, len(r.numbers)) for r in asked} <= known
         assert len({str(r) for r in asked}) >= min(count, len(small)) - 1
 
-    def test_models(self, small: PackedDataset, tiny_path: Path) -> None:
-        assert bench_model(str(tiny_path), small).hash == load_model(tiny_path).hash
-        with pytest.raises(CheckpointError, match="neither shipped"):
-            bench_model("smal", small)
-
 
 class TestReport:
     def test_is_json_with_its_surroundings(
@@ -276,7 +270,6 @@ class TestReport:
         assert report["weights"] == tiny_model.hash
         assert report["data"] == {"crystals": len(small), "hash": small.content_hash}
         assert report["device"] == "cpu"
-        assert report["trained"]
 
     def test_spreads_are_in_order(self, report: dict[str, Any]) -> None:
         found = 0
@@ -415,19 +408,6 @@ class TestCommand:
         done = call("--device", "cuda")
         assert isinstance(done.exception, InputError)
         assert "finds no CUDA device" in str(done.exception)
-
-    def test_a_size_without_weights(
-        self, small: PackedDataset, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """It can be built and trained, not sampled."""
-        monkeypatch.setattr(measuring, "shipped_models", lambda: ())
-        model = bench_model("base", small)
-        assert model.network.config == SIZES["base"]
-        assert bench_model("base", small).hash == model.hash
-        report = measure(model, small, stages=["graph"], device="cpu", repeat=1)
-        assert not report["trained"]
-        with pytest.raises(InputError, match="base has no trained weights here to sample with"):
-            measure(model, small, stages=["graph", "sample"], device="cpu")
 
 
 def test_python_m_langevin_xtal() -> None:

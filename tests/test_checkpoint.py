@@ -445,3 +445,22 @@ class TestStatistics:
         product = np.exp(s.shape[1:].sum(1))
         assert (np.abs(s.shape[195:]).max(1) < 1e-9).all()
         assert (product > 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        (torch.tensor([0.5, -2.0, 0.0]), torch.float16),
+        (torch.tensor([0.1]), torch.float32),
+        (torch.tensor([65536.0]), torch.float32),
+        (torch.tensor([0, -32768, 32767], dtype=torch.int32), torch.int16),
+        (torch.tensor([65536 + 7], dtype=torch.int32), torch.int32),
+        (torch.tensor([200], dtype=torch.uint8), torch.uint8),
+    ],
+)
+def test_half_the_bytes_where_they_hold_the_numbers(
+    values: torch.Tensor, dtype: torch.dtype
+) -> None:
+    found = checkpoint._compact(values)
+    assert found.dtype == dtype
+    assert torch.equal(found.to(values.dtype), values)

@@ -8,12 +8,13 @@ from ase.spacegroup import crystal as ase_crystal
 
 from langevin_xtal.crystal.candidate import SYMPRECS, Candidate
 from langevin_xtal.crystal.request import Request
+from langevin_xtal.model.assignment import covalent_radii
+from langevin_xtal.sampling.expansion import nearest_pair
 from langevin_xtal.sampling.postprocess import (
     PostprocessConfig,
     Rejection,
     contains_group,
     detect_groups,
-    nearest_pair,
 )
 from langevin_xtal.symmetry import SpaceGroup
 from langevin_xtal.symmetry.wyckoff import wyckoff_positions
@@ -237,3 +238,14 @@ class TestNearestPair:
     def test_one_atom_sees_its_own_copies(self) -> None:
         distance, i, j = nearest_pair(np.zeros((1, 3)), np.diag([3.0, 4.0, 2.5]))
         assert (distance, i, j) == (2.5, 0, 0)
+
+    @pytest.mark.parametrize("number", [1, 14, 166, 225])
+    def test_as_a_share_of_radii(self, number: int) -> None:
+        c = random_candidate(number)
+        radii = covalent_radii()[c.numbers[c.atom_site]]
+        share, i, j = nearest_pair(c.atom_frac, c.lattice, radii=radii)
+        first, second, _, distance = c.structure.get_neighbor_list(6.0)
+        expected = distance / (radii[first] + radii[second])
+        assert share == pytest.approx(expected.min(), abs=1e-9)
+        found = expected[(first == i) & (second == j)]
+        assert found.min() == pytest.approx(share, abs=1e-9)

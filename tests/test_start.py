@@ -22,6 +22,7 @@ from langevin_xtal.crystal.request import MAX_ATOMS, StartingPoint, parse_formul
 from langevin_xtal.errors import InputError, RequestError, SymmetryError
 from langevin_xtal.model.beam import likely_assignments
 from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.proposal import Draw, Sites
 from langevin_xtal.model.ranking import AssignmentRanker, RankerConfig
 from langevin_xtal.model.scores import cell_frame
 from langevin_xtal.sampling.chain import LONGEST, Chains
@@ -30,6 +31,7 @@ from langevin_xtal.sampling.sample import SampleOptions
 from langevin_xtal.sampling.samplers import Ancestral
 from langevin_xtal.sampling.start import (
     MOST_ASSIGNMENTS,
+    REDRAWS,
     USUAL_BETA,
     Start,
     expected_coordinates,
@@ -386,6 +388,56 @@ class TestStarts:
         first = start_chains(requests, proposing_model, keys, chosen)
         later = start_chains(requests, proposing_model, keys, chosen, list(range(8)))
         assert all(alike(a, b) for a, b in zip(first, later, strict=True))
+
+    @pytest.mark.parametrize(
+        ("lengths", "kept", "turns"),
+        [
+            ([5.6], 5.6, 1),
+            ([2.0, 3.0, 5.6, 9.0], 5.6, 3),
+            ([2.0, 3.0, *[2.5] * (REDRAWS - 2), 5.6], 3.0, REDRAWS),
+        ],
+        ids=["room enough", "drawn again", "never enough"],
+    )
+    def test_crowded_proposals_are_drawn_again(
+        self,
+        proposing_model: ScoreModel,
+        monkeypatch: pytest.MonkeyPatch,
+        lengths: list[float],
+        kept: float,
+        turns: int,
+    ) -> None:
+        """Rock salt with lengths [Å] for the proposals of a chain, beside one that needs one."""
+        from langevin_xtal.sampling import start as module
+
+        streams: list[torch.Tensor] = []
+
+        def proposed(_: object, __: object, asked: list[Sites], *others: torch.Tensor) -> object:
+            streams.append(others[0])
+            turn = len(streams) - 1
+            lattices = [lengths[turn] if sites.group == 225 else 6.0 for sites in asked]
+            return [
+                Draw(
+                    np.array([[0.0, 0, 0], [0.5, 0.5, 0.5]]),
+                    (0, 1),
+                    lattice_coordinates(a * np.eye(3)),
+                    0.0,
+                )
+                for a in lattices
+            ]
+
+        monkeypatch.setattr(module, "draw", proposed)
+        asked = [lx.Request(g, {"Na": 1, "Cl": 1}, positions=[0, 1]) for g in (221, 225)]
+        other, found = started(proposing_model, asked)
+        assert cell_frame(torch.from_numpy(found.coordinates)[None]).rows[0, 0, 0] == (
+            pytest.approx(kept)
+        )
+        assert len(streams) == turns
+        assert [len(u) for u in streams] == [2] + [1] * (turns - 1)
+        assert cell_frame(torch.from_numpy(other.coordinates)[None]).rows[0, 0, 0] == (
+            pytest.approx(6.0)
+        )
+        # other numbers at every turn
+        assert len({float(u[-1, 0, 0]) for u in streams}) == turns
 
     def test_starting_points(self, proposing_model: ScoreModel) -> None:
         lattice = np.diag([9.0, 8.0, 10.0])

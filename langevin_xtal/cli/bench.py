@@ -28,7 +28,7 @@ class Stages(click.ParamType):
 
 
 @click.command()
-@click.option("--model", default="small", show_default=True, help="Shipped name, size or file.")
+@click.option("--model", default="small", show_default=True, help="Shipped name or file.")
 @click.option(
     "--stage",
     "stages",
@@ -97,7 +97,8 @@ def bench(
     """
     from langevin_xtal.dataset.packed import PackedDataset
     from langevin_xtal.dataset.reference import reference_dataset
-    from langevin_xtal.report.bench import bench_model, measure
+    from langevin_xtal.model.checkpoint import load_model
+    from langevin_xtal.report.bench import measure
     from langevin_xtal.sampling.samplers import make_sampler
 
     if out is not None and not out.resolve().parent.is_dir():
@@ -106,7 +107,7 @@ def bench(
     crystals = reference_dataset() if data is None else PackedDataset.load(data)
     with options.progress_bar("measuring", "stage") as update:
         report = measure(
-            bench_model(model, crystals),
+            load_model(model),
             crystals,
             stages=stages,
             device=device,

@@ -81,6 +81,9 @@ def position_features() -> Tensor:
     return torch.tensor(rows, dtype=torch.float32)
 
 
+COVALENT_RADIUS = 4  # its column
+
+
 @cache
 def element_properties() -> NDArray[np.float64]:
     """(119, 9) Mendeleev number, electronegativity, radii, valence electrons; NaN where unknown.
@@ -92,6 +95,13 @@ def element_properties() -> NDArray[np.float64]:
     for number, _, *values in list(csv.reader(source.read_text("utf-8").splitlines()))[1:]:
         table[int(number)] = [float(v) if v else np.nan for v in values]
     return table
+
+
+@cache
+def covalent_radii() -> NDArray[np.float64]:
+    """(119,) of each atomic number [Å]; the mean where it is not known."""
+    radii = element_properties()[:, COVALENT_RADIUS]
+    return np.where(np.isnan(radii), np.nanmean(radii), radii)
 
 
 @cache

@@ -207,7 +207,7 @@ def read_tensors(path: Path, expected: str) -> tuple[dict[str, torch.Tensor], di
 
 
 def save_model(path: Path, model: ScoreModel) -> None:
-    """Write a model file; weights that half precision holds exactly take half the space."""
+    """Write a model file; numbers that half the bytes hold exactly take no more."""
     tensors = {f"network.{k}": v for k, v in model.network.state_dict().items()}
     tensors |= model._part_tensors()
     tensors = {k: _compact(v) for k, v in tensors.items()}
@@ -224,10 +224,12 @@ def save_model(path: Path, model: ScoreModel) -> None:
     write_tensors(path, tensors, header)
 
 
+_SHORTER = {torch.float32: torch.float16, torch.int32: torch.int16}
+
+
 def _compact(values: torch.Tensor) -> torch.Tensor:
-    half = values.half()
-    exact = values.dtype == torch.float32 and torch.equal(half.float(), values)
-    return half if exact else values
+    short = values.to(_SHORTER.get(values.dtype, values.dtype))
+    return short if torch.equal(short.to(values.dtype), values) else values
 
 
 def load_model(name_or_path: str | Path = "small") -> ScoreModel:

@@ -40,11 +40,8 @@ from langevin_xtal.errors import InputError
 from langevin_xtal.graph import CrystalArrays, GraphSettings, available, build_multigraph
 from langevin_xtal.graph.batch import snap_radius
 from langevin_xtal.graph.snapping import all_operations, site_pairs, snap_sites
-from langevin_xtal.model.checkpoint import ScoreModel, load_model, shipped_models
+from langevin_xtal.model.checkpoint import ScoreModel
 from langevin_xtal.model.device import resolved_device
-from langevin_xtal.model.levels import NoiseLevels
-from langevin_xtal.model.network import SIZES, EdgeNetwork
-from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.report.roofline import Limits, Tally, measure_limits, stage_rows
 from langevin_xtal.sampling.sample import SampleOptions, sample_batches
 from langevin_xtal.sampling.samplers import Ancestral, Sampler
@@ -55,9 +52,6 @@ STAGES = ("graph", "train", "sample")
 
 PROFILE = "profile"
 """Not measured unless asked for: arithmetic and bytes of every stage against the machine's."""
-
-UNTRAINED = "untrained"
-"""Entry in the card of a model with random weights."""
 
 GRAPH_CRYSTALS = 64
 SIGMAS = 4
@@ -245,21 +239,6 @@ def synchroniser(device: str) -> Callable[[], None]:
     return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
 
 
-def bench_model(name: str, data: PackedDataset) -> ScoreModel:
-    """A model by name or path; a named size that is not shipped gets random weights.
-
-    Those are good enough to time building and training, and carry no prior to sample with.
-    """
-    if name in shipped_models() or name not in SIZES:
-        return load_model(name)
-    torch.manual_seed(0)
-    network = EdgeNetwork(SIZES[name]).eval().requires_grad_(False)
-    table = Statistics.of(
-        data.group, data.lattice, data.site_start, data.numbers, data.multiplicity
-    )
-    return ScoreModel(name, network, NoiseLevels(), table, {UNTRAINED: True})
-
-
 def measure(
     model: ScoreModel,
     data: PackedDataset,
@@ -309,11 +288,6 @@ def measure(
     if not len(data):
         raise InputError("the data set holds no crystals to measure with")
     device = resolved_device(device)
-    if "sample" in stages and model.card.get(UNTRAINED):
-        raise InputError(
-            f"{model.name} has no trained weights here to sample with; leave out the stage "
-            "sample, or give a model file"
-        )
     planned = [s for s in (*STAGES, PROFILE) if s in stages]
     report = surroundings(model, data, device) | {"batch_size": batch_size, "repeat": repeat}
     for k, stage in enumerate(planned):
@@ -372,7 +346,6 @@ def surroundings(model: ScoreModel, data: PackedDataset, device: str) -> dict[st
         "cuda": torch.version.cuda if device == "cuda" else None,
         "model": model.name,
         "weights": model.hash,
-        "trained": not model.card.get(UNTRAINED, False),
         "network": asdict(model.network.config),
         "data": {"crystals": len(data), "hash": data.content_hash},
     }
@@ -631,17 +604,16 @@ def measure_profile(
 
             step()  # fills caches
             found["train"] = _profiled(step, TRAIN_POINTS, limits, synchronise, clock, repeat)
-        if not model.card.get(UNTRAINED):
-            asked = requests_like(data, batch_size)
-            options = SampleOptions(batch_size=batch_size, workers=1, sampler=sampler, attempts=1)
-            kind = type(sampler)
-            points = SAMPLE_POINTS | {f"{kind.__module__}:{kind.__name__}.step": "steps"}
+        asked = requests_like(data, batch_size)
+        options = SampleOptions(batch_size=batch_size, workers=1, sampler=sampler, attempts=1)
+        kind = type(sampler)
+        points = SAMPLE_POINTS | {f"{kind.__module__}:{kind.__name__}.step": "steps"}
 
-            def draw() -> None:
-                list(sample_batches(asked, model, device=device, options=options))
+        def draw() -> None:
+            list(sample_batches(asked, model, device=device, options=options))
 
-            draw()
-            found["sample"] = _profiled(draw, points, limits, synchronise, clock, repeat)
+        draw()
+        found["sample"] = _profiled(draw, points, limits, synchronise, clock, repeat)
     return found
 
 

@@ -28,6 +28,13 @@ CLEAR = 10 * IDENTICAL
 """Images further apart than this are different atoms whatever the shape of the cell [Å]."""
 
 
+MOST_PAIRS = 1 << 16
+"""Distances computed at a time in the search for overlaps."""
+
+_STEPS = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+"""(27, 3) the cell and its neighbours."""
+
+
 @dataclass(frozen=True, eq=False)
 class GroupTable:
     """What expansion needs of the operations of a group."""
@@ -201,3 +208,40 @@ def _maps_onto(
     gap = images - atoms[partner]
     gap -= np.rint(gap)
     return bool((_lengths(gap, lattice) <= EXACT).all())
+
+
+def nearest_pair(
+    frac: FloatArray,
+    lattice: FloatArray,
+    start: IntArray | None = None,
+    radii: FloatArray | None = None,
+) -> tuple[float, int, int]:
+    """Shortest distance [Å] between two atoms or an atom and its copies, and the two atoms.
+
+    Parameters
+    ----------
+    start
+        The atoms to look from, by default all; one of each site is enough.
+    radii
+        (N,) of the atoms [Å]: what is looked for, and given, is the smallest ratio of a distance
+        to the sum of two radii.
+    """
+    start = np.arange(len(frac)) if start is None else start
+    delta = frac[None, :] - frac[start][:, None]
+    delta -= np.rint(delta)
+    best = np.full(delta.shape[:2], np.inf)
+    own = (np.arange(len(start)), start)
+    at_once = max(1, MOST_PAIRS // best.size)
+    for k in range(0, len(_STEPS), at_once):
+        steps = _STEPS[k : k + at_once]
+        vectors = (delta + steps[:, None, None]) @ lattice
+        vectors *= vectors
+        square = vectors[..., 0] + vectors[..., 1] + vectors[..., 2]
+        for step in np.flatnonzero(~steps.any(axis=1)):
+            square[step][own] = np.inf
+        best = np.minimum(best, square.min(axis=0))
+    best = np.sqrt(best)
+    if radii is not None:
+        best /= radii[start][:, None] + radii
+    i, j = np.unravel_index(int(best.argmin()), best.shape)
+    return float(best[i, j]), int(start[i]), int(j)

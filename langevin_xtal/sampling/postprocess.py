@@ -13,19 +13,13 @@ from langevin_xtal.crystal.candidate import SYMPRECS, Candidate
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.errors import InputError
-from langevin_xtal.sampling.expansion import expand_sites
+from langevin_xtal.sampling.expansion import expand_sites, nearest_pair
 from langevin_xtal.sampling.start import Start
 from langevin_xtal.symmetry import SpaceGroup
 from langevin_xtal.symmetry.sites import IDENTICAL
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-
-MOST_PAIRS = 1 << 16
-"""Distances computed at a time in the search for overlaps."""
-
-_STEPS = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-"""(27, 3) the cell and its neighbours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,32 +114,6 @@ def finish(
         min_distance=distance,
         provenance=provenance | {"index": index, "attempt": attempt, "seed": seed},
     )
-
-
-def nearest_pair(
-    frac: FloatArray, lattice: FloatArray, start: IntArray | None = None
-) -> tuple[float, int, int]:
-    """Shortest distance [Å] between two atoms or an atom and its copies, and the two atoms.
-
-    ``start`` names the atoms to look from, by default all; one of each site is enough.
-    """
-    start = np.arange(len(frac)) if start is None else start
-    delta = frac[None, :] - frac[start][:, None]
-    delta -= np.rint(delta)
-    best = np.full(delta.shape[:2], np.inf)
-    own = (np.arange(len(start)), start)
-    at_once = max(1, MOST_PAIRS // best.size)
-    for k in range(0, len(_STEPS), at_once):
-        steps = _STEPS[k : k + at_once]
-        vectors = (delta + steps[:, None, None]) @ lattice
-        vectors *= vectors
-        square = vectors[..., 0] + vectors[..., 1] + vectors[..., 2]
-        for step in np.flatnonzero(~steps.any(axis=1)):
-            square[step][own] = np.inf
-        best = np.minimum(best, square.min(axis=0))
-    best = np.sqrt(best)
-    i, j = np.unravel_index(int(best.argmin()), best.shape)
-    return float(best[i, j]), int(start[i]), int(j)
 
 
 def verify(

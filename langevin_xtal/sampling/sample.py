@@ -27,7 +27,7 @@ from langevin_xtal.runtime import keep_freed_memory
 from langevin_xtal.sampling.chain import LONGEST, LONGEST_STEP, SHARPEST, SHORTEST, Chains
 from langevin_xtal.sampling.postprocess import PostprocessConfig, Rejection, finish
 from langevin_xtal.sampling.samplers import Ancestral, Sampler, run
-from langevin_xtal.sampling.start import Positions, StartOptions, start_chains
+from langevin_xtal.sampling.start import MOST_PROPOSALS, Positions, StartOptions, start_chains
 from langevin_xtal.sampling.streams import stream_keys
 from langevin_xtal.sampling.trajectory import Recorder, Trajectory
 from langevin_xtal.version import __version__
@@ -48,9 +48,6 @@ An evaluation takes some 8 kB for each with ``small`` and 19 with ``base``, as m
 
 EDGES_TO_ALL = 0.4
 """Edges of a site to each other site beside its neighbours, as measured on MP-20."""
-
-MOST_PROPOSALS = 256
-"""Drawn for one chain; each uses two draws of its stream."""
 
 DIVERGED = (
     f"diverged: a step was not finite or beyond {LONGEST_STEP:g} Å, or the cell left lengths of "

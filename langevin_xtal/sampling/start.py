@@ -15,12 +15,14 @@ from torch import Tensor
 from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.crystal.request import Request, cell_coordinates
 from langevin_xtal.errors import RequestError
-from langevin_xtal.model.assignment import WyckoffPrior, element_rank
+from langevin_xtal.model.assignment import WyckoffPrior, covalent_radii, element_rank
 from langevin_xtal.model.checkpoint import ScoreModel
 from langevin_xtal.model.proposal import Draw, Sites, draw, in_cell_like
 from langevin_xtal.model.ranking import AssignmentRanker
+from langevin_xtal.model.scores import cell_frame
 from langevin_xtal.model.statistics import Statistics
-from langevin_xtal.sampling.streams import normals, uniforms
+from langevin_xtal.sampling.expansion import expand_sites, nearest_pair
+from langevin_xtal.sampling.streams import FIRST_DRAW, normals, uniforms
 from langevin_xtal.symmetry.assignments import Assignment, assignments, explain, renamings
 from langevin_xtal.symmetry.description import smallest_labels
 from langevin_xtal.symmetry.groups import SpaceGroup
@@ -32,7 +34,7 @@ from langevin_xtal.symmetry.lattice import (
     lattice_driver,
     lattice_freedom,
 )
-from langevin_xtal.symmetry.sites import snap_site
+from langevin_xtal.symmetry.sites import IDENTICAL, snap_site
 from langevin_xtal.symmetry.wyckoff import WyckoffPosition, locate, wyckoff_positions
 
 FloatArray = NDArray[np.float64]
@@ -51,6 +53,15 @@ those the prior finds likely."""
 
 MOST_DRAWN = 1024
 """Proposals drawn at once."""
+
+REDRAWS = 8
+"""Proposals drawn in turn for a chain while their atoms are too near to each other."""
+
+MOST_PROPOSALS = (FIRST_DRAW - 3) // (2 * REDRAWS)
+"""Drawn for a chain at each of those turns; every one uses two draws of its stream."""
+
+CROWDED = 0.65
+"""Atoms of a proposal are too near at less than this share of the sum of their covalent radii."""
 
 FIXED_WITHIN = 0.1
 """A fixed site this near to a special position is on it [Å]."""
@@ -102,13 +113,44 @@ def start_chains(
     share = 0.5 ** torch.tensor(attempts or [0] * len(requests), dtype=torch.float64)
     assigned = _assign(requests, model, keys, options, options.assignment_temperature**share)
     warmth = options.proposal_temperature**share
-    proposed = _proposals(requests, assigned, model, keys, options, warmth)
-    return [
-        _start(request, sites, draw, model, int(key), options)
-        for request, sites, draw, key in zip(
-            requests, assigned, proposed, keys.tolist(), strict=True
+    starts: list[Start | None] = [None] * len(requests)
+    room = [0.0] * len(requests)
+    waiting = list(range(len(requests)))
+    for turn in range(REDRAWS):
+        proposed = _proposals(
+            [requests[k] for k in waiting],
+            [assigned[k] for k in waiting],
+            model,
+            keys[waiting],
+            options,
+            warmth[waiting],
+            turn,
         )
-    ]
+        crowded = []
+        for k, one in zip(waiting, proposed, strict=True):
+            start = _start(requests[k], assigned[k], one, model, int(keys[k]), options)
+            # where nothing is proposed, or all is given, there is nothing to draw again
+            found = np.inf if one is None else _room(start, requests[k].space_group)
+            if starts[k] is None or found > room[k]:
+                starts[k], room[k] = start, found
+            if found < CROWDED:
+                crowded.append(k)
+        waiting = crowded
+        if not waiting:
+            break
+    return [start for start in starts if start is not None]
+
+
+def _room(start: Start, group: SpaceGroup) -> float:
+    """Smallest distance of two atoms over the sum of their covalent radii."""
+    if not start.sound or start.positions is None:
+        return 0.0
+    rows = cell_frame(torch.from_numpy(start.coordinates).unsqueeze(0)).rows[0].numpy()
+    atoms = expand_sites(group, start.frac, rows, np.full(len(start.frac), IDENTICAL))
+    if atoms.multiplicity.tolist() != [w.multiplicity for w in start.positions]:
+        return 0.0  # a site has come to rest on a more special position
+    radii = covalent_radii()[np.array(start.numbers)[atoms.atom_site]]
+    return nearest_pair(atoms.frac, rows, atoms.first, radii)[0]
 
 
 # -- Wyckoff positions
@@ -358,8 +400,9 @@ def _proposals(
     keys: Tensor,
     options: StartOptions,
     temperature: Tensor,
+    turn: int,
 ) -> list[Draw | None]:
-    """For every chain that starts from one the likeliest of a few proposals."""
+    """For every chain that starts from one the likeliest of a few proposals, others each turn."""
     best: list[Draw | None] = [None] * len(requests)
     # proposals choose their own origin, and fixed sites have one already
     owners = [
@@ -381,7 +424,7 @@ def _proposals(
         for labels in _labellings(group, numbers, tuple(w.index for _, w in sites), turned):
             asked += [Sites(group, numbers, labels)] * options.proposals
             owner += [k] * options.proposals
-            trial += range(options.proposals)
+            trial += range(options.proposals * turn, options.proposals * (turn + 1))
     for start in range(0, len(asked), MOST_DRAWN):
         part = slice(start, start + MOST_DRAWN)
         stream, draws = keys[owner[part]], torch.tensor(trial[part])

@@ -115,7 +115,9 @@ def fit_ranker(
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    crystals = labelled(data)
+    # where a group has one position there is nothing to rank, and nothing to remember
+    choice = np.diff(table_start()) > 1
+    crystals = [c for c in labelled(data) if choice[c.number - 1]]
     memory, rows = remember([(c.number, c.elements, c.assignment) for c in crystals])
     ranker = AssignmentRanker(config if init is None else init.config, memory)
     if init is not None:
