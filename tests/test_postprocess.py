@@ -11,6 +11,7 @@ from langevin_xtal.crystal.request import Request
 from langevin_xtal.model.assignment import covalent_radii
 from langevin_xtal.sampling.expansion import nearest_pair
 from langevin_xtal.sampling.postprocess import (
+    FRACTIONS,
     PostprocessConfig,
     Rejection,
     contains_group,
@@ -100,6 +101,51 @@ class TestKnownStructures:
         assert kept.multiplicity.tolist() == [8]
         assert kept.frac.tolist() == [point]
         assert kept.min_distance == pytest.approx(0.2)
+
+    @pytest.mark.parametrize("number", [1, 2, 14, 62, 99, 166, 167, 194, 213, 225])
+    def test_rounding_keeps_positions(self, number: int) -> None:
+        """In the group's positions, what is within reach is a simple fraction, and no other."""
+        within, rng = 0.15, np.random.default_rng(number)
+        table = wyckoff_positions(number)
+        lattice = random_candidate(number).lattice
+        loose = PostprocessConfig(min_distance=0.0, round_within=within)
+        rounded = 0
+        for w in (w for w in table if w.freedom):
+            values = rng.uniform(0, 1, w.freedom)
+            request = Request(number, {"Cu": 1}, positions=[w.index])
+            found = finished(request, [w.point(values)], lattice, loose, positions=(w.index,))
+            if isinstance(found, Rejection):
+                assert found.reason.startswith("symmetry"), found
+                continue
+            assert found.multiplicity.tolist() == [w.multiplicity]
+            steps = w.directions.T @ lattice
+            for k, length in enumerate(np.linalg.norm(steps, axis=1)):
+                # the representative is that of the position, up to lattice vectors
+                value = found.frac[0][w.parameters[k]]
+                gap = np.abs(FRACTIONS - value % 1).min() * length
+                before = np.abs(FRACTIONS - values[k] % 1).min() * length
+                if gap > 1e-9:
+                    assert gap == pytest.approx(before, abs=1e-9)
+                else:
+                    rounded += 1
+        assert rounded
+
+    def test_rounding(self) -> None:
+        lattice = np.diag([9.0, 8.0, 10.0])
+        request, sites = Request(62, {"Cu": 1}), [[0.3301, 0.25, 0.211]]
+        config = PostprocessConfig(round_within=0.04)
+        kept = finished(request, sites, lattice, config, positions=(2,))
+        assert isinstance(kept, Candidate)
+        assert kept.frac[0].tolist() == pytest.approx([1 / 3, 0.25, 0.211], abs=1e-12)
+        free = finished(request, sites, lattice, config)
+        assert isinstance(free, Candidate)
+        assert free.frac.tolist() == sites
+        # not onto the mirror plane at y = 1/4, nor onto an inversion centre
+        loose = PostprocessConfig(round_within=0.2, min_distance=0.0)
+        near = [[0.131, 0.2375, 0.211]]
+        general = finished(request, near, lattice, loose, positions=(3,))
+        assert isinstance(general, Candidate)
+        assert general.frac.tolist() == near
 
     def test_general_position_stays(self) -> None:
         lattice = np.diag([9.0, 8.0, 10.0])

@@ -180,6 +180,13 @@ class Asked:
     help="Free sites this near a special position are placed on it [Å].",
 )
 @click.option(
+    "--round-within",
+    type=click.FloatRange(min=0.0),
+    default=0.0,
+    show_default=True,
+    help="Free coordinates this near a multiple of 1/8 or 1/12 are set to it [Å].",
+)
+@click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=64,
@@ -232,6 +239,7 @@ def sample(
     steps: int | None,
     attempts: int,
     min_distance: float,
+    round_within: float,
     merge: float,
     batch_size: int,
     picture: bool,
@@ -300,7 +308,9 @@ def sample(
         proposal_temperature=proposal_temperature,
         proposal_noise=proposal_noise,
         sampler=make_sampler(sampler, levels, steps),
-        postprocess=PostprocessConfig(merge=merge, min_distance=min_distance),
+        postprocess=PostprocessConfig(
+            merge=merge, min_distance=min_distance, round_within=round_within
+        ),
     )
     # refuse what cannot be sampled before a folder is made
     named = (None,) if groups is None else [SpaceGroup(n) for n in parse_groups(groups, model)]

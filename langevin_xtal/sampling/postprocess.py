@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -17,9 +18,14 @@ from langevin_xtal.sampling.expansion import expand_sites, nearest_pair
 from langevin_xtal.sampling.start import Start
 from langevin_xtal.symmetry import SpaceGroup
 from langevin_xtal.symmetry.sites import IDENTICAL
+from langevin_xtal.symmetry.wyckoff import WyckoffPosition
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+
+
+FRACTIONS = np.unique(np.concatenate([np.arange(9) / 8, np.arange(13) / 12]))
+"""Fractions of the cell that free coordinates may be rounded to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +36,12 @@ class PostprocessConfig:
     """A site this near to a special position is placed on it [Å]."""
     min_distance: float = 0.7
     """Reject crystals with two atoms closer than this [Å]."""
+    round_within: float = 0.0
+    """Each free coordinate of a site with a Wyckoff position is set to a simple fraction, of
+    :data:`FRACTIONS`, where that moves the site no further than this [Å]."""
 
     def __post_init__(self) -> None:
-        for name in ("merge", "min_distance"):
+        for name in ("merge", "min_distance", "round_within"):
             value = getattr(self, name)
             if not 0.0 <= value < np.inf:
                 raise InputError(f"{name} is {value}; give a distance in Å, 0 or more")
@@ -81,6 +90,8 @@ def finish(
     group, numbers = request.space_group, np.array(start.numbers)
     merge = config.merge if start.positions is None else IDENTICAL
     radius = np.where(start.moves, merge, IDENTICAL)
+    if config.round_within and start.positions is not None:
+        frac = _rounded(group, start.positions, start.moves, frac, lattice, config.round_within)
     atoms = expand_sites(group, frac, lattice, radius)
     found = atoms.multiplicity.tolist()
     wanted = found if start.positions is None else [w.multiplicity for w in start.positions]
@@ -114,6 +125,33 @@ def finish(
         min_distance=distance,
         provenance=provenance | {"index": index, "attempt": attempt, "seed": seed},
     )
+
+
+def _rounded(
+    group: SpaceGroup,
+    positions: Sequence[WyckoffPosition],
+    moves: NDArray[np.bool_],
+    frac: FloatArray,
+    lattice: FloatArray,
+    within: float,
+) -> FloatArray:
+    """Sites (A, 3) with simple fractions as parameters, where these are near.
+
+    What is fixed stays, and a site that would come to rest on a more special position.
+    """
+    rounded = frac.copy()
+    for k in np.flatnonzero(moves).tolist():
+        w = positions[k]
+        for parameter in range(w.freedom):
+            value = rounded[k][w.parameters[parameter]]
+            gaps = FRACTIONS - value % 1.0
+            step = w.directions[:, parameter] * gaps[np.abs(gaps).argmin()]
+            if np.linalg.norm(step @ lattice) <= within:
+                rounded[k] += step
+    radius = np.full(len(frac), IDENTICAL)
+    kept = expand_sites(group, rounded, lattice, radius).multiplicity
+    fits = kept == np.array([w.multiplicity for w in positions])
+    return np.where(fits[:, None], rounded, frac)
 
 
 def verify(

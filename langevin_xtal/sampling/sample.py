@@ -388,7 +388,9 @@ def packed(sizes: Sequence[float], parts: int, count: int) -> list[list[int]]:
 
 
 def _provenance(model: ScoreModel, options: SampleOptions) -> dict[str, object]:
-    return {
+    within = options.postprocess.round_within
+    rounding: dict[str, object] = {"round_within": within} if within else {}
+    return rounding | {
         "model": model.name,
         "weights": model.hash,
         "version": __version__,
