@@ -57,6 +57,9 @@ MOST_DRAWN = 1024
 REDRAWS = 8
 """Proposals drawn in turn for a chain while their atoms are too near to each other."""
 
+WARMER = 0.5**0.5
+"""Power of the temperature that each of those is drawn at: cold ones come out crowded again."""
+
 MOST_PROPOSALS = (FIRST_DRAW - 3) // (2 * REDRAWS)
 """Drawn for a chain at each of those turns; every one uses two draws of its stream."""
 
@@ -123,7 +126,7 @@ def start_chains(
             model,
             keys[waiting],
             options,
-            warmth[waiting],
+            warmth[waiting] ** (WARMER**turn),
             turn,
         )
         crowded = []
