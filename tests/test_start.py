@@ -370,8 +370,11 @@ class TestStarts:
         (first,) = started(proposing_model, request, proposals=1)
         assert alike(best, first) == (seen.index(max(seen)) == 0)
 
-    def test_each_attempt_is_warmer(self, proposing_model: ScoreModel) -> None:
+    def test_each_attempt_is_warmer(
+        self, proposing_model: ScoreModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """What is likeliest comes again and again, until it is drawn less coldly; 1 stays 1."""
+        monkeypatch.setattr("langevin_xtal.sampling.start.REDRAWS", 1)
         keys = keys_of(8)
         requests = [lx.Request(62, {"Ti": 2, "O": 2}, positions=[2, 2, 2, 3])] * 8
 
@@ -410,9 +413,11 @@ class TestStarts:
         from langevin_xtal.sampling import start as module
 
         streams: list[torch.Tensor] = []
+        warmth: list[float] = []
 
         def proposed(_: object, __: object, asked: list[Sites], *others: torch.Tensor) -> object:
             streams.append(others[0])
+            warmth.append(float(others[2][-1]))
             turn = len(streams) - 1
             lattices = [lengths[turn] if sites.group == 225 else 6.0 for sites in asked]
             return [
@@ -427,7 +432,7 @@ class TestStarts:
 
         monkeypatch.setattr(module, "draw", proposed)
         asked = [lx.Request(g, {"Na": 1, "Cl": 1}, positions=[0, 1]) for g in (221, 225)]
-        other, found = started(proposing_model, asked)
+        other, found = started(proposing_model, asked, proposal_temperature=0.1)
         assert cell_frame(torch.from_numpy(found.coordinates)[None]).rows[0, 0, 0] == (
             pytest.approx(kept)
         )
@@ -436,7 +441,8 @@ class TestStarts:
         assert cell_frame(torch.from_numpy(other.coordinates)[None]).rows[0, 0, 0] == (
             pytest.approx(6.0)
         )
-        # other numbers at every turn
+        # other numbers at every turn, and warmer
+        assert warmth == pytest.approx([0.1 ** (2 ** (-turn / 2)) for turn in range(turns)])
         assert len({float(u[-1, 0, 0]) for u in streams}) == turns
 
     def test_starting_points(self, proposing_model: ScoreModel) -> None:
