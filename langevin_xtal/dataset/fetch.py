@@ -13,7 +13,7 @@ from http.client import HTTPException
 from itertools import combinations
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from langevin_xtal.crystal.elements import atomic_number
@@ -135,7 +135,7 @@ def fetch_materials_project(
     parts = path.with_name(path.name + ".parts")
     with _writing(parts):
         parts.mkdir(parents=True, exist_ok=True)
-        _same_question(parts / "question.txt", f"{question}\n")
+        _check_question(parts / "question.txt", f"{question}\n")
     with connected(key, client) as project:
         for atoms in range(1, max_atoms + 1):
             part = parts / f"{atoms}.csv"
@@ -230,8 +230,8 @@ def _row(found: Any) -> tuple[Any, ...]:
     return str(identifier), formula, above, formation, structure.to(fmt="cif")
 
 
-def _same_question(file: Path, question: str) -> None:
-    if not file.exists():
+def _check_question(file: Path, question: str) -> None:
+    if not any(file.parent.glob("*.csv")):
         file.write_text(question, encoding="utf-8")
     if file.read_text(encoding="utf-8") != question:
         raise DataError(
@@ -303,9 +303,10 @@ def _reading(address: str) -> Iterator[None]:
     except HTTPError as error:
         raise LangevinXtalError(f"{address} answers {error.code} ({error.reason})") from None
     except (OSError, HTTPException) as error:
+        cause = error.reason if isinstance(error, URLError) else first_line(error)
         raise LangevinXtalError(
-            f"{address} cannot be reached ({first_line(error)}): check the network; what has come "
-            "is kept, and the same command goes on"
+            f"{address} cannot be reached ({cause}): check the network; what has come is kept, and "
+            "the same command goes on"
         ) from None
 
 
