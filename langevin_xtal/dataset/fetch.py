@@ -305,8 +305,8 @@ def _reading(address: str) -> Iterator[None]:
     except (OSError, HTTPException) as error:
         cause = error.reason if isinstance(error, URLError) else first_line(error)
         raise LangevinXtalError(
-            f"{address} cannot be reached ({cause}): check the network; what has come is kept, and "
-            "the same command goes on"
+            f"{address} cannot be reached ({cause}): check the network; what has come is kept, "
+            "and the same command goes on"
         ) from None
 
 
