@@ -104,6 +104,9 @@ def start_chains(
 ) -> list[Start]:
     """The start of every request's chain.
 
+    A proposal with less room between its atoms than :data:`CROWDED` is drawn again, up to
+    :data:`REDRAWS` times in all and each time warmer; the roomiest is taken.
+
     Parameters
     ----------
     keys

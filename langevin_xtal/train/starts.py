@@ -55,7 +55,6 @@ def fit_starts(
     tuple
         Name and part, as each is done; the proposal with every member it gains.
     """
-
     given = init or {}
 
     def report(name: str, planned: int, before: int = 0) -> Callable[..., None]:
@@ -82,6 +81,7 @@ def fit_starts(
                     *described,
                     epochs=epochs.proposal,
                     seed=seed + k,
+                    config=members[0].config if members else None,
                     init=fits_from.get(k),
                     like=members[0] if members else None,
                     device=device,
