@@ -55,6 +55,7 @@ from langevin_xtal.train.proposals import (
     fit_proposal,
     likeliest_variants,
 )
+from langevin_xtal.train.starts import StartEpochs, fit_starts
 from tests.crystals import random_lattice
 
 CASES: list[tuple[int, list[int], list[int]]] = [
@@ -650,6 +651,14 @@ def test_given_weights_are_fitted_anew(described):
     assert first[False] < first[True] - 1.0
     assert fitted.config == dataclasses.replace(config, frames=True)
     assert all(torch.equal(state[name], value) for name, value in given.state_dict().items())
+
+
+def test_more_members_than_were_given(small, statistics):
+    given = Proposal(ProposalConfig(width=16, layers=1, heads=2))
+    epochs = StartEpochs(prior=0, ranker=0, proposal=1, members=2)
+    told = list(fit_starts(small, statistics, epochs, {}, init={"proposal": given}))
+    assert [name for name, _ in told] == ["proposal", "proposal"]
+    assert told[-1][1].config == dataclasses.replace(given.config, members=2, frames=True)
 
 
 def test_fitting_learns_and_is_repeatable(described):
