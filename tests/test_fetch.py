@@ -49,6 +49,9 @@ class Server:
                 tag = f'"{hashlib.md5(whole).hexdigest()}"'
                 same = self.headers.get("If-Range") == tag
                 start = int(wanted[6:-1]) if wanted and same and server.ranges else 0
+                if start >= len(whole):
+                    self.send_error(416)
+                    return
                 self.send_response(206 if start else 200)
                 self.send_header("ETag", tag)
                 self.send_header("Content-Length", str(len(whole) - start))
@@ -103,6 +106,18 @@ class TestMP20:
         assert server.asked[1] == ("/train.csv", "bytes=700-")
         assert paths[0].read_text(encoding="utf-8") == TEXT
         assert not list(tmp_path.glob("*.part")) + list(tmp_path.glob("*.etag"))
+
+    def test_nothing_was_missing(self, server: Server, tmp_path: Path) -> None:
+        """Killed between the last byte and the file's name."""
+        tag = hashlib.md5(TEXT.encode()).hexdigest()
+        (tmp_path / "train.csv.part").write_text(TEXT, encoding="utf-8")
+        (tmp_path / "train.csv.etag").write_text(f'"{tag}"', encoding="utf-8")
+        paths = fetch_mp20(tmp_path, address=server.address)
+        assert [wanted for path, wanted in server.asked if path == "/train.csv"] == [
+            f"bytes={len(TEXT)}-",
+            None,
+        ]
+        assert paths[0].read_text(encoding="utf-8") == TEXT
 
     @pytest.mark.parametrize("changed", [True, False])
     def test_starts_over(self, server: Server, tmp_path: Path, changed: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -110,16 +110,12 @@ def fetch(
     """
     from langevin_xtal.dataset.fetch import fetch_materials_project, fetch_mp20
 
-    questions = {
-        "--key": key,
-        "--elements": elements,
-        "--max-atoms": max_atoms,
-        "--max-above-hull": max_above_hull,
-    }
+    question = {"elements": elements, "max_atoms": max_atoms, "max_above_hull": max_above_hull}
+    given: dict[str, Any] = {name: v for name, v in question.items() if v is not None}
     if source == "mp-20":
-        given = [name for name, value in questions.items() if value is not None]
-        if given:
-            raise InputError(f"{given[0]} is for materials-project; mp-20 comes as it is")
+        if key is not None or given:
+            name = "key" if key is not None else next(iter(given)).replace("_", "-")
+            raise InputError(f"--{name} is for materials-project; mp-20 comes as it is")
         with options.progress_bar("fetching", "B") as update:
             paths = fetch_mp20(out, progress=update)
         click.echo(f"MP-20 in {', '.join(map(str, paths))}; next: langevin-xtal data prepare")
@@ -134,9 +130,7 @@ def fetch(
         count = fetch_materials_project(
             path,
             options.secret(key),
-            elements=elements or (),
-            max_atoms=max_atoms or 20,
-            max_above_hull=0.1 if max_above_hull is None else max_above_hull,
+            **given,
             progress=update,
         )
     click.echo(f"{count} crystals in {path}; next: langevin-xtal data prepare")

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.client import HTTPException
 from itertools import combinations
 from pathlib import Path
@@ -161,7 +162,7 @@ def fetch_materials_project(
 
 
 @contextmanager
-def connected(key: str, client: Client | None = None) -> Iterator[Any]:
+def connected(key: str, client: Client | None = None, instead: str = "") -> Iterator[Any]:
     """The Materials Project's client, its many kinds of errors made few.
 
     Parameters
@@ -170,6 +171,8 @@ def connected(key: str, client: Client | None = None) -> Iterator[Any]:
         The user's own, from :data:`KEY_PAGE`.
     client
         By default ``mp_api.client.MPRester``.
+    instead
+        What else may be done where it cannot be reached, for the message.
 
     Raises
     ------
@@ -189,7 +192,7 @@ def connected(key: str, client: Client | None = None) -> Iterator[Any]:
     except LangevinXtalError:
         raise
     except Exception as error:  # requests, mp_api and pydantic raise many kinds
-        raise _explained(error) from None
+        raise _explained(error, instead) from None
 
 
 def _client(key: str) -> Any:
@@ -197,7 +200,7 @@ def _client(key: str) -> Any:
     return rester(key, mute_progress_bars=True)
 
 
-def _explained(error: Exception) -> LangevinXtalError:
+def _explained(error: Exception, instead: str) -> LangevinXtalError:
     text = str(error).lower()
     unreachable = isinstance(error, OSError) or "max retries" in text or "connection" in text
     if not unreachable and any(word in text for word in REFUSALS):
@@ -206,7 +209,9 @@ def _explained(error: Exception) -> LangevinXtalError:
             f"{KEY_PAGE}"
         )
     if unreachable:
-        return LangevinXtalError("the Materials Project cannot be reached: check the network")
+        return LangevinXtalError(
+            f"the Materials Project cannot be reached: check the network{instead}"
+        )
     return LangevinXtalError(
         f"the Materials Project gave an answer that cannot be used ({first_line(error)})"
     )
@@ -265,12 +270,8 @@ def _download(address: str, path: Path, progress: Progress | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         known = tag.read_text(encoding="utf-8") if tag.exists() and part.exists() else ""
         done = part.stat().st_size if known else 0
-    headers = {"User-Agent": "langevin-xtal"}
-    if done:
-        # only if it is the same file still; otherwise it comes whole
-        headers |= {"Range": f"bytes={done}-", "If-Range": known}
-    with _reading(address), urlopen(Request(address, headers=headers), timeout=SECONDS) as answer:
-        if done and answer.status != 206:
+    with _reading(address), _answer(address, done, known) as answer:
+        if done and answer.status != HTTPStatus.PARTIAL_CONTENT:
             done = 0
         length = answer.headers.get("Content-Length")
         planned = done + int(length) if length else 0
@@ -288,6 +289,22 @@ def _download(address: str, path: Path, progress: Progress | None) -> None:
     with _writing(path):
         os.replace(part, path)
         tag.unlink(missing_ok=True)
+
+
+def _answer(address: str, done: int, known: str) -> Any:
+    """What is missing after ``done`` bytes of the file ``known`` by this tag.
+
+    All of it where it has become another file, or is no longer than that.
+    """
+    headers = {"User-Agent": "langevin-xtal"}
+    if done:
+        headers |= {"Range": f"bytes={done}-", "If-Range": known}
+    try:
+        return urlopen(Request(address, headers=headers), timeout=SECONDS)
+    except HTTPError as error:
+        if not done or error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        return _answer(address, 0, "")
 
 
 def _block(answer: Any, address: str) -> bytes:

@@ -59,7 +59,8 @@ def materials_project_phases(
         )
     for symbol in wanted:
         atomic_number(symbol)
-    with warnings.catch_warnings(), connected(key, client) as project:
+    instead = ", or leave the key out to use the references that come with the package"
+    with warnings.catch_warnings(), connected(key, client, instead) as project:
         warnings.simplefilter("ignore")
         entries = project.get_entries_in_chemsys(
             wanted, additional_criteria={"thermo_types": [FUNCTIONAL]}
