@@ -87,12 +87,19 @@ def edge_rows(g: GraphBatch) -> np.ndarray:
 
 
 def triplet_rows(g: GraphBatch) -> np.ndarray:
-    """(T, 8) ends, vectors' lengths and cosine of every triplet, ordered likewise."""
+    """(T, 6) ends, lengths and cosine of every triplet, ordered likewise.
+
+    Triplets of a message count once for every edge that carries it.
+    """
+    carrying = torch.bincount(g.message)
+    count = torch.zeros_like(g.row_edge).view(-1)
+    count[g.row_of_message] = carrying
     row, arriving, leaving = g.is_triplet.nonzero(as_tuple=True)
     e, f = g.row_edge[row, arriving], g.out_edge[g.row_site[row], leaving]
     columns = [g.source[e], g.target[e], g.target[f], g.dist[e], g.dist[f]]
-    columns += [g.vec[e].sum(1), g.vec[f].sum(1), g.cosine[row, arriving, leaving]]
-    return sorted_rows(torch.stack([c.double() for c in columns], 1))
+    columns += [g.cosine[row, arriving, leaving]]
+    times = count.view(g.row_edge.shape)[row, arriving]
+    return sorted_rows(torch.stack([c.double() for c in columns], 1).repeat_interleave(times, 0))
 
 
 def sorted_rows(rows: Tensor) -> np.ndarray:
@@ -303,7 +310,10 @@ class TestTraining:
         for a, b in zip(host, device, strict=True):
             assert b.position == pytest.approx(a.position, rel=1e-3)
             assert b.lattice == pytest.approx(a.lattice, rel=1e-3)
-            np.testing.assert_allclose(b.position_by_level, a.position_by_level, rtol=1e-2)
+            # where symmetry makes the loss 0, it is the square of rounding, under 1e-20
+            np.testing.assert_allclose(
+                b.position_by_level, a.position_by_level, rtol=1e-2, atol=1e-15
+            )
         assert device[0].position == pytest.approx(host[0].position, rel=1e-5)
         assert device[-1].validation_position == pytest.approx(
             host[-1].validation_position, rel=1e-3

@@ -34,11 +34,11 @@ void require(bool holds, const char* what) {
     if (!holds) throw py::value_error(what);
 }
 
-py::dict build(const Doubles& lattice, const Doubles& frac, const Integers& site_start,
-               const Integers& rotations, const Doubles& translations, const Integers& op_start,
-               const Integers& op_count, const Integers& orbit, double cutoff, std::int64_t k_min,
-               std::int64_t k_max, bool all_pairs, double coincidence, double identical,
-               double margin, double max_near, int threads) {
+/// Borrows a batch of crystals, or throws where the arrays do not fit each other.
+lx::CrystalView crystal_view(const Doubles& lattice, const Doubles& frac,
+                             const Integers& site_start, const Integers& rotations,
+                             const Doubles& translations, const Integers& op_start,
+                             const Integers& op_count, const Integers& orbit) {
     lx::CrystalView view;
     view.crystals = op_start.size();
     view.sites = orbit.size();
@@ -64,6 +64,16 @@ py::dict build(const Doubles& lattice, const Doubles& frac, const Integers& site
                     view.op_start[b] + view.op_count[b] <= operations,
                 "every crystal needs operations that are in the table");
     }
+    return view;
+}
+
+py::dict build(const Doubles& lattice, const Doubles& frac, const Integers& site_start,
+               const Integers& rotations, const Doubles& translations, const Integers& op_start,
+               const Integers& op_count, const Integers& orbit, double cutoff, std::int64_t k_min,
+               std::int64_t k_max, bool all_pairs, double coincidence, double identical,
+               double margin, double max_near, int threads) {
+    const lx::CrystalView view = crystal_view(lattice, frac, site_start, rotations, translations,
+                                              op_start, op_count, orbit);
     lx::Settings settings{cutoff,    k_min,  k_max,    all_pairs, coincidence,
                           identical, margin, max_near};
     lx::Multigraph graph;
@@ -90,6 +100,40 @@ py::dict build(const Doubles& lattice, const Doubles& frac, const Integers& site
     return out;
 }
 
+using Booleans = py::array_t<bool, py::array::c_style | py::array::forcecast>;
+
+py::array equivalent_edges(const Doubles& lattice, const Doubles& frac, const Integers& site_start,
+                           const Integers& rotations, const Doubles& translations,
+                           const Integers& op_start, const Integers& op_count,
+                           const Integers& orbit, const Integers& edge_index,
+                           const Doubles& edge_vec, const Doubles& edge_dist,
+                           const Booleans& edge_is_long_range, const Integers& edge_start,
+                           double close) {
+    const lx::CrystalView view = crystal_view(lattice, frac, site_start, rotations, translations,
+                                              op_start, op_count, orbit);
+    lx::EdgeView edges;
+    edges.edges = edge_dist.size();
+    require(edge_index.size() == 2 * edges.edges, "edge_index must be (2, E)");
+    require(edge_vec.size() == 3 * edges.edges, "edge_vec must be (E, 3)");
+    require(edge_is_long_range.size() == edges.edges, "edge_is_long_range must be (E,)");
+    require(edge_start.size() == view.sites + 1, "edge_start must be (A + 1,)");
+    edges.target = edge_index.data() + edges.edges;
+    edges.vec = edge_vec.data();
+    edges.dist = edge_dist.data();
+    edges.long_range = reinterpret_cast<const std::uint8_t*>(edge_is_long_range.data());
+    edges.start = edge_start.data();
+    require(edges.start[0] == 0 && edges.start[view.sites] == edges.edges,
+            "edge_start must run from 0 to the number of edges");
+    for (std::int64_t i = 0; i < view.sites; ++i)
+        require(edges.start[i] <= edges.start[i + 1], "edge_start must not decrease");
+    std::vector<std::int64_t> first;
+    {
+        py::gil_scoped_release release;
+        first = lx::equivalent_edges(view, edges, close);
+    }
+    return to_numpy(std::move(first), {static_cast<py::ssize_t>(edges.edges)});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_multigraph, m) {
@@ -110,4 +154,10 @@ PYBIND11_MODULE(_multigraph, m) {
           py::arg("k_min"), py::arg("k_max"), py::arg("all_pairs"), py::arg("coincidence"),
           py::arg("identical"), py::arg("margin"), py::arg("max_near"), py::arg("threads"),
           "Edges of a batch of crystals as a dict of arrays; the GIL is released.");
+    m.def("equivalent_edges", &equivalent_edges, py::arg("lattice"), py::arg("frac"),
+          py::arg("site_start"), py::arg("rotations"), py::arg("translations"),
+          py::arg("op_start"), py::arg("op_count"), py::arg("orbit"), py::kw_only(),
+          py::arg("edge_index"), py::arg("edge_vec"), py::arg("edge_dist"),
+          py::arg("edge_is_long_range"), py::arg("edge_start"), py::arg("close"),
+          "The first edge equivalent to each edge, (E,); the GIL is released.");
 }

@@ -61,4 +61,19 @@ public:
 /// @throws TooManyNear for the first crystal that needs too wide a search.
 Multigraph build(const CrystalView& crystals, const Settings& settings, int threads);
 
+/// Edges of a multigraph, borrowed.
+struct EdgeView {
+    std::int64_t edges = 0;
+    const std::int64_t* target = nullptr;      // (E,)
+    const double* vec = nullptr;               // (E, 3) [Å]
+    const double* dist = nullptr;              // (E,) [Å]
+    const std::uint8_t* long_range = nullptr;  // (E,)
+    const std::int64_t* start = nullptr;       // (A + 1,)
+};
+
+/// For each edge the first one that an operation leaving their source in place turns into it.
+/// Sites and ends of edges within `close` [Å] of each other are the same.
+std::vector<std::int64_t> equivalent_edges(const CrystalView& crystals, const EdgeView& edges,
+                                           double close);
+
 }  // namespace langevin_xtal

@@ -24,6 +24,7 @@ from langevin_xtal.graph import torch_builder
 from langevin_xtal.graph.backends import build_multigraph
 from langevin_xtal.graph.batch import GraphBatch, lay_out, snap_radius
 from langevin_xtal.graph.contract import CrystalArrays, GraphSettings
+from langevin_xtal.graph.equivalence import Messages, edge_messages
 from langevin_xtal.graph.snapping import Operations, SitePairs, site_pairs, snap_sites
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.scores import cell_frame
@@ -251,11 +252,13 @@ def graph_of(
     tensors on CUDA and ``host`` otherwise, unless given.
     """
     site_crystal = crystals.site_crystal
+    on_host = (builder or ("torch" if frac.is_cuda else "host")) == "host"
     radius: Tensor | None = None
     if frac.is_cuda or not bool(confined.all()):  # a device is not waited for
         radius = torch.where(confined, 0.0, snap_radius(sigma_pos))[site_crystal]
-    snapped = snap_sites(frac, lattice, site_crystal, pairs, operations, radius)
-    if (builder or ("torch" if frac.is_cuda else "host")) == "torch":
+    snapped = snap_sites(frac, lattice, site_crystal, pairs, operations, radius, ask=on_host)
+    messages: Messages | None = None
+    if not on_host:
         given: dict[str, Tensor] = {
             "lattice": lattice,
             "frac": snapped.frac,
@@ -274,6 +277,7 @@ def graph_of(
         built = build_multigraph(arrays, settings, threads=1)
         given = {f.name: torch.from_numpy(getattr(arrays, f.name)) for f in fields(arrays)}
         graph = {f.name: torch.from_numpy(getattr(built, f.name)) for f in fields(built)}
+        messages = edge_messages(arrays, built)
     return lay_out(
         crystals.numbers,
         given,
@@ -281,5 +285,6 @@ def graph_of(
         operations.back,
         graph,
         snapped=snapped,
+        messages=messages,
         dtype=dtype,
     )

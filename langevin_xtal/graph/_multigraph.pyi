@@ -1,3 +1,4 @@
+import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 class TooManyNearError(Exception): ...
@@ -22,3 +23,20 @@ def build(
     max_near: float,
     threads: int,
 ) -> dict[str, NDArray]: ...
+def equivalent_edges(
+    lattice: ArrayLike,
+    frac: ArrayLike,
+    site_start: ArrayLike,
+    rotations: ArrayLike,
+    translations: ArrayLike,
+    op_start: ArrayLike,
+    op_count: ArrayLike,
+    orbit: ArrayLike,
+    *,
+    edge_index: ArrayLike,
+    edge_vec: ArrayLike,
+    edge_dist: ArrayLike,
+    edge_is_long_range: ArrayLike,
+    edge_start: ArrayLike,
+    close: float,
+) -> NDArray[np.int64]: ...

@@ -1,14 +1,17 @@
 """From a batch of crystals to what the network reads: edges, turned directions, padded rows.
 
-Two additions to the plain multigraph:
+Three additions to the plain multigraph:
 
 * **Snap edges.** Sites within ``snap_radius(σ)`` of a special position are moved there before the
   multigraph is built, so a cluster of coincident images counts as one atom. What was lost, the
   displacement of the site, comes back as one extra edge from the site to the special position,
   flagged as a self-image. It takes part in messages only as a receiver.
+* **Messages.** Edges that the stabiliser of their source turns into one another carry the same
+  message (:mod:`langevin_xtal.graph.equivalence`), so the network computes it once, on the first
+  of them. On MP-20 there are half as many messages as edges.
 * **Rows.** The sum over triplets is a small dense product: for every site the edges that leave it
-  (up to K) against the edges that arrive, cut into rows of ``ROW`` edges. Only the cosine of each
-  pair is stored, never a feature vector per triplet.
+  (up to K) against the messages that arrive, cut into rows of ``ROW`` messages. Only the cosine
+  of each pair is stored, never a feature vector per triplet.
 """
 
 from __future__ import annotations
@@ -24,11 +27,12 @@ from langevin_xtal.graph.contract import (
     CrystalArrays,
     GraphSettings,
 )
+from langevin_xtal.graph.equivalence import Messages
 from langevin_xtal.graph.snapping import Snapped
 from langevin_xtal.symmetry.sites import IDENTICAL
 
 ROW = 16
-"""Arriving edges in one row of the dense triplet product."""
+"""Arriving messages in one row of the dense triplet product."""
 
 SNAP_SIGMAS = 3.0
 SNAP_LIMIT = 0.6
@@ -42,7 +46,10 @@ def snap_radius(sigma: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class GraphBatch:
-    """What the network reads, on one device. E counts multigraph edges, then snap edges."""
+    """What the network reads, on one device.
+
+    E counts multigraph edges, then snap edges; M counts messages, at most as many.
+    """
 
     numbers: Tensor  #: (A,) atomic numbers
     site_crystal: Tensor  #: (A,) crystal of each site
@@ -59,10 +66,13 @@ class GraphBatch:
     is_long_range: Tensor  #: (E,) bool
     is_snap: Tensor  #: (E,) bool
     frac: Tensor  #: (E, 3) from the source to the image, fractional; 0 for snap edges
+    message: Tensor  #: (E,) message of each edge
+    first_edge: Tensor  #: (M,) the first edge of each message
     out_edge: Tensor  #: (A, K) edges leaving each site and within reach, E where none
-    row_site: Tensor  #: (R,) site at which the edges of a row arrive
-    row_edge: Tensor  #: (R, ROW) arriving edges, E where none
-    row_of_edge: Tensor  #: (E,) position of each edge in ``row_edge.flatten()``
+    out_message: Tensor  #: (A, K) their messages, M where none
+    row_site: Tensor  #: (R,) site at which the messages of a row arrive
+    row_edge: Tensor  #: (R, ROW) first edges of arriving messages, E where none
+    row_of_message: Tensor  #: (M,) position of each message in ``row_edge.flatten()``
     cosine: Tensor  #: (R, ROW, K) cosine of the angle of each triplet
     is_triplet: Tensor  #: (R, ROW, K) bool: false for padding and exact back-tracking
 
@@ -110,6 +120,7 @@ def lay_out(
     graph: dict[str, Tensor],
     *,
     snapped: Snapped | None = None,
+    messages: Messages | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> GraphBatch:
     """What the network reads of a multigraph that is there, on the device of the tensors.
@@ -122,6 +133,9 @@ def lay_out(
         (B,) bool: crystals whose sites keep their Wyckoff positions.
     inverse
         (O, 3, 3) inverses of the rotations, float64.
+    messages
+        From :func:`~langevin_xtal.graph.equivalence.edge_messages`; without them every edge has
+        one of its own.
     """
     start, lattice, orbit = crystals["site_start"], crystals["lattice"], crystals["orbit"]
     n_crystals = len(lattice)
@@ -159,6 +173,7 @@ def lay_out(
         edges,
         None if snapped is None else snapped.displacement,
         dtype,
+        messages,
     )
 
 
@@ -178,6 +193,7 @@ def assemble(
     edges: dict[str, Tensor],
     displacement: Tensor | None,
     dtype: torch.dtype,
+    messages: Messages | None = None,
 ) -> GraphBatch:
     """Lay out edges, ordered by source, for the network, on the device of the tensors."""
     n_sites, device = len(numbers), numbers.device
@@ -188,7 +204,9 @@ def assemble(
     if displacement is not None:
         snaps = torch.linalg.vector_norm(displacement, dim=1) > 1e-6
     leaving = _per_site(source, ~long_range, n_sites)
-    coming = _per_site(target, None, n_sites) + snaps.long()
+    each = torch.arange(len(source), device=device)
+    first_edge, message = messages or (each, each)
+    coming = _per_site(target[first_edge], None, n_sites) + snaps.long()
     rows = (coming + ROW - 1) // ROW
     # the only sizes that depend on values; a GPU is asked for them once
     n_snaps, width, n_rows = torch.stack([snaps.sum(), _largest(leaving), rows.sum()]).tolist()
@@ -202,9 +220,14 @@ def assemble(
         frac = torch.cat([frac, torch.zeros_like(displacement[site])])
         self_image, is_snap = torch.cat([self_image, yes]), torch.cat([is_snap, yes])
         long_range = torch.cat([long_range, ~yes])
+        more = torch.arange(n_snaps, device=device)
+        message = torch.cat([message, len(first_edge) + more])
+        first_edge = torch.cat([first_edge, len(edges["source"]) + more])
     dist = torch.linalg.vector_norm(vec, dim=1)
     out_edge = _padded(source, ~long_range & ~is_snap, leaving, max(1, width))
-    row_site, row_edge, row_of_edge = _rows(target, coming, rows, n_rows)
+    out_message = torch.cat([message, message.new_full((1,), len(first_edge))])[out_edge]
+    row_site, row_message, row_of_message = _rows(target[first_edge], coming, rows, n_rows)
+    row_edge = torch.cat([first_edge, first_edge.new_full((1,), len(source))])[row_message]
 
     # geometry of every (arriving, leaving) pair, in float64 for the test of back-tracking
     none = vec.new_zeros(1, 3)
@@ -233,10 +256,13 @@ def assemble(
         is_long_range=long_range,
         is_snap=is_snap,
         frac=frac.to(dtype),
+        message=message,
+        first_edge=first_edge,
         out_edge=out_edge,
+        out_message=out_message,
         row_site=row_site,
         row_edge=row_edge,
-        row_of_edge=row_of_edge,
+        row_of_message=row_of_message,
         cosine=cosine.clamp(-1.0, 1.0).to(dtype),
         is_triplet=is_triplet,
     )
@@ -282,12 +308,14 @@ def _padded(site: Tensor, use: Tensor, count: Tensor, width: int) -> Tensor:
 def _rows(
     target: Tensor, count: Tensor, rows: Tensor, n_rows: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Arriving edges of each site in rows of ``ROW``: (R,), (R, ROW), (E,).
+    """Arriving messages of each site in rows of ``ROW``: (R,), (R, ROW), (M,).
 
     Parameters
     ----------
+    target
+        (M,) the site at which each message arrives.
     count, rows
-        (A,) edges that arrive at each site, and the rows they take; ``n_rows`` in all.
+        (A,) messages that arrive at each site, and the rows they take; ``n_rows`` in all.
     """
     order = torch.argsort(target, stable=True)
     row_site = torch.repeat_interleave(
@@ -297,8 +325,8 @@ def _rows(
     own = target[order]
     slot = torch.arange(len(order), device=target.device) - (torch.cumsum(count, 0) - count)[own]
     position = first_row[own] * ROW + slot
-    row_edge = torch.full((n_rows * ROW,), len(target), device=target.device)
-    row_edge[position] = order
-    row_of_edge = torch.empty_like(order)
-    row_of_edge[order] = position
-    return row_site, row_edge.view(-1, ROW), row_of_edge
+    row_message = torch.full((n_rows * ROW,), len(target), device=target.device)
+    row_message[position] = order
+    row_of_message = torch.empty_like(order)
+    row_of_message[order] = position
+    return row_site, row_message.view(-1, ROW), row_of_message

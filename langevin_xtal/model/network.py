@@ -165,16 +165,16 @@ class Interaction(nn.Module):
         noise: Tensor,
         g: GraphBatch,
     ) -> Tensor:
-        """(E, width) messages to (E, width)."""
-        x_in = x + self.noise(noise)[g.site_crystal[g.source]]
+        """(M, width) messages to (M, width)."""
+        x_in = x + self.noise(noise)[g.site_crystal[g.source[g.first_edge]]]
         sent = functional.silu(self.sent(x_in)) * self.radial_gate(radial)
-        sent = functional.silu(self.down(sent))  # (E, C)
+        sent = functional.silu(self.down(sent))  # (M, C)
         parts = torch.einsum("eln,lnc->elc", angular, self.angular) * sent.unsqueeze(1)
-        parts = torch.cat([parts, parts.new_zeros(1, *parts.shape[1:])])[g.out_edge]
+        parts = torch.cat([parts, parts.new_zeros(1, *parts.shape[1:])])[g.out_message]
         c = parts.shape[-1]
         parts = parts.reshape(len(parts), -1, c)[g.row_site]  # (R, K · L, C)
         heard = torch.bmm(angle.view(len(angle), ROW, -1), parts)  # (R, ROW, C)
-        heard = heard.view(-1, c)[g.row_of_edge]
+        heard = heard.view(-1, c)[g.row_of_message]
         x = functional.silu(self.own(x_in)) + functional.silu(self.up(heard))
         return self.after(functional.silu(self.skip(self.before(x))) + x_in)
 
@@ -221,7 +221,8 @@ class EdgeNetwork(nn.Module):
         Tensor
             (E, 2): weight of the edge in the position noise, relative length change.
         """
-        weight = edge_weight(g)
+        first = g.first_edge
+        weight, dist = edge_weight(g)[first], g.dist[first]
         amount = g.abundance.log()
         room = (g.volume_per_atom[g.site_crystal] / 20.0).log() - amount
         noise = self.conditions(
@@ -236,21 +237,22 @@ class EdgeNetwork(nn.Module):
             )
         )
         edge_sigma = sigma_pos[g.site_crystal[g.source]]
-        radial = torch.cat([self.radial(g.dist), edge_features(g, edge_sigma)], dim=1)
-        leaves = (weight * ~(g.is_long_range | g.is_snap)).view(-1, 1, 1)
-        angular = self.spherical(g.dist) * leaves
+        radial = torch.cat([self.radial(dist), edge_features(g, edge_sigma)[first]], dim=1)
+        leaves = (weight * ~(g.is_long_range | g.is_snap)[first]).view(-1, 1, 1)
+        angular = self.spherical(dist) * leaves
         angle = legendre(self.config.spherical, g.cosine) * g.is_triplet.unsqueeze(-1)
 
         confined = g.confined[g.site_crystal].to(amount.dtype)
         site = torch.stack([amount, room, confined], dim=1)
         h = self.element(g.numbers) + self.from_amount(site)
-        x = self.from_source(h + noise[g.site_crystal])[g.source] + self.from_target(h)[g.target]
+        x = self.from_source(h + noise[g.site_crystal])[g.source[first]]
+        x = x + self.from_target(h)[g.target[first]]
         x = functional.silu(self.embed(functional.silu(x + self.from_edge(radial))))
         plain = radial[:, : self.config.radial]
         for block in self.blocks:
             x = block(x, plain, angular, angle, noise, g)
         out = self.output(x * self.output_gate(radial))
-        return out * weight.unsqueeze(1)
+        return (out * weight.unsqueeze(1))[g.message]
 
     def _mean_element(self, g: GraphBatch) -> Tensor:
         """(B, width) embedding of the composition: the mean over the atoms of the cell."""
