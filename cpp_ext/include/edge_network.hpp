@@ -76,7 +76,8 @@ void network_backward(const Plan& plan, const NetworkShape& shape, const Network
                       const float* saved, const float* out_gradient, float* const* gradients,
                       float* of_source, float* of_target, float* noise, int threads);
 
-/// The instructions used: "avx512", "avx2" or "base".
+/// The instructions used: "avx512", "avx2", "base", or "none" where there are no kernels. The
+/// environment variable LANGEVIN_XTAL_INSTRUCTIONS asks for one of them.
 const char* network_instructions();
 
 }  // namespace langevin_xtal

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
+#include <cstring>
 
 #include "edge_network_job.hpp"
 #include "threads.hpp"
@@ -16,13 +18,19 @@ constexpr std::int64_t PART = 384;
 constexpr std::int64_t LANE = 1024;
 constexpr std::int64_t MOST_LANES = 16;
 
-const NetworkKernels& kernels() {
+/// Null where the compiler has no vectors.
+const NetworkKernels* kernels() {
     static const NetworkKernels* const found = [] {
-        for (const auto* k : {avx512_kernels(), avx2_kernels()})
+        // the best there are, or those asked for where they can run
+        const char* asked = std::getenv("LANGEVIN_XTAL_INSTRUCTIONS");
+        const NetworkKernels* const all[] = {avx512_kernels(), avx2_kernels(), base_kernels()};
+        for (const auto* k : all)
+            if (k && (!asked || std::strcmp(asked, k->name) == 0)) return k;
+        for (const auto* k : all)
             if (k) return k;
-        return base_kernels();
+        return static_cast<const NetworkKernels*>(nullptr);
     }();
-    return *found;
+    return found;
 }
 
 /// Items of a counting sort by key, and where each key's begin.
@@ -218,7 +226,7 @@ void network_forward(const Plan& plan, const NetworkShape& shape, const NetworkI
     call.job.out = out;
     call.job.saved = saved;
     share(call, plan.chunks(), threads, [&](std::int64_t chunk, float* scratch) {
-        kernels().forward(call.job, chunk, scratch);
+        kernels()->forward(call.job, chunk, scratch);
     });
 }
 
@@ -249,7 +257,7 @@ void network_backward(const Plan& plan, const NetworkShape& shape, const Network
             p += sizes[k].rows * sizes[k].columns;
         }
         for (std::int64_t c = lane; c < plan.chunks(); c += lanes)
-            kernels().backward(job, c, scratch, own.data());
+            kernels()->backward(job, c, scratch, own.data());
     });
     for (std::int64_t lane = 1; lane < lanes; ++lane)
         for (std::int64_t k = 0; k < total; ++k) sums[k] += sums[lane * total + k];
@@ -264,6 +272,6 @@ void network_backward(const Plan& plan, const NetworkShape& shape, const Network
     }
 }
 
-const char* network_instructions() { return kernels().name; }
+const char* network_instructions() { return kernels() ? kernels()->name : "none"; }
 
 }  // namespace langevin_xtal

@@ -26,12 +26,12 @@ MULTIPLE = 16
 
 @cache
 def _kernels() -> Any:
-    """The extension, or None where it is not built."""
+    """The extension, or None where it is not built or has no kernels."""
     try:
         from langevin_xtal.graph import _multigraph
     except ImportError:
         return None
-    return _multigraph
+    return _multigraph if _multigraph.network_instructions() != "none" else None
 
 
 def fits(width: int, triplet_width: int, features: Tensor) -> bool:
@@ -132,9 +132,7 @@ def _forward(
 ) -> Tensor:
     out = torch.empty(len(given[0]), 2)
     arrays = _arrays(given, learned)
-    _kernels().network_forward(
-        plan, sizes, *arrays, out.numpy(), saved, torch.get_num_threads()
-    )
+    _kernels().network_forward(plan, sizes, *arrays, out.numpy(), saved, torch.get_num_threads())
     return out
 
 

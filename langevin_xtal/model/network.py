@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from langevin_xtal.errors import InputError
-from langevin_xtal.graph.batch import ROW, GraphBatch
+from langevin_xtal.graph.batch import GraphBatch
 from langevin_xtal.graph.contract import GraphSettings
 from langevin_xtal.model import fused
 from langevin_xtal.model.bases import RadialBasis, SphericalBasis, envelope, legendre
@@ -174,7 +174,7 @@ class Interaction(nn.Module):
         parts = torch.cat([parts, parts.new_zeros(1, *parts.shape[1:])])[g.out_message]
         c = parts.shape[-1]
         parts = parts.reshape(len(parts), -1, c)[g.row_site]  # (R, K · L, C)
-        heard = torch.bmm(angle.view(len(angle), ROW, -1), parts)  # (R, ROW, C)
+        heard = torch.bmm(angle.flatten(2), parts)  # (R, ROW, C)
         heard = heard.view(-1, c)[g.row_of_message]
         x = functional.silu(self.own(x_in)) + functional.silu(self.up(heard))
         return self.after(functional.silu(self.skip(self.before(x))) + x_in)
@@ -254,9 +254,7 @@ class EdgeNetwork(nn.Module):
         h = self.element(g.numbers) + self.from_amount(site)
         of_source, of_target = self.from_source(h + noise[g.site_crystal]), self.from_target(h)
         if self.fused and fused.fits(self.config.width, self.config.triplet_width, radial):
-            out = fused.edge_network(
-                self, g, radial, angular, weight, of_source, of_target, noise
-            )
+            out = fused.edge_network(self, g, radial, angular, weight, of_source, of_target, noise)
             return out[g.message]
         x = of_source[g.source[first]] + of_target[g.target[first]] + self.from_edge(radial)
         x = functional.silu(self.embed(functional.silu(x)))
