@@ -1,7 +1,7 @@
-"""Compiles the C++ multigraph; everything else is declared in setup.cfg.
+"""Compiles the C++ multigraph and the kernels of the network; everything else is declared in setup.cfg.
 
 The extension is optional: without a compiler the install succeeds, and the package falls back to
-numba, saying so once.
+numba, saying so once, and to the network's plain path.
 """
 
 import os
@@ -19,6 +19,7 @@ setup(
             "langevin_xtal.graph._multigraph",
             [*sorted(glob("cpp_ext/src/*.cpp")), "cpp_ext/bind/module.cpp"],
             include_dirs=["cpp_ext/include"],
+            depends=[*glob("cpp_ext/include/*.hpp"), *glob("cpp_ext/src/*.inc")],
             extra_compile_args=FLAGS,
             extra_link_args=["-pthread"] if POSIX else [],
             cxx_std=17,

@@ -70,3 +70,9 @@ def tiny_path(tiny_model: ScoreModel, tmp_path_factory: pytest.TempPathFactory) 
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     save_model(path, tiny_model)
     return path
+
+
+@pytest.fixture
+def plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network goes the way it goes on a GPU, past the kernels of the CPU."""
+    monkeypatch.setattr(EdgeNetwork, "fused", False)

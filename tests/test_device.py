@@ -150,6 +150,7 @@ class TestNoising:
             np.testing.assert_array_equal(batch.frac[own], reference.frac[sites])
 
 
+@pytest.mark.usefixtures("plain_path")
 class TestQuestions:
     """How often the host would wait for a GPU; the numbers may fall, not rise."""
 
@@ -197,6 +198,7 @@ class TestQuestions:
         }
 
 
+@pytest.mark.usefixtures("plain_path")
 class TestNothingStaysBehind:
     """On a pretended device: what a GPU would refuse, because a tensor is the host's, fails."""
 

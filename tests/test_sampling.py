@@ -746,6 +746,7 @@ class TestTooLittleMemory:
             draw(tiny_model, MIXED[:2])
 
 
+@pytest.mark.usefixtures("plain_path")
 class TestHostWaits:
     """What would make a host wait for a GPU, counted on the CPU."""
 

@@ -1,11 +1,13 @@
 // langevin_xtal.graph._multigraph: the C++ multigraph on numpy arrays.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <memory>
 #include <utility>
 #include <vector>
 
+#include "edge_network.hpp"
 #include "multigraph.hpp"
 
 namespace py = pybind11;
@@ -134,6 +136,139 @@ py::array equivalent_edges(const Doubles& lattice, const Doubles& frac, const In
     return to_numpy(std::move(first), {static_cast<py::ssize_t>(edges.edges)});
 }
 
+using Singles = py::array_t<float, py::array::c_style>;
+using Shape = std::vector<std::int64_t>;
+
+lx::NetworkShape network_shape(const Shape& s) {
+    require(s.size() == 6, "a network has six sizes");
+    for (const std::int64_t size : s) require(size >= 0 && size <= 4096, "a size is out of range");
+    require(s[0] > 0 && s[1] > 0 && s[0] % 16 == 0 && s[1] % 16 == 0,
+            "widths must be multiples of 16");
+    require(s[5] >= s[3], "features begin with the radial basis");
+    return {s[0], s[1], s[2], s[3], s[4], s[5]};
+}
+
+std::unique_ptr<lx::Plan> make_plan(const Integers& source, const Integers& target,
+                                    const Booleans& sends, const Integers& site_crystal,
+                                    const Integers& out_message, const Integers& row_of_message,
+                                    const Singles& cosine, const Booleans& is_triplet,
+                                    std::int64_t crystals, std::int64_t orders) {
+    lx::MessageView view;
+    view.messages = source.size();
+    view.sites = site_crystal.size();
+    view.crystals = crystals;
+    require(out_message.ndim() == 2 && out_message.shape(0) == view.sites,
+            "out_message must be (A, K)");
+    view.out = out_message.shape(1);
+    require(target.size() == view.messages, "target must be (M,)");
+    require(sends.size() == view.messages, "sends must be (M,)");
+    require(row_of_message.size() == view.messages, "row_of_message must be (M,)");
+    require(is_triplet.size() == cosine.size(), "is_triplet must be like cosine");
+    require(orders >= 1 && orders <= 64, "orders must be 1 to 64");
+    view.source = source.data();
+    view.target = target.data();
+    view.sends = reinterpret_cast<const std::uint8_t*>(sends.data());
+    view.site_crystal = site_crystal.data();
+    view.out_message = out_message.data();
+    view.row_of_message = row_of_message.data();
+    view.cosine = cosine.data();
+    view.is_triplet = reinterpret_cast<const std::uint8_t*>(is_triplet.data());
+    for (std::int64_t a = 0; a < view.sites; ++a)
+        require(view.site_crystal[a] >= (a ? view.site_crystal[a - 1] : 0) &&
+                    view.site_crystal[a] < crystals,
+                "site_crystal must not decrease");
+    const std::int64_t places = view.out ? cosine.size() / view.out : 0;
+    for (std::int64_t m = 0; m < view.messages; ++m) {
+        require(view.source[m] >= 0 && view.source[m] < view.sites && view.target[m] >= 0 &&
+                    view.target[m] < view.sites &&
+                    view.site_crystal[view.source[m]] == view.site_crystal[view.target[m]],
+                "messages go from site to site of a crystal");
+        require(view.row_of_message[m] >= 0 && view.row_of_message[m] < places,
+                "row_of_message is out of range");
+    }
+    for (std::int64_t a = 0; a < view.sites; ++a)
+        for (std::int64_t k = 0; k < view.out; ++k) {
+            const std::int64_t m = view.out_message[a * view.out + k];
+            require(m >= 0 && m <= view.messages, "out_message is out of range");
+            require(m == view.messages || (view.sends[m] && view.source[m] == a),
+                    "out_message lists messages that the site sends");
+        }
+    const py::gil_scoped_release release;
+    return std::make_unique<lx::Plan>(view, orders);
+}
+
+/// Borrows what goes into a network, or throws where the arrays do not fit the plan.
+class Inputs {
+public:
+    lx::NetworkShape shape;
+    lx::NetworkInputs in;
+
+    Inputs(const lx::Plan& plan, const Shape& sizes, const std::vector<Singles>& weights,
+           const Singles& features, const Singles& angular, const Singles& weight,
+           const Singles& of_source, const Singles& of_target, const Singles& noise)
+        : shape(network_shape(sizes)), pointers_(weights.size()) {
+        const auto expected = lx::weight_sizes(shape);
+        require(weights.size() == expected.size(), "weights must be those of the network");
+        for (std::size_t k = 0; k < weights.size(); ++k) {
+            require(weights[k].size() == expected[k].rows * expected[k].columns,
+                    "a weight does not fit the network");
+            pointers_[k] = weights[k].data();
+        }
+        require(plan.orders == shape.spherical, "the plan has another number of orders");
+        require(features.size() == plan.messages * shape.features, "features must be (M, F)");
+        require(angular.size() == plan.messages * shape.spherical * shape.radial,
+                "angular must be (M, L, N)");
+        require(weight.size() == plan.messages, "weight must be (M,)");
+        require(of_source.size() == plan.sites * shape.width, "of_source must be (A, width)");
+        require(of_target.size() == plan.sites * shape.width, "of_target must be (A, width)");
+        require(noise.size() == shape.blocks * plan.crystals * shape.width,
+                "noise must be (blocks, B, width)");
+        in.weights = pointers_.data();
+        in.features = features.data(), in.angular = angular.data(), in.weight = weight.data();
+        in.of_source = of_source.data(), in.of_target = of_target.data(), in.noise = noise.data();
+    }
+
+private:
+    std::vector<const float*> pointers_;
+};
+
+void forward(const lx::Plan& plan, const Shape& sizes, const std::vector<Singles>& weights,
+             const Singles& features, const Singles& angular, const Singles& weight,
+             const Singles& of_source, const Singles& of_target, const Singles& noise, Singles out,
+             Singles saved, int threads) {
+    const Inputs given(plan, sizes, weights, features, angular, weight, of_source, of_target,
+                       noise);
+    require(out.size() == 2 * plan.messages, "out must be (M, 2)");
+    const bool keep = saved.size() > 0;
+    require(!keep || saved.size() == plan.saved_size(given.shape), "saved must be as planned");
+    float *to = out.mutable_data(), *rest = keep ? saved.mutable_data() : nullptr;
+    const py::gil_scoped_release release;
+    lx::network_forward(plan, given.shape, given.in, to, rest, threads);
+}
+
+void backward(const lx::Plan& plan, const Shape& sizes, const std::vector<Singles>& weights,
+              const Singles& features, const Singles& angular, const Singles& weight,
+              const Singles& of_source, const Singles& of_target, const Singles& noise,
+              const Singles& saved, const Singles& out_gradient, std::vector<Singles> gradients,
+              int threads) {
+    const Inputs given(plan, sizes, weights, features, angular, weight, of_source, of_target,
+                       noise);
+    require(saved.size() == plan.saved_size(given.shape), "saved must be as planned");
+    require(out_gradient.size() == 2 * plan.messages, "out_gradient must be (M, 2)");
+    require(gradients.size() == weights.size() + 3, "gradients must be those of all inputs");
+    std::vector<float*> to;
+    for (Singles& g : gradients) to.push_back(g.mutable_data());
+    const Singles* inputs[] = {&of_source, &of_target, &noise};
+    for (std::size_t k = 0; k < gradients.size(); ++k)
+        require(gradients[k].size() ==
+                    (k < weights.size() ? weights[k] : *inputs[k - weights.size()]).size(),
+                "a gradient does not fit its input");
+    float** rest = to.data() + weights.size();
+    const py::gil_scoped_release release;
+    lx::network_backward(plan, given.shape, given.in, saved.data(), out_gradient.data(), to.data(),
+                         rest[0], rest[1], rest[2], threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_multigraph, m) {
@@ -160,4 +295,17 @@ PYBIND11_MODULE(_multigraph, m) {
           py::arg("edge_index"), py::arg("edge_vec"), py::arg("edge_dist"),
           py::arg("edge_is_long_range"), py::arg("edge_start"), py::arg("close"),
           "The first edge equivalent to each edge, (E,); the GIL is released.");
+    py::class_<lx::Plan>(m, "Plan", "Messages of a batch, ordered for the kernels.")
+        .def(py::init(&make_plan), py::arg("source"), py::arg("target"), py::arg("sends"),
+             py::arg("site_crystal"), py::arg("out_message"), py::arg("row_of_message"),
+             py::arg("cosine"), py::arg("is_triplet"), py::kw_only(), py::arg("crystals"),
+             py::arg("orders"))
+        .def("saved_size",
+             [](const lx::Plan& plan, const Shape& sizes) {
+                 return plan.saved_size(network_shape(sizes));
+             });
+    m.def("network_forward", &forward, "Fills out and, unless it is empty, saved.");
+    m.def("network_backward", &backward, "Fills the gradients of the weights and inputs.");
+    m.def("network_instructions", &lx::network_instructions,
+          "The instruction set of the network's kernels.");
 }

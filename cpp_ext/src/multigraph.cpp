@@ -5,10 +5,10 @@
 #include <exception>
 #include <limits>
 #include <mutex>
-#include <thread>
 #include <tuple>
 
 #include "lattice_search.hpp"
+#include "threads.hpp"
 
 namespace langevin_xtal {
 
@@ -351,16 +351,6 @@ private:
                          label_[atom.site] == label_[i], is_long_range});
     }
 };
-
-/// Runs work(thread) on `count` threads, the last of them this one.
-template <class Work>
-void run_threads(int count, Work&& work) {
-    std::vector<std::thread> others;
-    others.reserve(count);
-    for (int t = 1; t < count; ++t) others.emplace_back(work, t);
-    work(0);
-    for (std::thread& other : others) other.join();
-}
 
 }  // namespace
 

@@ -40,3 +40,51 @@ def equivalent_edges(
     edge_start: ArrayLike,
     close: float,
 ) -> NDArray[np.int64]: ...
+
+class Plan:
+    def __init__(
+        self,
+        source: ArrayLike,
+        target: ArrayLike,
+        sends: ArrayLike,
+        site_crystal: ArrayLike,
+        out_message: ArrayLike,
+        row_of_message: ArrayLike,
+        cosine: ArrayLike,
+        is_triplet: ArrayLike,
+        *,
+        crystals: int,
+        orders: int,
+    ) -> None: ...
+    def saved_size(self, sizes: list[int]) -> int: ...
+
+def network_forward(
+    plan: Plan,
+    sizes: list[int],
+    weights: list[NDArray],
+    features: NDArray,
+    angular: NDArray,
+    weight: NDArray,
+    of_source: NDArray,
+    of_target: NDArray,
+    noise: NDArray,
+    out: NDArray,
+    saved: NDArray,
+    threads: int,
+) -> None: ...
+def network_backward(
+    plan: Plan,
+    sizes: list[int],
+    weights: list[NDArray],
+    features: NDArray,
+    angular: NDArray,
+    weight: NDArray,
+    of_source: NDArray,
+    of_target: NDArray,
+    noise: NDArray,
+    saved: NDArray,
+    out_gradient: NDArray,
+    gradients: list[NDArray],
+    threads: int,
+) -> None: ...
+def network_instructions() -> str: ...

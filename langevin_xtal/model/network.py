@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from langevin_xtal.errors import InputError
-from langevin_xtal.graph.batch import ROW, GraphBatch
+from langevin_xtal.graph.batch import GraphBatch
 from langevin_xtal.graph.contract import GraphSettings
+from langevin_xtal.model import fused
 from langevin_xtal.model.bases import RadialBasis, SphericalBasis, envelope, legendre
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -173,14 +174,21 @@ class Interaction(nn.Module):
         parts = torch.cat([parts, parts.new_zeros(1, *parts.shape[1:])])[g.out_message]
         c = parts.shape[-1]
         parts = parts.reshape(len(parts), -1, c)[g.row_site]  # (R, K · L, C)
-        heard = torch.bmm(angle.view(len(angle), ROW, -1), parts)  # (R, ROW, C)
+        heard = torch.bmm(angle.flatten(2), parts)  # (R, ROW, C)
         heard = heard.view(-1, c)[g.row_of_message]
         x = functional.silu(self.own(x_in)) + functional.silu(self.up(heard))
         return self.after(functional.silu(self.skip(self.before(x))) + x_in)
 
 
 class EdgeNetwork(nn.Module):
-    """Two numbers per edge from a batch of symmetry multigraphs and their noise levels."""
+    """Two numbers per edge from a batch of symmetry multigraphs and their noise levels.
+
+    On a CPU in float32, with widths in multiples of 16, the layers of messages run in the C++
+    kernels where those are built (:mod:`langevin_xtal.model.fused`), equal up to rounding.
+    """
+
+    fused = True
+    """Whether the kernels may be used; set it to False for the plain path."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -240,14 +248,17 @@ class EdgeNetwork(nn.Module):
         radial = torch.cat([self.radial(dist), edge_features(g, edge_sigma)[first]], dim=1)
         leaves = (weight * ~(g.is_long_range | g.is_snap)[first]).view(-1, 1, 1)
         angular = self.spherical(dist) * leaves
-        angle = legendre(self.config.spherical, g.cosine) * g.is_triplet.unsqueeze(-1)
 
         confined = g.confined[g.site_crystal].to(amount.dtype)
         site = torch.stack([amount, room, confined], dim=1)
         h = self.element(g.numbers) + self.from_amount(site)
-        x = self.from_source(h + noise[g.site_crystal])[g.source[first]]
-        x = x + self.from_target(h)[g.target[first]]
-        x = functional.silu(self.embed(functional.silu(x + self.from_edge(radial))))
+        of_source, of_target = self.from_source(h + noise[g.site_crystal]), self.from_target(h)
+        if self.fused and fused.fits(self.config.width, self.config.triplet_width, radial):
+            out = fused.edge_network(self, g, radial, angular, weight, of_source, of_target, noise)
+            return out[g.message]
+        x = of_source[g.source[first]] + of_target[g.target[first]] + self.from_edge(radial)
+        x = functional.silu(self.embed(functional.silu(x)))
+        angle = legendre(self.config.spherical, g.cosine) * g.is_triplet.unsqueeze(-1)
         plain = radial[:, : self.config.radial]
         for block in self.blocks:
             x = block(x, plain, angular, angle, noise, g)
