@@ -1,9 +1,9 @@
 """Checkpoints: safetensors with a JSON header entry. Data, never code.
 
 A model file holds the network's weights (``network.*``), those of the parts that say where chains
-start, as far as it has them (``prior.*``, ``ranker.*``, ``proposal.*``, ``settings.*``), the tables of
-:class:`~langevin_xtal.model.statistics.Statistics` (``statistics.*``) and one JSON document with
-the configurations, the noise levels and the card.
+start, as far as it has them (``prior.*``, ``ranker.*``, ``proposal.*``, ``settings.*``), the
+tables of :class:`~langevin_xtal.model.statistics.Statistics` (``statistics.*``) and one JSON
+document with the configurations, the noise levels and the card.
 """
 
 from __future__ import annotations

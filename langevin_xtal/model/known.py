@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby, permutations, product
+from itertools import chain, groupby, permutations, product
 from math import gcd, prod
 
 import numpy as np
@@ -126,7 +126,7 @@ def matches(counts: Sequence[int]) -> IntArray:
     ways = prod(prod(range(1, len(run) + 1)) for run in runs)
     if ways > MOST_MATCHES:
         return np.arange(len(counts))[None]
-    found = [sum(map(list, way), []) for way in product(*(permutations(run) for run in runs))]
+    found = [list(chain(*way)) for way in product(*(permutations(run) for run in runs))]
     return np.array(found, dtype=np.int64)
 
 

@@ -113,7 +113,7 @@ class Composition(NamedTuple):
         return Composition(tuple(elements), tuple(count[z] for z in elements))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 14)
 def group_mask(counts: tuple[int, ...]) -> NDArray[np.bool_]:
     """(231,) groups in which the atoms of a primitive cell fit; entry 0 is false.
 

@@ -182,8 +182,8 @@ def sample_batches(
     Parameters
     ----------
     requests
-        As for :func:`sample`, but none of them open: :func:`~langevin_xtal.sampling.spread.settled`
-        makes them so.
+        As for :func:`sample`, but none of them open:
+        :func:`~langevin_xtal.sampling.spread.settled` makes them so.
     indices
         The stream of each request, 0, 1, … by default; part of a list gives the same candidates as
         the whole list when their indices are kept.

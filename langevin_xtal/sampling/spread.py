@@ -432,8 +432,9 @@ class _Search:
             atoms = sum(request.units.values())
             if request.atoms % atoms:
                 return (
-                    f"{request.formula} has {atoms} atoms in a formula unit, which {request.atoms} "
-                    f"atoms in the primitive cell cannot hold; give a multiple of {atoms}"
+                    f"{request.formula} has {atoms} atoms in a formula unit, which "
+                    f"{request.atoms} atoms in the primitive cell cannot hold; give a multiple of "
+                    f"{atoms}"
                 )
         return (
             f"{request}: its atoms fit none of the space groups allowed; allow others, or another "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -31,6 +32,9 @@ WEIGHT_DECAY = 2e-2
 DROPOUT = 0.1
 HELD_OUT = 0.05  # share of the crystals that decides which epoch is kept
 FORGOTTEN = 0.6  # most of the neighbours hidden at a time: each crystal lacks just itself
+FAR_ABOVE = (
+    0.25  # share of the crystals far above the hull that are learned from; all of them vote
+)
 
 
 def known_crystals(data: PackedDataset) -> tuple[KnownCrystals, NDArray[np.int64]]:
@@ -66,8 +70,9 @@ def known_crystals(data: PackedDataset) -> tuple[KnownCrystals, NDArray[np.int64
 
 @dataclass(frozen=True)
 class _Examples:
-    """Crystals as compositions with the neighbours of each, itself left out."""
+    """C crystals as compositions with the neighbours of each, itself left out."""
 
+    row: NDArray[np.int64]  #: (C,) of the table
     neighbours: Neighbours
     label: Tensor  #: (C,)
     counts: Tensor  #: (C, E)
@@ -88,8 +93,9 @@ def fit_settings(
     """Maximum likelihood of the groups and of the cell contents of a dataset's compositions.
 
     No crystal votes for itself, and random ones of its neighbours are hidden: what just one
-    crystal lacks would give it away. One in twenty is held out, and the epoch that explains these
-    best is kept.
+    crystal lacks would give it away. All crystals vote; learned from are the near-stable ones and
+    a quarter of the others. One in twenty is held out, and the epoch that explains these best is
+    kept.
 
     Parameters
     ----------
@@ -106,18 +112,22 @@ def fit_settings(
     if resemblance.shape[1] != config.similarity:
         config = replace(config, similarity=resemblance.shape[1])
     model = SettingModel(known, resemblance, config)
+    rng = np.random.default_rng(seed)
+    learned = (known.stable > 0) | (rng.random(len(known)) < FAR_ABOVE)
+    rows = np.flatnonzero(learned)
     for name, classifier in (("group", model.group), ("units", model.units)):
         with torch.no_grad():
             classifier.resemble.weight.copy_(resemblance)
             classifier.resemble_described.weight.zero_()
             classifier.resemble_described.bias.zero_()
-        examples = _examples(model, name)
-        report = (
-            None
-            if on_epoch is None
-            else (lambda n, e, v: lambda k, x: v(n, k, x))(name, epochs, on_epoch)
+        _fit(
+            classifier,
+            model,
+            _examples(model, name, rows),
+            epochs,
+            seed,
+            None if on_epoch is None else partial(on_epoch, name),
         )
-        _fit(classifier, model, examples, epochs, seed, report)
     return model.eval().requires_grad_(False)
 
 
@@ -130,7 +140,7 @@ def _fit(
     report: Callable[[int, float], None] | None,
 ) -> None:
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(model.known))
+    order = rng.permutation(len(examples.row))
     held_out, chosen = np.split(order, [int(HELD_OUT * len(order))])
     steps = epochs * (-(-len(chosen) // BATCH))
     optimiser = torch.optim.AdamW(classifier.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
@@ -188,62 +198,61 @@ def _ballot(
     rows = torch.from_numpy(row)
     here = rows.clamp(min=0)
     return Ballot(
-        elements=torch.from_numpy(model.known.elements[pick]),
+        elements=torch.from_numpy(model.known.elements[examples.row[pick]]),
         counts=examples.counts[pick],
         label=torch.where(rows >= 0, examples.labels_of[here], -1),
         kind=examples.kind_of[pick],
-        matched=torch.from_numpy(examples.neighbours.matched[pick]),
+        matched=torch.from_numpy(examples.neighbours.matched[pick].astype(np.int64)),
         stable=torch.from_numpy(model.known.stable)[here] > 0,
-        wanted=torch.from_numpy(model.known.stable[pick]) > 0,
+        wanted=torch.from_numpy(model.known.stable[examples.row[pick]]) > 0,
         allowed=examples.allowed[pick],
     )
 
 
-def _examples(model: SettingModel, name: str) -> _Examples:
-    """Neighbours of every crystal: for its group, those of its cell content come first."""
+def _examples(model: SettingModel, name: str, rows: NDArray[np.int64]) -> _Examples:
+    """Neighbours of crystals: for the group, those of the same cell content come first."""
     known, config = model.known, model.config
-    crystals = len(known)
+    crystals = len(rows)
     most = config.neighbours + config.elsewhere
     row = np.full((crystals, most), -1)
-    matched = np.zeros((crystals, most, MOST_ELEMENTS), dtype=np.int64)
+    matched = np.zeros((crystals, most, MOST_ELEMENTS), dtype=np.uint8)
     kind = np.zeros((crystals, most), dtype=np.int64)
+    place_of = np.full(len(known), -1)
+    place_of[rows] = np.arange(crystals)
     for family, members in known.families.items():
-        asked = known.elements[members][:, : len(family)]
-        if name == "units":
-            found = nearest(known, model.distances, family, asked, most, without=members)
-            row[members], matched[members] = found.row, found.matched
+        asking = members[place_of[members] >= 0]
+        if not len(asking):
             continue
-        units = known.units[members]
+        elements = known.elements[asking][:, : len(family)]
+        places, units = place_of[asking], known.units[asking]
+        find = partial(nearest, known, model.distances, family)
+        if name == "units":
+            found = find(elements, most, without=asking)
+            row[places], matched[places] = found.row, found.matched
+            continue
+        own, other = slice(None, config.neighbours), slice(config.neighbours, None)
         for n in np.unique(units):
-            mine = np.flatnonzero(units == n)
-            own = slice(None, config.neighbours)
-            other = slice(config.neighbours, None)
-            for place, among in ((own, members[mine]), (other, members[units != n])):
-                found = nearest(
-                    known,
-                    model.distances,
-                    family,
-                    asked[mine],
-                    config.neighbours if place is own else config.elsewhere,
-                    among=among,
-                    without=members[mine],
-                )
-                row[members[mine], place] = found.row
-                matched[members[mine], place] = found.matched
+            mine, same = units == n, known.units[members] == n
+            for part, number, among in (
+                (own, config.neighbours, members[same]),
+                (other, config.elsewhere, members[~same]),
+            ):
+                found = find(elements[mine], number, among=among, without=asking[mine])
+                row[places[mine], part], matched[places[mine], part] = found.row, found.matched
     kind[:, config.neighbours :] = name == "group"
     if name == "group":
-        counts, label = known.counts, known.group
-        masks = {c: group_mask(c) for c in set(map(tuple, counts.tolist()))}
-        allowed = np.stack([masks[tuple(c)] for c in counts.tolist()])
+        counts, labels = known.counts, known.group
+        masks = {c: group_mask(c) for c in set(map(tuple, counts[rows].tolist()))}
+        allowed = np.stack([masks[tuple(c)] for c in counts[rows].tolist()])
     else:
-        counts, label = known.counts // known.units[:, None], known.units
-        allowed = np.stack([units_mask(c) for c in counts.tolist()])
-        label = np.minimum(label, MOST_UNITS)
+        counts, labels = known.counts // known.units[:, None], known.units.clip(max=MOST_UNITS)
+        allowed = np.stack([units_mask(c) for c in counts[rows].tolist()])
     return _Examples(
+        row=rows,
         neighbours=Neighbours(row, matched),
-        label=torch.from_numpy(label),
-        counts=torch.from_numpy(counts),
+        label=torch.from_numpy(labels[rows]),
+        counts=torch.from_numpy(counts[rows]),
         allowed=torch.from_numpy(allowed),
-        labels_of=torch.from_numpy(label),
+        labels_of=torch.from_numpy(labels),
         kind_of=torch.from_numpy(kind),
     )
