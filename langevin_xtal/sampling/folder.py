@@ -34,6 +34,9 @@ COLUMNS = (
     "volume_per_atom",
     "min_distance",
     "attempt",
+    "setting_rank",
+    "group_probability",
+    "assignment_probability",
 )
 REJECT_COLUMNS = ("index", "attempt", "request", "reason")
 
@@ -132,6 +135,7 @@ class CandidateFolder:
 
 def table_row(candidate: Candidate) -> dict[str, str]:
     """What the summary table says of a candidate; all but the file's name."""
+    choice = candidate.request.choice
     return {
         "index": str(candidate.index),
         "formula": candidate.formula,
@@ -146,6 +150,9 @@ def table_row(candidate: Candidate) -> dict[str, str]:
         "volume_per_atom": f"{candidate.volume / len(candidate.atom_site):.2f}",
         "min_distance": f"{candidate.min_distance:.2f}",
         "attempt": str(candidate.attempt),
+        "setting_rank": "" if choice is None else str(choice.rank),
+        "group_probability": "" if choice is None else f"{choice.group_probability:.3g}",
+        "assignment_probability": "" if choice is None else f"{choice.assignment_probability:.3g}",
     }
 
 
