@@ -216,6 +216,7 @@ def evaluate(
     began = time.perf_counter()
     data = PackedDataset.load(reference)
     known = None if training is None else PackedDataset.load(training)
+    options.say_settings(groups)
     kept = None if groups is None else set(parse_groups(groups))
     if kept is None and models and mode == "sites":
         kept = set(PAPER_GROUPS)

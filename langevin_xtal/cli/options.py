@@ -182,6 +182,14 @@ sampler = click.option(
 steps = click.option("--steps", type=click.IntRange(min=1), help="Langevin steps per level.")
 
 
+def say_settings(groups: str | None) -> None:
+    """Say which of the space groups named are settings other than the package's."""
+    from langevin_xtal.model.groups import setting_notes
+
+    for note in setting_notes(groups or ""):
+        click.echo(f"Note: {note}", err=True)
+
+
 KEY_VARIABLE = "MP_API_KEY"
 
 
