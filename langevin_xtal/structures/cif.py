@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from langevin_xtal.crystal.cell import Cell, cell_from_parameters
+from langevin_xtal.crystal.cell import cell_from_parameters
 from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
 from langevin_xtal.crystal.formula import amounts
 from langevin_xtal.errors import InputError, LatticeError, SymmetryError
@@ -305,10 +305,9 @@ def _sites(block: _Block, lattice: FloatArray) -> tuple[list[_Site], list[str]]:
             notes.append(f"site {label} is a dummy (calc_flag dum) and left out")
             continue
         symbol = types[k] if types[k] not in _UNKNOWN else ""
-        if (symbol or re.match(r"[^\W\d_]*|□", label)[0]).lower() in _VACANT:  # type: ignore[index]
-            if symbol or not {"V"} & _formula_elements(block):
-                notes.append(f"site {label} is a vacancy and left out")
-                continue
+        if _is_vacancy(symbol, label, block):
+            notes.append(f"site {label} is a vacancy and left out")
+            continue
         text = occupancies[k]
         occupancy = 1.0 if text in _UNKNOWN else _number(text, f"the occupancy of {label}")
         if occupancy == 0:
@@ -338,6 +337,12 @@ def _sites(block: _Block, lattice: FloatArray) -> tuple[list[_Site], list[str]]:
     if not sites:
         raise RejectError("the CIF holds no atoms with coordinates")
     return sites, notes
+
+
+def _is_vacancy(symbol: str, label: str, block: _Block) -> bool:
+    """Whether a site is called Va or Vac; a bare label may also mean vanadium."""
+    name = symbol or re.match(r"[^\W\d_]*|□", label)[0]  # type: ignore[index]
+    return name.lower() in _VACANT and bool(symbol or "V" not in _formula_elements(block))
 
 
 def _elements_of(symbol: str, label: str) -> tuple[str, ...]:
@@ -431,6 +436,12 @@ class _Facts:
             site.number = atomic_number(_ISOTOPES.get(names[0], names[0]))
         return sites
 
+    def is_whole(self, numbers: IntArray) -> bool:
+        """Whether atoms are a whole number of formula units, Z where it is given."""
+        assert self.formula is not None
+        units = len(numbers) / float(sum(self.formula.values()))
+        return not self.contradiction(numbers) and units >= 1 and units == round(units)
+
     def contradiction(self, numbers: IntArray) -> str:
         """What atoms made have against the formula sum and Z; empty when all agree."""
         made = Counter(SYMBOLS[z] for z in numbers.tolist())
@@ -497,12 +508,13 @@ def _crystal(
         return made, notes
     choices, said = _choices(block, lattice)
     if not choices:
-        raise RejectError(
-            "the symmetry is not given",
-            "operations, Hall or Hermann-Mauguin symbol and number are missing"
-            if not said
-            else said,
-        )
+        made = _made(group_of(("x,y,z",)), lattice, sites, block)
+        if facts.formula is None or not facts.is_whole(_numbers(sites, made)):
+            raise RejectError(
+                "the symmetry is not given",
+                "operations, Hall or Hermann-Mauguin symbol and number are missing",
+            )
+        return made, [*notes, *made.notes, "no symmetry is given; the sites make up the formula"]
     tried: list[tuple[_Choice, _Made]] = []
     reasons: list[str] = []
     for choice in choices:

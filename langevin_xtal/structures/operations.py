@@ -48,6 +48,7 @@ def _rows(rotations: IntArray, grid: IntArray) -> IntArray:
     return np.concatenate([rotations.reshape(len(rotations), 9), grid], axis=1)
 
 
+@lru_cache(maxsize=20_000)
 def parse_operation(text: str) -> tuple[IntArray, IntArray, int]:
     """(3, 3) W, (3,) w in units of 1/GRID, and time reversal, of one operation as text.
 
@@ -72,13 +73,10 @@ def parse_operation(text: str) -> tuple[IntArray, IntArray, int]:
                 raise _bad(text)
             if place and not term[1]:
                 raise _bad(text)
-            size = (
-                Fraction(term[2] or 1) / (Fraction(term[3]) if term[3] else 1)
-                if _sound(term[3])
-                else None
-            )
-            if size is None:
+            divisor = Fraction(term[3] or 1)
+            if not divisor:
                 raise _bad(text)
+            size = Fraction(term[2] or 1) / divisor
             size = -size if term[1] == "-" else size
             if term[4]:
                 if size.denominator != 1:
@@ -91,10 +89,6 @@ def parse_operation(text: str) -> tuple[IntArray, IntArray, int]:
     if abs(round(float(np.linalg.det(rotation)))) != 1:
         raise _bad(text)
     return rotation, shift % GRID, reversal
-
-
-def _sound(divisor: str | None) -> bool:
-    return divisor is None or float(divisor) > 0
 
 
 def _on_grid(value: float, text: str) -> int:
