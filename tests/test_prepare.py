@@ -523,7 +523,7 @@ def test_options_out_of_range(options, tmp_path: Path) -> None:
 def test_places_that_do_not_exist(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere does not exist"):
         prepare(tmp_path / "nowhere", tmp_path / "o.lxd")
-    with pytest.raises(DataError, match=r"holds no \.cif"):
+    with pytest.raises(DataError, match="holds no structure file"):
         prepare(tmp_path, tmp_path / "o.lxd")
     with pytest.raises(InputError, match=r"folder .* does not exist"):
         prepare(many(tmp_path / "m.npz", 2), tmp_path / "nowhere" / "o.lxd")

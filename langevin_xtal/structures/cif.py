@@ -78,6 +78,8 @@ def split_blocks(text: str) -> list[tuple[str, str]]:
         elif not inside and line[:5].lower() == "data_":
             starts.append((place, line[5:].split(None, 1)[0] if line[5:].split() else ""))
         place += len(line)
+    if not starts:
+        return [("", text)]
     ends = [start for start, _ in starts[1:]] + [len(text)]
     blocks = [
         (name, text[start:end])

@@ -37,9 +37,8 @@ from langevin_xtal.structures.tables import read_csv, read_npz
 from langevin_xtal.structures.xyz import looks_like_xyz, read_xyz
 
 FORMATS = (
-    "CIF, POSCAR, extended XYZ, a CSV with a 'cif' column, an ASE database, pymatgen or OPTIMADE "
-    "JSON, an .npz of flat arrays, a result of VASP, Quantum ESPRESSO or another program that ASE "
-    "reads, one of these compressed (.gz, .bz2, .xz, .zip), or a folder of them"
+    "CIF, POSCAR, extended XYZ, CSV with a 'cif' column, an ASE database, pymatgen or OPTIMADE "
+    "JSON, an .npz of flat arrays, another format that ASE reads, or a folder or archive of these"
 )
 
 _POSCAR_NAME = re.compile(r"(poscar|contcar)|.*\.(vasp|poscar|contcar)|.*_(poscar|contcar)", re.I)
@@ -81,7 +80,7 @@ def read_records(source: str | os.PathLike[str]) -> Records:
     """
     path = Path(source)
     if not path.exists():
-        raise DataError(f"{path} does not exist; give {FORMATS}")
+        raise DataError(f"{path} does not exist")
     if path.is_dir():
         return _of_many(path, list(in_folder(path)), "folder")
     if not path.is_file():
