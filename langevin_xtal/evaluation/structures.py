@@ -187,12 +187,18 @@ class StructureSet:
         return cls.of(label, cells, here, groups, missing)
 
     @classmethod
-    def read(cls, source: str | os.PathLike[str], label: str | None = None) -> StructureSet:
+    def read(
+        cls,
+        source: str | os.PathLike[str],
+        label: str | None = None,
+        passed_over: dict[str, str] | None = None,
+    ) -> StructureSet:
         """Structures of a file or folder: packed (``.lxd``), saved by :meth:`save`
         (``.structures.npz``), or any format of
         :func:`~langevin_xtal.dataset.readers.read_records`.
 
-        Structures that cannot be used become :class:`Missing` with their reason.
+        Structures that cannot be used become :class:`Missing` with their reason; files of a
+        folder that hold none are given in ``passed_over``.
 
         Raises
         ------
@@ -206,7 +212,8 @@ class StructureSet:
         if path.name.endswith(".structures.npz"):
             return cls.load(path, label)
         cells, ids, missing = [], [], []
-        for record in read_records(path):
+        records = read_records(path)
+        for record in records:
             try:
                 cell = _checked(reduced(cell_of(record)))
             except RejectError as reject:
@@ -216,6 +223,8 @@ class StructureSet:
             else:
                 cells.append(cell)
                 ids.append(record.id)
+        if passed_over is not None:
+            passed_over.update(records.passed_over)
         if not cells and not missing:
             raise DataError(f"{path} holds no structure")
         return cls.of(name, cells, ids, None, missing)
