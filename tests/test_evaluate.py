@@ -131,7 +131,14 @@ class TestRelaxed:
         names = [f"{truth.ids[k]}__0" for k in small]
         strained = StructureSet.of("strained", [*cells, overlap], [*names, "overlap"])
         options = EvaluateOptions(features=(), workers=1, relax=["strained"])
-        report = evaluate(strained, known, training=known, options=options)
+        listed = [truth.ids[k] for k in small]
+        report = evaluate(
+            strained,
+            known,
+            training=known,
+            targets=reference_targets(known, [strained], listed),
+            options=options,
+        )
         assert [c.label for c in report.columns] == ["strained", "strained relaxed"]
         found = report["strained relaxed"]
         assert found["attempted"] == 3

@@ -179,7 +179,8 @@ def _tokenised(text: str) -> _Block:
     if len(blocks) != 1:
         raise RejectError("the CIF holds no atoms" if not blocks else "several data blocks in one")
     found = _Block({}, {}, notes)
-    for place, item in enumerate(blocks[0]):
+    chosen: Any = blocks[0]
+    for place, item in enumerate(chosen):
         if item.pair is not None:
             _add(found, item.pair[0], [cif.as_string(item.pair[1])], place)
         elif item.loop is not None:

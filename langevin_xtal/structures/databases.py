@@ -86,7 +86,7 @@ def _database(path: Path) -> Any:
         """ASE's database on a connection that cannot write."""
 
         def _connect(self) -> sqlite3.Connection:
-            address = f"file:{quote(str(Path(self.filename).absolute()))}?mode=ro"
+            address = f"file:{quote(str(Path(str(self.filename)).absolute()))}?mode=ro"
             return sqlite3.connect(address, uri=True, timeout=SECONDS)
 
     return ReadOnly(str(path), create_indices=False, use_lock_file=False, serial=True)

@@ -97,7 +97,7 @@ def _is_any(entry: Any) -> bool:
 def _record(name: str, entry: Any) -> Record:
     if not isinstance(entry, dict):
         return Record(name, ("not a structure", type(entry).__name__), rejected)
-    structure = entry
+    structure: Any = entry
     if not (_is_structure(entry) or _is_atoms(entry) or _is_optimade(entry)):
         structure = entry.get("structure")
     stored = entry.get("properties")
@@ -149,7 +149,7 @@ def parse_pymatgen(payload: tuple[dict[str, Any], float | None]) -> ReadStructur
         sites = data["sites"]
         if len(sites) > MOST_ATOMS:
             raise RejectError(f"more than {MOST_ATOMS} atoms", str(len(sites)))
-        numbers, frac, spins, states, fixed, notes = [], [], [], [], [], []
+        numbers, frac, spins, states, fixed = [], [], [], [], []
         for place, site in enumerate(sites):
             kinds = site["species"]
             if len(kinds) != 1 or abs(float(kinds[0].get("occu", 1)) - 1) > 1e-3:
@@ -178,7 +178,6 @@ def parse_pymatgen(payload: tuple[dict[str, Any], float | None]) -> ReadStructur
         moments=moments if any(s is not None for s in spins) else None,
         fixed=masks if masks.any() else None,
         oxidation=oxidation if np.isfinite(oxidation).any() else None,
-        notes=tuple(notes),
     )
 
 

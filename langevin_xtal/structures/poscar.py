@@ -64,10 +64,9 @@ def parse_poscar(text: str) -> ReadStructure:
             f"{total} atoms are announced, {first} positions are given",
         )
     points = np.array([_three(lines, place + k, "a position") for k in range(total)])
-    if cartesian:
-        frac = np.linalg.solve(lattice.T, (points * factors).T).T if _sound(lattice) else points
-    else:
-        frac = points
+    frac: FloatArray = points
+    if cartesian and _sound(lattice):
+        frac = np.linalg.solve(lattice.T, (points * factors).T).T
     if symbols is None:
         symbols = _trailing(lines[place : place + total], selective, counts)
         notes = []

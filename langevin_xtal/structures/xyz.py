@@ -87,7 +87,7 @@ def parse_frame(text: str) -> ReadStructure:
     count = int(text.split("\n", 1)[0])
     if count > MOST_ATOMS:
         raise RejectError(f"more than {MOST_ATOMS} atoms", str(count))
-    notes = ()
+    notes: tuple[str, ...] = ()
     comment = text.split("\n", 2)[1]
     if "Properties" not in comment or "Properties=species:S:1" in comment.replace('"', ""):
         changed = _ISOTOPE.sub(r"\1H", text)
