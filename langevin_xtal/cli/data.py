@@ -53,8 +53,9 @@ def prepare(
 
     SOURCE is a file of structures in any format (CIF, POSCAR, extended XYZ, CSV with a 'cif'
     column, an ASE database, pymatgen or OPTIMADE JSON, an .npz of flat arrays, …), compressed or
-    not, or a folder of them, searched at any depth. Other numeric columns become properties. Each structure is symmetrised with spglib; what cannot be used, and
-    exact repeats, are listed with their reason in FILE.rejects.csv.
+    not, or a folder of them, searched at any depth. Other numeric columns become properties. Each
+    structure is symmetrised with spglib; what cannot be used, and exact repeats, are listed with
+    their reason in FILE.rejects.csv.
 
     \b
     Examples:

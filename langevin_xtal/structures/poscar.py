@@ -66,7 +66,7 @@ def parse_poscar(text: str) -> ReadStructure:
     points = np.array([_three(lines, place + k, "a position") for k in range(total)])
     frac: FloatArray = points
     if cartesian and _sound(lattice):
-        frac = np.linalg.solve(lattice.T, (points * factors).T).T
+        frac = (points * factors) @ np.linalg.inv(lattice)
     if symbols is None:
         symbols = _trailing(lines[place : place + total], selective, counts)
         notes = []
