@@ -458,12 +458,9 @@ class _Facts:
         total, units = len(numbers), sum(self.formula.values())
         if abs(float(units * self.z) - total) < 0.02 * total:
             return ""
-        whole = [n for n in self.formula.values() if n.denominator == 1]
-        shared = np.gcd.reduce([int(n) for n in whole]) if len(whole) == len(self.formula) else 1
-        # some programs write the whole cell as formula sum, with Z for the reduced one
-        if units == total and units == units / int(shared) * self.z:
-            return ""
-        if units == total and self.z == 1:
+        # some programs write the whole cell as formula sum, with Z for its parts
+        parts = [n / self.z for n in self.formula.values()]
+        if units == total and all(n.denominator == 1 for n in parts):
             return ""
         return (
             f"{self.formula_text} with Z = {self.z} makes {float(units * self.z):g} atoms, "
