@@ -24,7 +24,6 @@ BY_SUFFIX = {
     ".pwi": "espresso-in",
     ".pwo": "espresso-out",
     ".traj": "traj",
-    ".cssr": "cssr",
     ".struct": "struct",
     ".pdb": "proteindatabank",
 }
@@ -77,17 +76,22 @@ def read_foreign(found: Found, kind: str, stem: str) -> list[Record]:
     import io
 
     from ase.io import read
+    from ase.io.formats import ioformats
 
     data = found.bytes(MOST + 1)
     if len(data) > MOST:
         raise DataError(f"{found} is larger than {MOST >> 20} MiB, too large for its format")
-    stream: Any = io.BytesIO(data) if kind in ("traj", "vasp-xml") else io.StringIO(found.text())
+    stream: Any = io.BytesIO(data) if ioformats[kind].isbinary else io.StringIO(found.text())
+    if not ioformats[kind].acceptsfd:
+        if not found.is_plain:
+            raise DataError(f"{found} is compressed, which {kind} cannot be; unpack it first")
+        stream = str(found.path)
     notes: tuple[str, ...] = ()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             index: Any = -1 if kind in LAST_ONLY else slice(None)
-            frames = read(stream, index=index, format=kind)
+            frames = read(stream, index=index, format=kind, do_not_split_by_at_sign=True)
     except (Exception, SystemExit) as error:  # ase raises anything on damaged files
         raise DataError(f"{found} cannot be read as {kind}: {first_line(error)}") from None
     frames = frames if isinstance(frames, list) else [frames]
