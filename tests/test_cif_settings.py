@@ -128,7 +128,9 @@ def spellings(kind: spglib.SpaceGroupType) -> dict[str, list[str]]:
         "hall": [f"_symmetry_space_group_name_Hall {quote}{kind.hall_symbol}{quote}"],
         "full": [f"_symmetry_space_group_name_H-M '{kind.international_full}'"],
         "own": [f"_space_group_name_H-M_alt '{own}'"],
-        "full with choice": [f"_symmetry_space_group_name_H-M '{kind.international_full} {choice}'"],
+        "full with choice": [
+            f"_symmetry_space_group_name_H-M '{kind.international_full} {choice}'"
+        ],
         "short with choice": [f"_space_group_name_H-M_alt '{kind.international_short}{choice}'"],
         "own short": [f"_symmetry_space_group_name_H-M '{short(own, kind.number)}'"],
         "number": [],

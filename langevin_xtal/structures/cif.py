@@ -40,6 +40,8 @@ IntArray = NDArray[np.int64]
 NEAR = (0.05, 0.25)
 """Images of a site closer than this are one atom [Å]: the first for coordinates with many digits,
 the second, at most, for few."""
+APART = 0.3
+"""Several images of a site are at least this far from each other [Å]."""
 SAME = 1e-3
 """Two listed sites closer than this are one site [Å]."""
 FULL = 2e-3
@@ -806,7 +808,7 @@ def _images(
     delta = point @ rotations + translations - point
     delta -= np.rint(delta)
     length = np.linalg.norm(delta @ lattice, axis=1)
-    if order % count or length[near].max() > 1e-4 or length[~near].min(initial=9.0) < reach / 2:
+    if order % count or length[near].max() > 1e-4 or length[~near].min(initial=9.0) < APART:
         raise RejectError(
             "images of a site are too close to be several atoms and too far apart to be one",
             f"site {site.label}",

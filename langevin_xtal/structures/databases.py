@@ -120,9 +120,17 @@ def _record(row: Any, stem: str) -> Record:
         "pbc": np.array(row.pbc),
         "energy": row.get("energy"),
         "magmoms": row.get("magmoms", row.get("initial_magmoms")),
-        "constraints": list(row.constraints) if row.get("constraints") else [],
+        "constraints": _constraints(row),
     }
     return Record(name, payload, parse_row, properties)
+
+
+def _constraints(row: Any) -> list[Any] | None:
+    """Constraints of a row, None where this version of ase does not know them."""
+    try:
+        return list(row.constraints or ())
+    except Exception:  # ase raises anything on damaged ones
+        return None
 
 
 def parse_row(row: dict[str, Any]) -> ReadStructure:
@@ -141,13 +149,10 @@ def parse_row(row: dict[str, Any]) -> ReadStructure:
     try:
         atoms = Atoms(numbers, row["positions"], cell=row["cell"], pbc=row["pbc"])
         notes: tuple[str, ...] = ()
-        if row["constraints"]:
-            from ase.constraints import dict2constraint
-
-            try:
-                atoms.set_constraint([dict2constraint(c) for c in row["constraints"]])
-            except Exception:  # a constraint this version of ase does not know
-                notes = ("constraints cannot be read and are not used",)
+        if row["constraints"] is None:
+            notes = ("constraints cannot be read and are not used",)
+        else:
+            atoms.set_constraint(row["constraints"])
         found = of_atoms(atoms, notes)
     except RejectError:
         raise
