@@ -167,12 +167,13 @@ READ: dict[str, tuple[str, str, int]] = {
     # operations
     "operations": (cif(SALT, SALT_SITES, operations(225)), "Cl4 Na4", 225),
     "operations in capitals, x last": (
-        cif(SALT, SALT_SITES, operations(225).replace("x", "X").replace("y", "Y")), "Cl4 Na4", 225),
+        cif(SALT, SALT_SITES, operations(225).replace("x", "X").replace("y", "Y")),
+        "Cl4 Na4", 225),
     "decimal translations": (
         cif((4.99, 4.99, 17.06, 90, 90, 120),
             ["Ca1 Ca 0 0 0", "C1 C 0 0 .25", "O1 O 0.257 0 .25"],
-            operations(167).replace("1/3", ".3333").replace("2/3", ".6667").replace("5/6", "0.8333")
-            .replace("1/6", ".1667").replace("1/2", ".5")), "C6 Ca6 O18", 167),
+            operations(167).replace("1/3", ".3333").replace("2/3", ".6667")
+            .replace("5/6", "0.8333").replace("1/6", ".1667").replace("1/2", ".5")), "C6 Ca6 O18", 167),
     "one operation without a loop": (
         cif((4.1,) * 3, ["Cs1 Cs 0 0 0", "Cl1 Cl .5 .5 .5"], "_symmetry_equiv_pos_as_xyz x,y,z"),
         "Cl1 Cs1", 221),
@@ -186,7 +187,8 @@ READ: dict[str, tuple[str, str, int]] = {
     "carriage returns": (cif(SALT, SALT_SITES, operations(225)).replace("\n", "\r"), "Cl4 Na4",
                          225),
     "a block within a text field": (
-        cif(SALT, SALT_SITES, operations(225), "_refine_details\n;\ndata_foo\n_atom_site_label X\n;"),
+        cif(SALT, SALT_SITES, operations(225),
+            "_refine_details\n;\ndata_foo\n_atom_site_label X\n;"),
         "Cl4 Na4", 225),
     "triple quotes": ("#\\#CIF_2.0\n" + cif(SALT, SALT_SITES, operations(225),
                                             '_publ_section_title """two\nlines"""'),
@@ -224,8 +226,8 @@ READ: dict[str, tuple[str, str, int]] = {
             columns="label type_symbol fract_x fract_y fract_z occupancy"), "Cl4 Na4", 225),
     "labels of a mineral": (
         cif((9.746, 8.899, 5.251, 90, 105.6, 90),
-            ["CaM2 0 .3015 .25", "MgM1 0 .9082 .25", "SiT .2862 .0933 .2293", "O1 .1156 .0873 .1422",
-             "O2 .3611 .25 .318", "O3 .3505 .0176 .9953"], f"{HM} 'C 1 2/c 1'",
+            ["CaM2 0 .3015 .25", "MgM1 0 .9082 .25", "SiT .2862 .0933 .2293",
+             "O1 .1156 .0873 .1422", "O2 .3611 .25 .318", "O3 .3505 .0176 .9953"], f"{HM} 'C 1 2/c 1'",
             f"{SUM} 'Ca Mg Si2 O6'", columns="label fract_x fract_y fract_z"),
         "Ca4 Mg4 O24 Si8", 15),
     "hydroxide by its parts": (
@@ -420,8 +422,8 @@ POSCARS: dict[str, tuple[str, str, int]] = {
     "three factors, Cartesian": (
         "x\n4.5937 4.5937 2.9587\n1 0 0\n0 1 0\n0 0 1\nTi O\n2 4\nCartesian\n0 0 0\n.5 .5 .5\n"
         ".305 .305 0\n.695 .695 0\n.195 .805 .5\n.805 .195 .5\n", "O4 Ti2", 136),
-    "velocities": (f"x\n5.64\n{FCC}Na Cl\n1 1\nDirect\n0 0 0\n.5 .5 .5\n\n0 0 0\n.001 0 0\n\n1\n.5\n"
-                   "0 0 0\n", "Cl1 Na1", 225),
+    "velocities": (f"x\n5.64\n{FCC}Na Cl\n1 1\nDirect\n0 0 0\n.5 .5 .5\n\n0 0 0\n.001 0 0\n\n1\n"
+                   ".5\n0 0 0\n", "Cl1 Na1", 225),
     "line ends of Windows": (f"x\n5.64\n{FCC}Na Cl\n1 1\nDirect\n0 0 0\n.5 .5 .5\n"
                              .replace("\n", "\r\n"), "Cl1 Na1", 225),
     "exponents of Fortran": (f"x\n0.564D+01\n{FCC}Na Cl\n1 1\nDirect\n0 0 0\n.5d0 .5d0 .5d0\n",
