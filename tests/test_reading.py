@@ -227,8 +227,8 @@ READ: dict[str, tuple[str, str, int]] = {
     "labels of a mineral": (
         cif((9.746, 8.899, 5.251, 90, 105.6, 90),
             ["CaM2 0 .3015 .25", "MgM1 0 .9082 .25", "SiT .2862 .0933 .2293",
-             "O1 .1156 .0873 .1422", "O2 .3611 .25 .318", "O3 .3505 .0176 .9953"], f"{HM} 'C 1 2/c 1'",
-            f"{SUM} 'Ca Mg Si2 O6'", columns="label fract_x fract_y fract_z"),
+             "O1 .1156 .0873 .1422", "O2 .3611 .25 .318", "O3 .3505 .0176 .9953"],
+            f"{HM} 'C 1 2/c 1'", f"{SUM} 'Ca Mg Si2 O6'", columns="label fract_x fract_y fract_z"),
         "Ca4 Mg4 O24 Si8", 15),
     "hydroxide by its parts": (
         cif((3.142, 3.142, 4.766, 90, 90, 120),
