@@ -173,7 +173,8 @@ READ: dict[str, tuple[str, str, int]] = {
         cif((4.99, 4.99, 17.06, 90, 90, 120),
             ["Ca1 Ca 0 0 0", "C1 C 0 0 .25", "O1 O 0.257 0 .25"],
             operations(167).replace("1/3", ".3333").replace("2/3", ".6667")
-            .replace("5/6", "0.8333").replace("1/6", ".1667").replace("1/2", ".5")), "C6 Ca6 O18", 167),
+            .replace("5/6", "0.8333").replace("1/6", ".1667").replace("1/2", ".5")),
+        "C6 Ca6 O18", 167),
     "one operation without a loop": (
         cif((4.1,) * 3, ["Cs1 Cs 0 0 0", "Cl1 Cl .5 .5 .5"], "_symmetry_equiv_pos_as_xyz x,y,z"),
         "Cl1 Cs1", 221),
