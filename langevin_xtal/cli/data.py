@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from langevin_xtal.cli import options
+from langevin_xtal.cli import options, structures
 from langevin_xtal.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,10 +51,11 @@ def prepare(
 ) -> None:
     """Pack the structures of SOURCE into one file.
 
-    SOURCE is a folder of CIF files (searched at any depth), a single CIF, a CSV with a 'cif'
-    column, extended XYZ, an ASE database, pymatgen JSON, or an .npz of flat arrays. Other numeric
-    columns become properties. Each structure is symmetrised with spglib; what cannot be used, and
-    exact repeats, are listed with their reason in FILE.rejects.csv.
+    SOURCE is a file of structures in any format (CIF, POSCAR, extended XYZ, CSV with a 'cif'
+    column, an ASE database, pymatgen or OPTIMADE JSON, an .npz of flat arrays, …), compressed or
+    not, or a folder of them, searched at any depth. Other numeric columns become properties. Each
+    structure is symmetrised with spglib; what cannot be used, and exact repeats, are listed with
+    their reason in FILE.rejects.csv.
 
     \b
     Examples:
@@ -71,6 +72,9 @@ def prepare(
         click.echo(f"  {count} rejected: {reason}")
     if summary.rejects:
         click.echo(f"rejects are listed in {summary.rejects_path}")
+    for note, count in summary.notes.items():
+        click.echo(f"Note: of {count} structures: {note}", err=True)
+    structures.show_notes({}, summary.passed_over)
 
 
 @data.command()

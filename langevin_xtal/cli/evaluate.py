@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from langevin_xtal.cli import options
+from langevin_xtal.cli import options, structures
 from langevin_xtal.errors import InputError
 from langevin_xtal.version import __version__
 
@@ -123,6 +123,16 @@ class Names(click.ParamType):
     "as the paper, with --model and --mode sites, else all]",
     metavar="GROUPS",
 )
+@click.option(
+    "--targets",
+    "chosen_targets",
+    default="all",
+    show_default=True,
+    help="Crystals that SAMPLES are to predict, those without a prediction counting as misses: "
+    "all of the reference, named (only those that SAMPLES name), or a file of identifiers, one "
+    "a line.",
+    metavar="all|named|FILE",
+)
 @click.option("--relax", is_flag=True, help="Relax the samples too: stability, S.U.N., recovery.")
 @click.option(
     "--relax-trials", type=click.IntRange(min=1), default=1, show_default=True,
@@ -170,6 +180,7 @@ def evaluate(
     control_trials: int | None,
     controls: tuple[str, ...] | None,
     groups: str | None,
+    chosen_targets: str,
     relax: bool,
     relax_trials: int,
     fingerprints: tuple[str, ...],
@@ -189,11 +200,12 @@ def evaluate(
 ) -> None:
     """Evaluate SAMPLES, and models, against held-out crystals.
 
-    SAMPLES are folders of CIF files, CSV, extended XYZ, ASE databases, pymatgen JSON or packed
-    datasets, a column each. A structure whose identifier (the file's name, the id column) is
-    ID or ID__K, with ID a crystal of the reference, is a prediction of that crystal, the K-th;
-    match rates are then printed, never without a control. Everything slow is cached, so an
-    interrupted evaluation goes on where it stopped.
+    SAMPLES are structures in any format or folders of them (see data prepare), the store of a
+    search, or packed datasets, a column each. A structure whose identifier (the file's name, the
+    id column) is ID or ID__K, with ID a crystal of the reference, is a prediction of that
+    crystal, the K-th; match rates over all crystals of the reference are then printed, never
+    without a control. Everything slow is cached, so an interrupted evaluation goes on where it
+    stopped.
 
     \b
     Examples:
@@ -206,7 +218,7 @@ def evaluate(
 
     from langevin_xtal.dataset.packed import PackedDataset
     from langevin_xtal.evaluation.cache import default_folder
-    from langevin_xtal.evaluation.protocol import EvaluateOptions, named_targets
+    from langevin_xtal.evaluation.protocol import EvaluateOptions, reference_targets
     from langevin_xtal.evaluation.protocol import evaluate as run
     from langevin_xtal.evaluation.targets import ALL_GROUPS, TOLD, choose_targets
     from langevin_xtal.model.groups import parse_groups
@@ -217,6 +229,7 @@ def evaluate(
     began = time.perf_counter()
     data = PackedDataset.load(reference)
     known = None if training is None else PackedDataset.load(training)
+    options.say_settings(groups)
     kept = None if groups is None else set(parse_groups(groups))
     if kept is None and models and mode == "sites":
         kept = set(PAPER_GROUPS)
@@ -231,7 +244,7 @@ def evaluate(
         for target in targets[:1]:
             target.request(mode)  # refuses a mode that cannot be told
     else:
-        targets = named_targets(data, sets)
+        targets = reference_targets(data, sets, _listed(chosen_targets, sets, data))
     if controls is None:
         controls = ("random",) if targets else ()
         controls += ("template", "training") if known is not None else ()
@@ -295,6 +308,10 @@ def evaluate(
     report.save(out)
     pictures = plot_evaluation(report, out)
     click.echo(report.table())
+    for column in report.columns:
+        if "predicted" in column.summary:
+            found, count_of_targets = column.summary["predicted"], column.summary["targets"]
+            click.echo(f"{column.label}: predictions of {found} of {count_of_targets} targets")
     _list_missing(report)
     click.echo(
         f"\n{time.perf_counter() - began:.0f} s; every structure's numbers are in "
@@ -304,14 +321,48 @@ def evaluate(
 
 def _read(paths: Sequence[Path]) -> list[StructureSet]:
     from langevin_xtal.evaluation.structures import StructureSet
+    from langevin_xtal.search.entries import read_structures
+    from langevin_xtal.search.store import is_store
 
     sets: list[StructureSet] = []
     for path in paths:
         name = path.name or str(path)
         taken = {s.label for s in sets}
         label = name if name not in taken else str(path)
-        sets.append(StructureSet.read(path, label))
+        if is_store(path):
+            found = read_structures(path)
+            sets.append(StructureSet.of(label, [s.cell for s in found], [s.id for s in found]))
+            continue
+        passed_over: dict[str, str] = {}
+        sets.append(StructureSet.read(path, label, passed_over))
+        structures.show_notes({}, passed_over)
     return sets
+
+
+def _listed(chosen: str, sets: Sequence[StructureSet], data: PackedDataset) -> set[str] | None:
+    """Identifiers of the targets, None for all.
+
+    Raises
+    ------
+    InputError
+        When the file of identifiers cannot be read or is empty.
+    """
+    from langevin_xtal.evaluation.structures import split_id
+
+    if chosen == "all":
+        return None
+    if chosen == "named":
+        names = [name for s in sets for name in [*s.ids, *(m.id for m in s.missing)]]
+        return {split_id(name)[0] for name in names} & set(data.id.tolist())
+    try:
+        text = Path(chosen).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise InputError(f"--targets {chosen}: give all, named, or a file ({reason})") from None
+    listed = {line.strip() for line in text.splitlines()} - {""}
+    if not listed:
+        raise InputError(f"--targets {chosen}: the file names no crystal")
+    return listed
 
 
 def _runs(

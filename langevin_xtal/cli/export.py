@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from langevin_xtal.cli import options
+from langevin_xtal.cli import options, structures
 from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
-    from langevin_xtal.crystal.entry import Entry
     from langevin_xtal.export.manifest import Manifest
 
 SHOWN = 5
@@ -157,7 +156,7 @@ def vasp(
     from langevin_xtal.export.vasp import export_vasp, read_incar_tag
 
     settings["overrides"] = dict(read_incar_tag(text) for text in incar)
-    _write(export_vasp, sources, top, out, settings, "submit.sh")
+    _write(export_vasp, sources, top, out, settings, "submit.sh", ("moments", "fixed"))
 
 
 @export.command()
@@ -316,28 +315,14 @@ def _write(
     out: Path,
     settings: dict[str, Any],
     script: str | None = None,
+    uses: tuple[str, ...] = (),
 ) -> None:
     """Export the best of the sources by a function of the package, and say what came of it."""
-    entries = _entries(sources, top)
+    entries, refused = structures.read_structures(sources, top=top, uses=uses)
+    structures.show_refused(refused)
     with _exporting() as progress:
         manifest = write(entries, out, progress=progress, **settings)
     _summary(manifest, out, script)
-
-
-def _entries(sources: tuple[str, ...], top: int | None) -> list[Entry]:
-    from langevin_xtal.search.entries import rank_key, read_entries
-
-    rejects: dict[str, str] = {}
-    entries = [e for source in sources for e in read_entries(source, top=top, rejects=rejects)]
-    if len(sources) > 1:
-        entries.sort(key=rank_key)
-    for name, reason in list(rejects.items())[:SHOWN]:
-        click.echo(f"Warning: {name} is left out: {reason}", err=True)
-    if len(rejects) > SHOWN:
-        click.echo(f"Warning: {len(rejects) - SHOWN} more structures are left out", err=True)
-    if not entries:
-        raise InputError(f"{', '.join(sources)} holds no candidate to export")
-    return entries[:top]
 
 
 @contextmanager

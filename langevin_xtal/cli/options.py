@@ -16,7 +16,7 @@ from langevin_xtal.errors import InputError, RequestError
 
 
 class Elements(click.ParamType):
-    """``Cu,Si,K`` to a tuple of symbols."""
+    """``Cu,Si,K``, ``Cu Si K`` or ``Cu-Si-K`` to a tuple of symbols."""
 
     name = "elements"
 
@@ -24,7 +24,7 @@ class Elements(click.ParamType):
         """Symbols in the order given; each once."""
         if isinstance(value, tuple):
             return value
-        symbols = tuple(part.strip() for part in str(value).split(",") if part.strip())
+        symbols = tuple(filter(None, re.split(r"[\s,;-]+", str(value))))
         if not symbols:
             raise RequestError("no elements were given: --elements takes symbols such as Cu,Si,K")
         for symbol in symbols:
@@ -36,7 +36,7 @@ class Elements(click.ParamType):
 
 
 class Sites(click.ParamType):
-    """``Cu:2,Si:1`` to a dictionary of site counts."""
+    """``Cu:2,Si:1`` or ``Cu:2 Si:1`` to a dictionary of site counts."""
 
     name = "sites"
 
@@ -45,7 +45,8 @@ class Sites(click.ParamType):
         if isinstance(value, dict):
             return value
         sites: dict[str, int] = {}
-        for part in filter(None, (p.strip() for p in str(value).split(","))):
+        parts = re.split(r"[,;]|\s+(?=[A-Z])", str(value))
+        for part in filter(None, (p.strip() for p in parts)):
             symbol, colon, count = part.partition(":")
             if not colon or not re.fullmatch(r"[+-]?[0-9]{1,9}", count.strip()):
                 raise RequestError(f"--sites: {part!r} should be like Cu:2 (element:sites)")
@@ -180,6 +181,14 @@ sampler = click.option(
     help="langevin is the paper's Algorithm 1, and slower.",
 )
 steps = click.option("--steps", type=click.IntRange(min=1), help="Langevin steps per level.")
+
+
+def say_settings(groups: str | None) -> None:
+    """Say which of the space groups named are settings other than the package's."""
+    from langevin_xtal.model.groups import setting_notes
+
+    for note in setting_notes(groups or ""):
+        click.echo(f"Note: {note}", err=True)
 
 
 KEY_VARIABLE = "MP_API_KEY"

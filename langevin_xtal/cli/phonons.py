@@ -75,9 +75,9 @@ def phonons(
 ) -> None:
     """Phonons with an interatomic potential, imaginary modes flagged.
 
-    FILES are CIF, POSCAR, extended XYZ, CSV, ASE databases, pymatgen JSON, packed datasets,
-    folders of CIF, or the store of a search. Each structure is relaxed tightly, then its atoms are
-    displaced in a supercell (phonopy). Writes phonons.csv (frequencies in THz, negative where
+    FILES are structures in any format (CIF, POSCAR, extended XYZ, JSON, …), folders of them,
+    packed datasets, or the store of a search. Each structure is relaxed tightly, then its atoms
+    are displaced in a supercell (phonopy). Writes phonons.csv (frequencies in THz, negative where
     imaginary) and a picture of the bands of each. Takes seconds to minutes for each structure;
     every result is kept, so that an interrupted command goes on where it stopped.
 

@@ -50,8 +50,8 @@ def relax(
 ) -> None:
     """Relax structures with an interatomic potential, keeping their symmetry.
 
-    FILES are CIF, POSCAR, extended XYZ, CSV, ASE databases, pymatgen JSON, packed datasets,
-    folders of CIF, or the store of a search. Writes a CIF for each and summary.csv (energies in
+    FILES are structures in any format (CIF, POSCAR, extended XYZ, JSON, …), folders of them,
+    packed datasets, or the store of a search. Writes a CIF for each and summary.csv (energies in
     eV/atom, changes in meV/atom). With --release also NAME_released.cif where symmetry broke.
     Every result is kept: an interrupted command goes on where it stopped.
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from langevin_xtal.cli import structures
+
 
 @click.command()
 @click.argument("source")
@@ -34,12 +36,10 @@ def report(source: str, out: Path, top: int | None, title: str, force: bool) -> 
     """
     from langevin_xtal.report.search import check_output, write_report
     from langevin_xtal.screen.hull import HullReferences
-    from langevin_xtal.search.entries import read_entries
 
     check_output(out, force=force)
     stages, about = _campaign(source)
-    rejects: dict[str, str] = {}
-    entries = read_entries(source, top=top, rejects=rejects)
+    entries, refused = structures.read_structures([source], top=top)
     write_report(
         entries,
         out,
@@ -51,10 +51,7 @@ def report(source: str, out: Path, top: int | None, title: str, force: bool) -> 
         force=force,
     )
     click.echo(f"{len(entries)} candidates in {out}, {out.stat().st_size / 1e6:.1f} MB")
-    for name, reason in list(rejects.items())[:3]:
-        click.echo(f"  left out: {name} ({reason})", err=True)
-    if len(rejects) > 3:
-        click.echo(f"  left out: {len(rejects) - 3} more", err=True)
+    structures.show_refused(refused)
 
 
 def _campaign(source: str) -> tuple[dict[str, int] | None, dict[str, str]]:

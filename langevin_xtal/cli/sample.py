@@ -365,6 +365,7 @@ def sample(
         ),
     )
     # refuse what cannot be sampled before a folder is made
+    options.say_settings(groups)
     named = (None,) if groups is None else [SpaceGroup(n) for n in parse_groups(groups, model)]
     weights = load_model(model)
     spread = weights.settings is not None

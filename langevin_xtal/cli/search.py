@@ -198,6 +198,7 @@ def search(
     if elements is None and formulas in (None, "all"):
         raise InputError("give --elements, such as Cu,Si,K, or --formula, such as Cu2KSi")
     weights = load_model(model)
+    options.say_settings(groups)
     space = SearchSpace(
         elements,
         groups,

@@ -6,8 +6,7 @@ import csv
 import io
 import json
 import os
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from langevin_xtal.crystal.entry import Entry
     from langevin_xtal.evaluation.cache import Cache
 
-POSCAR_NAMES = ("POSCAR", "CONTCAR")
-POSCAR_SUFFIXES = (".vasp", ".poscar")
 RECORD = "run.json"
 SHOWN = 30
 """Rows of a table on the terminal; all are in the file."""
@@ -69,35 +66,79 @@ steps = click.option(
 )
 
 
-def read_structures(paths: Sequence[Path]) -> tuple[list[Entry], dict[str, str]]:
-    """Structures of files and folders, each with an identifier of its own; and what is left out.
+def read_structures(
+    paths: Sequence[Path | str],
+    *,
+    top: int | None = None,
+    uses: Collection[str] = (),
+) -> tuple[list[Entry], dict[str, str]]:
+    """Structures of any source, each with an identifier of its own; and what is left out.
 
-    Takes what :func:`~langevin_xtal.search.entries.read_entries` takes, and VASP's POSCAR files.
+    Takes what :func:`~langevin_xtal.search.entries.read_entries` takes. Says on stderr what was
+    assumed of a structure, which files were passed over, and what came along that the command
+    does not use: ``uses`` names what it does, of ``moments``, ``fixed`` and ``energy``.
 
     Raises
     ------
     InputError
         When a file is missing, or none holds a structure that can be used.
     """
-    from langevin_xtal.search.entries import read_entries
+    from langevin_xtal.search.entries import rank_key, read_entries
+    from langevin_xtal.search.store import is_address
 
     entries: list[Entry] = []
     refused: dict[str, str] = {}
+    notes: dict[str, tuple[str, ...]] = {}
+    passed_over: dict[str, str] = {}
     for path in paths:
-        if not path.exists():
+        if not is_address(path) and not Path(path).exists():
             raise DataError(f"{path} does not exist")
     for path in paths:
         try:
-            if _is_poscar(path):
-                entries.append(_read_poscar(path))
-            else:
-                entries += read_entries(path, rejects=refused)
+            entries += read_entries(
+                path, top=top, rejects=refused, notes=notes, passed_over=passed_over
+            )
         except DataError as error:  # one bad file of many does not stop the rest
+            if len(paths) == 1:
+                raise
             refused[str(path)] = str(error)
     if not entries:
         name, reason = next(iter(refused.items()))
         raise InputError(reason if name in reason else f"{name}: {reason}")
+    if top is not None and len(paths) > 1:
+        entries = sorted(entries, key=rank_key)[:top]
+    show_notes(notes, passed_over)
+    show_unused(entries, uses)
     return _renamed(entries), refused
+
+
+def show_notes(notes: Mapping[str, Sequence[str]], passed_over: Mapping[str, str]) -> None:
+    """What was assumed of structures, sentence by sentence, and what was no structure file."""
+    names: dict[str, list[str]] = {}
+    for name, sentences in notes.items():
+        for sentence in sentences:
+            names.setdefault(sentence, []).append(name)
+    for sentence, whose in list(names.items())[:SHOWN]:
+        more = f" and {len(whose) - 1} more" if len(whose) > 1 else ""
+        click.echo(f"Note: {whose[0]}{more}: {sentence}", err=True)
+    if len(names) > SHOWN:
+        click.echo(f"Note: {len(names) - SHOWN} more remarks of this kind", err=True)
+    if passed_over:
+        shown = ", ".join(list(passed_over)[:8])
+        more = f" and {len(passed_over) - 8} more" if len(passed_over) > 8 else ""
+        click.echo(f"Note: no structure files, passed over: {shown}{more}", err=True)
+
+
+def show_unused(entries: Sequence[Entry], uses: Collection[str]) -> None:
+    """What came along with structures that the command has no use for."""
+    kinds = {
+        "moments": ("magnetic moments", [e for e in entries if e.moments is not None]),
+        "fixed": ("constraints on atoms", [e for e in entries if e.fixed is not None]),
+    }
+    for kind, (what, having) in kinds.items():
+        if having and kind not in uses:
+            which = having[0].uid + (f" and {len(having) - 1} more" if len(having) > 1 else "")
+            click.echo(f"Note: {what} of {which} are not used by this command", err=True)
 
 
 def known_to(entries: Sequence[Entry], potential: str) -> None:
@@ -231,51 +272,3 @@ def _renamed(entries: Sequence[Entry]) -> list[Entry]:
         used.add(uid.lower())
         result.append(replace(entry, uid=uid))
     return result
-
-
-def _is_poscar(path: Path) -> bool:
-    name = path.name.upper()
-    return path.is_file() and (
-        name.startswith(POSCAR_NAMES) or path.suffix.lower() in POSCAR_SUFFIXES
-    )
-
-
-def _read_poscar(path: Path) -> Entry:
-    """
-    Raises
-    ------
-    DataError
-        When it is no POSCAR, or does not name its elements.
-    """
-    import numpy as np
-    from pymatgen.io.vasp import Poscar
-
-    from langevin_xtal.crystal.entry import Entry
-    from langevin_xtal.dataset.readers import first_line
-    from langevin_xtal.search.entries import found_group, plain_formula
-
-    try:
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            structure = Poscar.from_str(path.read_text(encoding="utf-8")).structure
-    except Exception as error:  # pymatgen raises anything on damaged files
-        raise DataError(f"{path} is not a POSCAR ({first_line(error)})") from None
-    if any("lements" in str(warning.message) for warning in told):
-        raise DataError(
-            f"{path} does not name its elements: add a line of symbols above the counts"
-        )
-    lattice = np.array(structure.lattice.matrix)
-    cell = lattice, structure.frac_coords % 1.0, np.array(structure.atomic_numbers, np.int64)
-    if not np.isfinite(cell[1]).all() or abs(np.linalg.det(lattice)) < 1e-3:
-        raise DataError(f"{path} holds no crystal: its cell or positions make none")
-    group = found_group(cell)
-    plain = path.name.upper() in POSCAR_NAMES and path.resolve().parent.name
-    name = f"{path.resolve().parent.name}_{path.name}" if plain else path.stem
-    return Entry(
-        uid="".join(c if c.isalnum() or c in "._+-" else "_" for c in name).strip("._"),
-        cell=cell,
-        formula=plain_formula(cell[2]),
-        space_group=group or 1,
-        found_group=group,
-        provenance={"source": str(path), "id": name},
-    )

@@ -44,6 +44,7 @@ SECTIONS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
         "crystal structure prediction, unfiltered unless said",
         (
             Metric("targets", "targets", "d"),
+            Metric("predicted", "targets with a prediction", "d"),
             Metric("formula_right", "formula right, k = 1", better="up"),
             Metric("match_1", "match rate, k = 1", better="up"),
             Metric("rmse_1", "RMSE, k = 1", better="down"),

@@ -24,6 +24,7 @@ from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.cell import Cell, reduced_formula, to_structure
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.dataset.prepare import reduced
 from langevin_xtal.dataset.readers import RejectError, cell_of, first_line, read_records
 from langevin_xtal.errors import DataError
 from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
@@ -186,12 +187,18 @@ class StructureSet:
         return cls.of(label, cells, here, groups, missing)
 
     @classmethod
-    def read(cls, source: str | os.PathLike[str], label: str | None = None) -> StructureSet:
+    def read(
+        cls,
+        source: str | os.PathLike[str],
+        label: str | None = None,
+        passed_over: dict[str, str] | None = None,
+    ) -> StructureSet:
         """Structures of a file or folder: packed (``.lxd``), saved by :meth:`save`
         (``.structures.npz``), or any format of
         :func:`~langevin_xtal.dataset.readers.read_records`.
 
-        Structures that cannot be used become :class:`Missing` with their reason.
+        Structures that cannot be used become :class:`Missing` with their reason; files of a
+        folder that hold none are given in ``passed_over``.
 
         Raises
         ------
@@ -205,17 +212,19 @@ class StructureSet:
         if path.name.endswith(".structures.npz"):
             return cls.load(path, label)
         cells, ids, missing = [], [], []
-        records, _ = read_records(path)
+        records = read_records(path)
         for record in records:
             try:
-                cell = _checked(cell_of(record))
+                cell = _checked(reduced(cell_of(record)))
             except RejectError as reject:
                 missing.append(Missing(record.id, reject.reason))
             except Exception as error:  # one strange structure must not end the run
                 missing.append(Missing(record.id, f"unexpected failure: {first_line(error)}"))
             else:
-                cells.append(_reduced(cell))
+                cells.append(cell)
                 ids.append(record.id)
+        if passed_over is not None:
+            passed_over.update(records.passed_over)
         if not cells and not missing:
             raise DataError(f"{path} holds no structure")
         return cls.of(name, cells, ids, None, missing)
@@ -336,24 +345,3 @@ def _checked(cell: Cell) -> Cell:
     if len(numbers) > MAX_ATOMS:
         raise RejectError(f"more than {MAX_ATOMS} atoms in the cell")
     return lattice.astype(float), frac.astype(float), numbers.astype(np.int64)
-
-
-def _reduced(cell: Cell) -> Cell:
-    """The primitive cell found by spglib at 0.01 Å, positions as they are; else the cell given."""
-    import spglib
-
-    lattice, frac, numbers = cell
-    if len(numbers) == 1:
-        return cell
-    try:
-        found = spglib.standardize_cell(
-            (lattice, frac, numbers),  # type: ignore[arg-type]
-            to_primitive=True,
-            no_idealize=True,
-            symprec=0.01,
-        )
-    except Exception:  # spglib raises or returns None for atoms on top of each other
-        return cell
-    if found is None or len(found[2]) >= len(numbers):
-        return cell
-    return np.asarray(found[0]), np.asarray(found[1]), np.asarray(found[2], dtype=np.int64)

@@ -69,6 +69,9 @@ def structure_sha(entry: Entry) -> str:
 def export_key(entry: Entry, settings: Mapping[str, Any]) -> str:
     """SHA-256 of what determines the files of a candidate: identifier, structure and settings."""
     content = {"uid": entry.uid, "structure": structure_sha(entry), "settings": dict(settings)}
+    for name, values in (("moments", entry.moments), ("fixed", entry.fixed)):
+        if values is not None:
+            content[name] = values.tolist()
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

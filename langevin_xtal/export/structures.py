@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from langevin_xtal.crystal.cell import Cell
+from langevin_xtal.crystal.cell import Cell, cell_from_parameters
 from langevin_xtal.crystal.cif import cell_parameters, operation_text
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.entry import Entry
-from langevin_xtal.dataset.packed import cell_from_parameters, ideal_cells
+from langevin_xtal.dataset.packed import ideal_cells
 from langevin_xtal.dataset.prepare import AsymmetricUnit, asymmetric_unit
 from langevin_xtal.dataset.readers import RejectError
 from langevin_xtal.errors import InputError, LangevinXtalError

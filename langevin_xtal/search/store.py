@@ -57,6 +57,7 @@ from langevin_xtal.search.rows import (
     to_atoms,
     to_json,
 )
+from langevin_xtal.structures.databases import read_only
 
 __all__ = [
     "STATES",
@@ -528,7 +529,13 @@ def is_store(source: str | os.PathLike[str]) -> bool:
                 return False
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})") from None
-    with database_errors(path), reading(path) as connection:
+    with suppress(DataError), read_only(path) as connection:
+        found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        tables = {name for (name,) in found}
+        if not {"systems", "information"} <= tables:  # a view may be anything, and endless
+            return False
+        return settings_of(connection.cursor()) is not None
+    with database_errors(path), reading(path) as connection:  # a writer was killed half-way
         return settings_of(connection.cursor()) is not None
 
 
