@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from langevin_xtal.cli import options
+from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import InputError
 from langevin_xtal.version import __version__
 
@@ -61,17 +62,17 @@ class Names(click.ParamType):
 
 
 @click.command()
-@click.argument("samples", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("samples", nargs=-1, type=options.LocalPath())
 @click.option(
     "--reference",
     required=True,
-    type=click.Path(path_type=Path),
+    type=options.LocalPath(),
     help="Held-out crystals to compare with (see data prepare).",
     metavar="FILE.lxd",
 )
 @click.option(
     "--training",
-    type=click.Path(path_type=Path),
+    type=options.LocalPath(),
     help="Training data: for novelty, templates and the ceiling.",
     metavar="FILE.lxd",
 )
@@ -152,7 +153,7 @@ class Names(click.ParamType):
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per CPU]")
 @click.option(
     "--cache",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=options.LocalPath(file_okay=False),
     help="Folder for fingerprints, matches and relaxations, shared by all evaluations.  "
     "[default: ~/.cache/langevin-xtal]",
     metavar="FOLDER",
@@ -291,9 +292,9 @@ def evaluate(
     report.notes += [f"Control {name}: {CONTROLS[name]}." for name in controls]
     report.save(out)
     pictures = plot_evaluation(report, out)
-    click.echo(report.table())
+    echo(report.table())
     _list_missing(report)
-    click.echo(
+    echo(
         f"\n{time.perf_counter() - began:.0f} s; every structure's numbers are in "
         f"{out / 'evaluation.json'}; pictures: {', '.join(p.name for p in pictures)}"
     )
@@ -482,4 +483,4 @@ def _list_missing(report: Any) -> None:
         for feature, failed in column.failures.items():
             reasons.update(f"no {feature}" for _ in failed)
         for reason, number in reasons.most_common():
-            click.echo(f"{column.label}: {number} × {reason}")
+            echo(f"{column.label}: {number} × {reason}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from langevin_xtal.cli import options, structures
+from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import LangevinXtalError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ References = dict[frozenset[str], "HullReferences"]
 @structures.cache
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=options.LocalPath(),
     default="hull.csv",
     show_default=True,
     help="Table to write.",
@@ -99,7 +100,7 @@ def hull(
         raise LangevinXtalError(
             f"none of {len(entries)} structures has an energy; {out} says why: {rows[0]['note']}"
         )
-    click.echo(f"{len(entries)} structures in {out}")
+    echo(f"{len(entries)} structures in {out}")
 
 
 def _energies(
@@ -185,8 +186,8 @@ def _notes(of: Mapping[frozenset[str], HullReferences]) -> None:
 
     first = next(iter(of.values()))
     gaps = f"; {first.gaps}" if first.gaps else ""
-    click.echo(f"\nReferences: {first.describe()}{gaps}")
+    echo(f"\nReferences: {first.describe()}{gaps}")
     for system, table in list(of.items())[:NOTES]:
-        click.echo(f"  {coverage_note(sorted(system), replace(table, gaps=''))}")
+        echo(f"  {coverage_note(sorted(system), replace(table, gaps=''))}")
     if len(of) > NOTES:
-        click.echo(f"  and {len(of) - NOTES} more chemical systems")
+        echo(f"  and {len(of) - NOTES} more chemical systems")

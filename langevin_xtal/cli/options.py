@@ -13,6 +13,7 @@ import click
 
 from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.errors import InputError, RequestError
+from langevin_xtal.text import KEY_VARIABLE, is_address, learn_secret, printable
 
 
 class Elements(click.ParamType):
@@ -182,12 +183,36 @@ sampler = click.option(
 steps = click.option("--steps", type=click.IntRange(min=1), help="Langevin steps per level.")
 
 
-KEY_VARIABLE = "MP_API_KEY"
+class LocalPath(click.Path):
+    """A file or folder, as a Path; addresses of databases are refused."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The path."""
+        _refuse_address(value, param, "takes files and folders only")
+        return super().convert(value, param, ctx)
+
+
+class Source(LocalPath):
+    """A file or folder as a Path, or the address of a store in PostgreSQL as text."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The path or the address."""
+        return value if is_address(value) else super().convert(value, param, ctx)
+
+
+def _refuse_address(value: Any, param: Any, why: str) -> None:
+    if is_address(value):
+        name = param.opts[0] if param.param_type_name == "option" else param.name.upper()
+        raise InputError(f"{value} is the address of a database; {name} {why}")
 
 
 def secret(key: str) -> str:
-    """A key itself, from the environment for ``env``."""
+    """A key itself, from the environment for ``env``; not shown from now on."""
     if key != "env":
+        learn_secret(key)
         return key
     found = os.environ.get(KEY_VARIABLE, "")
     if not found:
@@ -199,7 +224,7 @@ def output_folder(default: str) -> Any:
     """``--out``: a folder, made when missing."""
     return click.option(
         "--out",
-        type=click.Path(path_type=Path, file_okay=True),
+        type=LocalPath(file_okay=True),
         default=default,
         show_default=True,
         help="Folder to write to.",
@@ -219,7 +244,9 @@ def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr, fed with (done, planned); silent when stderr is no terminal."""
     from tqdm import tqdm
 
-    with tqdm(desc=title, unit=unit, disable=None, leave=False, dynamic_ncols=True) as bar:
+    with tqdm(
+        desc=printable(title), unit=unit, disable=None, leave=False, dynamic_ncols=True
+    ) as bar:
 
         def update(done: int, planned: int) -> None:
             bar.total = planned
@@ -243,7 +270,7 @@ def stage_bars() -> Iterator[Callable[[str, int, int], None]]:
                 bar.close()
             # what was done before does not count for the rate
             bar = tqdm(
-                desc=stage, total=planned, initial=done, disable=None, leave=False,
+                desc=printable(stage), total=planned, initial=done, disable=None, leave=False,
                 dynamic_ncols=True,
             )  # fmt: skip
             title = stage

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from langevin_xtal.cli import options, structures
+from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import LangevinXtalError
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def phonons(
             f"{rows[0]['note']}"
         )
     flagged = sum(result.imaginary for result in done)
-    click.echo(
+    echo(
         f"{len(done)} of {len(rows)} structures in {out} with {settings['potential']}; "
         f"{flagged} with imaginary modes (below {-tolerance:g} THz)"
     )

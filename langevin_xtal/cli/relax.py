@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from langevin_xtal.cli import options, structures
+from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import LangevinXtalError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def relax(
             f"none of {len(entries)} structures could be relaxed; {out / SUMMARY} says why: "
             f"{rows[0]['note']}"
         )
-    click.echo(f"{done} of {len(rows)} structures relaxed in {out} with {settings['potential']}")
+    echo(f"{done} of {len(rows)} structures relaxed in {out} with {settings['potential']}")
 
 
 def _with_symmetry(

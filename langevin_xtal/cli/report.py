@@ -7,12 +7,14 @@ from pathlib import Path
 
 import click
 
+from langevin_xtal.cli.terminal import echo
+
 
 @click.command()
 @click.argument("source")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=options.LocalPath(),
     default="report.html",
     show_default=True,
     help="HTML file to write.",
@@ -50,11 +52,11 @@ def report(source: str, out: Path, top: int | None, title: str, force: bool) -> 
         references=HullReferences.shipped(),
         force=force,
     )
-    click.echo(f"{len(entries)} candidates in {out}, {out.stat().st_size / 1e6:.1f} MB")
+    echo(f"{len(entries)} candidates in {out}, {out.stat().st_size / 1e6:.1f} MB")
     for name, reason in list(rejects.items())[:3]:
-        click.echo(f"  left out: {name} ({reason})", err=True)
+        echo(f"  left out: {name} ({reason})", err=True)
     if len(rejects) > 3:
-        click.echo(f"  left out: {len(rejects) - 3} more", err=True)
+        echo(f"  left out: {len(rejects) - 3} more", err=True)
 
 
 def _campaign(source: str) -> tuple[dict[str, int] | None, dict[str, str]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from langevin_xtal.cli import options
+from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import InputError, RequestError
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Asked:
 )
 @click.option(
     "--from-structure",
-    type=click.Path(path_type=Path),
+    type=options.LocalPath(),
     help="Vary the crystal in this file: the same sites and Wyckoff positions.",
     metavar="FILE",
 )
@@ -197,7 +198,7 @@ class Asked:
 @click.option("--picture", is_flag=True, help="Draw the first candidates to candidates.png.")
 @click.option(
     "--trajectory",
-    type=click.Path(path_type=Path),
+    type=options.LocalPath(),
     help="Write the chain of every candidate to this extended XYZ file: a frame at its start and "
     "after every noise level, with candidate, level and noise [Å].",
     metavar="FILE",
@@ -377,7 +378,7 @@ def sample(
         chains.finish(k for k in folder.rows if k < count and k in chains)
     _summary(folder, count, attempts, weights, seconds if indices else None)
     if trajectory is not None:
-        click.echo(f"chains in {trajectory}")
+        echo(f"chains in {trajectory}")
 
 
 def _check_together(ways: Sequence[str], *, z: Any, noise: Any, groups: Any, fixed: Any) -> None:
@@ -421,7 +422,7 @@ def _fitting(asked: Sequence[Any], make: Callable[[Any], Request]) -> list[Reque
         from langevin_xtal.model.groups import compact
 
         numbers = sorted(getattr(each, "space_group", each).number for each in failed)
-        click.echo(
+        echo(
             f"skipped {len(numbers)} of {len(asked)} groups that do not fit: {compact(numbers)}",
             err=True,
         )
@@ -461,16 +462,16 @@ def _summary(
     table = [TABLE, *([row[c] for c in TABLE] for row in rows[:SHOWN])]
     widths = [max(len(line[k]) for line in table) for k in range(len(TABLE))]
     for line in table:
-        click.echo("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())
+        echo("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())
     if len(rows) > SHOWN:
-        click.echo(f"… {len(rows) - SHOWN} more in {folder.path / 'candidates.csv'}")
+        echo(f"… {len(rows) - SHOWN} more in {folder.path / 'candidates.csv'}")
     asked = [r for r in folder.rejects.values() if int(r["index"]) < count]
     lost = sum(1 for r in asked if int(r["attempt"]) == attempts - 1)
     higher = sum(row["symmetry"] == "supergroup" for row in rows)
     took = "" if seconds is None else f" in {seconds:.1f} s"
-    click.echo(
+    echo(
         f"{len(rows)} of {count} candidates in {folder.path}{took} with model {model.name}; "
         f"{higher} found in a supergroup at 0.01 Å; {lost} given up after {attempts} attempts"
     )
     for reason, times in Counter(r["reason"].split(":")[0] for r in asked).most_common():
-        click.echo(f"  {times} attempts rejected: {reason} (see rejects.csv)")
+        echo(f"  {times} attempts rejected: {reason} (see rejects.csv)")

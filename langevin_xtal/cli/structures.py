@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from langevin_xtal.cli import options
+from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import DataError, InputError
+from langevin_xtal.files import check_target, replacing, unwritable, write_rows, write_text
 
 if TYPE_CHECKING:
     from langevin_xtal.crystal.cell import Cell
@@ -27,7 +27,7 @@ RECORD = "run.json"
 SHOWN = 30
 """Rows of a table on the terminal; all are in the file."""
 
-files = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+files = click.argument("files", nargs=-1, required=True, type=options.Source())
 potential = click.option(
     "--potential",
     default="chgnet",
@@ -40,7 +40,7 @@ workers = click.option(
 )
 cache = click.option(
     "--cache",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=options.LocalPath(file_okay=False),
     help="Folder where results are kept, so that nothing is computed twice.  "
     "[default: ~/.cache/langevin-xtal]",
     metavar="FOLDER",
@@ -159,9 +159,9 @@ def open_folder(out: Path, record: str, *, force: bool) -> None:
         out.mkdir(parents=True, exist_ok=True)
         write_text(own, record)
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(
-            f"folder {out} cannot be written ({reason}); give --out a folder you may write to"
+        failure = error if isinstance(error, OSError) else OSError(str(error))
+        raise unwritable(
+            f"folder {out}", failure, InputError, "give --out a folder you may write to"
         ) from None
 
 
@@ -175,25 +175,16 @@ def check_file(path: Path, *, force: bool) -> None:
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder: give --out the name of a file")
+    check_target(path)
     if path.exists() and not force:
         raise InputError(f"{path} is there already: give --out another name, or --force")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file, complete or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
 def write_table(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """Rows as CSV, empty where one lacks a column."""
-    buffer = io.StringIO()
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, buffer.getvalue())
+    with replacing(path) as stream:
+        write_rows(stream, columns, rows)
 
 
 def show_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], rest: Path) -> None:
@@ -201,17 +192,17 @@ def show_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], rest: 
     lines = [tuple(columns), *(tuple(row.get(c, "") for c in columns) for row in rows[:SHOWN])]
     widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
     for line in lines:
-        click.echo("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
+        echo("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
     if len(rows) > SHOWN:
-        click.echo(f"… {len(rows) - SHOWN} more in {rest}")
+        echo(f"… {len(rows) - SHOWN} more in {rest}")
 
 
 def show_refused(refused: Mapping[str, str]) -> None:
     """What was left out, on stderr."""
     for name, reason in list(refused.items())[:SHOWN]:
-        click.echo(f"Warning: {name} is left out: {' '.join(reason.split())}", err=True)
+        echo(f"Warning: {name} is left out: {' '.join(reason.split())}", err=True)
     if len(refused) > SHOWN:
-        click.echo(f"Warning: {len(refused) - SHOWN} more are left out", err=True)
+        echo(f"Warning: {len(refused) - SHOWN} more are left out", err=True)
 
 
 def number_text(value: float, digits: int = 4) -> str:

@@ -26,6 +26,7 @@ from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.readers import RejectError, cell_of, first_line, read_records
 from langevin_xtal.errors import DataError
+from langevin_xtal.files import replacing
 from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
 
 if TYPE_CHECKING:
@@ -224,8 +225,7 @@ class StructureSet:
 
     def save(self, path: Path) -> None:
         """Write to ``path`` (``….structures.npz``), complete or not at all."""
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as stream:
+        with replacing(path, binary=True) as stream:
             np.savez_compressed(
                 stream,
                 label=np.array(self.label),
@@ -237,7 +237,6 @@ class StructureSet:
                 group=self.group,
                 missing=np.array([[m.id, m.reason] for m in self.missing], np.str_).reshape(-1, 2),
             )
-        os.replace(part, path)
 
     @classmethod
     def load(cls, path: Path, label: str | None = None) -> StructureSet:

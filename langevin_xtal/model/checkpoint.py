@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from langevin_xtal.errors import CheckpointError, InputError
+from langevin_xtal.files import unwritable, write_bytes
 from langevin_xtal.model.assignment import PriorConfig, WyckoffPrior
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
@@ -163,15 +164,15 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str
     CheckpointError
         When the folder is missing or the disk refuses.
     """
-    part = path.with_name(path.name + ".part")
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     header = header | {"checksum": weights_hash(contiguous)}
     try:
         # save_file would make a file that others may not read, whatever the user's umask
-        part.write_bytes(save(contiguous, {HEADER: json.dumps(header, sort_keys=True)}))
-        os.replace(part, path)
-    except (SafetensorError, OSError) as error:
-        part.unlink(missing_ok=True)
+        data = save(contiguous, {HEADER: json.dumps(header, sort_keys=True)})
+        write_bytes(path, data, durable=True)
+    except OSError as error:
+        raise unwritable(f"checkpoint {path}", error, CheckpointError) from None
+    except (SafetensorError, InputError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be written ({error})") from None
 
 

@@ -26,7 +26,6 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib import resources
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +36,7 @@ from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
 from langevin_xtal.dataset.fetch import Client
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError, InputError
+from langevin_xtal.files import replacing
 from langevin_xtal.screen.fetch import materials_project_phases
 from langevin_xtal.screen.potentials import DEFAULT, load_potential
 
@@ -324,9 +324,7 @@ class HullReferences:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to ``path``, complete or not at all."""
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as stream:
+        with replacing(path, binary=True) as stream:
             np.savez_compressed(
                 stream,
                 formulas=np.array(self.formulas, dtype=np.str_),
@@ -337,7 +335,6 @@ class HullReferences:
                 statement=np.array(self.statement),
                 attribution=np.array(self.attribution),
             )
-        os.replace(part, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HullReferences:

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import InputError
+from langevin_xtal.files import save_figure
 from langevin_xtal.screen.potentials import DEFAULT, load_potential
 from langevin_xtal.screen.relax import (
     Progress,
@@ -262,7 +263,7 @@ def plot_bands(result: PhononResult, target: Path, title: str = "") -> None:
     axes.set_xlim(length[0], length[-1])
     axes.set_ylabel("frequency [THz]; negative: imaginary")
     axes.set_title(title)
-    figure.savefig(target, dpi=150)
+    save_figure(figure, target, dpi=150)
 
 
 def point_text(point: FloatArray) -> str:

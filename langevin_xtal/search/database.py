@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from urllib.parse import quote
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError, LangevinXtalError
 from langevin_xtal.extras import require
+from langevin_xtal.text import address_of, hide_secrets, is_address, learn_secrets
 
 MAGIC = b"SQLite format 3\0"
 SETTINGS = "langevin_xtal"
@@ -24,15 +24,9 @@ BUSY_SECONDS = 120.0
 """How long to wait for another process's transaction."""
 
 
-def is_address(source: str | os.PathLike[str]) -> bool:
-    """Whether ``source`` names a PostgreSQL database rather than a file."""
-    return str(source).startswith(("postgresql://", "postgres://"))
-
-
 def plain_address(source: str | os.PathLike[str]) -> str:
     """The source as it may be shown: without a password."""
-    text = re.sub(r"(?<=://)([^:/@]*):[^@/]*@", r"\1:***@", str(source))
-    return re.sub(r"(password=)[^&]*", r"\1***", text)
+    return hide_secrets(str(source))
 
 
 @contextmanager
@@ -93,7 +87,8 @@ def _postgres(address: str) -> Any:
     require("ase_db_backends.postgresql", "postgres", "a store in PostgreSQL")
     from ase.db import connect
 
-    return connect(address)
+    learn_secrets([address])
+    return connect(address_of(address))
 
 
 def settings_of(cursor: Any) -> dict[str, Any] | None:

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import threading
 import time
 import uuid
@@ -35,6 +34,8 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 from langevin_xtal.errors import DataError, LangevinXtalError
+from langevin_xtal.runtime import host as this_host
+from langevin_xtal.runtime import is_running
 from langevin_xtal.search.database import (
     MAGIC,
     SETTINGS,
@@ -166,7 +167,7 @@ class Store:
         with self._transaction() as cursor:
             cursor.execute(
                 "INSERT INTO langevin_xtal_owner VALUES (?, ?, ?, ?)",
-                (self.owner, _host(), os.getpid(), 0),
+                (self.owner, this_host(), os.getpid(), 0),
             )
         self._stop.clear()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -393,7 +394,7 @@ class Store:
             if owner == self.owner:
                 living.add(owner)
                 continue
-            if owner in _ENDED or (host == _host() and not _is_running(int(pid))):
+            if owner in _ENDED or (host == this_host() and not is_running(int(pid))):
                 continue
             # beats are compared by this process's clock: clocks of computers differ
             if self._seen.get(owner, (None, 0.0))[0] != beat:
@@ -467,23 +468,6 @@ class Store:
                     connection.commit()
                 finally:
                     connection.close()
-
-
-def _host() -> str:
-    """This computer; processes of another container on it are other ones' too."""
-    with suppress(OSError):
-        return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
-    return platform.node()
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
