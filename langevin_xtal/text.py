@@ -82,7 +82,7 @@ def cell_text(value: Any) -> str:
     Text that a spreadsheet would run is preceded by an apostrophe; numbers stay as they are.
     """
     text = " ".join(printable("" if value is None else str(value)).split("\n"))
-    if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text):
+    if len(text) > 1 and text.startswith(_FORMULA) and not _NUMBER.fullmatch(text):
         return f"'{text}"
     return text
 
@@ -101,6 +101,12 @@ def _without_password(scheme: str, rest: str) -> str:
         if port is None and not re.search(r"[/?#]", user):
             return f"{user}:{HIDDEN}"  # a password that lacks its host
     return rest
+
+
+def unclear_password(address: str) -> bool:
+    """Whether a password holds what ends it in an address, so that others see parts of it."""
+    unclear = re.compile(r"[/@?#\[\]:\s]|%(?![0-9A-Fa-f]{2})")
+    return any(unclear.search(password) for password in _passwords(address))
 
 
 def _passwords(text: str) -> list[str]:

@@ -76,6 +76,7 @@ def hull(
       langevin-xtal hull candidates/ --relax --key env
     """
     from langevin_xtal.screen.hull import HullReferences
+    from langevin_xtal.screen.relax import PER_WORKER
 
     structures.check_file(out, force=force)
     entries, refused = structures.read_structures(files)
@@ -85,6 +86,7 @@ def hull(
         of = {_elements(entry): shipped for entry in entries}
     else:
         of = _fetched(entries, options.secret(key), potential)
+    structures.say_workers(len(entries), workers, PER_WORKER)
     energies, reasons = _energies(entries, relax, fmax, steps, symprec, potential, workers, cache)
     rows = []
     for entry, energy, reason in zip(entries, energies, reasons, strict=True):

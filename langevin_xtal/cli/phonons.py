@@ -91,6 +91,7 @@ def phonons(
 
     entries, refused = structures.read_structures(files)
     structures.known_to(entries, potential)
+    structures.say_workers(len(entries), workers, 1)
     chosen = PhononOptions(
         potential=potential,
         fmax=fmax,
@@ -142,7 +143,7 @@ def _row(entry: Entry, result: PhononResult, out: Path) -> dict[str, str]:
     number = structures.number_text
     picture = ""
     if len(result.bands):
-        picture = f"{entry.uid}.png"
+        picture = structures.file_name(entry.uid, ".png")
         plot_bands(result, out / picture, title=f"{entry.formula} ({entry.uid})")
     return name | {
         "imaginary": str(result.imaginary).lower(),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from langevin_xtal.cli import options
 from langevin_xtal.cli.terminal import echo
 
 

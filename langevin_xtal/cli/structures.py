@@ -15,6 +15,7 @@ from langevin_xtal.cli import options
 from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import DataError, InputError
 from langevin_xtal.files import check_target, replacing, unwritable, write_rows, write_text
+from langevin_xtal.text import is_address
 
 if TYPE_CHECKING:
     from langevin_xtal.crystal.cell import Cell
@@ -69,7 +70,7 @@ steps = click.option(
 )
 
 
-def read_structures(paths: Sequence[Path]) -> tuple[list[Entry], dict[str, str]]:
+def read_structures(paths: Sequence[Path | str]) -> tuple[list[Entry], dict[str, str]]:
     """Structures of files and folders, each with an identifier of its own; and what is left out.
 
     Takes what :func:`~langevin_xtal.search.entries.read_entries` takes, and VASP's POSCAR files.
@@ -83,12 +84,13 @@ def read_structures(paths: Sequence[Path]) -> tuple[list[Entry], dict[str, str]]
 
     entries: list[Entry] = []
     refused: dict[str, str] = {}
+    paths = [Path(path) if not is_address(path) else str(path) for path in paths]
     for path in paths:
-        if not path.exists():
+        if isinstance(path, Path) and not path.exists():  # others are addresses of stores
             raise DataError(f"{path} does not exist")
     for path in paths:
         try:
-            if _is_poscar(path):
+            if isinstance(path, Path) and _is_poscar(path):
                 entries.append(_read_poscar(path))
             else:
                 entries += read_entries(path, rejects=refused)
@@ -185,6 +187,32 @@ def write_table(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with replacing(path) as stream:
         write_rows(stream, columns, rows)
+
+
+def file_name(uid: str, ending: str) -> str:
+    """A file for a structure; no name begins with what programs take for an option."""
+    return (f"_{uid}" if uid.startswith(("-", "+")) else uid) + ending
+
+
+def say_workers(count: int, workers: int | None, each: int) -> None:
+    """On stderr, where fewer processes are started than were asked for.
+
+    Parameters
+    ----------
+    count
+        Structures to be done, at most.
+    each
+        Structures that pay for starting one more process.
+    """
+    from langevin_xtal.screen.relax import useful_workers
+
+    useful = useful_workers(count, workers, each)
+    if workers is not None and useful < workers:
+        echo(
+            f"{useful} of {workers} processes are started: one more pays for every {each} "
+            f"structures, and there are {count}",
+            err=True,
+        )
 
 
 def show_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], rest: Path) -> None:

@@ -302,7 +302,7 @@ def each_once(
     todo = [key for key in of if key not in done]
     report = progress or (lambda finished, planned: None)
     report(len(done), len(of))
-    useful = max(1, min(workers or os.cpu_count() or 1, math.ceil(len(todo) / per_worker)))
+    useful = useful_workers(len(todo), workers, per_worker)
     fresh: dict[str, FloatArray] = {}
     saved = time.monotonic()
     # two at a time save messages; one at a time share few cells evenly
@@ -319,6 +319,11 @@ def each_once(
     finally:
         _save(cache, kind, fresh)
     return [done[key] for key in keys]
+
+
+def useful_workers(count: int, workers: int | None, per_worker: int = PER_WORKER) -> int:
+    """How many processes :func:`each_once` starts for so many cells; see there."""
+    return max(1, min(workers or os.cpu_count() or 1, math.ceil(count / per_worker)))
 
 
 def single_point(cell: Cell, options: RelaxOptions = DEFAULT_OPTIONS) -> float:

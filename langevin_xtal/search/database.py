@@ -15,7 +15,13 @@ from urllib.parse import quote
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError, LangevinXtalError
 from langevin_xtal.extras import require
-from langevin_xtal.text import address_of, hide_secrets, is_address, learn_secrets
+from langevin_xtal.text import (
+    address_of,
+    hide_secrets,
+    is_address,
+    learn_secrets,
+    unclear_password,
+)
 
 MAGIC = b"SQLite format 3\0"
 SETTINGS = "langevin_xtal"
@@ -46,6 +52,11 @@ def database_errors(address: str | os.PathLike[str]) -> Iterator[None]:
 
 def _unusable(address: str | os.PathLike[str], error: Exception) -> LangevinXtalError:
     name, reason = plain_address(address), plain_address(first_line(error))
+    if is_address(address) and unclear_password(str(address)):
+        return DataError(
+            f"store {name} cannot be used: in its password, write / @ : ? # and % as %2F %40 %3A "
+            "%3F %23 and %25"
+        )
     lower = reason.lower()
     if "readonly" in lower or "read-only" in lower or isinstance(error, PermissionError):
         return DataError(
@@ -106,7 +117,10 @@ def settings_of(cursor: Any) -> dict[str, Any] | None:
         raise
     if found is None:
         return None
-    settings = json.loads(found[0])
+    try:
+        settings = json.loads(found[0])
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(f"the settings of the store are damaged ({first_line(error)})") from None
     return settings if isinstance(settings, dict) else {}
 
 
@@ -139,6 +153,23 @@ def _sqlite(path: Path) -> Any:
         if begin not in (b"", MAGIC):  # SQLite would say no more than "not a database"
             raise DataError(f"{path} is not a store of langevin-xtal; give a new file")
     return connect(str(path), type="db", use_lock_file=False)
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuse an SQLite file with tables of something else than ASE, before any is added.
+
+    Raises
+    ------
+    DataError
+        For such a file, and for one that has views or triggers: ASE makes none.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return
+    with database_errors(path), reading(path) as connection:
+        found = connection.execute("SELECT type, name FROM sqlite_master").fetchall()
+    tables = {name for kind, name in found if kind == "table"}
+    if (tables and "systems" not in tables) or any(k in ("view", "trigger") for k, _ in found):
+        raise DataError(f"{path} is a database of something else; give a new file")
 
 
 def begin(cursor: sqlite3.Cursor) -> None:
