@@ -57,7 +57,7 @@ class Stages(click.ParamType):
     "--levels", type=click.IntRange(min=2), help="Noise levels.  [default: the sampler's]"
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Langevin steps per level.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1, 100_000), default=64, show_default=True)
 @click.option(
     "--repeat",
     type=click.IntRange(min=1),

@@ -37,7 +37,12 @@ def data() -> None:
     show_default=True,
     help="Tolerance of the symmetry search [Å].",
 )
-@click.option("--workers", type=int, help="Processes.  [default: one per CPU]", metavar="N")
+@click.option(
+    "--workers",
+    type=click.IntRange(max=options.MOST_WORKERS),
+    help="Processes.  [default: one per CPU]",
+    metavar="N",
+)
 @click.option("--limit", type=int, help="Read no more than N structures.", metavar="N")
 @click.option("--licence", default="", help="Licence of the source, stored with the data.")
 @click.option("--attribution", default="", help="Whom to credit, stored with the data.")

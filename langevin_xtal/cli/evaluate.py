@@ -100,7 +100,7 @@ class Names(click.ParamType):
     metavar="N",
 )
 @click.option(
-    "--k", "trials", type=click.IntRange(min=1), default=1, show_default=True,
+    "--k", "trials", type=click.IntRange(1, 10_000), default=1, show_default=True,
     help="Trials for each target.", metavar="K",
 )  # fmt: skip
 @click.option(
@@ -150,7 +150,11 @@ class Names(click.ParamType):
 )
 @options.steps
 @options.seed
-@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per CPU]")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, options.MOST_WORKERS),
+    help="Processes.  [default: one per CPU]",
+)
 @click.option(
     "--cache",
     type=options.LocalPath(file_okay=False),
@@ -395,6 +399,7 @@ def _predicted(
     for trial in range(trials):
         key = _key(targets, seed) | {
             "model": model.hash,
+            "model_settings": model.settings_hash,
             "mode": mode,
             "options": told,
             "trial": trial,

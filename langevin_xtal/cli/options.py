@@ -15,6 +15,9 @@ from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.errors import InputError, RequestError
 from langevin_xtal.text import KEY_VARIABLE, is_address, learn_secret, printable
 
+MOST_WORKERS = 1024
+"""Processes or threads."""
+
 
 class Elements(click.ParamType):
     """``Cu,Si,K`` to a tuple of symbols."""
@@ -123,7 +126,7 @@ device = click.option(
 )
 threads = click.option(
     "--threads",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MOST_WORKERS),
     help="CPU threads.  [default: all; train leaves one to prepare batches]",
     metavar="N",
 )

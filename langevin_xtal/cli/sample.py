@@ -128,7 +128,7 @@ class Asked:
 @click.option(
     "--n",
     "count",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1_000_000),
     default=16,
     show_default=True,
     help="Candidates in all; several groups take turns.",
@@ -327,6 +327,7 @@ def sample(
             "seed": seed,
             "model": weights.name,
             "weights": weights.hash,
+            "model_settings": weights.settings_hash,
             "positions": positions,
             "assignment_temperature": assignment_temperature,
             "start": start,

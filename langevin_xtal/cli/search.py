@@ -142,7 +142,10 @@ class Units(click.ParamType):
     metavar="N",
 )  # fmt: skip
 @click.option(
-    "--workers", type=click.IntRange(min=1), help="Processes.  [default: one per CPU]", metavar="N"
+    "--workers",
+    type=click.IntRange(1, options.MOST_WORKERS),
+    help="Processes.  [default: one per CPU]",
+    metavar="N",
 )
 @click.option(
     "--out",

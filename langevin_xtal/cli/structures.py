@@ -37,7 +37,9 @@ potential = click.option(
     metavar="NAME",
 )
 workers = click.option(
-    "--workers", type=click.IntRange(min=1), help="Processes.  [default: one per CPU]"
+    "--workers",
+    type=click.IntRange(1, options.MOST_WORKERS),
+    help="Processes.  [default: one per CPU]",
 )
 cache = click.option(
     "--cache",
@@ -126,10 +128,10 @@ def known_to(entries: Sequence[Entry], potential: str) -> None:
 
 
 def open_cache(folder: Path | None) -> Cache:
-    """The cache of that folder, by default the user's."""
-    from langevin_xtal.evaluation.cache import Cache, default_folder
+    """The cache of that folder, by default the user's; see ``SpareCache``."""
+    from langevin_xtal.evaluation.cache import SpareCache, default_folder
 
-    return Cache(folder or default_folder())
+    return SpareCache(folder or default_folder())
 
 
 def run_record(settings: Mapping[str, Any], cells: Mapping[str, Cell]) -> str:

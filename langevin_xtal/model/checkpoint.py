@@ -20,6 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -35,6 +36,7 @@ from langevin_xtal.model.statistics import Statistics
 
 MODEL_FORMAT = "langevin-xtal model 2"
 HEADER = "langevin_xtal"
+HEADER_CHECKSUM = "header_checksum"
 SUFFIX = ".safetensors"
 
 ConfigT = TypeVar("ConfigT")
@@ -83,6 +85,19 @@ class ScoreModel:
     def hash(self) -> str:
         """Identifies the weights."""
         return weights_hash(self.network.state_dict() | self._part_tensors())
+
+    @cached_property
+    def settings_hash(self) -> str:
+        """Identifies what else decides what is sampled: configurations, levels, statistics.
+
+        Kept beside :attr:`hash`, which stays what it was in stores and folders of before.
+        """
+        settings = _settings(self)
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        tables = self.statistics.to_tensors()
+        for name in sorted(tables):
+            digest.update(name.encode() + np.ascontiguousarray(tables[name], "<f8").tobytes())
+        return digest.hexdigest()[:16]
 
     @cached_property
     def precise_proposal(self) -> Proposal | None:
@@ -157,7 +172,7 @@ def config_from_dict(kind: type[ConfigT], values: Any, where: str) -> ConfigT:
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
-    """Write a safetensors file, complete or not at all, with a checksum in its header.
+    """Write a safetensors file, complete or not at all, with checksums in its header.
 
     Raises
     ------
@@ -166,6 +181,7 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str
     """
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     header = header | {"checksum": weights_hash(contiguous)}
+    header[HEADER_CHECKSUM] = _header_hash(header)
     try:
         # save_file would make a file that others may not read, whatever the user's umask
         data = save(contiguous, {HEADER: json.dumps(header, sort_keys=True)})
@@ -204,7 +220,18 @@ def read_tensors(path: Path, expected: str) -> tuple[dict[str, torch.Tensor], di
         )
     if header.get("checksum", weights_hash(tensors)) != weights_hash(tensors):
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum does not match")
+    # files of versions before 0.6 have none
+    if header.get(HEADER_CHECKSUM, _header_hash(header)) != _header_hash(header):
+        raise CheckpointError(
+            f"checkpoint {path} is damaged: the checksum of its header does not match"
+        )
     return tensors, header
+
+
+def _header_hash(header: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits over a header but for this entry."""
+    told = {name: value for name, value in header.items() if name != HEADER_CHECKSUM}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def save_model(path: Path, model: ScoreModel) -> None:
@@ -217,12 +244,19 @@ def save_model(path: Path, model: ScoreModel) -> None:
     header = {
         "format": MODEL_FORMAT,
         "name": model.name,
-        "network": dataclasses.asdict(model.network.config),
-        "parts": {k: dataclasses.asdict(part.config) for k, part in model.parts().items()},
-        "levels": dataclasses.asdict(model.levels),
+        **_settings(model),
         "card": model.card,
     }
     write_tensors(path, tensors, header)
+
+
+def _settings(model: ScoreModel) -> dict[str, Any]:
+    """Configurations and noise levels, as plain values."""
+    return {
+        "network": dataclasses.asdict(model.network.config),
+        "parts": {k: dataclasses.asdict(part.config) for k, part in model.parts().items()},
+        "levels": dataclasses.asdict(model.levels),
+    }
 
 
 _SHORTER = {torch.float32: torch.float16, torch.int32: torch.int16}

@@ -35,6 +35,8 @@ COLUMNS = (
     "min_distance",
     "attempt",
 )
+FILLED_LATER = ("model_settings",)
+"""Settings that a folder may begin without."""
 REJECT_COLUMNS = ("index", "attempt", "request", "reason")
 
 
@@ -120,6 +122,8 @@ class CandidateFolder:
                 theirs = json.loads(record.read_text(encoding="utf-8"))
             except (ValueError, RecursionError):
                 theirs = None
+            if isinstance(theirs, dict):  # versions before 0.6 did not write them
+                theirs = {name: mine.get(name) for name in FILLED_LATER} | theirs
             if theirs != mine:
                 raise InputError(
                     f"folder {self.path} holds another run (see its run.json); give --out another "

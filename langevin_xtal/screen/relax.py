@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from langevin_xtal.crystal.cell import Cell, cell_key
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.readers import first_line
-from langevin_xtal.errors import InputError
+from langevin_xtal.errors import InputError, LangevinXtalWarning
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.screen.filters import overlap, wrong_volume
 from langevin_xtal.screen.potentials import DEFAULT, Potential, load_potential
@@ -298,7 +298,7 @@ def each_once(
     keys = [cell_key(cell) for cell in cells]
     of = dict(zip(keys, cells, strict=True))
     stored = cache.get(kind, list(of)) if cache is not None else {}
-    done = {key: unpack(values, of[key]) for key, values in stored.items()}
+    done = _unpacked(stored, of, unpack)
     todo = [key for key in of if key not in done]
     report = progress or (lambda finished, planned: None)
     report(len(done), len(of))
@@ -319,6 +319,27 @@ def each_once(
     finally:
         _save(cache, kind, fresh)
     return [done[key] for key in keys]
+
+
+def _unpacked(
+    stored: Mapping[str, FloatArray],
+    of: Mapping[str, Cell],
+    unpack: Callable[[FloatArray, Cell], Outcome],
+) -> dict[str, Outcome]:
+    """Results of a cache; damaged ones are told of, and missing."""
+    done = {}
+    for key, values in stored.items():
+        try:
+            done[key] = unpack(values, of[key])
+        except (ValueError, IndexError, OverflowError):  # numpy's, of arrays of another length
+            continue
+    if len(done) < len(stored):
+        warnings.warn(
+            f"{len(stored) - len(done)} entries of the cache are damaged; they are computed again",
+            LangevinXtalWarning,
+            stacklevel=3,
+        )
+    return done
 
 
 def useful_workers(count: int, workers: int | None, per_worker: int = PER_WORKER) -> int:
@@ -721,6 +742,11 @@ def _pack(result: Relaxation) -> FloatArray:
 def _unpack(values: FloatArray, cell: Cell) -> Relaxation:
     count = int(values[_HEAD - 1])
     end = _LATTICE + 3 * count
+    failed = len(values) > end
+    if count != len(cell[2]) or len(values) < end:
+        raise ValueError("a relaxation of another cell")
+    if not failed and not np.isfinite(values[:end]).all():
+        raise ValueError("a relaxation that is not finite")
     lattice = values[_HEAD:_LATTICE].reshape(3, 3)
     return Relaxation(
         cell=(lattice, values[_LATTICE:end].reshape(count, 3), cell[2]),

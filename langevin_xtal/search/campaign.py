@@ -249,6 +249,7 @@ class Campaign:
             "seed": plan.seed,
             "model": plan.model.name,
             "weights": plan.model.hash,
+            "model_settings": plan.model.settings_hash,
             **{
                 option.name: _setting(getattr(plan.sampling, option.name))
                 for option in fields(plan.sampling)

@@ -82,7 +82,7 @@ FORMAT = 2
 LEASE_SECONDS = 120.0
 """A process whose heartbeat stood still so long is taken for dead."""
 BEAT_SECONDS = 10.0
-FILLED_LATER = ("relax", "reference")
+FILLED_LATER = ("relax", "reference", "model_settings")
 """Settings that a campaign may begin without."""
 CHUNK = 200
 """Rows written in one transaction."""
