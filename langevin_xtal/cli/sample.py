@@ -13,7 +13,7 @@ import click
 
 from langevin_xtal.cli import options
 from langevin_xtal.cli.terminal import echo
-from langevin_xtal.errors import InputError, RequestError
+from langevin_xtal.errors import InputError, LangevinXtalError, RequestError
 
 if TYPE_CHECKING:
     from langevin_xtal.crystal.cell import Cell
@@ -380,6 +380,10 @@ def sample(
     _summary(folder, count, attempts, weights, seconds if indices else None)
     if trajectory is not None:
         echo(f"chains in {trajectory}")
+    if not any(k < count for k in folder.rows):
+        raise LangevinXtalError(
+            f"none of {count} candidates came about; {out / 'rejects.csv'} says why"
+        )
 
 
 def _check_together(ways: Sequence[str], *, z: Any, noise: Any, groups: Any, fixed: Any) -> None:

@@ -9,7 +9,7 @@ import click
 
 from langevin_xtal.cli import options
 from langevin_xtal.cli.terminal import echo
-from langevin_xtal.errors import InputError
+from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
     from langevin_xtal.search.campaign import Campaign
@@ -234,6 +234,12 @@ def search(
     with options.stage_bars() as progress:
         summary = campaign.run(progress)
     _stages(summary)
+    total = sum(summary.states.values())
+    if not total:
+        echo("no candidate yet: the time was over; the same command goes on")
+        return
+    if total == summary.states["rejected"]:
+        raise LangevinXtalError(f"none of {total} candidates is left: all were rejected")
     _ranking(campaign)
 
 

@@ -365,6 +365,11 @@ def _validate(data: PackedDataset) -> None:
         if not right:
             wanted = "str" if dtype == "U" else dtype
             raise DataError(f"array {name!r} has dtype {array.dtype}, not {wanted}")
+        if array.dtype.kind == "U":
+            try:
+                "".join(array.tolist()).encode()
+            except ValueError:  # numbers that are no letters, or half of one
+                raise DataError(f"array {name!r} holds no text") from None
     crystals, sites = len(data.group), len(data.numbers)
     shapes = {
         "lattice": (crystals, 3, 3),

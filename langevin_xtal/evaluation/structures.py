@@ -72,6 +72,39 @@ class StructureSet:
             twice = next(name for name in names if names.count(name) > 1)
             raise DataError(f"{self.label}: identifier {twice!r} occurs twice; make them differ")
 
+    def _check(self) -> None:
+        """Refuse arrays that do not fit each other or hold what no crystal has.
+
+        Raises
+        ------
+        ValueError
+        """
+        kinds = {"lattice": "f", "frac": "f", "start": "i", "numbers": "i", "group": "i"}
+        crystals, sites = len(self.ids), len(self.numbers)
+        shapes = {
+            "lattice": (crystals, 3, 3), "frac": (sites, 3), "start": (crystals + 1,),
+            "numbers": (sites,), "group": (crystals,),
+        }  # fmt: skip
+        for name, kind in kinds.items():
+            array = getattr(self, name)
+            if array.dtype.kind != kind or array.shape != shapes[name]:
+                raise ValueError(f"{name} is {array.dtype} of shape {array.shape}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} is not finite")
+        start = self.start
+        if start[0] != 0 or start[-1] != sites or (np.diff(start) < 1).any():
+            raise ValueError("start does not rise from 0 to the number of atoms")
+        if sites and (self.numbers.min() < 1 or self.numbers.max() >= len(SYMBOLS)):
+            raise ValueError("an atomic number of no element")
+        if crystals and not 0 <= self.group.min() <= self.group.max() <= 230:
+            raise ValueError("a space group that does not exist")
+        if (np.abs(np.linalg.det(self.lattice)) < 1e-3).any():
+            raise ValueError("a cell without a volume")
+        for name in (*self.ids, *(text for row in self.missing for text in (row.id, row.reason))):
+            if not isinstance(name, str):
+                raise TypeError("an identifier that is no text")
+            name.encode()
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -249,7 +282,7 @@ class StructureSet:
         """
         try:
             with np.load(path, allow_pickle=False) as stored:
-                return cls(
+                made = cls(
                     label=label or str(stored["label"]),
                     lattice=stored["lattice"],
                     start=stored["start"],
@@ -259,6 +292,8 @@ class StructureSet:
                     group=stored["group"],
                     missing=tuple(Missing(*row) for row in stored["missing"].tolist()),
                 )
+            made._check()
+            return made
         except DataError:
             raise
         except Exception as error:

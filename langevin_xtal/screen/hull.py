@@ -59,6 +59,7 @@ LISTED = 5
 CORRECTED = "MP2020-corrected"
 """Energies that belong with those of the Materials Project."""
 
+_FORMULA = re.compile(r"(?:[A-Z][a-z]?[0-9]+ ?)+")
 _PART = re.compile(r"([A-Z][a-z]?)(\d+)")
 
 
@@ -102,8 +103,11 @@ class HullReferences:
             )
         if len(set(self.formulas)) < len(self.formulas):
             raise DataError("a formula occurs twice among the hull references")
-        if not np.isfinite(self.energy).all():
+        if self.energy.dtype.kind != "f" or not np.isfinite(self.energy).all():
             raise DataError("energies of hull references are not all finite")
+        for formula in self.formulas:
+            if not isinstance(formula, str) or not _FORMULA.fullmatch(formula):
+                raise DataError(f"formula {formula!r} of the hull references is none")
 
     def __len__(self) -> int:
         return len(self.formulas)
