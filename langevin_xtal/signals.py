@@ -54,6 +54,11 @@ def watch_signals() -> None:
     threading.Thread(target=_watch, args=(reader,), daemon=True, name="signals").start()
 
 
+def came() -> bool:
+    """Whether a signal that ends this process has come."""
+    return _State.first is not None
+
+
 def code_of(error: BaseException | None) -> int:
     """Exit code of an interruption: 130, or 143 for SIGTERM."""
     return 128 + _number(error)

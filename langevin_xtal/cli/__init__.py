@@ -78,12 +78,12 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; every expected failure is one sentence on stderr."""
     os.environ.setdefault("SPGLIB_WARNING", "OFF")  # its C code writes each retry to stderr
-    signals.watch_signals()
     try:
+        signals.watch_signals()
         code = run(arguments)
-    except KeyboardInterrupt as error:  # before the command began, or while it printed
+        signals.raise_no_more()
+    except KeyboardInterrupt as error:  # before the command began, or after it
         code = _fail(signals.sentence_of(error), signals.code_of(error))
-    signals.raise_no_more()
     sys.exit(code)
 
 
@@ -114,9 +114,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(text, 2 if error.errno in _WRONG_PLACE else 1)
     except MemoryError:
         return _fail("there is too little memory for this; ask for less at a time", 1)
+    except Exception as error:
+        if not signals.came():
+            raise
+        return _fail(str(error), 1)
 
 
 def _fail(message: str, code: int) -> int:
+    if signals.came():  # some libraries make another error of an interruption
+        message, code = signals.sentence_of(None), signals.code_of(None)
     # hidden before the line is cut, which may cut an address
     line = printable(" ".join(message.split()))
     line = line if len(line) <= LONGEST_MESSAGE else f"{line[:400]} … {line[-80:]}"
