@@ -96,16 +96,24 @@ def _without_password(scheme: str, rest: str) -> str:
     user, colon, _ = (before if at else rest).partition(":")
     if at and colon:
         return f"{user}:{HIDDEN}@{after}"
-    if colon and not at and scheme.lower().startswith(_POSTGRES) and not rest.startswith("["):
-        port = re.match(r"[0-9]*(?:[/?#,;.)'\"]|$)", rest[len(user) + 1 :])
-        if port is None and not re.search(r"[/?#]", user):
-            return f"{user}:{HIDDEN}"  # a password that lacks its host
-    return rest
+    return f"{user}:{HIDDEN}" if not at and _lacks_host(scheme, rest) else rest
+
+
+def _lacks_host(scheme: str, rest: str) -> bool:
+    """Whether an address ends with a password: what follows the colon is no port."""
+    user, colon, port = rest.partition(":")
+    if not colon or not scheme.lower().startswith(_POSTGRES) or rest.startswith("["):
+        return False
+    is_port = re.match(r"[0-9]*(?:[/?#,;.)'\"]|$)", port)
+    return is_port is None and not re.search(r"[/?#]", user)
 
 
 def unclear_password(address: str) -> bool:
     """Whether a password holds what ends it in an address, so that others see parts of it."""
     unclear = re.compile(r"[/@?#\[\]:\s]|%(?![0-9A-Fa-f]{2})")
+    scheme, _, rest = address.partition(":")
+    if _lacks_host(f"{scheme}:", rest.lstrip("/")) and "@" not in rest:
+        return True
     return any(unclear.search(password) for password in _passwords(address))
 
 
@@ -115,6 +123,8 @@ def _passwords(text: str) -> list[str]:
     address = re.search(r"[A-Za-z][A-Za-z0-9+.-]+:/{1,3}(.+)", text, re.DOTALL)
     if address is not None:
         before, at, _ = address[1].rpartition("@")
+        if not at and _lacks_host(address[0].partition(":")[0] + ":", address[1]):
+            before, at = address[1], "@"
         _, colon, password = before.partition(":")
         if at and colon:
             found.append(password)

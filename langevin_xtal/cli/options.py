@@ -207,7 +207,7 @@ class Source(LocalPath):
 
 
 def _refuse_address(value: Any, param: Any, why: str) -> None:
-    if is_address(value):
+    if is_address(value) or "password=" in str(value).lower():
         name = param.opts[0] if param.param_type_name == "option" else param.name.upper()
         raise InputError(f"{value} is the address of a database; {name} {why}")
 
@@ -218,6 +218,7 @@ def secret(key: str) -> str:
         learn_secret(key)
         return key
     found = os.environ.get(KEY_VARIABLE, "")
+    learn_secret(found)
     if not found:
         raise InputError(f"--key env needs the environment variable {KEY_VARIABLE}; it is not set")
     return found
