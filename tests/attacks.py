@@ -147,7 +147,7 @@ def start(
         os.chdir(folder)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if mebibytes is not None:
-            most = _address_space() + (mebibytes << 20)
+            most = _pages(0) + (mebibytes << 20)
             resource.setrlimit(resource.RLIMIT_AS, (most, most))
         if before is not None:
             before()
@@ -240,7 +240,7 @@ def command(
     codes: Sequence[int] = (0, 1, 2),
 ) -> Try:
     """Run a command to its end, or interrupt it, and say what was wrong."""
-    began, own = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    began, own = time.monotonic(), _pages(1) / (1 << 20)
     child = start(arguments, folder, mebibytes=mebibytes, before=before)
     found, stopped, fault = child.ended(seconds), False, ""
     if found is None:
@@ -280,9 +280,10 @@ def _fault(done: Try, codes: Sequence[int], stopped: bool) -> str:
     return ""
 
 
-def _address_space() -> int:
+def _pages(which: int) -> int:
+    """Bytes of this process: 0 of address space, 1 in memory."""
     with open("/proc/self/statm") as stream:
-        return int(stream.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        return int(stream.read().split()[which]) * os.sysconf("SC_PAGE_SIZE")
 
 
 # -- what is there before and after

@@ -46,17 +46,16 @@ def without_faults(arena: Arena) -> Iterator[None]:
 @pytest.mark.parametrize("kind", QUICK)
 def test_quick(arena: Arena, kind: str) -> None:
     before = sum(arena.tally.tries.values())
-    for number in range(12):
+    for number in range(8):
         arena.kinds()[kind](number)
-    assert sum(arena.tally.tries.values()) - before >= 12
+    assert sum(arena.tally.tries.values()) - before >= 8
 
 
 @pytest.mark.parametrize("kind", SLOW)
 def test_slow(arena: Arena, kind: str) -> None:
     before = sum(arena.tally.tries.values())
-    for number in range(2):
-        arena.kinds()[kind](number)
-    assert sum(arena.tally.tries.values()) - before >= 2
+    arena.kinds()[kind](0)
+    assert sum(arena.tally.tries.values()) - before >= 1
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGKILL])

@@ -229,8 +229,8 @@ def read_tensors(path: Path, expected: str) -> tuple[dict[str, torch.Tensor], di
 
 
 def _header_hash(header: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits over a header but for this entry."""
-    told = {name: value for name, value in header.items() if name != HEADER_CHECKSUM}
+    """16 hexadecimal digits over a header but for its checksums."""
+    told = {k: v for k, v in header.items() if k not in (HEADER_CHECKSUM, "checksum")}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 

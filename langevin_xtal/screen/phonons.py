@@ -486,6 +486,8 @@ def _unpack(values: FloatArray, cell: Cell, *, tolerance: float) -> PhononResult
     sizes = [9, 3 * count, count, 3 * points, 3 * count * points]
     if min(count, points) < 0 or len(values) != _HEAD + sum(sizes) + int(values[_HEAD - 1]):
         raise ValueError("phonons of another length")
+    if not int(values[_HEAD - 1]) and not (np.abs(values[_HEAD:][: sum(sizes[:3])]) < 1e6).all():
+        raise ValueError("phonons of no crystal")
     lattice, frac, numbers, path, bands, reason = np.split(values[_HEAD:], np.cumsum(sizes))
     return PhononResult(
         cell=(lattice.reshape(3, 3), frac.reshape(count, 3), numbers.astype(np.int64)),

@@ -55,6 +55,8 @@ SAVE_SECONDS = 10.0
 PER_WORKER = 8
 """Cells that pay for starting one more process, which takes about ten seconds."""
 
+LARGEST = 1e6
+"""Of any number of a relaxation; what a cache has beyond is damaged."""
 _HEAD = 7  # energy, start energy, steps, converged, force, stress, atoms
 _LATTICE = _HEAD + 9
 
@@ -742,10 +744,10 @@ def _pack(result: Relaxation) -> FloatArray:
 def _unpack(values: FloatArray, cell: Cell) -> Relaxation:
     count = int(values[_HEAD - 1])
     end = _LATTICE + 3 * count
-    failed = len(values) > end
-    if count != len(cell[2]) or len(values) < end:
+    failed = math.isnan(values[0])
+    if count != len(cell[2]) or (len(values) <= end if failed else len(values) != end):
         raise ValueError("a relaxation of another cell")
-    if not failed and not np.isfinite(values[:end]).all():
+    if not failed and not (np.abs(values[:end]) < LARGEST).all():
         raise ValueError("a relaxation that is not finite")
     lattice = values[_HEAD:_LATTICE].reshape(3, 3)
     return Relaxation(

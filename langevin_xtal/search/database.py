@@ -36,8 +36,15 @@ def plain_address(source: str | os.PathLike[str]) -> str:
 
 
 @contextmanager
-def database_errors(address: str | os.PathLike[str]) -> Iterator[None]:
-    """What the databases raise as this package's errors."""
+def database_errors(address: str | os.PathLike[str], *, lost: bool = False) -> Iterator[None]:
+    """What the databases raise as this package's errors.
+
+    Parameters
+    ----------
+    lost
+        Whether the database was there before: a server that does not answer is lost then, which
+        is a failure and no bad input.
+    """
     try:
         yield
     except LangevinXtalError:
@@ -47,6 +54,11 @@ def database_errors(address: str | os.PathLike[str]) -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.partition(".")[0] != "psycopg2":
             raise
+        if lost and type(error).__name__ in ("OperationalError", "InterfaceError"):
+            raise LangevinXtalError(
+                f"the server of store {plain_address(address)} was lost; what was stored is kept: "
+                "run the same command again when it is back"
+            ) from None
         raise _unusable(address, error) from None
 
 

@@ -288,6 +288,9 @@ def _of_sampled(folder: Path, refused: dict[str, str]) -> Iterator[Entry]:
         try:
             cell = _checked(_cell_of_file(file))
             index, group = int(row["index"]), int(row["group"])
+            attempt = int(row["attempt"]) if row.get("attempt") else 0
+            if not 1 <= group <= 230:
+                raise ValueError(f"group {group} does not exist")
         except RejectError as reject:
             refused[name] = f"{reject.reason} {reject.detail}".strip()
         except Exception as error:  # one damaged file must not end the run
@@ -304,7 +307,7 @@ def _of_sampled(folder: Path, refused: dict[str, str]) -> Iterator[Entry]:
                     **run,
                     "request": row.get("request", ""),
                     "index": index,
-                    "attempt": int(row["attempt"]) if row.get("attempt") else 0,
+                    "attempt": attempt,
                 },
             )
 

@@ -165,6 +165,7 @@ class Store:
         self.owner = uuid.uuid4().hex
         self._seen: dict[str, tuple[int, float]] = {}
         self._filled: set[str] = set()
+        self._was_there = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._database = open_database(self.address)
@@ -398,6 +399,7 @@ class Store:
             mine = {"format": FORMAT, **mine}
             cursor.execute("INSERT INTO information VALUES (?, ?)", (SETTINGS, json.dumps(mine)))
         self.settings: Mapping[str, Any] = mine
+        self._was_there = True
 
     def _compare(self, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
         for name, value in mine.items():
@@ -435,7 +437,7 @@ class Store:
     @contextmanager
     def _transaction(self) -> Iterator[Any]:
         """A cursor that holds the only right to write; all or nothing is kept."""
-        with database_errors(self.address):
+        with database_errors(self.address, lost=self._was_there):
             database = self._database
             database.__enter__()
             connection = database.connection
@@ -457,7 +459,10 @@ class Store:
 
     @contextmanager
     def _reading(self) -> Iterator[Any]:
-        with database_errors(self.address), reading(self.address) as connection:
+        with (
+            database_errors(self.address, lost=self._was_there),
+            reading(self.address) as connection,
+        ):
             yield connection.cursor()
 
     def _living(self, cursor: Any) -> set[str]:
