@@ -38,7 +38,13 @@ from langevin_xtal.screen.relax import (
 from langevin_xtal.search.entries import read_entries
 from langevin_xtal.search.space import SearchSpace
 from langevin_xtal.search.stages import Plan, Progress, run_stages
-from langevin_xtal.search.store import LEASE_SECONDS, Store, Summary, read_summary
+from langevin_xtal.search.store import (
+    LEASE_SECONDS,
+    Store,
+    Summary,
+    plain_address,
+    read_summary,
+)
 from langevin_xtal.version import __version__
 
 if TYPE_CHECKING:
@@ -192,7 +198,7 @@ class Campaign:
             self._check_potential()
 
     def __repr__(self) -> str:
-        return f"Campaign({self.store}, {self.plan.space}, {self.plan.total} candidates)"
+        return f"Campaign({plain_address(self.store)}, {self.plan.space}, {self.plan.total} candidates)"
 
     def run(self, progress: Progress | None = None) -> Summary:
         """Do what is left to do; returns the state of the store.
