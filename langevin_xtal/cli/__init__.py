@@ -84,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         signals.raise_no_more()
     except KeyboardInterrupt as error:  # before the command began, or after it
         code = _fail(signals.sentence_of(error), signals.code_of(error))
+    if signals.came():
+        signals.leave(code)
     sys.exit(code)
 
 

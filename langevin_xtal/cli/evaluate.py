@@ -14,6 +14,7 @@ import click
 from langevin_xtal.cli import options
 from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import InputError
+from langevin_xtal.files import clear_left
 from langevin_xtal.version import __version__
 
 if TYPE_CHECKING:
@@ -357,6 +358,8 @@ class _Sets:
         self.settings: dict[str, Any] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            clear_left(out)
+            clear_left(self.folder)
         except OSError as error:
             raise InputError(
                 f"folder {out} cannot be written ({error.strerror}); give --out another folder"

@@ -14,7 +14,14 @@ import click
 from langevin_xtal.cli import options
 from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import DataError, InputError
-from langevin_xtal.files import check_target, replacing, unwritable, write_rows, write_text
+from langevin_xtal.files import (
+    check_target,
+    clear_left,
+    replacing,
+    unwritable,
+    write_rows,
+    write_text,
+)
 from langevin_xtal.text import is_address
 
 if TYPE_CHECKING:
@@ -161,6 +168,7 @@ def open_folder(out: Path, record: str, *, force: bool) -> None:
                 "and options to go on, or --force to replace files in it"
             )
         out.mkdir(parents=True, exist_ok=True)
+        clear_left(out)
         write_text(own, record)
     except (OSError, UnicodeDecodeError) as error:
         failure = error if isinstance(error, OSError) else OSError(str(error))

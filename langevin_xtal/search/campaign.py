@@ -198,7 +198,8 @@ class Campaign:
             self._check_potential()
 
     def __repr__(self) -> str:
-        return f"Campaign({plain_address(self.store)}, {self.plan.space}, {self.plan.total} candidates)"
+        name = plain_address(self.store)
+        return f"Campaign({name}, {self.plan.space}, {self.plan.total} candidates)"
 
     def run(self, progress: Progress | None = None) -> Summary:
         """Do what is left to do; returns the state of the store.

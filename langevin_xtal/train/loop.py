@@ -37,7 +37,7 @@ from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.diffusion.losses import Losses, Precision, denoising_losses
 from langevin_xtal.diffusion.noising import Builder, Noised, NoisingConfig, noise_batch
 from langevin_xtal.errors import CheckpointError, InputError
-from langevin_xtal.files import replacing, write_text
+from langevin_xtal.files import clear_left, replacing, write_text
 from langevin_xtal.graph.snapping import all_operations
 from langevin_xtal.model.checkpoint import (
     ScoreModel,
@@ -245,6 +245,8 @@ class Trainer:
         self._orders: dict[int, Tensor] = {}
         try:
             out.mkdir(parents=True, exist_ok=True)
+            if self.team.leads:
+                clear_left(out)
             if self._state_path.exists():
                 self._resume()
             elif self.team.leads:
