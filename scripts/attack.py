@@ -26,6 +26,8 @@ from tests.arena import Arena
 from tests.attacks import MEBIBYTES, SECONDS, STOP_SECONDS, Tally, warm_up
 
 SLOW = ("SIGKILL", "SIGINT", "SIGTERM", "several processes", "full disk", "read only")
+OFTEN = {"mutated file": 5, "random line": 5, "edited store": 3, "edited checkpoint": 3}
+"""Tries of a round."""
 SLOW_EVERY = 5
 """Rounds from one of these to the next."""
 
@@ -56,7 +58,9 @@ def main() -> int:
         while time.monotonic() - began < 60 * asked.minutes:
             for kind, attack in kinds.items():
                 if asked.only or kind not in SLOW or number % SLOW_EVERY == 0:
-                    attack(number)
+                    times = 1 if asked.only else OFTEN.get(kind, 1)
+                    for k in range(times):
+                        attack(times * number + k)
             if not asked.only and number % asked.workers_every == 0:
                 for which in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
                     arena.with_workers(number, which)

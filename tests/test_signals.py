@@ -126,6 +126,9 @@ class TestOrphans:
         assert "a worker process died" in out
         assert not err
         assert process.returncode == 0
+        until = time.monotonic() + STOP_SECONDS
+        while session(process.pid) and time.monotonic() < until:
+            time.sleep(0.02)
         assert not session(process.pid)
 
 
