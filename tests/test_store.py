@@ -577,6 +577,13 @@ class TestManyUnits:
             store.add([row(1), row(3)])
             assert store.claim("sample", range(6), 9) == ([], 6, 0)
 
+    def test_a_unit_beyond_all(self, path: Path) -> None:
+        fill(path, 2)
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("UPDATE langevin_xtal_work SET unit = ? WHERE unit = 1", (2**62,))
+        with Store(path, SETTINGS) as store, pytest.raises(DataError, match="ends with unit"):
+            store.claim("sample", range(9), 1)
+
     def test_lines_that_an_older_version_removes_beside_it(self, path: Path) -> None:
         with Store(path, SETTINGS) as store, Store(path, SETTINGS) as other:
             mine = store.claim("sample", range(4), 2).units

@@ -84,6 +84,8 @@ LEASE_SECONDS = 120.0
 BEAT_SECONDS = 10.0
 FILLED_LATER = ("relax", "reference", "model_settings")
 """Settings that a campaign may begin without."""
+MOST_MISSING = 1_000_000
+"""Lines that processes of older versions may have left out."""
 CHUNK = 200
 """Rows written in one transaction."""
 ADVISORY_LOCK = 0x4C5853
@@ -270,6 +272,8 @@ class Store:
         self._filled.add(stage)
         if last is None or count == _whole(last, "work") + 1:
             return False
+        if last - count > MOST_MISSING:
+            raise DataError(f"the store's table of work is damaged: it ends with unit {last}")
         cursor.execute("SELECT unit FROM langevin_xtal_work WHERE stage = ?", (stage,))
         there = {_whole(row[0], "work") for row in cursor.fetchall()}
         for unit in range(_whole(last, "work")):
