@@ -7,6 +7,7 @@ second; everything is drawn from a seed.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import fcntl
 import hashlib
@@ -135,6 +136,7 @@ def start(
     code = OURS
     try:
         os.setsid()
+        atexit._clear()  # what removes the parent's temporary folders, for one
         warnings.simplefilter("ignore")
         for number, (_, writer) in zip((1, 2), pipes, strict=True):
             fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 1 << 20)  # what is printed waits there
