@@ -45,8 +45,11 @@ class _State:
 def watch_signals() -> None:
     """Let SIGINT and SIGTERM end this process; for programs, not for libraries.
 
-    SIGINT stays ignored where it is, as in jobs that a script starts in the background.
+    SIGINT stays ignored where it is, as in jobs that a script starts in the background. Nothing
+    changes on Windows, where signals wake no pipe.
     """
+    if sys.platform == "win32":
+        return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)

@@ -11,11 +11,12 @@ import re
 import resource
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,24 @@ class Arena:
         done.what += f" [{number}]"
         return self.tally.add(done)
 
+    def foreign_database(self, number: int) -> Try:
+        """SQLite files of other programs, and files that are nearly empty: only read."""
+        rng = self.rng("foreign database", number)
+        folder = clean(self.place)
+        path = folder / "places.db"
+        content = rng.choice([b"", b"x", b"S", b"SQLite format 3", None, None])
+        if content is None:
+            with closing(sqlite3.connect(path)) as connection, connection:
+                connection.execute("CREATE TABLE moz_places (url TEXT)")
+                if rng.random() < 0.5:
+                    connection.execute("CREATE VIEW systems AS SELECT url AS id FROM moz_places")
+        else:
+            path.write_bytes(content)
+        # a search may begin in an empty file
+        searches = () if content == b"" else (tuple(self.search("places.db")),)
+        line = rng.choice([*READERS, *searches])
+        return self._read("foreign database", line, path.name, folder, f"{content!r} {number}")
+
     def full_disk(self, number: int) -> Try:
         """No file may grow beyond some size; then the same command completes the work."""
         rng = self.rng("full disk", number)
@@ -496,6 +515,7 @@ class Arena:
             "edited folder": self.edited_folder,
             "hostile name": self.hostile_name,
             "secret": self.secret,
+            "foreign database": self.foreign_database,
             "random line": self.random_line,
             "full disk": self.full_disk,
             "read only": self.read_only,

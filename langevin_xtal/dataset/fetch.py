@@ -22,6 +22,7 @@ from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError, InputError, LangevinXtalError
 from langevin_xtal.extras import require
 from langevin_xtal.files import check_target, replacing, write_text
+from langevin_xtal.text import hide_secrets, learn_secret
 
 KEY_PAGE = "https://next-gen.materialsproject.org/api"
 REFUSALS = ("api key", "401", "403", "unauthorized", "forbidden", "authentication")
@@ -186,6 +187,7 @@ def connected(key: str, client: Client | None = None, instead: str = "") -> Iter
     """
     if not key.strip():
         raise InputError(f"the key of the Materials Project is empty: get one at {KEY_PAGE}")
+    learn_secret(key)
     make = client or _client
     try:
         with make(key.strip()) as project:
@@ -214,7 +216,8 @@ def _explained(error: Exception, instead: str) -> LangevinXtalError:
             f"the Materials Project cannot be reached: check the network{instead}"
         )
     return LangevinXtalError(
-        f"the Materials Project gave an answer that cannot be used ({first_line(error)})"
+        "the Materials Project gave an answer that cannot be used "
+        f"({hide_secrets(first_line(error))})"
     )
 
 
