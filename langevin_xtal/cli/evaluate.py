@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from langevin_xtal.cli import options, structures
+from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import InputError
+from langevin_xtal.files import clear_left
 from langevin_xtal.version import __version__
 
 if TYPE_CHECKING:
@@ -61,17 +63,17 @@ class Names(click.ParamType):
 
 
 @click.command()
-@click.argument("samples", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("samples", nargs=-1, type=options.LocalPath())
 @click.option(
     "--reference",
     required=True,
-    type=click.Path(path_type=Path),
+    type=options.LocalPath(),
     help="Held-out crystals to compare with (see data prepare).",
     metavar="FILE.lxd",
 )
 @click.option(
     "--training",
-    type=click.Path(path_type=Path),
+    type=options.LocalPath(),
     help="Training data: for novelty, templates and the ceiling.",
     metavar="FILE.lxd",
 )
@@ -100,7 +102,7 @@ class Names(click.ParamType):
     metavar="N",
 )
 @click.option(
-    "--k", "trials", type=click.IntRange(min=1), default=1, show_default=True,
+    "--k", "trials", type=click.IntRange(1, 10_000), default=1, show_default=True,
     help="Trials for each target.", metavar="K",
 )  # fmt: skip
 @click.option(
@@ -160,10 +162,14 @@ class Names(click.ParamType):
 )
 @options.steps
 @options.seed
-@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per CPU]")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, options.MOST_WORKERS),
+    help="Processes.  [default: one per CPU]",
+)
 @click.option(
     "--cache",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=options.LocalPath(file_okay=False),
     help="Folder for fingerprints, matches and relaxations, shared by all evaluations.  "
     "[default: ~/.cache/langevin-xtal]",
     metavar="FOLDER",
@@ -307,13 +313,13 @@ def evaluate(
     report.notes += [f"Control {name}: {CONTROLS[name]}." for name in controls]
     report.save(out)
     pictures = plot_evaluation(report, out)
-    click.echo(report.table())
+    echo(report.table())
     for column in report.columns:
         if "predicted" in column.summary:
             found, count_of_targets = column.summary["predicted"], column.summary["targets"]
-            click.echo(f"{column.label}: predictions of {found} of {count_of_targets} targets")
+            echo(f"{column.label}: predictions of {found} of {count_of_targets} targets")
     _list_missing(report)
-    click.echo(
+    echo(
         f"\n{time.perf_counter() - began:.0f} s; every structure's numbers are in "
         f"{out / 'evaluation.json'}; pictures: {', '.join(p.name for p in pictures)}"
     )
@@ -406,6 +412,8 @@ class _Sets:
         self.settings: dict[str, Any] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            clear_left(out)
+            clear_left(self.folder)
         except OSError as error:
             raise InputError(
                 f"folder {out} cannot be written ({error.strerror}); give --out another folder"
@@ -448,6 +456,7 @@ def _predicted(
     for trial in range(trials):
         key = _key(targets, seed) | {
             "model": model.hash,
+            "model_settings": model.settings_hash,
             "mode": mode,
             "options": told,
             "trial": trial,
@@ -554,4 +563,4 @@ def _list_missing(report: Any) -> None:
         for feature, failed in column.failures.items():
             reasons.update(f"no {feature}" for _ in failed)
         for reason, number in reasons.most_common():
-            click.echo(f"{column.label}: {number} × {reason}")
+            echo(f"{column.label}: {number} × {reason}")

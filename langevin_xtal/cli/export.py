@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from langevin_xtal.cli import options, structures
+from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ symprec = click.option(
 def out(metavar: str) -> Any:
     """``--out``, required."""
     return click.option(
-        "--out", type=click.Path(path_type=Path), required=True, metavar=metavar, help="Where to."
+        "--out", type=options.LocalPath(), required=True, metavar=metavar, help="Where to."
     )
 
 
@@ -337,14 +338,14 @@ def _exporting() -> Iterator[Callable[[int, int], None]]:
 
 def _summary(manifest: Manifest, out: Path, script: str | None) -> None:
     for note in manifest.notes:
-        click.echo(f"Warning: {note}", err=True)
-    click.echo(
+        echo(f"Warning: {note}", err=True)
+    echo(
         f"{len(manifest)} candidates in {out}: {manifest.written} written, "
         f"{manifest.kept} there already"
         + ("" if manifest.path == out else f"; table in {manifest.path}")
         + ("" if script is None else f"; submit with: cd {out} && sbatch {script}")
     )
     for uid, reason in list(manifest.failures.items())[:SHOWN]:
-        click.echo(f"  not written: {uid}: {reason}", err=True)
+        echo(f"  not written: {uid}: {reason}", err=True)
     if manifest.failures:
         raise LangevinXtalError(f"{len(manifest.failures)} candidates could not be exported")

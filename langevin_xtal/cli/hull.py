@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from langevin_xtal.cli import options, structures
+from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ References = dict[frozenset[str], "HullReferences"]
 @structures.cache
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=options.LocalPath(),
     default="hull.csv",
     show_default=True,
     help="Table to write.",
@@ -87,6 +88,7 @@ def hull(
       langevin-xtal hull candidates/ --relax --key env
     """
     from langevin_xtal.screen.hull import HullReferences
+    from langevin_xtal.screen.relax import PER_WORKER
 
     structures.check_file(out, force=force)
     if origin == "file" and relax:
@@ -103,6 +105,7 @@ def hull(
         reasons = ["the file has no energy" if e.energy is None else "" for e in entries]
     else:
         _say_unused(entries, potential)
+        structures.say_workers(len(entries), workers, PER_WORKER)
         energies, reasons = _energies(
             entries, relax, fmax, steps, symprec, potential, workers, cache
         )
@@ -120,14 +123,14 @@ def hull(
         raise LangevinXtalError(
             f"none of {len(entries)} structures has an energy; {out} says why: {rows[0]['note']}"
         )
-    click.echo(f"{len(entries)} structures in {out}")
+    echo(f"{len(entries)} structures in {out}")
 
 
 def _say_unused(entries: Sequence[Entry], potential: str) -> None:
     """Say where files have energies that are not taken."""
     having = [e for e in entries if e.energy is not None and not e.potential]
     if having:
-        click.echo(
+        echo(
             f"Note: energies of {len(having)} structures in the files are not used; those here "
             f"are of {potential}, as the references are (--energies file takes the files')",
             err=True,
@@ -227,8 +230,8 @@ def _notes(of: Mapping[frozenset[str], HullReferences]) -> None:
 
     first = next(iter(of.values()))
     gaps = f"; {first.gaps}" if first.gaps else ""
-    click.echo(f"\nReferences: {first.describe()}{gaps}")
+    echo(f"\nReferences: {first.describe()}{gaps}")
     for system, table in list(of.items())[:NOTES]:
-        click.echo(f"  {coverage_note(sorted(system), replace(table, gaps=''))}")
+        echo(f"  {coverage_note(sorted(system), replace(table, gaps=''))}")
     if len(of) > NOTES:
-        click.echo(f"  and {len(of) - NOTES} more chemical systems")
+        echo(f"  and {len(of) - NOTES} more chemical systems")

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import click
 
-from langevin_xtal.cli import structures
+from langevin_xtal.cli import options, structures
+from langevin_xtal.cli.terminal import echo
 
 
 @click.command()
 @click.argument("source")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=options.LocalPath(),
     default="report.html",
     show_default=True,
     help="HTML file to write.",
@@ -50,7 +51,7 @@ def report(source: str, out: Path, top: int | None, title: str, force: bool) -> 
         references=HullReferences.shipped(),
         force=force,
     )
-    click.echo(f"{len(entries)} candidates in {out}, {out.stat().st_size / 1e6:.1f} MB")
+    echo(f"{len(entries)} candidates in {out}, {out.stat().st_size / 1e6:.1f} MB")
     structures.show_refused(refused)
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from langevin_xtal.cli import options
-from langevin_xtal.errors import InputError, RequestError
+from langevin_xtal.cli.terminal import echo
+from langevin_xtal.errors import InputError, LangevinXtalError, RequestError
 
 if TYPE_CHECKING:
     from langevin_xtal.crystal.cell import Cell
@@ -135,7 +136,7 @@ class Asked:
 )
 @click.option(
     "--from-structure",
-    type=click.Path(path_type=Path),
+    type=options.LocalPath(),
     help="Vary the crystal in this file: the same sites and Wyckoff positions.",
     metavar="FILE",
 )
@@ -168,7 +169,7 @@ class Asked:
 @click.option(
     "--n",
     "count",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1_000_000),
     default=16,
     show_default=True,
     help="Candidates in all. With --sites several groups take turns; otherwise the likeliest "
@@ -239,7 +240,7 @@ class Asked:
 @click.option("--picture", is_flag=True, help="Draw the first candidates to candidates.png.")
 @click.option(
     "--trajectory",
-    type=click.Path(path_type=Path),
+    type=options.LocalPath(),
     help="Write the chain of every candidate to this extended XYZ file: a frame at its start and "
     "after every noise level, with candidate, level and noise [Å].",
     metavar="FILE",
@@ -397,6 +398,7 @@ def sample(
             "seed": seed,
             "model": weights.name,
             "weights": weights.hash,
+            "model_settings": weights.settings_hash,
             "positions": positions,
             "assignment_temperature": assignment_temperature,
             "start": start,
@@ -450,7 +452,11 @@ def sample(
         chains.finish(k for k in folder.rows if k < count and k in chains)
     _summary(folder, count, attempts, weights, seconds if indices else None)
     if trajectory is not None:
-        click.echo(f"chains in {trajectory}")
+        echo(f"chains in {trajectory}")
+    if not any(k < count for k in folder.rows):
+        raise LangevinXtalError(
+            f"none of {count} candidates came about; {out / 'rejects.csv'} says why"
+        )
 
 
 def _parts(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
@@ -515,7 +521,7 @@ def _fitting(asked: Sequence[Any], make: Callable[[Any], Request]) -> list[Reque
         from langevin_xtal.model.groups import compact
 
         numbers = sorted(getattr(each, "space_group", each).number for each in failed)
-        click.echo(
+        echo(
             f"skipped {len(numbers)} of {len(asked)} groups that do not fit: {compact(numbers)}",
             err=True,
         )
@@ -560,16 +566,16 @@ def _summary(
     table = [TABLE, *([row[c] for c in TABLE] for row in rows[:SHOWN])]
     widths = [max(len(line[k]) for line in table) for k in range(len(TABLE))]
     for line in table:
-        click.echo("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())
+        echo("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())
     if len(rows) > SHOWN:
-        click.echo(f"… {len(rows) - SHOWN} more in {folder.path / 'candidates.csv'}")
+        echo(f"… {len(rows) - SHOWN} more in {folder.path / 'candidates.csv'}")
     asked = [r for r in folder.rejects.values() if int(r["index"]) < count]
     lost = sum(1 for r in asked if int(r["attempt"]) == attempts - 1)
     higher = sum(row["symmetry"] == "supergroup" for row in rows)
     took = "" if seconds is None else f" in {seconds:.1f} s"
-    click.echo(
+    echo(
         f"{len(rows)} of {count} candidates in {folder.path}{took} with model {model.name}; "
         f"{higher} found in a supergroup at 0.01 Å; {lost} given up after {attempts} attempts"
     )
     for reason, times in Counter(r["reason"].split(":")[0] for r in asked).most_common():
-        click.echo(f"  {times} attempts rejected: {reason} (see rejects.csv)")
+        echo(f"  {times} attempts rejected: {reason} (see rejects.csv)")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from langevin_xtal.cli import options
+from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import DataError, InputError
+from langevin_xtal.files import (
+    check_target,
+    clear_left,
+    replacing,
+    unwritable,
+    write_rows,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from langevin_xtal.crystal.cell import Cell
@@ -24,7 +31,7 @@ RECORD = "run.json"
 SHOWN = 30
 """Rows of a table on the terminal; all are in the file."""
 
-files = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+files = click.argument("files", nargs=-1, required=True, type=options.Source())
 potential = click.option(
     "--potential",
     default="chgnet",
@@ -33,11 +40,13 @@ potential = click.option(
     metavar="NAME",
 )
 workers = click.option(
-    "--workers", type=click.IntRange(min=1), help="Processes.  [default: one per CPU]"
+    "--workers",
+    type=click.IntRange(1, options.MOST_WORKERS),
+    help="Processes.  [default: one per CPU]",
 )
 cache = click.option(
     "--cache",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=options.LocalPath(file_okay=False),
     help="Folder where results are kept, so that nothing is computed twice.  "
     "[default: ~/.cache/langevin-xtal]",
     metavar="FOLDER",
@@ -120,13 +129,13 @@ def show_notes(notes: Mapping[str, Sequence[str]], passed_over: Mapping[str, str
             names.setdefault(sentence, []).append(name)
     for sentence, whose in list(names.items())[:SHOWN]:
         more = f" and {len(whose) - 1} more" if len(whose) > 1 else ""
-        click.echo(f"Note: {whose[0]}{more}: {sentence}", err=True)
+        echo(f"Note: {whose[0]}{more}: {sentence}", err=True)
     if len(names) > SHOWN:
-        click.echo(f"Note: {len(names) - SHOWN} more remarks of this kind", err=True)
+        echo(f"Note: {len(names) - SHOWN} more remarks of this kind", err=True)
     if passed_over:
         shown = ", ".join(list(passed_over)[:8])
         more = f" and {len(passed_over) - 8} more" if len(passed_over) > 8 else ""
-        click.echo(f"Note: no structure files, passed over: {shown}{more}", err=True)
+        echo(f"Note: no structure files, passed over: {shown}{more}", err=True)
 
 
 def show_unused(entries: Sequence[Entry], uses: Collection[str]) -> None:
@@ -138,7 +147,7 @@ def show_unused(entries: Sequence[Entry], uses: Collection[str]) -> None:
     for kind, (what, having) in kinds.items():
         if having and kind not in uses:
             which = having[0].uid + (f" and {len(having) - 1} more" if len(having) > 1 else "")
-            click.echo(f"Note: {what} of {which} are not used by this command", err=True)
+            echo(f"Note: {what} of {which} are not used by this command", err=True)
 
 
 def known_to(entries: Sequence[Entry], potential: str) -> None:
@@ -165,10 +174,10 @@ def known_to(entries: Sequence[Entry], potential: str) -> None:
 
 
 def open_cache(folder: Path | None) -> Cache:
-    """The cache of that folder, by default the user's."""
-    from langevin_xtal.evaluation.cache import Cache, default_folder
+    """The cache of that folder, by default the user's; see ``SpareCache``."""
+    from langevin_xtal.evaluation.cache import SpareCache, default_folder
 
-    return Cache(folder or default_folder())
+    return SpareCache(folder or default_folder())
 
 
 def run_record(settings: Mapping[str, Any], cells: Mapping[str, Cell]) -> str:
@@ -198,11 +207,12 @@ def open_folder(out: Path, record: str, *, force: bool) -> None:
                 "and options to go on, or --force to replace files in it"
             )
         out.mkdir(parents=True, exist_ok=True)
+        clear_left(out)
         write_text(own, record)
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(
-            f"folder {out} cannot be written ({reason}); give --out a folder you may write to"
+        failure = error if isinstance(error, OSError) else OSError(str(error))
+        raise unwritable(
+            f"folder {out}", failure, InputError, "give --out a folder you may write to"
         ) from None
 
 
@@ -216,25 +226,42 @@ def check_file(path: Path, *, force: bool) -> None:
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder: give --out the name of a file")
+    check_target(path)
     if path.exists() and not force:
         raise InputError(f"{path} is there already: give --out another name, or --force")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file, complete or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
 def write_table(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """Rows as CSV, empty where one lacks a column."""
-    buffer = io.StringIO()
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, buffer.getvalue())
+    with replacing(path) as stream:
+        write_rows(stream, columns, rows)
+
+
+def file_name(uid: str, ending: str) -> str:
+    """A file for a structure; no name begins with what programs take for an option."""
+    return (f"_{uid}" if uid.startswith(("-", "+")) else uid) + ending
+
+
+def say_workers(count: int, workers: int | None, each: int) -> None:
+    """On stderr, where fewer processes are started than were asked for.
+
+    Parameters
+    ----------
+    count
+        Structures to be done, at most.
+    each
+        Structures that pay for starting one more process.
+    """
+    from langevin_xtal.screen.relax import useful_workers
+
+    useful = useful_workers(count, workers, each)
+    if workers is not None and useful < workers:
+        echo(
+            f"{useful} of {workers} processes are started: one more pays for every {each} "
+            f"structures, and there are {count}",
+            err=True,
+        )
 
 
 def show_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], rest: Path) -> None:
@@ -242,17 +269,17 @@ def show_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], rest: 
     lines = [tuple(columns), *(tuple(row.get(c, "") for c in columns) for row in rows[:SHOWN])]
     widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
     for line in lines:
-        click.echo("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
+        echo("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
     if len(rows) > SHOWN:
-        click.echo(f"… {len(rows) - SHOWN} more in {rest}")
+        echo(f"… {len(rows) - SHOWN} more in {rest}")
 
 
 def show_refused(refused: Mapping[str, str]) -> None:
     """What was left out, on stderr."""
     for name, reason in list(refused.items())[:SHOWN]:
-        click.echo(f"Warning: {name} is left out: {' '.join(reason.split())}", err=True)
+        echo(f"Warning: {name} is left out: {' '.join(reason.split())}", err=True)
     if len(refused) > SHOWN:
-        click.echo(f"Warning: {len(refused) - SHOWN} more are left out", err=True)
+        echo(f"Warning: {len(refused) - SHOWN} more are left out", err=True)
 
 
 def number_text(value: float, digits: int = 4) -> str:

@@ -15,7 +15,6 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -28,6 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from langevin_xtal.errors import DataError
+from langevin_xtal.files import replacing, unwritable
 from langevin_xtal.symmetry import cell_directions, cell_lengths, operation_table
 
 FORMAT_VERSION = 1
@@ -185,26 +185,13 @@ class PackedDataset:
         """
         path = Path(path)
         meta = {**self.meta, "format_version": FORMAT_VERSION, "content_hash": self.content_hash}
-        temporary = None
         try:
-            handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-            with os.fdopen(handle, "wb") as stream:
-                self._write(stream, json.dumps(meta, sort_keys=True))
-                stream.flush()
-                os.fsync(stream.fileno())
-            mode = os.umask(0)
-            os.umask(mode)
-            os.chmod(temporary, 0o666 & ~mode)  # mkstemp makes it private
-            os.replace(temporary, path)
-            temporary = None
+            with replacing(path, binary=True, durable=True) as stream:
+                self._write(stream, json.dumps(meta, sort_keys=True))  # type: ignore[arg-type]
         except OSError as error:
-            raise DataError(
-                f"{path} cannot be written: {error.strerror or error}; give a path in an "
-                "existing, writable folder with space left"
+            raise unwritable(
+                path, error, DataError, "give a path in an existing, writable folder"
             ) from None
-        finally:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
         return path
 
     def _write(self, stream: io.BufferedIOBase, meta: str) -> None:
@@ -377,6 +364,11 @@ def _validate(data: PackedDataset) -> None:
         if not right:
             wanted = "str" if dtype == "U" else dtype
             raise DataError(f"array {name!r} has dtype {array.dtype}, not {wanted}")
+        if array.dtype.kind == "U":
+            try:
+                "".join(array.tolist()).encode()
+            except ValueError:  # numbers that are no letters, or half of one
+                raise DataError(f"array {name!r} holds no text") from None
     crystals, sites = len(data.group), len(data.numbers)
     shapes = {
         "lattice": (crystals, 3, 3),

@@ -7,11 +7,9 @@ What cannot be used becomes a reject with its reason. Training itself needs none
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import sys
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -35,6 +33,7 @@ from langevin_xtal.dataset.readers import (
     read_records,
 )
 from langevin_xtal.errors import DataError, InputError
+from langevin_xtal.files import check_target, replacing, unwritable, write_rows
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.symmetry import SpaceGroup, wrap
 
@@ -337,6 +336,9 @@ def prepare(
     out = Path(out)
     if not out.parent.is_dir():
         raise InputError(f"folder {out.parent} for the packed dataset does not exist")
+    rejects_path = out.with_name(out.name + ".rejects.csv")
+    for path in (out, rejects_path):
+        check_target(path)
     source_records = read_records(source)
     records, total = iter(source_records), source_records.total
     if limit is not None:
@@ -350,7 +352,6 @@ def prepare(
     outcomes = parallel_map(judge, records, workers=workers, chunk=_CHUNK)
     for outcome in _with_progress(outcomes, total, progress):
         gathered.add(outcome)
-    rejects_path = out.with_name(out.name + ".rejects.csv")
     _write_rejects(rejects_path, gathered.rejects)
     if not gathered.kept:
         raise InputError(_all_rejected(source, gathered, rejects_path))
@@ -448,22 +449,12 @@ def _with_progress(
 
 
 def _write_rejects(path: Path, rejects: list[tuple[str, str, str]]) -> None:
+    rows = ({"id": name, "reason": reason, "detail": detail} for name, reason, detail in rejects)
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", newline="", encoding="utf-8") as stream:
-                writer = csv.writer(stream)
-                writer.writerow(["id", "reason", "detail"])
-                writer.writerows(rejects)
-            mode = os.umask(0)
-            os.umask(mode)
-            os.chmod(temporary, 0o666 & ~mode)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacing(path, newline="") as stream:
+            write_rows(stream, ("id", "reason", "detail"), rows, lineterminator="\r\n")
     except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise unwritable(path, error, DataError) from None
 
 
 def _all_rejected(source: Any, gathered: _Gathered, rejects_path: Path) -> str:

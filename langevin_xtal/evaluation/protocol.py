@@ -26,7 +26,7 @@ from langevin_xtal.crystal.cell import reduced_formula
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError
 from langevin_xtal.evaluation import distributions, matching, validity
-from langevin_xtal.evaluation.cache import Cache
+from langevin_xtal.evaluation.cache import Cache, SpareCache
 from langevin_xtal.evaluation.coverage import coverage
 from langevin_xtal.evaluation.features import Features, compute_features, scale_magpie
 from langevin_xtal.evaluation.frechet import finite_rows, frechet_distance
@@ -114,7 +114,7 @@ def evaluate(
     options = options or EvaluateOptions()
     if options.relax:
         HullReferences.shipped(options.relaxation.potential)  # refuses a potential without one now
-    with Cache(options.cache) as cache:
+    with SpareCache(options.cache) as cache:
         run = _Run(options, cache, progress or (lambda stage, done, planned: None))
         sets = _as_sets(structures)
         data = _packed(reference)

@@ -27,6 +27,7 @@ from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.prepare import reduced
 from langevin_xtal.dataset.readers import RejectError, cell_of, first_line, read_records
 from langevin_xtal.errors import DataError
+from langevin_xtal.files import replacing
 from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
 
 if TYPE_CHECKING:
@@ -71,6 +72,39 @@ class StructureSet:
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise DataError(f"{self.label}: identifier {twice!r} occurs twice; make them differ")
+
+    def _check(self) -> None:
+        """Refuse arrays that do not fit each other or hold what no crystal has.
+
+        Raises
+        ------
+        ValueError
+        """
+        kinds = {"lattice": "f", "frac": "f", "start": "i", "numbers": "i", "group": "i"}
+        crystals, sites = len(self.ids), len(self.numbers)
+        shapes = {
+            "lattice": (crystals, 3, 3), "frac": (sites, 3), "start": (crystals + 1,),
+            "numbers": (sites,), "group": (crystals,),
+        }  # fmt: skip
+        for name, kind in kinds.items():
+            array = getattr(self, name)
+            if array.dtype.kind != kind or array.shape != shapes[name]:
+                raise ValueError(f"{name} is {array.dtype} of shape {array.shape}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} is not finite")
+        start = self.start
+        if start[0] != 0 or start[-1] != sites or (np.diff(start) < 1).any():
+            raise ValueError("start does not rise from 0 to the number of atoms")
+        if sites and (self.numbers.min() < 1 or self.numbers.max() >= len(SYMBOLS)):
+            raise ValueError("an atomic number of no element")
+        if crystals and not 0 <= self.group.min() <= self.group.max() <= 230:
+            raise ValueError("a space group that does not exist")
+        if (np.abs(np.linalg.det(self.lattice)) < 1e-3).any():
+            raise ValueError("a cell without a volume")
+        for name in (*self.ids, *(text for row in self.missing for text in (row.id, row.reason))):
+            if not isinstance(name, str):
+                raise TypeError("an identifier that is no text")
+            name.encode()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -233,8 +267,7 @@ class StructureSet:
 
     def save(self, path: Path) -> None:
         """Write to ``path`` (``….structures.npz``), complete or not at all."""
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as stream:
+        with replacing(path, binary=True) as stream:
             np.savez_compressed(
                 stream,
                 label=np.array(self.label),
@@ -246,7 +279,6 @@ class StructureSet:
                 group=self.group,
                 missing=np.array([[m.id, m.reason] for m in self.missing], np.str_).reshape(-1, 2),
             )
-        os.replace(part, path)
 
     @classmethod
     def load(cls, path: Path, label: str | None = None) -> StructureSet:
@@ -259,7 +291,7 @@ class StructureSet:
         """
         try:
             with np.load(path, allow_pickle=False) as stored:
-                return cls(
+                made = cls(
                     label=label or str(stored["label"]),
                     lattice=stored["lattice"],
                     start=stored["start"],
@@ -269,6 +301,8 @@ class StructureSet:
                     group=stored["group"],
                     missing=tuple(Missing(*row) for row in stored["missing"].tolist()),
                 )
+            made._check()
+            return made
         except DataError:
             raise
         except Exception as error:

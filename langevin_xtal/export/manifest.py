@@ -14,6 +14,7 @@ from typing import Any
 
 from langevin_xtal.crystal.cell import cell_key
 from langevin_xtal.crystal.entry import Entry
+from langevin_xtal.files import write_rows
 
 COLUMNS = (
     "uid",
@@ -97,9 +98,7 @@ def table_text(rows: Iterable[Mapping[str, str]]) -> str:
     rows = list(rows)
     further = sorted({name for row in rows for name in row} - set(COLUMNS))
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [*COLUMNS, *further], restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    write_rows(buffer, [*COLUMNS, *further], rows)
     return buffer.getvalue()
 
 

@@ -344,6 +344,9 @@ def _of_sampled(folder: Path, refused: dict[str, str]) -> Iterator[Entry]:
             cell = cell_of(next(iter(read_records(file))))
             cell = (cell[0], wrap(cell[1]), cell[2])
             index, group = int(row["index"]), int(row["group"])
+            attempt = int(row["attempt"]) if row.get("attempt") else 0
+            if not 1 <= group <= 230:
+                raise ValueError(f"group {group} does not exist")
         except RejectError as reject:
             refused[name] = str(reject)
         except Exception as error:  # one damaged file must not end the run
@@ -360,7 +363,7 @@ def _of_sampled(folder: Path, refused: dict[str, str]) -> Iterator[Entry]:
                     **run,
                     "request": row.get("request", ""),
                     "index": index,
-                    "attempt": int(row["attempt"]) if row.get("attempt") else 0,
+                    "attempt": attempt,
                 },
             )
 
