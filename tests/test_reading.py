@@ -754,6 +754,13 @@ class TestSizes:
         with pytest.raises(DataError, match="more than 256 MiB"):
             lx.read_structures(tmp_path / "a.cif.gz")
 
+    def test_packed_data_that_unpack_to_too_much(self, tmp_path: Path) -> None:
+        with zipfile.ZipFile(tmp_path / "a.lxd", "w", zipfile.ZIP_DEFLATED) as made:
+            for name in ("group.npy", "frac.npy"):
+                made.writestr(name, b"\0" * 2**26)
+        with pytest.raises(DataError, match="unpacks to 128 MiB"):
+            lx.read_structures(tmp_path / "a.lxd")
+
     def test_an_array_that_only_declares(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "a.npz", id=np.array(["x"]), na=[1], lat=[[4.0, 4, 4, 90, 90, 90]],
                  Z=[11], F=np.zeros((1, 3)))  # fmt: skip
