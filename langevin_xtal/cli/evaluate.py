@@ -84,12 +84,13 @@ class Names(click.ParamType):
 )
 @click.option(
     "--mode",
-    type=click.Choice(["sites", "formula", "letters"]),
+    type=click.Choice(["sites", "formula", "letters", "composition"]),
     default="sites",
     show_default=True,
-    help="What a --model is told of a target besides its group. sites: elements and numbers of "
-    "sites, as the paper; formula: the exact composition of the cell; letters: the Wyckoff "
-    "position of every site.",
+    help="What a --model is given of a target. sites: space group, elements and numbers of sites, "
+    "as the paper; formula: space group and exact composition of the cell; letters: space group "
+    "and the Wyckoff position of every site; composition: reduced formula and atoms in the "
+    "primitive cell alone, as the benchmarks.",
 )
 @click.option(
     "--n",
@@ -255,6 +256,8 @@ def evaluate(
     for name in models:
         if mode == "formula":
             told.append(_ranking(name, targets))
+        if mode == "composition":
+            told.append(_setting_ranking(name, targets))
         for label, settings in _runs(name, sampling, sampler, levels, steps, models):
             made, count_of = _predicted(folder, label, name, settings, targets, trials, seed, mode)
             sets.append(made)
@@ -424,6 +427,24 @@ def _ranking(name: str, targets: Sequence[Target]) -> str:
         f"{within[1]:.3f} of the targets, in the top 5 for {within[5]:.3f}, in the top 20 for "
         f"{within[20]:.3f}, among those ranked for {(ranks >= 0).mean():.3f}."
     )
+
+
+def _setting_ranking(name: str, targets: Sequence[Target]) -> str:
+    """How well a model ranks the true settings, in two sentences."""
+    from langevin_xtal.evaluation.targets import setting_ranks
+    from langevin_xtal.model.checkpoint import load_model
+
+    with options.progress_bar(f"{name}: settings", "target") as update:
+        ranks = setting_ranks(targets, load_model(name), progress=update)
+    text = []
+    for what, places in (
+        ("space group", ranks.group),
+        ("assignment, the group given,", ranks.assignment),
+        ("setting", ranks.setting),
+    ):
+        first, five, twenty = (((places >= 0) & (places < k)).mean() for k in (1, 5, 20))
+        text.append(f"{what} first {first:.3f}, top 5 {five:.3f}, top 20 {twenty:.3f}")
+    return f"True settings by {name}: {'; '.join(text)}."
 
 
 def _controls(

@@ -48,6 +48,13 @@ if TYPE_CHECKING:
 @click.option("--prior-epochs", type=click.IntRange(min=0), default=20, show_default=True)
 @click.option("--ranker-epochs", type=click.IntRange(min=0), default=6, show_default=True)
 @click.option(
+    "--settings-epochs",
+    type=click.IntRange(min=0),
+    default=5,
+    show_default=True,
+    help="Of the distribution over space groups, cell contents and stoichiometries.",
+)
+@click.option(
     "--proposal-epochs",
     type=click.IntRange(min=0),
     default=40,
@@ -99,6 +106,7 @@ def train(
     target: str,
     prior_epochs: int,
     ranker_epochs: int,
+    settings_epochs: int,
     proposal_epochs: int,
     proposal_members: int,
     init: str | None,
@@ -179,12 +187,15 @@ def train(
     epochs = StartEpochs(
         prior=prior_epochs,
         ranker=ranker_epochs,
+        settings=settings_epochs,
         proposal=proposal_epochs,
         members=proposal_members,
     )
-    planned = {"prior": 0, "ranker": prior_epochs, "proposal": prior_epochs + ranker_epochs}
+    before = prior_epochs + ranker_epochs
+    planned = {"prior": 0, "ranker": prior_epochs, "settings": before}
+    planned["proposal"] = before + settings_epochs
     with options.progress_bar("where chains start", "epoch") as update:
-        total = prior_epochs + ranker_epochs + proposal_members * proposal_epochs
+        total = planned["proposal"] + proposal_members * proposal_epochs
         trainer.fit_starts(epochs, lambda part, done, _: update(planned[part] + done, total))
     click.echo(f"{trainer.step} steps; weights in {out / 'model.safetensors'}")
 

@@ -1,18 +1,22 @@
 """Targets of crystal structure prediction, and a model's predictions of them.
 
-A target is a known crystal of which the sampler is told the space group and, by :data:`Mode`,
+A target is a known crystal of which the sampler is given, by :data:`Mode`,
 
-* ``sites``: the elements and the number of sites of each, as in the paper; not the formula;
-* ``formula``: the exact composition of the conventional cell; not how it is placed;
-* ``letters``: the Wyckoff position of every site, and so the formula.
+* ``composition``: the reduced formula and the number of atoms in the primitive cell, not the space
+  group: the protocol of the field's benchmarks;
+* ``sites``: the space group, the elements and the number of sites of each, as in the paper;
+* ``formula``: the space group and the exact composition of the conventional cell;
+* ``letters``: the space group and the Wyckoff position of every site, and so the formula.
 
-Nothing is ever told of the cell or the free coordinates.
+Nothing is ever given of the cell or the free coordinates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     from langevin_xtal.crystal.candidate import Candidate
     from langevin_xtal.model.checkpoint import ScoreModel
     from langevin_xtal.sampling.sample import SampleOptions
+    from langevin_xtal.sampling.spread import Spread
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -39,8 +44,8 @@ IntArray = NDArray[np.int64]
 Progress = Callable[[int, int], None]
 """Called with the parts done and planned."""
 
-Mode = Literal["sites", "formula", "letters"]
-"""What the sampler is told of a target besides its group."""
+Mode = Literal["sites", "formula", "letters", "composition"]
+"""What the sampler is given of a target."""
 
 PAPER_GROUPS = range(16, 231)
 """Groups whose cell angles are fixed by symmetry: those of the paper."""
@@ -51,6 +56,7 @@ TOLD: dict[Mode, str] = {
     "sites": "elements, numbers of sites and group",
     "formula": "formula, formula units in the conventional cell and group",
     "letters": "elements, group and the Wyckoff position of every site",
+    "composition": "reduced formula and atoms in the primitive cell",
 }
 """Of each mode, in words."""
 
@@ -83,12 +89,14 @@ class Target:
             raise InputError(
                 f"mode {mode!r} is not known; give one of {', '.join(get_args(Mode))}"
             )
-        if mode == "formula":
+        if mode in ("formula", "composition"):
             counts = self.counts()
             units = int(np.gcd.reduce(list(counts.values())))
             formula = "".join(
                 f"{SYMBOLS[z]}{n // units if n > units else ''}" for z, n in counts.items()
             )
+            if mode == "composition":
+                return Request(formula=formula, atoms=self.primitive_atoms)
             return Request(self.group, formula=formula, z=units)
         elements, sites = np.unique(self.numbers, return_counts=True)
         pairs = zip(elements.tolist(), sites.tolist(), strict=True)
@@ -102,6 +110,11 @@ class Target:
         """Atoms of each element in the conventional cell, by atomic number."""
         atoms = np.bincount(self.numbers, self.multiplicity).astype(np.int64)
         return {int(z): int(atoms[z]) for z in np.flatnonzero(atoms)}
+
+    @property
+    def primitive_atoms(self) -> int:
+        """Atoms in the primitive cell."""
+        return int(self.multiplicity.sum()) // len(self.group.centring)
 
     def assignment(self) -> Assignment:
         """Positions of each element's sites, elements by atomic number, in the one way that
@@ -254,13 +267,17 @@ def predict_trial(
     how many trials there are, nor on which were run before. Requests that cannot be sampled and
     those whose attempts were all rejected are missing, with the last reason.
     """
+    from langevin_xtal.model.checkpoint import load_model
     from langevin_xtal.sampling.sample import sample_batches
 
+    model = load_model(model) if isinstance(model, str) else model
     requests: dict[int, Request] = {}
     reason: dict[int, str] = {}
     for place, target in enumerate(targets):
         try:
             request = target.request(mode)
+            if request.is_open:
+                request = _spread(request, model)[trial]
         except InputError as error:
             reason[place] = str(error)
         else:
@@ -288,6 +305,67 @@ def predict_trial(
         sampled,
         missing=tuple(Missing(m.id, reason_of.get(m.id, m.reason)) for m in sampled.missing),
     )
+
+
+@lru_cache(maxsize=20_000)
+def _spread(request: Request, model: ScoreModel) -> Spread:
+    """Samples of an open request, which go on from trial to trial.
+
+    Settings of training crystals of the very composition get no share of their own: those held out
+    are other crystals than those.
+    """
+    from langevin_xtal.sampling.spread import Spread, SpreadOptions
+
+    return Spread(request, model, SpreadOptions(known_share=0.0))
+
+
+@dataclass(frozen=True)
+class SettingRanks:
+    """Places of true settings among those of T open requests; −1 where not among those looked at.
+
+    0 is the likeliest.
+    """
+
+    group: IntArray  #: (T,) of the space group (and Z with it)
+    assignment: IntArray  #: (T,) of the assignment among those of the true group
+    setting: IntArray  #: (T,) of group and assignment together
+
+
+def setting_ranks(
+    targets: Sequence[Target],
+    model: ScoreModel,
+    *,
+    most: int = 20,
+    progress: Progress | None = None,
+) -> SettingRanks:
+    """How a model ranks the true settings of targets, their composition and atoms given.
+
+    Parameters
+    ----------
+    most
+        Settings of each target that are looked at.
+    """
+    ranks = np.full((3, len(targets)), -1, dtype=np.int64)
+    within = assignment_ranks(targets, model)
+    for place, target in enumerate(targets):
+        if progress is not None:
+            progress(place, len(targets))
+        request = target.request("composition")
+        true = target.assignment()
+        spread = _spread(request, model)
+        for setting in islice(spread.settings(), most):
+            mine = dict(zip(setting.composition.elements, setting.assignment, strict=True))
+            same = setting.group == target.group.number and true == tuple(
+                mine[z] for z in target.counts()
+            )
+            if same:
+                ranks[2, place] = setting.rank
+                break
+        order = spread.group_order()
+        if target.group.number in order:
+            ranks[0, place] = order.index(target.group.number)
+    ranks[1] = within
+    return SettingRanks(*ranks)
 
 
 def assignment_ranks(targets: Sequence[Target], model: ScoreModel) -> IntArray:

@@ -1,9 +1,9 @@
 """Checkpoints: safetensors with a JSON header entry. Data, never code.
 
 A model file holds the network's weights (``network.*``), those of the parts that say where chains
-start, as far as it has them (``prior.*``, ``ranker.*``, ``proposal.*``), the tables of
-:class:`~langevin_xtal.model.statistics.Statistics` (``statistics.*``) and one JSON document with
-the configurations, the noise levels and the card.
+start, as far as it has them (``prior.*``, ``ranker.*``, ``proposal.*``, ``settings.*``), the
+tables of :class:`~langevin_xtal.model.statistics.Statistics` (``statistics.*``) and one JSON
+document with the configurations, the noise levels and the card.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
 from langevin_xtal.model.proposal import Proposal, ProposalConfig
 from langevin_xtal.model.ranking import AssignmentRanker, RankerConfig
+from langevin_xtal.model.settings import SettingConfig, SettingModel
 from langevin_xtal.model.statistics import Statistics
 
 MODEL_FORMAT = "langevin-xtal model 2"
@@ -42,8 +43,12 @@ _PARTS: dict[str, tuple[Any, Any]] = {
     "prior": (WyckoffPrior, PriorConfig),
     "ranker": (AssignmentRanker, RankerConfig),
     "proposal": (Proposal, ProposalConfig),
+    "settings": (SettingModel, SettingConfig),
 }
 """Networks beside the score network: class and configuration of each."""
+
+_REMEMBERING = ("ranker", "settings")
+"""Parts that hold a memory of training crystals beside their weights."""
 
 # what safetensors, json and torch raise on damaged or foreign bytes
 _DAMAGE = (
@@ -77,6 +82,9 @@ class ScoreModel:
     """Of the assignments of a formula; without it those with few sites come first."""
     proposal: Proposal | None = None
     """Of positions and cell; without it chains start from noise."""
+    settings: SettingModel | None = None
+    """Of elements, stoichiometries, space groups and cell contents; without it a request must
+    name its group."""
 
     @property
     def hash(self) -> str:
@@ -308,8 +316,8 @@ def _part_configs(table: Any, where: str) -> dict[str, Any]:
 def _read_part(name: str, config: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     prefix = f"{name}."
     state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    if name == "ranker":
-        return AssignmentRanker.from_tensors(config, state)
+    if name in _REMEMBERING:
+        return _PARTS[name][0].from_tensors(config, state)
     part = _PARTS[name][0](config)
     part.load_state_dict(state)
     return part.eval().requires_grad_(False)
@@ -318,6 +326,6 @@ def _read_part(name: str, config: Any, tensors: Mapping[str, torch.Tensor]) -> A
 def _tensors_of(part: Any) -> dict[str, torch.Tensor]:
     """Weights, and what else a part remembers."""
     tensors: dict[str, torch.Tensor] = (
-        part.to_tensors() if isinstance(part, AssignmentRanker) else part.state_dict()
+        part.to_tensors() if hasattr(part, "to_tensors") else part.state_dict()
     )
     return tensors

@@ -36,7 +36,7 @@ from langevin_xtal.model.assignment import (
     element_rank,
     position_features,
 )
-from langevin_xtal.model.beam import likely_assignments
+from langevin_xtal.model.beam import BEAM, likely_assignments
 from langevin_xtal.symmetry.assignments import (
     LIMIT,
     Assignment,
@@ -470,6 +470,7 @@ class AssignmentRanker(nn.Module):
         *,
         limit: int = LIMIT,
         prior: WyckoffPrior | None = None,
+        beam: int = BEAM,
     ) -> tuple[list[Assignment], bool]:
         """Assignments worth looking at: those of remembered crystals, then all in order.
 
@@ -482,6 +483,8 @@ class AssignmentRanker(nn.Module):
         prior
             Where the limit cuts some off, those that it finds likely are told, too
             (:func:`~langevin_xtal.model.beam.likely_assignments`).
+        beam
+            Width of that search.
 
         Returns
         -------
@@ -492,7 +495,7 @@ class AssignmentRanker(nn.Module):
         in_order = list(found)
         told = [a for a, _, _ in _remembered(self.memory, number, counts)]
         if prior is not None and not found.complete:
-            told += likely_assignments(prior, number, elements, counts)
+            told += likely_assignments(prior, number, elements, counts, beam=beam)
         return list(dict.fromkeys([*told, *in_order])), found.complete
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -597,9 +600,14 @@ class AssignmentRanker(nn.Module):
             1,
         )
 
+    def resemblance(self) -> Tensor:
+        """(119, similarity) place of every element: near each other those on the same sites."""
+        place: Tensor = self.resemble.weight + self.resemble_described(element_features())
+        return place
+
     def distances(self) -> Tensor:
         """(119, 119) squared distance of elements in the space of resemblance."""
-        place = self.resemble.weight + self.resemble_described(element_features())
+        place = self.resemblance()
         return (place.unsqueeze(0) - place.unsqueeze(1)).square().sum(2)
 
     @cached_property

@@ -27,6 +27,7 @@ from langevin_xtal.runtime import keep_freed_memory
 from langevin_xtal.sampling.chain import LONGEST, LONGEST_STEP, SHARPEST, SHORTEST, Chains
 from langevin_xtal.sampling.postprocess import PostprocessConfig, Rejection, finish
 from langevin_xtal.sampling.samplers import Ancestral, Sampler, run
+from langevin_xtal.sampling.spread import settled
 from langevin_xtal.sampling.start import MOST_PROPOSALS, Positions, StartOptions, start_chains
 from langevin_xtal.sampling.streams import stream_keys
 from langevin_xtal.sampling.trajectory import Recorder, Trajectory
@@ -136,7 +137,9 @@ def sample(
     Parameters
     ----------
     requests
-        What to sample; they may differ in elements, sites and groups.
+        What to sample; they may differ in elements, sites and groups. Open ones, without a group
+        or a stoichiometry, are answered by settings that the model chooses: equal ones by one
+        after the other, the likeliest first (:mod:`langevin_xtal.sampling.spread`).
     model
         From :func:`langevin_xtal.load_model`, or the name of a shipped model.
     device
@@ -153,6 +156,8 @@ def sample(
     InputError
         For a device that is not there.
     """
+    model = load_model(model) if isinstance(model, str) else model
+    requests = settled(requests, model, seed)
     found: dict[int, Candidate] = {}
     for outcome in sample_batches(
         requests, model, seed, device=device, options=options, progress=progress
@@ -176,6 +181,9 @@ def sample_batches(
 
     Parameters
     ----------
+    requests
+        As for :func:`sample`, but none of them open:
+        :func:`~langevin_xtal.sampling.spread.settled` makes them so.
     indices
         The stream of each request, 0, 1, … by default; part of a list gives the same candidates as
         the whole list when their indices are kept.
@@ -198,6 +206,9 @@ def sample_batches(
             f"{len(requests)} requests need as many different indices; got {len(streams)}, "
             f"{len(set(streams))} of them different"
         )
+    open_ones = [request for request in requests if request.is_open]
+    if open_ones:
+        raise InputError(f"{open_ones[0]}: the setting is open; settle it first")
     if trajectory_every is not None and trajectory_every < 1:
         raise InputError(f"trajectory_every is {trajectory_every}; it must be at least 1")
     request_of = dict(zip(streams, requests, strict=True))

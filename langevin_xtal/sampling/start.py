@@ -16,6 +16,7 @@ from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.crystal.request import Request, cell_coordinates
 from langevin_xtal.errors import RequestError
 from langevin_xtal.model.assignment import WyckoffPrior, covalent_radii, element_rank
+from langevin_xtal.model.beam import BEAM
 from langevin_xtal.model.checkpoint import ScoreModel
 from langevin_xtal.model.proposal import Draw, Sites, draw, in_cell_like
 from langevin_xtal.model.ranking import AssignmentRanker
@@ -59,6 +60,9 @@ REDRAWS = 8
 
 WARMER = 0.5**0.5
 """Power of the temperature that each of those is drawn at: cold ones come out crowded again."""
+
+LIKELIEST = 0.2
+"""Temperature of the proposal for the first sample of a setting that the model has chosen."""
 
 MOST_PROPOSALS = (FIRST_DRAW - 3) // (2 * REDRAWS)
 """Drawn for a chain at each of those turns; every one uses two draws of its stream."""
@@ -118,7 +122,13 @@ def start_chains(
     """
     share = 0.5 ** torch.tensor(attempts or [0] * len(requests), dtype=torch.float64)
     assigned = _assign(requests, model, keys, options, options.assignment_temperature**share)
-    warmth = options.proposal_temperature**share
+    base = [
+        min(options.proposal_temperature, LIKELIEST)
+        if request.choice is not None and request.choice.draw == 0
+        else options.proposal_temperature
+        for request in requests
+    ]
+    warmth = torch.tensor(base, dtype=torch.float64) ** share
     starts: list[Start | None] = [None] * len(requests)
     room = [0.0] * len(requests)
     waiting = list(range(len(requests)))
@@ -181,6 +191,13 @@ def _assign(
             table = wyckoff_positions(request.space_group.number)
             where = [table[w] for w in given]
             found[k] = list(zip(request.numbers, where, strict=True))
+        elif request.assignment is not None:
+            table = wyckoff_positions(request.space_group.number)
+            found[k] = [
+                (atomic_number(symbol), table[w])
+                for symbol, own in zip(request.counts, request.assignment, strict=True)
+                for w in own
+            ]
         elif request.formula is not None:
             quantile = float(uniforms(keys[k : k + 1], torch.zeros(1, dtype=torch.int64), 1))
             found[k] = _assign_formula(request, model, quantile, float(temperature[k]))
@@ -264,6 +281,8 @@ def ranked_assignments(
     elements: tuple[int, ...],
     counts: tuple[int, ...],
     occupied: tuple[int, ...] = (),
+    limit: int = MOST_ASSIGNMENTS,
+    beam: int = BEAM,
 ) -> tuple[list[Assignment], FloatArray] | None:
     """Assignments of a composition, likeliest first, and their log-probabilities.
 
@@ -273,6 +292,8 @@ def ranked_assignments(
         Atomic numbers, and atoms of each in the conventional cell.
     occupied
         Positions without freedom that are taken already.
+    limit, beam
+        Assignments enumerated at most, and the width of the search for likely ones beyond.
     """
     present = [k for k, n in enumerate(counts) if n > 0]
     if min(counts) < 0:
@@ -281,9 +302,9 @@ def ranked_assignments(
         return [((),) * len(elements)], np.zeros(1)
     kinds, amounts = [elements[k] for k in present], [counts[k] for k in present]
     told = (
-        list(assignments(number, amounts, limit=MOST_ASSIGNMENTS))
+        list(assignments(number, amounts, limit=limit))
         if ranker is None
-        else ranker.candidates(number, kinds, amounts, limit=MOST_ASSIGNMENTS, prior=prior)[0]
+        else ranker.candidates(number, kinds, amounts, limit=limit, prior=prior, beam=beam)[0]
     )
     if occupied:
         # fixed sites fix the origin: the same crystals from other origins are other options now

@@ -1,4 +1,4 @@
-"""Fitting what says where chains start: Wyckoff positions, assignments of a formula, proposals."""
+"""Fitting what says where chains start: settings, Wyckoff positions, assignments, proposals."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.train.assignments import fit_prior
 from langevin_xtal.train.proposals import describe_variants, fit_proposal
 from langevin_xtal.train.ranking import fit_ranker
+from langevin_xtal.train.settings import fit_settings
 
 OnEpoch = Callable[[str, int, int], None]
 """Called with the name of the part, epochs done and epochs planned."""
@@ -25,6 +26,7 @@ class StartEpochs:
     ranker: int = 6
     proposal: int = 40  #: of each member
     members: int = 1  #: networks of the proposal, whose probabilities are averaged
+    settings: int = 5
 
 
 def fit_starts(
@@ -60,16 +62,39 @@ def fit_starts(
     def report(name: str, planned: int, before: int = 0) -> Callable[..., None]:
         return lambda done, *_: on_epoch(name, before + done, planned) if on_epoch else None
 
-    planned = {"prior": epochs.prior, "ranker": epochs.ranker, "proposal": epochs.proposal}
+    planned = {
+        "prior": epochs.prior,
+        "ranker": epochs.ranker,
+        "settings": epochs.settings,
+        "proposal": epochs.proposal,
+    }
     for name, part in given.items():
         if not planned[name] and name not in known:
             yield name, part
+    ranker = known.get("ranker", given.get("ranker"))
     for name in ("prior", "ranker"):
         if planned[name] and name not in known:
             fit: Callable[..., Any] = fit_prior if name == "prior" else fit_ranker
             told = report(name, planned[name])
             start = given.get(name)
-            yield name, fit(data, epochs=planned[name], seed=seed, init=start, on_epoch=told)
+            part = fit(data, epochs=planned[name], seed=seed, init=start, on_epoch=told)
+            ranker = part if name == "ranker" else ranker
+            yield name, part
+    if epochs.settings and "settings" not in known and ranker is not None:
+        yield (
+            "settings",
+            fit_settings(
+                data,
+                ranker.resemblance(),
+                epochs=epochs.settings,
+                seed=seed,
+                on_epoch=lambda part, done, _: (
+                    on_epoch("settings", done, epochs.settings)
+                    if on_epoch and part == "units"
+                    else None
+                ),
+            ),
+        )
     members = known["proposal"].singles() if "proposal" in known else []
     if epochs.proposal and len(members) < epochs.members:
         described = describe_variants(data, statistics)
