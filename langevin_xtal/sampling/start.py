@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -132,29 +132,42 @@ def start_chains(
     starts: list[Start | None] = [None] * len(requests)
     room = [0.0] * len(requests)
     waiting = list(range(len(requests)))
-    for turn in range(REDRAWS):
+    for turns in _rounds():
+        trials = [(k, turn) for k in waiting for turn in turns]
+        own = [k for k, _ in trials]
+        warmer = torch.tensor([WARMER**turn for _, turn in trials], dtype=torch.float64)
         proposed = _proposals(
-            [requests[k] for k in waiting],
-            [assigned[k] for k in waiting],
+            [requests[k] for k in own],
+            [assigned[k] for k in own],
             model,
-            keys[waiting],
+            keys[own],
             options,
-            warmth[waiting] ** (WARMER**turn),
-            turn,
+            warmth[own] ** warmer,
+            [turn for _, turn in trials],
         )
-        crowded = []
-        for k, one in zip(waiting, proposed, strict=True):
+        settled = set()
+        for k, one in zip(own, proposed, strict=True):
+            if k in settled:
+                continue
             start = _start(requests[k], assigned[k], one, model, int(keys[k]), options)
             # where nothing is proposed, or all is given, there is nothing to draw again
             found = np.inf if one is None else _room(start, requests[k].space_group)
             if starts[k] is None or found > room[k]:
                 starts[k], room[k] = start, found
-            if found < CROWDED:
-                crowded.append(k)
-        waiting = crowded
+            if found >= CROWDED:
+                settled.add(k)
+        waiting = [k for k in waiting if k not in settled]
         if not waiting:
             break
     return [start for start in starts if start is not None]
+
+
+def _rounds() -> Iterator[range]:
+    """The turns at proposals, those drawn at once together: a draw of many costs little more."""
+    first, count = 0, 1
+    while first < REDRAWS:
+        yield range(first, min(first + count, REDRAWS))
+        first, count = first + count, 3 * count
 
 
 def _room(start: Start, group: SpaceGroup) -> float:
@@ -427,7 +440,7 @@ def _proposals(
     keys: Tensor,
     options: StartOptions,
     temperature: Tensor,
-    turn: int,
+    turns: Sequence[int],
 ) -> list[Draw | None]:
     """For every chain that starts from one the likeliest of a few proposals, others each turn."""
     best: list[Draw | None] = [None] * len(requests)
@@ -451,7 +464,7 @@ def _proposals(
         for labels in _labellings(group, numbers, tuple(w.index for _, w in sites), turned):
             asked += [Sites(group, numbers, labels)] * options.proposals
             owner += [k] * options.proposals
-            trial += range(options.proposals * turn, options.proposals * (turn + 1))
+            trial += range(options.proposals * turns[k], options.proposals * (turns[k] + 1))
     for start in range(0, len(asked), MOST_DRAWN):
         part = slice(start, start + MOST_DRAWN)
         stream, draws = keys[owner[part]], torch.tensor(trial[part])
