@@ -34,7 +34,7 @@ import numpy as np
 STEPS = 4
 """Training steps of a turn."""
 
-REQUESTS = 16
+REQUESTS = 32
 """Structures of a turn."""
 
 

@@ -192,7 +192,8 @@ def noise_batch(
     if config.target == "orbit":
         images = pairs
         if _on_host(builder, device):
-            images = distinct_images(crystal_arrays(home.frac, lattice, crystals, operations))
+            arrays = crystal_arrays(home.frac, lattice, crystals, operations)
+            images = distinct_images(arrays) or pairs
         target = orbit_noise(
             noised,
             home.frac,

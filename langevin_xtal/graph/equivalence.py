@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from langevin_xtal.graph.contract import CrystalArrays, IntArray, SymmetryMultigraph
-from langevin_xtal.graph.snapping import SitePairs, site_pairs
+from langevin_xtal.graph.snapping import SitePairs
 from langevin_xtal.symmetry.sites import IDENTICAL
 
 CLOSE = 1e-6
@@ -29,19 +29,16 @@ class Messages(NamedTuple):
     message: Tensor  #: (E,) message of each edge
 
 
-def distinct_images(crystals: CrystalArrays) -> SitePairs:
-    """(Site, operation) pairs, each image of a site once.
+def distinct_images(crystals: CrystalArrays) -> SitePairs | None:
+    """(Site, operation) pairs, each image of a site once; None without the C++ extension.
 
-    Sums over the orbit of a site, where every image counts as often, need no more. Without the
-    C++ extension, all pairs.
+    Images closer than ``IDENTICAL`` are one. Sums over the orbit of a site, where every image
+    counts as often, need no more.
     """
     try:
         from langevin_xtal.graph import _multigraph
     except ImportError:
-        start, of_crystal = torch.from_numpy(crystals.site_start), np.arange(len(crystals))
-        site_crystal = torch.repeat_interleave(torch.from_numpy(of_crystal), start.diff())
-        op_start, op_count = (torch.from_numpy(a) for a in (crystals.op_start, crystals.op_count))
-        return site_pairs(site_crystal, op_start, op_count)
+        return None
     site, op = _multigraph.distinct_images(*_arrays(crystals), identical=IDENTICAL)
     return SitePairs(torch.from_numpy(site), torch.from_numpy(op))
 

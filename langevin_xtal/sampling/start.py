@@ -15,6 +15,8 @@ from torch import Tensor
 from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.crystal.request import Request, cell_coordinates
 from langevin_xtal.errors import RequestError
+from langevin_xtal.graph.contract import CrystalArrays
+from langevin_xtal.graph.equivalence import distinct_images
 from langevin_xtal.model.assignment import WyckoffPrior, covalent_radii, element_rank
 from langevin_xtal.model.beam import BEAM
 from langevin_xtal.model.checkpoint import ScoreModel
@@ -175,11 +177,27 @@ def _room(start: Start, group: SpaceGroup) -> float:
     if not start.sound or start.positions is None:
         return 0.0
     rows = cell_frame(torch.from_numpy(start.coordinates).unsqueeze(0)).rows[0].numpy()
-    atoms = expand_sites(group, start.frac, rows, np.full(len(start.frac), IDENTICAL))
-    if atoms.multiplicity.tolist() != [w.multiplicity for w in start.positions]:
+    first = np.cumsum([0] + [w.multiplicity for w in start.positions])
+    atoms, atom_site = _atoms(group, start.frac, rows)
+    if not np.array_equal(np.searchsorted(atom_site, np.arange(len(first))), first):
         return 0.0  # a site has come to rest on a more special position
-    radii = covalent_radii()[np.array(start.numbers)[atoms.atom_site]]
-    return nearest_pair(atoms.frac, rows, atoms.first, radii)[0]
+    radii = covalent_radii()[np.array(start.numbers)[atom_site]]
+    return nearest_pair(atoms, rows, first[:-1], radii)[0]
+
+
+def _atoms(
+    group: SpaceGroup, frac: FloatArray, rows: FloatArray
+) -> tuple[FloatArray, NDArray[np.int64]]:
+    """Images (N, 3) of sites (A, 3), those closer than ``IDENTICAL`` once; (N,) their sites."""
+    start, number = np.array([0, len(frac)]), np.array([group.number])
+    crystal = CrystalArrays.of_groups(rows[None], frac, start, number)
+    images = distinct_images(crystal)
+    if images is None:
+        found = expand_sites(group, frac, rows, np.full(len(frac), IDENTICAL))
+        return found.frac, found.atom_site
+    site, op = images.site.numpy(), images.op.numpy()
+    turned = np.einsum("nij,nj->ni", crystal.rotations[op], frac[site])
+    return turned + crystal.translations[op], site
 
 
 # -- Wyckoff positions
