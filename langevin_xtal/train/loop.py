@@ -233,7 +233,8 @@ class Trainer:
             self._start_from(start)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         # listed once: walking through the modules takes a millisecond
-        self.weights, self.averages = (list(n.parameters()) for n in (self.network, self.average))
+        self.weights = list(self.network.parameters())
+        self.averages: list[Tensor] = list(self.average.parameters())
         # fused: one pass, and on a GPU it can be told there whether to step
         self.optimiser = torch.optim.Adam(
             self.network.parameters(), lr=config.learning_rate, fused=True
@@ -451,7 +452,7 @@ class Trainer:
         self.optimiser.step()
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(self.averages, self.weights, 1 - decay)
+            torch._foreach_lerp_(self.averages, [*self.weights], 1 - decay)
         if shared is None:
             self.means.add(losses, noised)
         else:
