@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from langevin_xtal.sampling.sample import SampleOptions, sample
     from langevin_xtal.sampling.samplers import Ancestral, AnnealedLangevin
     from langevin_xtal.search.campaign import Campaign
-    from langevin_xtal.search.entries import read_entries
+    from langevin_xtal.search.entries import read_entries, read_structures
     from langevin_xtal.search.space import SearchSpace
     from langevin_xtal.symmetry.groups import SpaceGroup
 
@@ -42,6 +42,7 @@ _HOMES = {
     "export_vasp": "langevin_xtal.export.vasp",
     "load_model": "langevin_xtal.model.checkpoint",
     "read_entries": "langevin_xtal.search.entries",
+    "read_structures": "langevin_xtal.search.entries",
     "request_from_structure": "langevin_xtal.sampling.from_structure",
     "sample": "langevin_xtal.sampling.sample",
 }
@@ -61,6 +62,7 @@ __all__ = [
     "export_vasp",
     "load_model",
     "read_entries",
+    "read_structures",
     "request_from_structure",
     "sample",
 ]

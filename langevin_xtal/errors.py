@@ -14,7 +14,8 @@
     ├─ SamplingError         chains that diverged more often than they may
     └─ BackendError          an explicitly requested graph builder that is not available
 
-Messages name the input, say what was wrong, and what would be right.
+Messages name the input, say what was wrong, and what would be right. Warnings of the package are
+:class:`LangevinXtalWarning`.
 """
 
 from __future__ import annotations
@@ -23,9 +24,18 @@ from __future__ import annotations
 class LangevinXtalError(Exception):
     """Root of the tree: catch this to catch everything the package raises on purpose."""
 
+    exit_code: int = 1
+    """Of the command line."""
+
+
+class LangevinXtalWarning(UserWarning):
+    """Something that its user should know, while the work goes on."""
+
 
 class InputError(LangevinXtalError, ValueError):
     """Something the caller handed in cannot be used."""
+
+    exit_code = 2
 
 
 class LatticeError(InputError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +15,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from langevin_xtal.errors import LangevinXtalError
+from langevin_xtal.runtime import follow_parent
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -51,6 +53,9 @@ def parallel_map(
     ------
     LangevinXtalError
         When a worker dies. What ``function`` raises is passed on.
+
+    Workers end with this process, however it ends, and when the iterator is closed or an exception
+    passes through it: at once then, whatever they are doing. SIGINT and SIGTERM do not reach them.
     """
     workers = workers or os.cpu_count() or 1
     with _environment(ENVIRONMENT):
@@ -66,9 +71,14 @@ def _spawned(
     source = iter(items)
     chunks = iter(lambda: list(islice(source, chunk)), [])
     apply = partial(_apply, function)
+    in_main = threading.current_thread() is threading.main_thread()
     pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupts
+        workers,
+        multiprocessing.get_context("spawn"),
+        initializer=follow_parent,
+        initargs=(os.getpid(), in_main),
     )
+    finished = False
     try:
         waiting: dict[int, Future[list[Any]]] = {}
         submitted = delivered = 0
@@ -79,28 +89,45 @@ def _spawned(
                 if not batch:
                     exhausted = True
                     break
-                waiting[submitted] = pool.submit(apply, batch)
+                with _signals_blocked():  # a submission may start a process
+                    waiting[submitted] = pool.submit(apply, batch)
                 submitted += 1
             if waiting:
                 wait([waiting[delivered]], return_when=FIRST_COMPLETED)
                 yield from waiting.pop(delivered).result()
                 delivered += 1
+        finished = True
     except BrokenProcessPool:
         raise LangevinXtalError(
             "a worker process died; run again with one worker, or guard the calling script "
             'with if __name__ == "__main__"'
         ) from None
     finally:
+        processes = list((pool._processes or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
+        if not finished:
+            for process in processes:  # they heed no SIGTERM, and may be busy for minutes
+                process.kill()
 
 
 def _apply(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
     return [function(item) for item in items]
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches the whole process group; only the parent acts on it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """SIGINT and SIGTERM held back, also in processes started meanwhile, from their first moment.
+
+    Both may reach the whole process group; only the parent acts on them.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -1,19 +1,25 @@
-"""The process as a whole: its allocator, and limits on the time a block may take."""
+"""The process as a whole: its allocator, limits on the time a block may take, other processes."""
 
 from __future__ import annotations
 
 import ctypes
+import os
+import platform
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from types import FrameType
 from typing import Literal
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP = 1 << 30
+_PR_SET_PDEATHSIG = 1
+PARENT_SECONDS = 0.5
+"""How often a worker looks whether its parent is there."""
 
 
 @cache
@@ -71,3 +77,46 @@ def time_limit(seconds: float, clock: Literal["wall", "cpu"]) -> Iterator[None]:
     finally:
         signal.setitimer(timer, 0.0)
         signal.signal(number, before)
+
+
+def host() -> str:
+    """This computer; processes of another container on it are other ones' too."""
+    with suppress(OSError):
+        return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
+    return platform.node()
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process on this computer."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def follow_parent(parent: int, by_main_thread: bool = True) -> None:
+    """End this process when the one that started it has ended, even by SIGKILL.
+
+    Parameters
+    ----------
+    parent
+        Its number.
+    by_main_thread
+        Whether its main thread started this one. Linux counts the end of the thread that did as
+        the end of the parent, so only then it is asked to send a signal; a thread watches too.
+    """
+    if by_main_thread and sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_SECONDS)
+    os._exit(1)

@@ -37,12 +37,16 @@ def reference() -> PackedDataset:
 
 @pytest.fixture(scope="session")
 def tiny_model(reference: PackedDataset) -> ScoreModel:
+    """See :func:`tiny_score_model`."""
+    return tiny_score_model(reference)
+
+
+def tiny_score_model(data: PackedDataset) -> ScoreModel:
     """A small network with random weights that moves atoms and cells, but not far."""
     torch.manual_seed(7)
     network = EdgeNetwork(TINY)
     torch.nn.init.normal_(network.output[-1].weight, std=0.05)
     network.eval().requires_grad_(False)
-    data = reference
     statistics = Statistics.of(
         data.group, data.lattice, data.site_start, data.numbers, data.multiplicity
     )

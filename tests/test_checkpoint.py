@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import langevin_xtal as lx
+from langevin_xtal.cli import run
 from langevin_xtal.errors import CheckpointError, InputError
 from langevin_xtal.model import checkpoint
 from langevin_xtal.model.checkpoint import (
     HEADER,
+    HEADER_CHECKSUM,
     MODEL_FORMAT,
     ScoreModel,
     config_from_dict,
@@ -41,8 +43,9 @@ def header_of(path: Path) -> dict[str, Any]:
 
 
 def rewrite(source: Path, target: Path, **changes: Any) -> Path:
-    """The same tensors under a header with other entries."""
+    """The same tensors under a header with other entries, as versions before 0.6 wrote it."""
     header = header_of(source) | changes
+    header.pop(HEADER_CHECKSUM)
     save_file(load_file(source), target, metadata={HEADER: json.dumps(header)})
     return target
 
@@ -355,6 +358,67 @@ def test_missing_tensors(tiny_path: Path, tmp_path: Path) -> None:
         tensors, header = read_tensors(tiny_path, MODEL_FORMAT)
         write_tensors(path, {k: v for k, v in tensors.items() if not k.startswith(start)}, header)
         assert "does not fit its own configuration" in refusal(path)
+
+
+class TestWhatElseDecides:
+    """Configurations, levels and statistics have a hash and a checksum of their own."""
+
+    LEVELS = dataclasses.asdict(NoiseLevels(position_max=3.0))
+
+    def test_the_header_has_a_checksum(self, tiny_path: Path, tmp_path: Path) -> None:
+        header = header_of(tiny_path) | {"levels": self.LEVELS}
+        path = tmp_path / "changed.safetensors"
+        save_file(load_file(tiny_path), path, metadata={HEADER: json.dumps(header)})
+        assert "the checksum of its header does not match" in refusal(path)
+
+    def test_without_it_the_model_is_another(self, tiny_path: Path, tmp_path: Path) -> None:
+        sound = load_model(tiny_path)
+        path = rewrite(tiny_path, tmp_path / "changed.safetensors", levels=self.LEVELS)
+        changed = load_model(path)
+        assert changed.hash == sound.hash
+        assert changed.settings_hash != sound.settings_hash
+
+    def test_statistics_count(self, tiny_model: ScoreModel) -> None:
+        tables = {k: np.array(v) for k, v in vars(tiny_model.statistics).items()}
+        name = [*tables][-1]  # volumes per atom
+        tables[name] = tables[name] * 0.75
+        other = dataclasses.replace(tiny_model, statistics=Statistics(**tables))
+        assert other.settings_hash != tiny_model.settings_hash
+
+    def test_it_comes_back(self, proposing_model: ScoreModel, tmp_path: Path) -> None:
+        save_model(tmp_path / "a.safetensors", proposing_model)
+        assert (
+            load_model(tmp_path / "a.safetensors").settings_hash == proposing_model.settings_hash
+        )
+
+    def test_hashes_of_shipped_models_stay(self) -> None:
+        """Stores and folders of before name them."""
+        assert load_model("small").hash == "0894db42eda17c7b"
+
+    def test_a_folder_is_not_continued_with_another(
+        self, tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        changed = rewrite(tiny_path, tmp_path / "changed.safetensors", levels=self.LEVELS)
+        line = ["sample", "--sites", "Na:1,Cl:1", "--sg", "225", "--levels", "2", "--out"]
+        out = tmp_path / "out"
+        assert run([*line, str(out), "--model", str(tiny_path), "--n", "1"]) == 0
+        assert run([*line, str(out), "--model", str(changed), "--n", "2"]) == 2
+        assert "holds another run" in capsys.readouterr().err
+        record = json.loads((out / "run.json").read_text())
+        del record["model_settings"]  # as a version before 0.6 wrote it
+        (out / "run.json").write_text(json.dumps(record))
+        assert run([*line, str(out), "--model", str(tiny_path), "--n", "2"]) == 0
+        assert "model_settings" in json.loads((out / "run.json").read_text())
+
+    def test_a_store_is_not_continued_with_another(
+        self, tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        changed = rewrite(tiny_path, tmp_path / "changed.safetensors", levels=self.LEVELS)
+        line = ["search", "--elements", "Na,Cl", "--sg", "225", "--max-samples", "1", "--levels",
+                "2", "--workers", "1", "--out", str(tmp_path / "s.db"), "--model"]  # fmt: skip
+        assert run([*line, str(tiny_path)]) == 0
+        assert run([*line, str(changed)]) == 2
+        assert "its model_settings is" in capsys.readouterr().err
 
 
 class TestNames:

@@ -141,7 +141,7 @@ class TestBadRequests:
             (["--elements", "Cu", "--sg", "70-60"], "70-60"),
             (["--elements", "Cu", "--sg", "225-240"], "240"),
             (["--elements", "Cu", "--sg", "6²"], "6²"),
-            (["--elements", "Cu", "--sg", "Pn\nma"], "Pn"),
+            (["--elements", "Cu", "--sg", "Pn\nmqq"], "Pn"),
             (["--sites", "Cu:0", "--sg", "62"], "Cu"),
             (["--sites", "Cu:-1", "--sg", "62"], "-1"),
             (["--sites", "Cu", "--sg", "62"], "'Cu'"),

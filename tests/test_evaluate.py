@@ -23,7 +23,7 @@ from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import DataError, InputError
 from langevin_xtal.evaluation import targets as targets_module
 from langevin_xtal.evaluation.controls import perturbed
-from langevin_xtal.evaluation.protocol import EvaluateOptions, evaluate
+from langevin_xtal.evaluation.protocol import EvaluateOptions, evaluate, reference_targets
 from langevin_xtal.evaluation.report import Report
 from langevin_xtal.evaluation.structures import Missing, StructureSet, split_id
 from langevin_xtal.evaluation.targets import (
@@ -133,7 +133,14 @@ class TestRelaxed:
         names = [f"{truth.ids[k]}__0" for k in small]
         strained = StructureSet.of("strained", [*cells, overlap], [*names, "overlap"])
         options = EvaluateOptions(features=(), workers=1, relax=["strained"])
-        report = evaluate(strained, known, training=known, options=options)
+        listed = [truth.ids[k] for k in small]
+        report = evaluate(
+            strained,
+            known,
+            training=known,
+            targets=reference_targets(known, [strained], listed),
+            options=options,
+        )
         assert [c.label for c in report.columns] == ["strained", "strained relaxed"]
         found = report["strained relaxed"]
         assert found["attempted"] == 3
@@ -168,16 +175,19 @@ class TestBadStructures:
 
     def test_stay_in_denominators(self, report: Report) -> None:
         found = report["odd"]
-        assert found["attempted"] == 8
-        assert found["missing"] == 1
-        assert found["struct_valid"] == pytest.approx(6 / 8)
-        assert found["cov_precision"] <= 6 / 8
-        assert found["targets"] == 5
-        assert found["match_1"] == pytest.approx(4 / 5)
+        assert found["attempted"] == 8 + 15
+        assert found["missing"] == 1 + 15
+        assert found["struct_valid"] == pytest.approx(6 / 23)
+        assert found["cov_precision"] <= 6 / 23
+        assert found["targets"] == 20
+        assert found["predicted"] == 4
+        assert found["match_1"] == pytest.approx(4 / 20)
 
     def test_are_listed(self, report: Report) -> None:
         column = report.columns[0]
-        assert column.missing == [{"id": column.missing[0]["id"], "reason": "could not be read"}]
+        assert column.missing[0]["reason"] == "could not be read"
+        assert {m["reason"] for m in column.missing[1:]} == {"no prediction of this target"}
+        assert len({m["id"] for m in column.missing}) == 16
         assert {"overlap", "unknown"} <= set().union(*map(set, column.failures.values()))
 
 
@@ -236,10 +246,23 @@ class TestFormats:
         found = StructureSet.read(sources[name])
         report = evaluate(found, known, options=EvaluateOptions(features=(), workers=1))
         summary = report.columns[0].summary
-        assert summary["attempted"] == 3 + (name == "cifs")
-        assert summary["missing"] == (name == "cifs")
-        assert summary["match_1"] == 1.0
-        assert summary["targets"] == 3
+        assert summary["attempted"] == 20 + (name == "cifs")
+        assert summary["missing"] == 17 + (name == "cifs")
+        assert summary["match_1"] == pytest.approx(3 / 20)
+        assert (summary["targets"], summary["predicted"]) == (20, 3)
+
+    def test_targets_can_be_listed(self, sources: dict[str, Path], known: PackedDataset) -> None:
+        found = StructureSet.read(sources["table.csv"])
+        names = known.id[:5].tolist()
+        targets = reference_targets(known, [found], names)
+        options = EvaluateOptions(features=(), workers=1)
+        summary = evaluate(found, known, targets=targets, options=options).columns[0].summary
+        assert (summary["targets"], summary["predicted"]) == (5, 3)
+        assert summary["match_1"] == pytest.approx(3 / 5)
+        with pytest.raises(InputError, match="no crystal 'nobody'"):
+            reference_targets(known, [found], [*names, "nobody"])
+        stranger = StructureSet.of("x", [found.cell(0)], ["mine"])
+        assert reference_targets(known, [stranger]) == []
 
     def test_no_structures(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="does not exist"):

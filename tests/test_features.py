@@ -25,9 +25,9 @@ from scipy.spatial.transform import Rotation
 
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.dataset.reference import reference_dataset
-from langevin_xtal.errors import DataError, InputError, MissingPackageError
+from langevin_xtal.errors import DataError, InputError, LangevinXtalWarning, MissingPackageError
 from langevin_xtal.evaluation import features as module
-from langevin_xtal.evaluation.cache import FILE, Cache, default_folder
+from langevin_xtal.evaluation.cache import FILE, Cache, SpareCache, default_folder
 from langevin_xtal.evaluation.features import FEATURES, compute_features, scale_magpie
 from langevin_xtal.evaluation.structures import StructureSet
 
@@ -606,3 +606,44 @@ class TestComputeFeatures:
         assert used == [1, 2]  # no more processes than are worth their start
         for name, values in alone.values.items():
             np.testing.assert_array_equal(shared.values[name], values)
+
+
+class TestSpareCache:
+    """A cache without which work goes on."""
+
+    def test_is_a_cache(self, tmp_path: Path) -> None:
+        with SpareCache(tmp_path) as cache:
+            cache.put("a", {"k": np.arange(3.0)}, {"bad": "why"})
+        with warnings.catch_warnings(), Cache(tmp_path) as cache:
+            warnings.simplefilter("error")
+            assert cache.get("a", ["k"])["k"].tolist() == [0, 1, 2]
+            assert SpareCache(tmp_path).failures("a", ["bad"]) == {"bad": "why"}
+
+    @pytest.mark.parametrize("what", ["file", "other"])
+    def test_one_that_cannot_be_opened(self, tmp_path: Path, what: str) -> None:
+        folder = tmp_path / "cache"
+        if what == "file":
+            folder.write_text("not a folder")
+        else:
+            folder.mkdir()
+            (folder / FILE).write_bytes(b"not a database, but long enough to look at" * 9)
+        with pytest.warns(LangevinXtalWarning, match=r"going on without it$") as told:
+            cache = SpareCache(folder)
+        assert len(told) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # once is enough
+            cache.put("a", {"k": np.arange(2.0)})
+            assert cache.get("a", ["k"])["k"].tolist() == [0, 1]
+
+    def test_one_that_breaks_later(self, tmp_path: Path) -> None:
+        with SpareCache(tmp_path) as cache:
+            cache.put("a", {"k": np.arange(2.0)})
+            with contextlib.closing(sqlite3.connect(tmp_path / FILE)) as other, other:
+                other.execute("DROP TABLE feature")
+            with pytest.warns(LangevinXtalWarning, match="going on without it"):
+                assert cache.get("a", ["k"]) == {}
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # once is enough
+                cache.put("a", {"k": np.arange(3.0)}, {"bad": "why"})
+                assert cache.failures("a", ["bad"]) == {"bad": "why"}
+            assert len(cache.get("a", ["k"])["k"]) == 3

@@ -26,6 +26,7 @@ LAYERS = [
     ("parallel", "extras"),
     ("symmetry",),
     ("crystal", "graph"),
+    ("structures",),
     ("dataset",),
     ("model",),
     ("diffusion",),

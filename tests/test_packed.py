@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from langevin_xtal.crystal.cell import cell_from_parameters
 from langevin_xtal.dataset.packed import (
     FORMAT_VERSION,
     PackedDataset,
-    cell_from_parameters,
     ideal_cells,
     pack,
 )

@@ -33,6 +33,8 @@ from langevin_xtal.dataset.prepare import (
 from langevin_xtal.dataset.readers import Record, cell_of, read_records
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import DataError, InputError, LangevinXtalError
+from langevin_xtal.structures.cif import parse_cif
+from langevin_xtal.structures.record import rejected
 from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
 from tests.crystals import random_lattice
 
@@ -303,11 +305,11 @@ def test_pymatgen_json_shapes(tmp_path: Path) -> None:
     one = structure("spinel").as_dict()
     for content in (one, [one], {"mp-1": one}, [{"structure": one, "entry_id": "mp-1"}]):
         (tmp_path / "s.json").write_text(json.dumps(content))
-        (record,) = read_records(tmp_path / "s.json")[0]
+        (record,) = read_records(tmp_path / "s.json")
         assert record.id in ("mp-1", "s-0")
         assert asymmetric_unit(*cell_of(record)).group == 227
     (tmp_path / "s.json").write_text(json.dumps([3, None, {}, {"structure": 1}, {"lattice": 0}]))
-    assert {r.kind for r in read_records(tmp_path / "s.json")[0]} == {"reject"}
+    assert {r.parse for r in read_records(tmp_path / "s.json")} == {rejected}
 
 
 def test_json_never_imports_what_it_names(tmp_path: Path) -> None:
@@ -322,7 +324,7 @@ def test_json_never_imports_what_it_names(tmp_path: Path) -> None:
 def test_cifs_with_several_blocks(tmp_path: Path) -> None:
     text = "data_global\n_journal_name 'none'\n" + cif("spinel") + "\n" + cif("rutile")
     (tmp_path / "two.cif").write_text(text)
-    ids = [record.id for record in read_records(tmp_path / "two.cif")[0]]
+    ids = [record.id for record in read_records(tmp_path / "two.cif")]
     assert ids == ["two#MgAl2O4", "two#TiO2"]
     assert sorted(prepare(tmp_path / "two.cif", tmp_path / "o.lxd").dataset.group) == [136, 227]
 
@@ -443,7 +445,7 @@ def test_npz_without_a_field(tmp_path: Path) -> None:
 @settings(max_examples=60, deadline=None)
 def test_any_text_as_cif(text: str) -> None:
     """A CIF is data from strangers: it is read or rejected, nothing else."""
-    _, result = module._judge(Record("x", "cif", "data_x\n_atom_site_label\n" + text), 0.01)
+    _, result, _ = module._judge(Record("x", "data_x\n_atom_site_label\n" + text, parse_cif), 0.01)
     assert isinstance(result, (RejectError, AsymmetricUnit))
 
 
@@ -455,7 +457,7 @@ def test_edited_cifs(data) -> None:
         at = data.draw(st.integers(0, len(text) - 1))
         piece = data.draw(st.text(alphabet="0123456789.-()?_' \nxyzABC", max_size=6))
         text = text[:at] + piece + text[at + data.draw(st.integers(0, 10)) :]
-    _, result = module._judge(Record("x", "cif", text), 0.01)
+    _, result, _ = module._judge(Record("x", text, parse_cif), 0.01)
     assert isinstance(result, (RejectError, AsymmetricUnit))
     if isinstance(result, RejectError):
         assert result.reason != "unexpected failure", result.detail
@@ -521,7 +523,7 @@ def test_options_out_of_range(options, tmp_path: Path) -> None:
 def test_places_that_do_not_exist(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere does not exist"):
         prepare(tmp_path / "nowhere", tmp_path / "o.lxd")
-    with pytest.raises(DataError, match=r"holds no \.cif"):
+    with pytest.raises(DataError, match="holds no structure file"):
         prepare(tmp_path, tmp_path / "o.lxd")
     with pytest.raises(InputError, match=r"folder .* does not exist"):
         prepare(many(tmp_path / "m.npz", 2), tmp_path / "nowhere" / "o.lxd")

@@ -25,7 +25,7 @@ from pymatgen.core import Composition
 
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
-from langevin_xtal.errors import DataError, InputError
+from langevin_xtal.errors import DataError, InputError, LangevinXtalWarning
 from langevin_xtal.screen.hull import FILE, HullReferences
 from langevin_xtal.screen.potentials import CHGNET_ELEMENTS, load_potential
 from langevin_xtal.screen.relax import RelaxOptions, relax, relax_cell, single_point
@@ -539,3 +539,40 @@ class TestShippedHull:
         above = self.table.energy_above_hull(found.cell[2], found.energy).e_above_hull
         assert above is not None
         assert above > 0.05
+
+
+class TestDamagedEntries:
+    """Results of a cache that are no results are computed again."""
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda values: values[:5],
+            lambda values: np.concatenate([values, values]),
+            lambda values: np.full_like(values, 1e18),
+            lambda values: values * np.nan,
+            lambda values: np.concatenate([[np.nan], values[1:], [-1.0]]),
+            lambda values: np.zeros(0),
+        ],
+    )
+    def test_are_computed_again(self, damage: Any) -> None:
+        cell = (np.eye(3) * 3.6, np.zeros((1, 3)), np.array([29]))
+        options = RelaxOptions(potential="ase.calculators.emt:EMT", steps=1)
+        store = MemoryStore()
+        (sound,) = relax([cell], options, cache=store, workers=1)
+        store.values = {name: damage(values) for name, values in store.values.items()}
+        with pytest.warns(LangevinXtalWarning, match="1 entries of the cache are damaged"):
+            (again,) = relax([cell], options, cache=store, workers=1)
+        assert again.energy == sound.energy
+        assert np.array_equal(again.cell[0], sound.cell[0])
+
+
+class MemoryStore:
+    def __init__(self) -> None:
+        self.values: dict[tuple[str, str], Any] = {}
+
+    def get(self, kind: str, keys: Any) -> dict[str, Any]:
+        return {key: self.values[kind, key] for key in keys if (kind, key) in self.values}
+
+    def put(self, kind: str, values: Any) -> None:
+        self.values |= {(kind, key): value for key, value in values.items()}

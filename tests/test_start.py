@@ -139,7 +139,8 @@ class TestFormulas:
     @pytest.mark.parametrize(
         "text",
         [
-            *("", " ", "cu", "2Cu", "Cu2.5", "Cu-1", "Ca(OH)2", "Cu2,K", "Cu_2", "Na+"),
+            *("", " ", "cu", "2Cu", "Cu2.5", "Cu-1", "Ca(OH2", "Cu2,K", "Cu_2", "Na+"),
+            *("Ca(OH)2)", "Ca[OH)2", "()2", "Cu()", "xH2O", "CuSO4·", "·5H2O", "CuSO4·xH2O"),
             *("Cu2Xx", "Cu0", "Cu513", "J3", "cU", "Cu²", "None", "\n", "Cu" + "9" * 40),
         ],
     )
@@ -147,6 +148,45 @@ class TestFormulas:
         with pytest.raises(RequestError) as error:
             parse_formula(text)
         sentence(error)
+
+    @pytest.mark.parametrize(
+        ("text", "counts"),
+        [
+            ("Al(OH)3", {"Al": 1, "O": 3, "H": 3}),
+            ("K(CuSi)2", {"K": 1, "Cu": 2, "Si": 2}),
+            ("CuSO4·5H2O", {"Cu": 1, "S": 1, "O": 9, "H": 10}),
+            ("CuSO4.5H2O", {"Cu": 1, "S": 1, "O": 9, "H": 10}),
+            ("CuSO4 * 5 H2O", {"Cu": 1, "S": 1, "O": 9, "H": 10}),
+            ("CaSO4.H2O", {"Ca": 1, "S": 1, "O": 5, "H": 2}),
+            ("MgO·Al2O3", {"Mg": 1, "O": 4, "Al": 2}),
+            ("Cs₂AgBiBr₆", {"Cs": 2, "Ag": 1, "Bi": 1, "Br": 6}),
+            ("[Co(NH3)6]Cl3", {"Co": 1, "N": 6, "H": 18, "Cl": 3}),
+            ("K4[Fe(CN)6]·3H2O", {"K": 4, "Fe": 1, "C": 6, "N": 6, "H": 6, "O": 3}),
+            ("Ca 10 (P O4)6 (O H)2", {"Ca": 10, "P": 6, "O": 26, "H": 2}),
+            ("Fe0.5(Ni2)0.5O", None),
+        ],
+    )
+    def test_as_people_write_them(self, text: str, counts: dict[str, int] | None) -> None:
+        if counts is None:
+            with pytest.raises(RequestError, match="FeNi2O2"):
+                parse_formula(text)
+        else:
+            assert parse_formula(text) == counts
+
+    @pytest.mark.parametrize(
+        "text", ["Al2(SO4)3", "((Fe2)3O)2", "(NH4)2Ni(SO4)2(H2O)6", "[AlF6]Na3"]
+    )
+    def test_brackets_against_pymatgen(self, text: str) -> None:
+        assert parse_formula(text) == Composition(text).get_el_amt_dict()
+
+    @pytest.mark.parametrize(
+        ("text", "whole"),
+        [("Fe0.5Ni0.5", "FeNi"), ("Fe0.95O", "Fe19O20"), ("Li1.5Al0.5O2", "Li3AlO4")],
+    )
+    def test_fractions_say_which_whole_numbers_would_do(self, text: str, whole: str) -> None:
+        with pytest.raises(RequestError, match="ordered") as error:
+            parse_formula(text)
+        assert str(error.value).endswith(f"such as {whole}")
 
     def test_very_many_digits(self) -> None:
         with pytest.raises(RequestError):

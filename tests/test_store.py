@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -527,3 +528,165 @@ class TestPostgres:
         for one in read_rows(address):  # ASE's own tables agree, too
             (found,) = database.select(candidate=one.index)
             assert found.state == one.state
+
+
+class TestManyUnits:
+    """Claims of samples take as long however many there are."""
+
+    def test_a_claim_of_a_billion(self, path: Path) -> None:
+        with Store(path, SETTINGS) as store:
+            began = time.monotonic()
+            claim = store.claim("sample", range(10**11), 3)
+            store.add([row(k) for k in claim.units])
+            assert claim == ([0, 1, 2], 0, 10**11)
+            assert store.claim("sample", range(10**11), 2) == ([3, 4], 3, 10**11 - 3)
+            assert time.monotonic() - began < 5
+
+    def test_statements_do_not_grow(self, path: Path) -> None:
+        with Store(path, SETTINGS) as store, closing(sqlite3.connect(path)) as connection:
+            store.claim("sample", range(10), 1)
+            with connection:
+                connection.executemany(
+                    "INSERT INTO langevin_xtal_work VALUES ('sample', ?, '', 1, NULL)",
+                    [(k,) for k in range(1, 50_000)],
+                )
+            for query in (
+                "SELECT MAX(unit) FROM langevin_xtal_work WHERE stage = 'sample' AND unit < 9",
+                "SELECT unit, owner FROM langevin_xtal_work WHERE stage = 'sample' AND done = 0 "
+                "AND unit < 9 ORDER BY unit",
+            ):
+                plan = str(connection.execute(f"EXPLAIN QUERY PLAN {query}").fetchall())
+                assert "SEARCH" in plan
+                assert "SCAN" not in plan
+            assert store.claim("sample", range(60_000), 2) == ([50_000, 50_001], 49_999, 10_001)
+
+    def test_fewer_than_before(self, path: Path) -> None:
+        fill(path, 6)
+        with Store(path, SETTINGS) as store:
+            assert store.claim("sample", range(4), 9) == ([], 4, 0)
+            assert store.claim("sample", range(8), 9) == ([6, 7], 6, 2)
+
+    def test_lines_that_an_older_version_removed(self, path: Path) -> None:
+        with Store(path, SETTINGS) as store:
+            units = store.claim("sample", range(6), 6).units
+            store.add([row(k) for k in units if k not in (1, 3)])
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("DELETE FROM langevin_xtal_work WHERE done = 0")
+        with Store(path, SETTINGS) as store:
+            assert store.claim("sample", range(6), 9) == ([1, 3], 4, 2)
+            store.add([row(1), row(3)])
+            assert store.claim("sample", range(6), 9) == ([], 6, 0)
+
+    def test_a_unit_beyond_all(self, path: Path) -> None:
+        fill(path, 2)
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("UPDATE langevin_xtal_work SET unit = ? WHERE unit = 1", (2**62,))
+        with Store(path, SETTINGS) as store, pytest.raises(DataError, match="ends with unit"):
+            store.claim("sample", range(9), 1)
+
+    def test_lines_that_an_older_version_removes_beside_it(self, path: Path) -> None:
+        with Store(path, SETTINGS) as store, Store(path, SETTINGS) as other:
+            mine = store.claim("sample", range(4), 2).units
+            other.claim("sample", range(4), 2)
+            store.add([row(k) for k in mine])
+            with closing(sqlite3.connect(path)) as connection, connection:
+                connection.execute("DELETE FROM langevin_xtal_work WHERE unit = 2")
+            store.claim("sample", range(4), 1)
+            with closing(sqlite3.connect(path)) as connection, connection:
+                connection.execute("UPDATE langevin_xtal_work SET done = 1 WHERE unit = 3")
+            assert store.claim("sample", range(4), 9) == ([2], 3, 1)
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the record of the first row."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        number, data = connection.execute("SELECT id, data FROM systems").fetchone()
+        outer = json.loads(data[int.from_bytes(data[:8], "little") :])
+        record = json.loads(outer["record"])
+        change(record)
+        text = json.dumps({"record": json.dumps(record)}).encode()
+        connection.execute(
+            "UPDATE systems SET data = ? WHERE id = ?", ((8).to_bytes(8, "little") + text, number)
+        )
+
+
+class TestEdits:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"index": -1}, {"index": "x"}, {"index": True}, {"index": 2**60}, {"group": 0},
+            {"group": 231}, {"group": None}, {"request": 3}, {"facts": []}, {"provenance": "x"},
+            {"sampled": [[[float("nan")] * 3] * 3, [[0, 0, 0]], [11]]},
+            {"sampled": [[[1e-7, 0, 0], [0, 1e5, 0], [0, 0, 1e5]], [[0, 0, 0]], [11]]},
+            {"sampled": [[[4, 0, 0], [0, 4, 0], [4, 4, 0]], [[0, 0, 0]], [11]]},
+            {"sampled": [[[4, 0, 0], [0, 4, 0], [0, 0, 4]], [[0, 0, 0]], [119]]},
+            {"sampled": [[[4, 0, 0], [0, 4, 0], [0, 0, 4]], [[0, 0]], [11]]},
+            {"sampled": [[[4, 0, 0], [0, 4, 0], [0, 0, 4]], [[0, 0, "x"]], [11]]},
+            {"sampled": [[[4, 0, 0], [0, 4, 0], [0, 0, 4]], [], []]},
+            {"sampled": None, "facts": {"filtered": True}},
+            {"facts": {"energy": "low"}}, {"facts": {"energy": float("inf")}},
+            {"facts": {"duplicate_of": 0.5}}, {"facts": {"found_group": 300}},
+            {"facts": {"reason": 3}}, {"facts": {"known": ["x"]}}, {"facts": {"same_as": -1}},
+        ],
+    )  # fmt: skip
+    def test_of_a_row_are_refused(self, path: Path, change: dict[str, Any]) -> None:
+        fill(path, 2)
+        edit(path, lambda record: record.update(change))
+        for use in (read_rows, read_entries, read_summary):
+            with pytest.raises(DataError, match="a row of the store is damaged: row 1 "):
+                use(path)
+
+    def test_a_candidate_twice(self, path: Path) -> None:
+        fill(path, 2)
+        edit(path, lambda record: record.update(index=1))
+        with pytest.raises(DataError, match="candidate 1 is there twice"):
+            read_rows(path)
+
+    @pytest.mark.parametrize("text", ["", "{", "nan", "[" * 100_000, "null"])
+    def test_of_settings(self, path: Path, text: str) -> None:
+        fill(path, 1)
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("UPDATE information SET value = ? WHERE name = 'langevin_xtal'",
+                               (text,))  # fmt: skip
+        for use in (lambda: Store(path, SETTINGS), lambda: read_rows(path)):
+            with pytest.raises(DataError, match=r"settings of the store are damaged|format None"):
+                use()
+
+    def test_of_tables(self, path: Path) -> None:
+        for table, column in (("work", "unit"), ("owner", "pid"), ("stage", "seconds")):
+            path.unlink(missing_ok=True)
+            with Store(path, SETTINGS) as store:
+                store.claim("sample", range(3), 3)
+                store.add([row(0)], seconds=1.0)
+            with closing(sqlite3.connect(path)) as connection, connection:
+                connection.execute("INSERT OR IGNORE INTO langevin_xtal_owner VALUES (?, ?, ?, ?)",
+                                   ("x", store_module.this_host(), 1, 1))  # fmt: skip
+                connection.execute(f"UPDATE langevin_xtal_{table} SET {column} = 'x' || rowid")
+
+            def use() -> None:
+                read_summary(path)
+                with Store(path, SETTINGS) as store:
+                    store.claim("sample", range(9), 3)
+                    store.done("sample")
+
+            with pytest.raises(DataError, match=r"table of .* is damaged"):
+                use()
+
+    def test_databases_of_others_are_not_added_to(self, tmp_path: Path) -> None:
+        path = tmp_path / "places.sqlite"
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("CREATE TABLE moz_places (url TEXT)")
+        before = path.read_bytes()
+        with pytest.raises(DataError, match="database of something else"):
+            Store(path, SETTINGS)
+        assert path.read_bytes() == before
+
+    def test_a_view_that_does_not_end(self, path: Path) -> None:
+        fill(path, 1)
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute(
+                "CREATE VIEW v AS WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r) "
+                "SELECT x FROM r"
+            )
+        with pytest.raises(DataError, match="database of something else"):
+            Store(path, SETTINGS)

@@ -9,7 +9,9 @@ from typing import Any
 import click
 
 from langevin_xtal.cli import options
+from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import InputError
+from langevin_xtal.files import check_target, write_text
 
 
 class Stages(click.ParamType):
@@ -41,7 +43,7 @@ class Stages(click.ParamType):
 )
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=options.LocalPath(),
     help="Packed dataset.  [default: the built-in structure types]",
     metavar="FILE.lxd",
 )
@@ -55,7 +57,7 @@ class Stages(click.ParamType):
     "--levels", type=click.IntRange(min=2), help="Noise levels.  [default: the sampler's]"
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Langevin steps per level.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1, 100_000), default=64, show_default=True)
 @click.option(
     "--repeat",
     type=click.IntRange(min=1),
@@ -66,7 +68,7 @@ class Stages(click.ParamType):
 @click.option(
     "--json",
     "out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.LocalPath(dir_okay=False),
     help="Write all numbers to this file.",
     metavar="FILE",
 )
@@ -103,6 +105,8 @@ def bench(
 
     if out is not None and not out.resolve().parent.is_dir():
         raise InputError(f"--json: {out.parent} is not a folder; give a file in one that exists")
+    if out is not None:
+        check_target(out)
     engine = make_sampler(sampler, levels, steps)
     crystals = reference_dataset() if data is None else PackedDataset.load(data)
     with options.progress_bar("measuring", "stage") as update:
@@ -118,10 +122,10 @@ def bench(
             progress=update,
         )
     for line in table(report):
-        click.echo(line)
+        echo(line)
     if out is not None:
-        out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        click.echo(f"all numbers in {out}")
+        write_text(out, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        echo(f"all numbers in {out}")
 
 
 def table(report: dict[str, Any]) -> list[str]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from langevin_xtal.cli import options
+from langevin_xtal.cli import options, structures
+from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,11 +23,11 @@ def data() -> None:
 
 
 @data.command()
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=options.LocalPath())
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.LocalPath(dir_okay=False),
     help="The packed file to write; rejects go to FILE.rejects.csv.",
     metavar="FILE.lxd",
 )
@@ -36,7 +37,12 @@ def data() -> None:
     show_default=True,
     help="Tolerance of the symmetry search [Å].",
 )
-@click.option("--workers", type=int, help="Processes.  [default: one per CPU]", metavar="N")
+@click.option(
+    "--workers",
+    type=click.IntRange(max=options.MOST_WORKERS),
+    help="Processes.  [default: one per CPU]",
+    metavar="N",
+)
 @click.option("--limit", type=int, help="Read no more than N structures.", metavar="N")
 @click.option("--licence", default="", help="Licence of the source, stored with the data.")
 @click.option("--attribution", default="", help="Whom to credit, stored with the data.")
@@ -51,10 +57,11 @@ def prepare(
 ) -> None:
     """Pack the structures of SOURCE into one file.
 
-    SOURCE is a folder of CIF files (searched at any depth), a single CIF, a CSV with a 'cif'
-    column, extended XYZ, an ASE database, pymatgen JSON, or an .npz of flat arrays. Other numeric
-    columns become properties. Each structure is symmetrised with spglib; what cannot be used, and
-    exact repeats, are listed with their reason in FILE.rejects.csv.
+    SOURCE is a file of structures in any format (CIF, POSCAR, extended XYZ, CSV with a 'cif'
+    column, an ASE database, pymatgen or OPTIMADE JSON, an .npz of flat arrays, …), compressed or
+    not, or a folder of them, searched at any depth. Other numeric columns become properties. Each
+    structure is symmetrised with spglib; what cannot be used, and exact repeats, are listed with
+    their reason in FILE.rejects.csv.
 
     \b
     Examples:
@@ -66,11 +73,14 @@ def prepare(
     meta = {"licence": licence, "attribution": attribution}
     summary = run(source, out, symprec, workers=workers, limit=limit, meta=meta)
     kept = summary.dataset
-    click.echo(f"{len(kept)} of {summary.read} structures packed into {out}")
+    echo(f"{len(kept)} of {summary.read} structures packed into {out}")
     for reason, count in sorted(summary.rejects.items(), key=lambda item: -item[1]):
-        click.echo(f"  {count} rejected: {reason}")
+        echo(f"  {count} rejected: {reason}")
     if summary.rejects:
-        click.echo(f"rejects are listed in {summary.rejects_path}")
+        echo(f"rejects are listed in {summary.rejects_path}")
+    for note, count in summary.notes.items():
+        echo(f"Note: of {count} structures: {note}", err=True)
+    structures.show_notes({}, summary.passed_over)
 
 
 @data.command()
@@ -118,7 +128,7 @@ def fetch(
             raise InputError(f"--{name} is for materials-project; mp-20 comes as it is")
         with options.progress_bar("fetching", "B") as update:
             paths = fetch_mp20(out, progress=update)
-        click.echo(f"MP-20 in {', '.join(map(str, paths))}; next: langevin-xtal data prepare")
+        echo(f"MP-20 in {', '.join(map(str, paths))}; next: langevin-xtal data prepare")
         return
     if key is None:
         raise InputError(
@@ -133,11 +143,11 @@ def fetch(
             **given,
             progress=update,
         )
-    click.echo(f"{count} crystals in {path}; next: langevin-xtal data prepare")
+    echo(f"{count} crystals in {path}; next: langevin-xtal data prepare")
 
 
 @data.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=options.LocalPath())
 def info(file: Path) -> None:
     """Show what the packed dataset FILE holds, and where it comes from.
 
@@ -148,7 +158,7 @@ def info(file: Path) -> None:
     from langevin_xtal.dataset.packed import PackedDataset
 
     for line in describe(PackedDataset.load(file)):
-        click.echo(line)
+        echo(line)
 
 
 def describe(dataset: PackedDataset) -> list[str]:
@@ -204,17 +214,17 @@ def _spread(values: ArrayLike, unit: str = "") -> str:
 
 
 @data.command("join")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=options.LocalPath())
 @click.option(
     "--without",
-    type=click.Path(path_type=Path),
+    type=options.LocalPath(),
     help="Leave out crystals with a twin in this one: same formula and group, similar volume.",
     metavar="FILE.lxd",
 )
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.LocalPath(dir_okay=False),
     help="The packed file to write.",
     metavar="FILE.lxd",
 )
@@ -234,11 +244,11 @@ def join_files(files: tuple[Path, ...], without: Path | None, out: Path) -> None
         whole = whole.select(~twins(whole, PackedDataset.load(without)))
     whole.save(out)
     left = f"; {total - len(whole)} with a twin in {without} left out" if without else ""
-    click.echo(f"{len(whole)} crystals in {out}{left}")
+    echo(f"{len(whole)} crystals in {out}{left}")
 
 
 @data.command("split")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=options.LocalPath())
 @click.option(
     "--n",
     "count",
@@ -250,14 +260,14 @@ def join_files(files: tuple[Path, ...], without: Path | None, out: Path) -> None
 @click.option(
     "--held-out",
     required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.LocalPath(dir_okay=False),
     help="The packed file to write them to.",
     metavar="FILE.lxd",
 )
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.LocalPath(dir_okay=False),
     help="The packed file to write the others to, but for their twins: same formula and group, "
     "similar volume.",
     metavar="FILE.lxd",
@@ -280,7 +290,7 @@ def split_file(file: Path, count: int, held_out: Path, out: Path, seed: int) -> 
     others.save(held_out)
     rest.save(out)
     left = len(whole) - len(rest) - len(others)
-    click.echo(
+    echo(
         f"{len(others)} crystals in {held_out}, {len(rest)} in {out}; "
         f"{left} with a twin in {held_out} left out"
     )

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from langevin_xtal.cli import options
+from langevin_xtal.cli import options, structures
+from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import InputError
+from langevin_xtal.files import clear_left
 from langevin_xtal.version import __version__
 
 if TYPE_CHECKING:
@@ -66,17 +68,17 @@ class Names(click.ParamType):
 
 
 @click.command()
-@click.argument("samples", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("samples", nargs=-1, type=options.LocalPath())
 @click.option(
     "--reference",
     required=True,
-    type=click.Path(path_type=Path),
+    type=options.LocalPath(),
     help="Held-out crystals to compare with (see data prepare).",
     metavar="FILE.lxd",
 )
 @click.option(
     "--training",
-    type=click.Path(path_type=Path),
+    type=options.LocalPath(),
     help="Training data: for novelty, templates and the ceiling.",
     metavar="FILE.lxd",
 )
@@ -107,7 +109,7 @@ class Names(click.ParamType):
     metavar="N",
 )
 @click.option(
-    "--k", "trials", type=click.IntRange(min=1), default=1, show_default=True,
+    "--k", "trials", type=click.IntRange(1, 10_000), default=1, show_default=True,
     help="Trials for each target.", metavar="K",
 )  # fmt: skip
 @click.option(
@@ -130,6 +132,16 @@ class Names(click.ParamType):
     help="Keep only reference crystals of these groups, named as for sample.  [default: 16-230, "
     "as the paper, with --model and --mode sites, else all]",
     metavar="GROUPS",
+)
+@click.option(
+    "--targets",
+    "chosen_targets",
+    default="all",
+    show_default=True,
+    help="Crystals that SAMPLES are to predict, those without a prediction counting as misses: "
+    "all of the reference, named (only those that SAMPLES name), or a file of identifiers, one "
+    "a line.",
+    metavar="all|named|FILE",
 )
 @click.option("--relax", is_flag=True, help="Relax the samples too: stability, S.U.N., recovery.")
 @click.option(
@@ -158,10 +170,14 @@ class Names(click.ParamType):
 )
 @options.steps
 @options.seed
-@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per CPU]")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, options.MOST_WORKERS),
+    help="Processes.  [default: one per CPU]",
+)
 @click.option(
     "--cache",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=options.LocalPath(file_okay=False),
     help="Folder for fingerprints, matches and relaxations, shared by all evaluations.  "
     "[default: ~/.cache/langevin-xtal]",
     metavar="FOLDER",
@@ -178,6 +194,7 @@ def evaluate(
     control_trials: int | None,
     controls: tuple[str, ...] | None,
     groups: str | None,
+    chosen_targets: str,
     relax: bool,
     relax_trials: int,
     fingerprints: tuple[str, ...],
@@ -197,11 +214,12 @@ def evaluate(
 ) -> None:
     """Evaluate SAMPLES, and models, against held-out crystals.
 
-    SAMPLES are folders of CIF files, CSV, extended XYZ, ASE databases, pymatgen JSON or packed
-    datasets, a column each. A structure whose identifier (the file's name, the id column) is
-    ID or ID__K, with ID a crystal of the reference, is a prediction of that crystal, the K-th;
-    match rates are then printed, never without a control. Everything slow is cached, so an
-    interrupted evaluation goes on where it stopped.
+    SAMPLES are structures in any format or folders of them (see data prepare), the store of a
+    search, or packed datasets, a column each. A structure whose identifier (the file's name, the
+    id column) is ID or ID__K, with ID a crystal of the reference, is a prediction of that
+    crystal, the K-th; match rates over all crystals of the reference are then printed, never
+    without a control. Everything slow is cached, so an interrupted evaluation goes on where it
+    stopped.
 
     \b
     Examples:
@@ -216,7 +234,7 @@ def evaluate(
 
     from langevin_xtal.dataset.packed import PackedDataset
     from langevin_xtal.evaluation.cache import default_folder
-    from langevin_xtal.evaluation.protocol import EvaluateOptions, named_targets
+    from langevin_xtal.evaluation.protocol import EvaluateOptions, reference_targets
     from langevin_xtal.evaluation.protocol import evaluate as run
     from langevin_xtal.evaluation.targets import ALL_GROUPS, TOLD, choose_targets
     from langevin_xtal.model.groups import parse_groups
@@ -227,6 +245,7 @@ def evaluate(
     began = time.perf_counter()
     data = PackedDataset.load(reference)
     known = None if training is None else PackedDataset.load(training)
+    options.say_settings(groups)
     kept = None if groups is None else set(parse_groups(groups))
     if kept is None and models and mode == "sites":
         kept = set(PAPER_GROUPS)
@@ -244,7 +263,7 @@ def evaluate(
         for target in targets[:1]:
             target.request(mode)  # refuses a mode that cannot be told
     else:
-        targets = named_targets(data, sets)
+        targets = reference_targets(data, sets, _listed(chosen_targets, sets, data))
     if controls is None:
         controls = _default_controls(mode, bool(targets), known is not None)
     needs = [name for name in controls if not name.startswith("random")]
@@ -323,9 +342,13 @@ def evaluate(
     report.notes += [f"Control {name}: {CONTROLS[name]}." for name in controls]
     report.save(out)
     pictures = plot_evaluation(report, out)
-    click.echo(report.table())
+    echo(report.table())
+    for column in report.columns:
+        if "predicted" in column.summary:
+            found, count_of_targets = column.summary["predicted"], column.summary["targets"]
+            echo(f"{column.label}: predictions of {found} of {count_of_targets} targets")
     _list_missing(report)
-    click.echo(
+    echo(
         f"\n{time.perf_counter() - began:.0f} s; every structure's numbers are in "
         f"{out / 'evaluation.json'}; pictures: {', '.join(p.name for p in pictures)}"
     )
@@ -333,14 +356,48 @@ def evaluate(
 
 def _read(paths: Sequence[Path]) -> list[StructureSet]:
     from langevin_xtal.evaluation.structures import StructureSet
+    from langevin_xtal.search.entries import read_structures
+    from langevin_xtal.search.store import is_store
 
     sets: list[StructureSet] = []
     for path in paths:
         name = path.name or str(path)
         taken = {s.label for s in sets}
         label = name if name not in taken else str(path)
-        sets.append(StructureSet.read(path, label))
+        if is_store(path):
+            found = read_structures(path)
+            sets.append(StructureSet.of(label, [s.cell for s in found], [s.id for s in found]))
+            continue
+        passed_over: dict[str, str] = {}
+        sets.append(StructureSet.read(path, label, passed_over))
+        structures.show_notes({}, passed_over)
     return sets
+
+
+def _listed(chosen: str, sets: Sequence[StructureSet], data: PackedDataset) -> set[str] | None:
+    """Identifiers of the targets, None for all.
+
+    Raises
+    ------
+    InputError
+        When the file of identifiers cannot be read or is empty.
+    """
+    from langevin_xtal.evaluation.structures import split_id
+
+    if chosen == "all":
+        return None
+    if chosen == "named":
+        names = [name for s in sets for name in [*s.ids, *(m.id for m in s.missing)]]
+        return {split_id(name)[0] for name in names} & set(data.id.tolist())
+    try:
+        text = Path(chosen).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise InputError(f"--targets {chosen}: give all, named, or a file ({reason})") from None
+    listed = {line.strip() for line in text.splitlines()} - {""}
+    if not listed:
+        raise InputError(f"--targets {chosen}: the file names no crystal")
+    return listed
 
 
 def _runs(
@@ -384,6 +441,8 @@ class _Sets:
         self.settings: dict[str, Any] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            clear_left(out)
+            clear_left(self.folder)
         except OSError as error:
             raise InputError(
                 f"folder {out} cannot be written ({error.strerror}); give --out another folder"
@@ -426,6 +485,7 @@ def _predicted(
     for trial in range(trials):
         key = _key(targets, seed) | {
             "model": model.hash,
+            "model_settings": model.settings_hash,
             "mode": mode,
             "options": told,
             "trial": trial,
@@ -621,4 +681,4 @@ def _list_missing(report: Any) -> None:
         for feature, failed in column.failures.items():
             reasons.update(f"no {feature}" for _ in failed)
         for reason, number in reasons.most_common():
-            click.echo(f"{column.label}: {number} × {reason}")
+            echo(f"{column.label}: {number} × {reason}")

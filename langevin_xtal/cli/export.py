@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from langevin_xtal.cli import options
+from langevin_xtal.cli import options, structures
+from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
-    from langevin_xtal.crystal.entry import Entry
     from langevin_xtal.export.manifest import Manifest
 
 SHOWN = 5
@@ -51,7 +51,7 @@ symprec = click.option(
 def out(metavar: str) -> Any:
     """``--out``, required."""
     return click.option(
-        "--out", type=click.Path(path_type=Path), required=True, metavar=metavar, help="Where to."
+        "--out", type=options.LocalPath(), required=True, metavar=metavar, help="Where to."
     )
 
 
@@ -157,7 +157,7 @@ def vasp(
     from langevin_xtal.export.vasp import export_vasp, read_incar_tag
 
     settings["overrides"] = dict(read_incar_tag(text) for text in incar)
-    _write(export_vasp, sources, top, out, settings, "submit.sh")
+    _write(export_vasp, sources, top, out, settings, "submit.sh", ("moments", "fixed"))
 
 
 @export.command()
@@ -316,28 +316,14 @@ def _write(
     out: Path,
     settings: dict[str, Any],
     script: str | None = None,
+    uses: tuple[str, ...] = (),
 ) -> None:
     """Export the best of the sources by a function of the package, and say what came of it."""
-    entries = _entries(sources, top)
+    entries, refused = structures.read_structures(sources, top=top, uses=uses)
+    structures.show_refused(refused)
     with _exporting() as progress:
         manifest = write(entries, out, progress=progress, **settings)
     _summary(manifest, out, script)
-
-
-def _entries(sources: tuple[str, ...], top: int | None) -> list[Entry]:
-    from langevin_xtal.search.entries import rank_key, read_entries
-
-    rejects: dict[str, str] = {}
-    entries = [e for source in sources for e in read_entries(source, top=top, rejects=rejects)]
-    if len(sources) > 1:
-        entries.sort(key=rank_key)
-    for name, reason in list(rejects.items())[:SHOWN]:
-        click.echo(f"Warning: {name} is left out: {reason}", err=True)
-    if len(rejects) > SHOWN:
-        click.echo(f"Warning: {len(rejects) - SHOWN} more structures are left out", err=True)
-    if not entries:
-        raise InputError(f"{', '.join(sources)} holds no candidate to export")
-    return entries[:top]
 
 
 @contextmanager
@@ -352,14 +338,14 @@ def _exporting() -> Iterator[Callable[[int, int], None]]:
 
 def _summary(manifest: Manifest, out: Path, script: str | None) -> None:
     for note in manifest.notes:
-        click.echo(f"Warning: {note}", err=True)
-    click.echo(
+        echo(f"Warning: {note}", err=True)
+    echo(
         f"{len(manifest)} candidates in {out}: {manifest.written} written, "
         f"{manifest.kept} there already"
         + ("" if manifest.path == out else f"; table in {manifest.path}")
         + ("" if script is None else f"; submit with: cd {out} && sbatch {script}")
     )
     for uid, reason in list(manifest.failures.items())[:SHOWN]:
-        click.echo(f"  not written: {uid}: {reason}", err=True)
+        echo(f"  not written: {uid}: {reason}", err=True)
     if manifest.failures:
         raise LangevinXtalError(f"{len(manifest.failures)} candidates could not be exported")

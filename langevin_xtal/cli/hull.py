@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import TYPE_CHECKING
 import click
 
 from langevin_xtal.cli import options, structures
-from langevin_xtal.errors import LangevinXtalError
+from langevin_xtal.cli.terminal import echo
+from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
     from langevin_xtal.crystal.entry import Entry
     from langevin_xtal.screen.hull import HullReferences, HullResult
 
 TABLE = ("name", "formula", "energy", "e_above_hull", "phases", "note")
+YTTERBIUM = 70
 NOTES = 3
 """Chemical systems whose references are described on the terminal."""
 
@@ -27,6 +30,15 @@ References = dict[frozenset[str], "HullReferences"]
 @click.command()
 @structures.files
 @click.option("--relax", is_flag=True, help="Relax first, keeping the symmetry.")
+@click.option(
+    "--energies",
+    "origin",
+    type=click.Choice(["potential", "file"]),
+    default="potential",
+    show_default=True,
+    help="Computed by the potential, or those of the files as they are: these must be of the "
+    "same potential as the references.",
+)
 @structures.fmax
 @structures.steps
 @structures.symprec
@@ -41,7 +53,7 @@ References = dict[frozenset[str], "HullReferences"]
 @structures.cache
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=options.LocalPath(),
     default="hull.csv",
     show_default=True,
     help="Table to write.",
@@ -51,6 +63,7 @@ References = dict[frozenset[str], "HullReferences"]
 def hull(
     files: tuple[Path, ...],
     relax: bool,
+    origin: str,
     fmax: float,
     steps: int,
     symprec: float,
@@ -63,8 +76,8 @@ def hull(
 ) -> None:
     """Energy above the hull of known phases.
 
-    FILES are CIF, POSCAR, extended XYZ, CSV, ASE databases, pymatgen JSON, packed datasets,
-    folders of CIF, or the store of a search. Energies (eV/atom) are the potential's; the shipped
+    FILES are structures in any format, folders of them, packed datasets, or the store of a
+    search. Energies (eV/atom) are the potential's; the shipped
     references are CHGNet's for the Materials Project's near-stable phases of up to 20 atoms, and
     what is missing in a chemical system is said. Every energy is kept, so that an interrupted
     command goes on where it stopped.
@@ -75,16 +88,27 @@ def hull(
       langevin-xtal hull candidates/ --relax --key env
     """
     from langevin_xtal.screen.hull import HullReferences
+    from langevin_xtal.screen.relax import PER_WORKER
 
     structures.check_file(out, force=force)
-    entries, refused = structures.read_structures(files)
+    if origin == "file" and relax:
+        raise InputError("--energies file takes energies as they are: leave out --relax")
+    entries, refused = structures.read_structures(files, uses=("energy",))
     structures.known_to(entries, potential)
     if key is None:
         shipped = HullReferences.shipped(potential)
         of = {_elements(entry): shipped for entry in entries}
     else:
         of = _fetched(entries, options.secret(key), potential)
-    energies, reasons = _energies(entries, relax, fmax, steps, symprec, potential, workers, cache)
+    if origin == "file":
+        energies = [math.nan if e.energy is None else e.energy for e in entries]
+        reasons = ["the file has no energy" if e.energy is None else "" for e in entries]
+    else:
+        _say_unused(entries, potential)
+        structures.say_workers(len(entries), workers, PER_WORKER)
+        energies, reasons = _energies(
+            entries, relax, fmax, steps, symprec, potential, workers, cache
+        )
     rows = []
     for entry, energy, reason in zip(entries, energies, reasons, strict=True):
         found = of[_elements(entry)].energy_above_hull(entry.cell[2], energy)
@@ -99,7 +123,18 @@ def hull(
         raise LangevinXtalError(
             f"none of {len(entries)} structures has an energy; {out} says why: {rows[0]['note']}"
         )
-    click.echo(f"{len(entries)} structures in {out}")
+    echo(f"{len(entries)} structures in {out}")
+
+
+def _say_unused(entries: Sequence[Entry], potential: str) -> None:
+    """Say where files have energies that are not taken."""
+    having = [e for e in entries if e.energy is not None and not e.potential]
+    if having:
+        echo(
+            f"Note: energies of {len(having)} structures in the files are not used; those here "
+            f"are of {potential}, as the references are (--energies file takes the files')",
+            err=True,
+        )
 
 
 def _energies(
@@ -146,8 +181,18 @@ def _row(entry: Entry, energy: float, found: HullResult, reason: str) -> dict[st
         "energy": structures.number_text(energy, 6),
         "e_above_hull": "" if above is None else f"{round(above, 4) + 0.0:.4f}",  # + 0.0: no -0
         "phases": " + ".join(f"{share:.3f} {_pretty(f)}" for f, share in found.phases.items()),
-        "note": reason or found.missing,
+        "note": reason or found.missing or _doubt(entry),
     }
+
+
+def _doubt(entry: Entry) -> str:
+    """What is known to be wrong with the references of an element."""
+    if YTTERBIUM not in entry.cell[2]:
+        return ""
+    return (
+        "the references of Yb rest on the pseudopotential Yb_2, which suits Yb2+ only: of Yb3+ "
+        "the energy above hull is too high"
+    )
 
 
 def _pretty(formula: str) -> str:
@@ -185,8 +230,8 @@ def _notes(of: Mapping[frozenset[str], HullReferences]) -> None:
 
     first = next(iter(of.values()))
     gaps = f"; {first.gaps}" if first.gaps else ""
-    click.echo(f"\nReferences: {first.describe()}{gaps}")
+    echo(f"\nReferences: {first.describe()}{gaps}")
     for system, table in list(of.items())[:NOTES]:
-        click.echo(f"  {coverage_note(sorted(system), replace(table, gaps=''))}")
+        echo(f"  {coverage_note(sorted(system), replace(table, gaps=''))}")
     if len(of) > NOTES:
-        click.echo(f"  and {len(of) - NOTES} more chemical systems")
+        echo(f"  and {len(of) - NOTES} more chemical systems")

@@ -6,6 +6,8 @@ import json
 
 import click
 
+from langevin_xtal.cli.terminal import echo
+
 
 @click.group()
 def model() -> None:
@@ -25,10 +27,10 @@ def info(name: str | None) -> None:
 
     if name is None:
         for shipped in shipped_models():
-            click.echo(repr(load_model(shipped)))
+            echo(repr(load_model(shipped)))
         return
     chosen = load_model(name)
-    click.echo(repr(chosen))
-    click.echo(f"network  {chosen.network.config}")
-    click.echo(f"levels   {chosen.levels}")
-    click.echo(json.dumps(chosen.card, indent=2, ensure_ascii=False))
+    echo(repr(chosen))
+    echo(f"network  {chosen.network.config}")
+    echo(f"levels   {chosen.levels}")
+    echo(json.dumps(chosen.card, indent=2, ensure_ascii=False))

@@ -11,12 +11,17 @@ from typing import Any
 
 import click
 
+from langevin_xtal.cli.terminal import echo
 from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.errors import InputError, RequestError
+from langevin_xtal.text import KEY_VARIABLE, is_address, learn_secret, printable
+
+MOST_WORKERS = 1024
+"""Processes or threads."""
 
 
 class Elements(click.ParamType):
-    """``Cu,Si,K`` to a tuple of symbols."""
+    """``Cu,Si,K``, ``Cu Si K`` or ``Cu-Si-K`` to a tuple of symbols."""
 
     name = "elements"
 
@@ -24,7 +29,7 @@ class Elements(click.ParamType):
         """Symbols in the order given; each once."""
         if isinstance(value, tuple):
             return value
-        symbols = tuple(part.strip() for part in str(value).split(",") if part.strip())
+        symbols = tuple(filter(None, re.split(r"[\s,;-]+", str(value))))
         if not symbols:
             raise RequestError("no elements were given: --elements takes symbols such as Cu,Si,K")
         for symbol in symbols:
@@ -36,7 +41,7 @@ class Elements(click.ParamType):
 
 
 class Sites(click.ParamType):
-    """``Cu:2,Si:1`` to a dictionary of site counts."""
+    """``Cu:2,Si:1`` or ``Cu:2 Si:1`` to a dictionary of site counts."""
 
     name = "sites"
 
@@ -45,7 +50,8 @@ class Sites(click.ParamType):
         if isinstance(value, dict):
             return value
         sites: dict[str, int] = {}
-        for part in filter(None, (p.strip() for p in str(value).split(","))):
+        parts = re.split(r"[,;]|\s+(?=[A-Z])", str(value))
+        for part in filter(None, (p.strip() for p in parts)):
             symbol, colon, count = part.partition(":")
             if not colon or not re.fullmatch(r"[+-]?[0-9]{1,9}", count.strip()):
                 raise RequestError(f"--sites: {part!r} should be like Cu:2 (element:sites)")
@@ -122,7 +128,7 @@ device = click.option(
 )
 threads = click.option(
     "--threads",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MOST_WORKERS),
     help="CPU threads.  [default: all; train leaves one to prepare batches]",
     metavar="N",
 )
@@ -182,14 +188,47 @@ sampler = click.option(
 steps = click.option("--steps", type=click.IntRange(min=1), help="Langevin steps per level.")
 
 
-KEY_VARIABLE = "MP_API_KEY"
+def say_settings(groups: str | None) -> None:
+    """Say which of the space groups named are settings other than the package's."""
+    from langevin_xtal.model.groups import setting_notes
+
+    for note in setting_notes(groups or ""):
+        echo(f"Note: {note}", err=True)
+
+
+class LocalPath(click.Path):
+    """A file or folder, as a Path; addresses of databases are refused."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The path."""
+        _refuse_address(value, param, "takes files and folders only")
+        return super().convert(value, param, ctx)
+
+
+class Source(LocalPath):
+    """A file or folder as a Path, or the address of a store in PostgreSQL as text."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The path or the address."""
+        return value if is_address(value) else super().convert(value, param, ctx)
+
+
+def _refuse_address(value: Any, param: Any, why: str) -> None:
+    if is_address(value) or "password=" in str(value).lower():
+        name = param.opts[0] if param.param_type_name == "option" else param.name.upper()
+        raise InputError(f"{value} is the address of a database; {name} {why}")
 
 
 def secret(key: str) -> str:
-    """A key itself, from the environment for ``env``."""
+    """A key itself, from the environment for ``env``; not shown from now on."""
     if key != "env":
+        learn_secret(key)
         return key
     found = os.environ.get(KEY_VARIABLE, "")
+    learn_secret(found)
     if not found:
         raise InputError(f"--key env needs the environment variable {KEY_VARIABLE}; it is not set")
     return found
@@ -199,7 +238,7 @@ def output_folder(default: str) -> Any:
     """``--out``: a folder, made when missing."""
     return click.option(
         "--out",
-        type=click.Path(path_type=Path, file_okay=True),
+        type=LocalPath(file_okay=True),
         default=default,
         show_default=True,
         help="Folder to write to.",
@@ -219,7 +258,9 @@ def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr, fed with (done, planned); silent when stderr is no terminal."""
     from tqdm import tqdm
 
-    with tqdm(desc=title, unit=unit, disable=None, leave=False, dynamic_ncols=True) as bar:
+    with tqdm(
+        desc=printable(title), unit=unit, disable=None, leave=False, dynamic_ncols=True
+    ) as bar:
 
         def update(done: int, planned: int) -> None:
             bar.total = planned
@@ -243,7 +284,7 @@ def stage_bars() -> Iterator[Callable[[str, int, int], None]]:
                 bar.close()
             # what was done before does not count for the rate
             bar = tqdm(
-                desc=stage, total=planned, initial=done, disable=None, leave=False,
+                desc=printable(stage), total=planned, initial=done, disable=None, leave=False,
                 dynamic_ncols=True,
             )  # fmt: skip
             title = stage

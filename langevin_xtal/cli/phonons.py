@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from langevin_xtal.cli import options, structures
+from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import LangevinXtalError
 
 if TYPE_CHECKING:
@@ -75,9 +76,9 @@ def phonons(
 ) -> None:
     """Phonons with an interatomic potential, imaginary modes flagged.
 
-    FILES are CIF, POSCAR, extended XYZ, CSV, ASE databases, pymatgen JSON, packed datasets,
-    folders of CIF, or the store of a search. Each structure is relaxed tightly, then its atoms are
-    displaced in a supercell (phonopy). Writes phonons.csv (frequencies in THz, negative where
+    FILES are structures in any format (CIF, POSCAR, extended XYZ, JSON, …), folders of them,
+    packed datasets, or the store of a search. Each structure is relaxed tightly, then its atoms
+    are displaced in a supercell (phonopy). Writes phonons.csv (frequencies in THz, negative where
     imaginary) and a picture of the bands of each. Takes seconds to minutes for each structure;
     every result is kept, so that an interrupted command goes on where it stopped.
 
@@ -90,6 +91,7 @@ def phonons(
 
     entries, refused = structures.read_structures(files)
     structures.known_to(entries, potential)
+    structures.say_workers(len(entries), workers, 1)
     chosen = PhononOptions(
         potential=potential,
         fmax=fmax,
@@ -126,7 +128,7 @@ def phonons(
             f"{rows[0]['note']}"
         )
     flagged = sum(result.imaginary for result in done)
-    click.echo(
+    echo(
         f"{len(done)} of {len(rows)} structures in {out} with {settings['potential']}; "
         f"{flagged} with imaginary modes (below {-tolerance:g} THz)"
     )
@@ -141,7 +143,7 @@ def _row(entry: Entry, result: PhononResult, out: Path) -> dict[str, str]:
     number = structures.number_text
     picture = ""
     if len(result.bands):
-        picture = f"{entry.uid}.png"
+        picture = structures.file_name(entry.uid, ".png")
         plot_bands(result, out / picture, title=f"{entry.formula} ({entry.uid})")
     return name | {
         "imaginary": str(result.imaginary).lower(),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from langevin_xtal.cli import options, structures
+from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import LangevinXtalError
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ def relax(
 ) -> None:
     """Relax structures with an interatomic potential, keeping their symmetry.
 
-    FILES are CIF, POSCAR, extended XYZ, CSV, ASE databases, pymatgen JSON, packed datasets,
-    folders of CIF, or the store of a search. Writes a CIF for each and summary.csv (energies in
+    FILES are structures in any format (CIF, POSCAR, extended XYZ, JSON, …), folders of them,
+    packed datasets, or the store of a search. Writes a CIF for each and summary.csv (energies in
     eV/atom, changes in meV/atom). With --release also NAME_released.cif where symmetry broke.
     Every result is kept: an interrupted command goes on where it stopped.
 
@@ -61,10 +62,11 @@ def relax(
       langevin-xtal relax POSCAR perovskite.cif --release --fmax 0.02 --out relaxed/
     """
     from langevin_xtal.screen.potentials import load_potential
-    from langevin_xtal.screen.relax import DEFAULT_RELEASE, RelaxOptions
+    from langevin_xtal.screen.relax import DEFAULT_RELEASE, PER_WORKER, RelaxOptions
 
     entries, refused = structures.read_structures(files)
     structures.known_to(entries, potential)
+    structures.say_workers(len(entries), workers, PER_WORKER)
     chosen = RelaxOptions(potential=potential, fmax=fmax, steps=steps, symprec=symprec)
     settings = {
         "command": "relax",
@@ -87,7 +89,7 @@ def relax(
             f"none of {len(entries)} structures could be relaxed; {out / SUMMARY} says why: "
             f"{rows[0]['note']}"
         )
-    click.echo(f"{done} of {len(rows)} structures relaxed in {out} with {settings['potential']}")
+    echo(f"{done} of {len(rows)} structures relaxed in {out} with {settings['potential']}")
 
 
 def _with_symmetry(
@@ -109,7 +111,9 @@ def _with_symmetry(
         before, after = found_groups(entry.cell), found_groups(result.cell)
         rows.append(_row(entry, result, before, after, note))
         if not result.reason:
-            rows[-1]["file"] = _write(entry, result, after, chosen, out / f"{entry.uid}.cif")
+            rows[-1]["file"] = _write(
+                entry, result, after, chosen, out / structures.file_name(entry.uid, ".cif")
+            )
     return rows
 
 
@@ -138,10 +142,14 @@ def _with_release(
         }
         if not both.kept.reason:
             row["file"] = _write(
-                entry, both.kept, both.groups_kept, chosen, out / f"{entry.uid}.cif"
+                entry,
+                both.kept,
+                both.groups_kept,
+                chosen,
+                out / structures.file_name(entry.uid, ".cif"),
             )
         if both.broke:
-            target = out / f"{entry.uid}_released.cif"
+            target = out / structures.file_name(entry.uid, "_released.cif")
             row["released_file"] = _write(entry, both.released, after, chosen, target)
         rows.append(row)
     return rows

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import click
 
+from langevin_xtal.cli import options, structures
+from langevin_xtal.cli.terminal import echo
+
 
 @click.command()
 @click.argument("source")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=options.LocalPath(),
     default="report.html",
     show_default=True,
     help="HTML file to write.",
@@ -34,12 +37,10 @@ def report(source: str, out: Path, top: int | None, title: str, force: bool) -> 
     """
     from langevin_xtal.report.search import check_output, write_report
     from langevin_xtal.screen.hull import HullReferences
-    from langevin_xtal.search.entries import read_entries
 
     check_output(out, force=force)
     stages, about = _campaign(source)
-    rejects: dict[str, str] = {}
-    entries = read_entries(source, top=top, rejects=rejects)
+    entries, refused = structures.read_structures([source], top=top)
     write_report(
         entries,
         out,
@@ -50,11 +51,8 @@ def report(source: str, out: Path, top: int | None, title: str, force: bool) -> 
         references=HullReferences.shipped(),
         force=force,
     )
-    click.echo(f"{len(entries)} candidates in {out}, {out.stat().st_size / 1e6:.1f} MB")
-    for name, reason in list(rejects.items())[:3]:
-        click.echo(f"  left out: {name} ({reason})", err=True)
-    if len(rejects) > 3:
-        click.echo(f"  left out: {len(rejects) - 3} more", err=True)
+    echo(f"{len(entries)} candidates in {out}, {out.stat().st_size / 1e6:.1f} MB")
+    structures.show_refused(refused)
 
 
 def _campaign(source: str) -> tuple[dict[str, int] | None, dict[str, str]]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from langevin_xtal.cli import options
-from langevin_xtal.errors import InputError, RequestError
+from langevin_xtal.cli.terminal import echo
+from langevin_xtal.errors import InputError, LangevinXtalError, RequestError
 
 if TYPE_CHECKING:
     from langevin_xtal.crystal.cell import Cell
@@ -26,6 +28,8 @@ TABLE = ("index", "formula", "group", "found_0.01", "symmetry", "sites", "atoms"
          "volume_per_atom")  # fmt: skip
 SHOWN = 20
 NOISE = 0.5
+DE_NOVO_PART = 256
+"""Crystals drawn de novo at a time."""
 
 
 @dataclass(frozen=True)
@@ -36,26 +40,51 @@ class Asked:
     sites: dict[str, int] | None = None
     formula: str | None = None
     z: int | None = None
+    atoms: int | None = None
+    de_novo: bool = False
     structure: Cell | None = None
     noise: float = NOISE
     lattice: tuple[float, ...] | None = None
     fixed: options.FixedPoints = ()
 
-    def request(self, group: SpaceGroup | None) -> Request:
-        """The request for one group; of elements alone, one site each."""
+    def request(self, group: SpaceGroup | None, *, spread: bool) -> Request:
+        """The request for one group.
+
+        Parameters
+        ----------
+        spread
+            Whether the model chooses the stoichiometry of elements; otherwise they get one site
+            each, to be drawn.
+        """
         from langevin_xtal.crystal.request import Request
         from langevin_xtal.sampling.from_structure import request_from_structure
 
         if self.structure is not None:
             return request_from_structure(self.structure, group, self.noise, lattice=self.lattice)
         assert group is not None
+        one_each = self.elements is not None and not spread
         return Request(
             group,
-            dict.fromkeys(self.elements, 1) if self.elements else self.sites,
+            dict.fromkeys(self.elements or (), 1) if one_each else self.sites,
+            elements=None if one_each else self.elements,
             formula=self.formula,
             z=self.z,
+            atoms=self.atoms,
             lattice=self.lattice,
             fixed=self.fixed,
+        )
+
+    def open_request(self, groups: Sequence[SpaceGroup]) -> Request:
+        """The request whose group is the model's to choose, among some or all (none given)."""
+        from langevin_xtal.crystal.request import Request
+
+        return Request(
+            elements=self.elements,
+            formula=self.formula,
+            z=self.z,
+            atoms=self.atoms,
+            groups=[group.number for group in groups],
+            lattice=self.lattice,
         )
 
     def settings(self) -> dict[str, Any]:
@@ -73,7 +102,7 @@ class Asked:
 @click.option(
     "--elements",
     type=options.Elements(),
-    help="Such as Cu,Si,K; their numbers of sites are drawn.",
+    help="Such as Cu,Si,K; stoichiometry and sites are the model's to choose.",
     metavar="LIST",
 )
 @click.option(
@@ -90,12 +119,24 @@ class Asked:
 @click.option(
     "--z",
     type=click.IntRange(min=1),
-    help="Formula units in the conventional cell.  [default: the fewest that fit the group]",
+    help="Formula units in the conventional cell.  [default: the fewest that fit the group; "
+    "without --sg, the model's to choose]",
     metavar="Z",
 )
 @click.option(
+    "--atoms",
+    type=click.IntRange(min=1),
+    help="With --formula: atoms in the primitive cell.  [default: the model's to choose]",
+    metavar="N",
+)
+@click.option(
+    "--de-novo",
+    is_flag=True,
+    help="Elements and everything else are the model's to choose.",
+)
+@click.option(
     "--from-structure",
-    type=click.Path(path_type=Path),
+    type=options.LocalPath(),
     help="Vary the crystal in this file: the same sites and Wyckoff positions.",
     metavar="FILE",
 )
@@ -108,8 +149,9 @@ class Asked:
 @click.option(
     "--sg",
     "groups",
-    help="Space groups by number or symbol, ranges, crystal systems, common (the 32 most "
-    "frequent), all; lists: 62,Fm-3m,140-142. With --from-structure, by default its own.",
+    help="Space groups to choose from, by number or symbol, ranges, crystal systems, common (the "
+    "32 most frequent), all; lists: 62,Fm-3m,140-142.  [default: all; with --from-structure, its "
+    "own]",
     metavar="GROUPS",
 )
 @click.option(
@@ -127,10 +169,11 @@ class Asked:
 @click.option(
     "--n",
     "count",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1_000_000),
     default=16,
     show_default=True,
-    help="Candidates in all; several groups take turns.",
+    help="Candidates in all. With --sites several groups take turns; otherwise the likeliest "
+    "settings come first.",
     metavar="N",
 )
 @options.seed
@@ -197,7 +240,7 @@ class Asked:
 @click.option("--picture", is_flag=True, help="Draw the first candidates to candidates.png.")
 @click.option(
     "--trajectory",
-    type=click.Path(path_type=Path),
+    type=options.LocalPath(),
     help="Write the chain of every candidate to this extended XYZ file: a frame at its start and "
     "after every noise level, with candidate, level and noise [Å].",
     metavar="FILE",
@@ -216,6 +259,8 @@ def sample(
     sites: dict[str, int] | None,
     formula: str | None,
     z: int | None,
+    atoms: int | None,
+    de_novo: bool,
     from_structure: Path | None,
     noise: float | None,
     groups: str | None,
@@ -249,10 +294,12 @@ def sample(
 ) -> None:
     """Sample candidate crystals.
 
-    Give one of --elements, --sites, --formula and --from-structure. With --elements, the number
-    of sites of each element is drawn as the training data have it; with --formula, every
-    candidate has exactly that composition, in each group with the fewest formula units that fit
-    unless --z says otherwise, and groups that cannot have it are skipped.
+    Give one of --formula, --elements, --sites, --de-novo and --from-structure. With --formula,
+    every candidate has exactly that composition; with --elements, exactly those elements. What is
+    left open, the model chooses: stoichiometry, space group (among those of --sg), formula units
+    and Wyckoff positions. The likeliest setting comes first, and samples are spread over settings
+    so that each is likely to show something new. With --formula and one group, the cell has the
+    fewest formula units that fit unless --z or --atoms says otherwise.
 
     Writes one file per candidate, candidates.csv and rejects.csv. The same command gives the same
     files; a folder that holds part of a run is continued. With --trajectory, candidates that are
@@ -260,6 +307,9 @@ def sample(
 
     \b
     Examples:
+      langevin-xtal sample --formula TiO2 --n 20 --out tio2/
+      langevin-xtal sample --elements Li,Fe,P,O
+      langevin-xtal sample --de-novo --n 1000 --out anything/
       langevin-xtal sample --elements Cu,Si,K --sg 62 --n 64 --seed 1 --out cusik/
       langevin-xtal sample --sites Sr:1,Ti:1,O:1 --sg Pm-3m
       langevin-xtal sample --formula Cu2KSi --z 4 --sg 62 --n 60 --out cu2ksi/
@@ -267,10 +317,10 @@ def sample(
       langevin-xtal sample --from-structure olivine.cif --noise 0.3 --out varied/
       langevin-xtal sample --formula TiO2 --sg 136 --n 4 --trajectory chains.extxyz
     """
-    ways = {"elements": elements, "sites": sites, "formula": formula,
-            "from-structure": from_structure}  # fmt: skip
-    _check_together([name for name, value in ways.items() if value is not None], z=z, noise=noise,
-                    groups=groups, fixed=fix_sites)  # fmt: skip
+    ways = {"formula": formula, "elements": elements, "sites": sites,
+            "de-novo": True if de_novo else None, "from-structure": from_structure}  # fmt: skip
+    _check_together([name for name, value in ways.items() if value is not None], z=z, atoms=atoms,
+                    noise=noise, groups=groups, fixed=fix_sites, cell=fix_lattice)  # fmt: skip
     from langevin_xtal.crystal.request import Request
     from langevin_xtal.model.checkpoint import load_model
     from langevin_xtal.model.device import resolved_device
@@ -281,6 +331,7 @@ def sample(
     from langevin_xtal.sampling.postprocess import PostprocessConfig
     from langevin_xtal.sampling.sample import SampleOptions, sample_batches
     from langevin_xtal.sampling.samplers import make_sampler
+    from langevin_xtal.sampling.spread import settled
     from langevin_xtal.sampling.trajectory import TrajectoryFile
     from langevin_xtal.symmetry.groups import SpaceGroup
 
@@ -292,6 +343,8 @@ def sample(
         sites=sites,
         formula=formula,
         z=z,
+        atoms=atoms,
+        de_novo=de_novo,
         structure=None if from_structure is None else read_cell(from_structure),
         noise=NOISE if noise is None else noise,
         lattice=fix_lattice,
@@ -313,19 +366,39 @@ def sample(
         ),
     )
     # refuse what cannot be sampled before a folder is made
+    options.say_settings(groups)
     named = (None,) if groups is None else [SpaceGroup(n) for n in parse_groups(groups, model)]
-    by_group = _fitting(named, asked.request)
     weights = load_model(model)
-    if elements is None:
+    spread = weights.settings is not None
+    chooses = sites is None and from_structure is None
+    if chooses and groups is None and not spread:
+        raise InputError(
+            f"model {weights.name} has no distribution over space groups; name some by --sg, such "
+            "as 62, Pnma, common or all"
+        )
+    # sites that are fixed, and cells, belong to one group each
+    if chooses and spread and not (fix_sites or fix_lattice) and named != (None,) and (
+        len(named) > 1 or de_novo
+    ):  # fmt: skip
+        by_group = [asked.open_request([group for group in named if group is not None])]
+    elif chooses and named == (None,):
+        by_group = [asked.open_request([])]
+    else:
+        by_group = _fitting(named, partial(asked.request, spread=spread))
+    if elements is None or spread:
         by_group = _fitting(by_group, lambda request: _can_start(request, weights, chosen))
     folder = CandidateFolder(
         out,
         {
             **asked.settings(),
-            "groups": [request.space_group.number for request in by_group],
+            "groups": [
+                list(request.groups) if request.space_group is None else request.space_group.number
+                for request in by_group
+            ],
             "seed": seed,
             "model": weights.name,
             "weights": weights.hash,
+            "model_settings": weights.settings_hash,
             "positions": positions,
             "assignment_temperature": assignment_temperature,
             "start": start,
@@ -343,31 +416,33 @@ def sample(
         if not folder.is_done(k, attempts)
         or (chains is not None and k in folder.rows and k not in chains)
     ]
-    requests: list[Request] = []
-    for k in indices:
-        request = by_group[k % len(by_group)]
-        if elements is not None:
-            drawn = draw_sites(elements, request.space_group, weights.statistics, seed, k)
-            request = Request(request.space_group, drawn.sites, lattice=fix_lattice)
-        requests.append(request)
+    turns = [by_group[k % len(by_group)] for k in range(count)]
+    if elements is not None and not spread:
+        for k in indices:
+            drawn = draw_sites(elements, turns[k].space_group, weights.statistics, seed, k)
+            turns[k] = Request(drawn.space_group, drawn.sites, lattice=fix_lattice)
+    if not de_novo:
+        turns = settled(turns, weights, seed)
     began = time.perf_counter()
     drawn_now = []
     with options.progress_bar("sampling", "level") as update:
-        for outcome in sample_batches(
-            requests,
-            weights,
-            seed,
-            indices=indices,
-            device=device,
-            options=chosen,
-            progress=update,
-            trajectory_every=None if chains is None else trajectory_every,
-        ):
-            # a candidate counts as done only where its chain is there
-            if chains is not None:
-                chains.add(outcome.trajectories)
-            folder.add(outcome.candidates, outcome.rejections)
-            drawn_now += outcome.candidates
+        # settings of many crystals take a while: sampled in parts, they show progress
+        for part in _parts(indices, DE_NOVO_PART if de_novo else count):
+            for outcome in sample_batches(
+                [_drawn(turns[k], weights, seed, k) for k in part],
+                weights,
+                seed,
+                indices=part,
+                device=device,
+                options=chosen,
+                progress=update,
+                trajectory_every=None if chains is None else trajectory_every,
+            ):
+                # a candidate counts as done only where its chain is there
+                if chains is not None:
+                    chains.add(outcome.trajectories)
+                folder.add(outcome.candidates, outcome.rejections)
+                drawn_now += outcome.candidates
     seconds = time.perf_counter() - began
     if picture and drawn_now:
         from langevin_xtal.report.pictures import draw_candidates
@@ -377,24 +452,49 @@ def sample(
         chains.finish(k for k in folder.rows if k < count and k in chains)
     _summary(folder, count, attempts, weights, seconds if indices else None)
     if trajectory is not None:
-        click.echo(f"chains in {trajectory}")
+        echo(f"chains in {trajectory}")
+    if not any(k < count for k in folder.rows):
+        raise LangevinXtalError(
+            f"none of {count} candidates came about; {out / 'rejects.csv'} says why"
+        )
 
 
-def _check_together(ways: Sequence[str], *, z: Any, noise: Any, groups: Any, fixed: Any) -> None:
+def _parts(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    return (indices[k : k + size] for k in range(0, len(indices), size))
+
+
+def _drawn(request: Request, model: ScoreModel, seed: int, index: int) -> Request:
+    """The request itself, or one drawn for it where it names nothing."""
+    from langevin_xtal.sampling.spread import de_novo
+
+    return de_novo(request, model, seed, index) if request.is_empty else request
+
+
+def _check_together(
+    ways: Sequence[str], *, z: Any, atoms: Any, noise: Any, groups: Any, fixed: Any, cell: Any
+) -> None:
     """Refuse options that contradict each other or miss their partner."""
-    names = "--elements, --sites, --formula and --from-structure"
+    names = "--formula, --elements, --sites, --de-novo and --from-structure"
     if len(ways) != 1:
         given = " and ".join(f"--{way}" for way in ways) or "none"
         raise InputError(f"give one of {names}; {given} given")
     (way,) = ways
     if z is not None and way != "formula":
         raise InputError("--z counts formula units; give --formula with it")
+    if atoms is not None and way != "formula":
+        raise InputError("--atoms counts those of a formula's primitive cell; give --formula")
     if noise is not None and way != "from-structure":
         raise InputError("--noise is added to a structure; give --from-structure with it")
     if fixed and way not in ("sites", "formula"):
         raise InputError("--fix-sites counts among the sites asked for; give --sites or --formula")
     if groups is None and way != "from-structure":
-        raise InputError("--sg is missing; give space groups, such as 62, Pnma, common or all")
+        belongs = {"--sites": way == "sites", "--fix-sites": fixed, "--fix-lattice": cell}
+        for option, there in belongs.items():
+            if there:
+                raise InputError(
+                    f"--sg is missing: {option} belongs to a space group; give space groups, such "
+                    "as 62, Pnma, common or all"
+                )
 
 
 def _fitting(asked: Sequence[Any], make: Callable[[Any], Request]) -> list[Request]:
@@ -421,7 +521,7 @@ def _fitting(asked: Sequence[Any], make: Callable[[Any], Request]) -> list[Reque
         from langevin_xtal.model.groups import compact
 
         numbers = sorted(getattr(each, "space_group", each).number for each in failed)
-        click.echo(
+        echo(
             f"skipped {len(numbers)} of {len(asked)} groups that do not fit: {compact(numbers)}",
             err=True,
         )
@@ -440,9 +540,14 @@ def _can_start(request: Request, model: ScoreModel, chosen: SampleOptions) -> Re
 
     from torch import tensor
 
+    from langevin_xtal.sampling.spread import settled
     from langevin_xtal.sampling.start import start_chains
     from langevin_xtal.sampling.streams import stream_keys
 
+    if request.is_open:
+        if not request.is_empty:
+            settled([request], model)
+        return request
     largest = model.levels.position_max
     if request.start is not None and request.start.noise >= largest:
         raise RequestError(
@@ -461,16 +566,16 @@ def _summary(
     table = [TABLE, *([row[c] for c in TABLE] for row in rows[:SHOWN])]
     widths = [max(len(line[k]) for line in table) for k in range(len(TABLE))]
     for line in table:
-        click.echo("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())
+        echo("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())
     if len(rows) > SHOWN:
-        click.echo(f"… {len(rows) - SHOWN} more in {folder.path / 'candidates.csv'}")
+        echo(f"… {len(rows) - SHOWN} more in {folder.path / 'candidates.csv'}")
     asked = [r for r in folder.rejects.values() if int(r["index"]) < count]
     lost = sum(1 for r in asked if int(r["attempt"]) == attempts - 1)
     higher = sum(row["symmetry"] == "supergroup" for row in rows)
     took = "" if seconds is None else f" in {seconds:.1f} s"
-    click.echo(
+    echo(
         f"{len(rows)} of {count} candidates in {folder.path}{took} with model {model.name}; "
         f"{higher} found in a supergroup at 0.01 Å; {lost} given up after {attempts} attempts"
     )
     for reason, times in Counter(r["reason"].split(":")[0] for r in asked).most_common():
-        click.echo(f"  {times} attempts rejected: {reason} (see rejects.csv)")
+        echo(f"  {times} attempts rejected: {reason} (see rejects.csv)")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from langevin_xtal.cli import options
-from langevin_xtal.errors import InputError
+from langevin_xtal.cli.terminal import echo
+from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
     from langevin_xtal.search.campaign import Campaign
@@ -141,7 +142,10 @@ class Units(click.ParamType):
     metavar="N",
 )  # fmt: skip
 @click.option(
-    "--workers", type=click.IntRange(min=1), help="Processes.  [default: one per CPU]", metavar="N"
+    "--workers",
+    type=click.IntRange(1, options.MOST_WORKERS),
+    help="Processes.  [default: one per CPU]",
+    metavar="N",
 )
 @click.option(
     "--out",
@@ -198,6 +202,7 @@ def search(
     if elements is None and formulas in (None, "all"):
         raise InputError("give --elements, such as Cu,Si,K, or --formula, such as Cu2KSi")
     weights = load_model(model)
+    options.say_settings(groups)
     space = SearchSpace(
         elements,
         groups,
@@ -230,6 +235,12 @@ def search(
     with options.stage_bars() as progress:
         summary = campaign.run(progress)
     _stages(summary)
+    total = sum(summary.states.values())
+    if not total:
+        echo("no candidate yet: the time was over; the same command goes on")
+        return
+    if total == summary.states["rejected"]:
+        raise LangevinXtalError(f"none of {total} candidates is left: all were rejected")
     _ranking(campaign)
 
 
@@ -244,11 +255,9 @@ def _formulas(text: str | None) -> Any:
 
 def _announce(space: SearchSpace, total: int) -> None:
     groups = f"{len(space.groups)} space group{'s' if len(space.groups) > 1 else ''}"
-    click.echo(
-        f"{'-'.join(space.elements)}: {len(space)} requests in {groups}, {total} candidates"
-    )
+    echo(f"{'-'.join(space.elements)}: {len(space)} requests in {groups}, {total} candidates")
     if total < len(space):
-        click.echo(f"  {len(space) - total} requests get none: raise --max-samples to reach them")
+        echo(f"  {len(space) - total} requests get none: raise --max-samples to reach them")
 
 
 def _stages(summary: Summary) -> None:
@@ -259,7 +268,7 @@ def _stages(summary: Summary) -> None:
     _print(lines, right=(1, 2, 3))
     reasons = sorted(summary.reasons.items(), key=lambda item: -item[1])
     for reason, count in reasons[:REASONS]:
-        click.echo(f"  {count} rejected: {reason}")
+        echo(f"  {count} rejected: {reason}")
 
 
 def _ranking(campaign: Campaign) -> None:
@@ -287,10 +296,10 @@ def _ranking(campaign: Campaign) -> None:
                 text if len(text) <= FLAGS else text[: FLAGS - 1] + "…",
             )
         )
-    click.echo("")
+    echo("")
     _print(lines, right=(0, 3, 4, 5, 6, 7))
     where = plain_address(campaign.store)
-    click.echo(
+    echo(
         "energies in eV/atom, above the hull of known phases and all candidates, and of known "
         "phases alone; groups found within 0.1 Å where relaxed, else within 0.01 Å; "
         f"all candidates are in {where}"
@@ -299,7 +308,7 @@ def _ranking(campaign: Campaign) -> None:
     if plan.relax and (plan.hull is not None or plan.relax_options.potential == DEFAULT_POTENTIAL):
         from langevin_xtal.screen.hull import coverage_note
 
-        click.echo(coverage_note(plan.space.elements, plan.hull))
+        echo(coverage_note(plan.space.elements, plan.hull))
 
 
 def _energy(value: float | None) -> str:
@@ -313,4 +322,4 @@ def _print(lines: Sequence[Sequence[str]], right: Sequence[int]) -> None:
             cell.rjust(width) if k in right else cell.ljust(width)
             for k, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
-        click.echo("  ".join(cells).rstrip())
+        echo("  ".join(cells).rstrip())

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import os
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from langevin_xtal.cli import options
+from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import DataError, InputError
+from langevin_xtal.files import (
+    check_target,
+    clear_left,
+    replacing,
+    unwritable,
+    write_rows,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from langevin_xtal.crystal.cell import Cell
     from langevin_xtal.crystal.entry import Entry
     from langevin_xtal.evaluation.cache import Cache
 
-POSCAR_NAMES = ("POSCAR", "CONTCAR")
-POSCAR_SUFFIXES = (".vasp", ".poscar")
 RECORD = "run.json"
 SHOWN = 30
 """Rows of a table on the terminal; all are in the file."""
 
-files = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+files = click.argument("files", nargs=-1, required=True, type=options.Source())
 potential = click.option(
     "--potential",
     default="chgnet",
@@ -36,11 +40,13 @@ potential = click.option(
     metavar="NAME",
 )
 workers = click.option(
-    "--workers", type=click.IntRange(min=1), help="Processes.  [default: one per CPU]"
+    "--workers",
+    type=click.IntRange(1, options.MOST_WORKERS),
+    help="Processes.  [default: one per CPU]",
 )
 cache = click.option(
     "--cache",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=options.LocalPath(file_okay=False),
     help="Folder where results are kept, so that nothing is computed twice.  "
     "[default: ~/.cache/langevin-xtal]",
     metavar="FOLDER",
@@ -69,35 +75,79 @@ steps = click.option(
 )
 
 
-def read_structures(paths: Sequence[Path]) -> tuple[list[Entry], dict[str, str]]:
-    """Structures of files and folders, each with an identifier of its own; and what is left out.
+def read_structures(
+    paths: Sequence[Path | str],
+    *,
+    top: int | None = None,
+    uses: Collection[str] = (),
+) -> tuple[list[Entry], dict[str, str]]:
+    """Structures of any source, each with an identifier of its own; and what is left out.
 
-    Takes what :func:`~langevin_xtal.search.entries.read_entries` takes, and VASP's POSCAR files.
+    Takes what :func:`~langevin_xtal.search.entries.read_entries` takes. Says on stderr what was
+    assumed of a structure, which files were passed over, and what came along that the command
+    does not use: ``uses`` names what it does, of ``moments``, ``fixed`` and ``energy``.
 
     Raises
     ------
     InputError
         When a file is missing, or none holds a structure that can be used.
     """
-    from langevin_xtal.search.entries import read_entries
+    from langevin_xtal.search.entries import rank_key, read_entries
+    from langevin_xtal.search.store import is_address
 
     entries: list[Entry] = []
     refused: dict[str, str] = {}
+    notes: dict[str, tuple[str, ...]] = {}
+    passed_over: dict[str, str] = {}
     for path in paths:
-        if not path.exists():
+        if not is_address(path) and not Path(path).exists():
             raise DataError(f"{path} does not exist")
     for path in paths:
         try:
-            if _is_poscar(path):
-                entries.append(_read_poscar(path))
-            else:
-                entries += read_entries(path, rejects=refused)
+            entries += read_entries(
+                path, top=top, rejects=refused, notes=notes, passed_over=passed_over
+            )
         except DataError as error:  # one bad file of many does not stop the rest
+            if len(paths) == 1:
+                raise
             refused[str(path)] = str(error)
     if not entries:
         name, reason = next(iter(refused.items()))
         raise InputError(reason if name in reason else f"{name}: {reason}")
+    if top is not None and len(paths) > 1:
+        entries = sorted(entries, key=rank_key)[:top]
+    show_notes(notes, passed_over)
+    show_unused(entries, uses)
     return _renamed(entries), refused
+
+
+def show_notes(notes: Mapping[str, Sequence[str]], passed_over: Mapping[str, str]) -> None:
+    """What was assumed of structures, sentence by sentence, and what was no structure file."""
+    names: dict[str, list[str]] = {}
+    for name, sentences in notes.items():
+        for sentence in sentences:
+            names.setdefault(sentence, []).append(name)
+    for sentence, whose in list(names.items())[:SHOWN]:
+        more = f" and {len(whose) - 1} more" if len(whose) > 1 else ""
+        echo(f"Note: {whose[0]}{more}: {sentence}", err=True)
+    if len(names) > SHOWN:
+        echo(f"Note: {len(names) - SHOWN} more remarks of this kind", err=True)
+    if passed_over:
+        shown = ", ".join(list(passed_over)[:8])
+        more = f" and {len(passed_over) - 8} more" if len(passed_over) > 8 else ""
+        echo(f"Note: no structure files, passed over: {shown}{more}", err=True)
+
+
+def show_unused(entries: Sequence[Entry], uses: Collection[str]) -> None:
+    """What came along with structures that the command has no use for."""
+    kinds = {
+        "moments": ("magnetic moments", [e for e in entries if e.moments is not None]),
+        "fixed": ("constraints on atoms", [e for e in entries if e.fixed is not None]),
+    }
+    for kind, (what, having) in kinds.items():
+        if having and kind not in uses:
+            which = having[0].uid + (f" and {len(having) - 1} more" if len(having) > 1 else "")
+            echo(f"Note: {what} of {which} are not used by this command", err=True)
 
 
 def known_to(entries: Sequence[Entry], potential: str) -> None:
@@ -124,10 +174,10 @@ def known_to(entries: Sequence[Entry], potential: str) -> None:
 
 
 def open_cache(folder: Path | None) -> Cache:
-    """The cache of that folder, by default the user's."""
-    from langevin_xtal.evaluation.cache import Cache, default_folder
+    """The cache of that folder, by default the user's; see ``SpareCache``."""
+    from langevin_xtal.evaluation.cache import SpareCache, default_folder
 
-    return Cache(folder or default_folder())
+    return SpareCache(folder or default_folder())
 
 
 def run_record(settings: Mapping[str, Any], cells: Mapping[str, Cell]) -> str:
@@ -157,11 +207,12 @@ def open_folder(out: Path, record: str, *, force: bool) -> None:
                 "and options to go on, or --force to replace files in it"
             )
         out.mkdir(parents=True, exist_ok=True)
+        clear_left(out)
         write_text(own, record)
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(
-            f"folder {out} cannot be written ({reason}); give --out a folder you may write to"
+        failure = error if isinstance(error, OSError) else OSError(str(error))
+        raise unwritable(
+            f"folder {out}", failure, InputError, "give --out a folder you may write to"
         ) from None
 
 
@@ -175,25 +226,42 @@ def check_file(path: Path, *, force: bool) -> None:
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder: give --out the name of a file")
+    check_target(path)
     if path.exists() and not force:
         raise InputError(f"{path} is there already: give --out another name, or --force")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file, complete or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
 def write_table(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """Rows as CSV, empty where one lacks a column."""
-    buffer = io.StringIO()
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, buffer.getvalue())
+    with replacing(path) as stream:
+        write_rows(stream, columns, rows)
+
+
+def file_name(uid: str, ending: str) -> str:
+    """A file for a structure; no name begins with what programs take for an option."""
+    return (f"_{uid}" if uid.startswith(("-", "+")) else uid) + ending
+
+
+def say_workers(count: int, workers: int | None, each: int) -> None:
+    """On stderr, where fewer processes are started than were asked for.
+
+    Parameters
+    ----------
+    count
+        Structures to be done, at most.
+    each
+        Structures that pay for starting one more process.
+    """
+    from langevin_xtal.screen.relax import useful_workers
+
+    useful = useful_workers(count, workers, each)
+    if workers is not None and useful < workers:
+        echo(
+            f"{useful} of {workers} processes are started: one more pays for every {each} "
+            f"structures, and there are {count}",
+            err=True,
+        )
 
 
 def show_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], rest: Path) -> None:
@@ -201,17 +269,17 @@ def show_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], rest: 
     lines = [tuple(columns), *(tuple(row.get(c, "") for c in columns) for row in rows[:SHOWN])]
     widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
     for line in lines:
-        click.echo("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
+        echo("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
     if len(rows) > SHOWN:
-        click.echo(f"… {len(rows) - SHOWN} more in {rest}")
+        echo(f"… {len(rows) - SHOWN} more in {rest}")
 
 
 def show_refused(refused: Mapping[str, str]) -> None:
     """What was left out, on stderr."""
     for name, reason in list(refused.items())[:SHOWN]:
-        click.echo(f"Warning: {name} is left out: {' '.join(reason.split())}", err=True)
+        echo(f"Warning: {name} is left out: {' '.join(reason.split())}", err=True)
     if len(refused) > SHOWN:
-        click.echo(f"Warning: {len(refused) - SHOWN} more are left out", err=True)
+        echo(f"Warning: {len(refused) - SHOWN} more are left out", err=True)
 
 
 def number_text(value: float, digits: int = 4) -> str:
@@ -231,51 +299,3 @@ def _renamed(entries: Sequence[Entry]) -> list[Entry]:
         used.add(uid.lower())
         result.append(replace(entry, uid=uid))
     return result
-
-
-def _is_poscar(path: Path) -> bool:
-    name = path.name.upper()
-    return path.is_file() and (
-        name.startswith(POSCAR_NAMES) or path.suffix.lower() in POSCAR_SUFFIXES
-    )
-
-
-def _read_poscar(path: Path) -> Entry:
-    """
-    Raises
-    ------
-    DataError
-        When it is no POSCAR, or does not name its elements.
-    """
-    import numpy as np
-    from pymatgen.io.vasp import Poscar
-
-    from langevin_xtal.crystal.entry import Entry
-    from langevin_xtal.dataset.readers import first_line
-    from langevin_xtal.search.entries import found_group, plain_formula
-
-    try:
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            structure = Poscar.from_str(path.read_text(encoding="utf-8")).structure
-    except Exception as error:  # pymatgen raises anything on damaged files
-        raise DataError(f"{path} is not a POSCAR ({first_line(error)})") from None
-    if any("lements" in str(warning.message) for warning in told):
-        raise DataError(
-            f"{path} does not name its elements: add a line of symbols above the counts"
-        )
-    lattice = np.array(structure.lattice.matrix)
-    cell = lattice, structure.frac_coords % 1.0, np.array(structure.atomic_numbers, np.int64)
-    if not np.isfinite(cell[1]).all() or abs(np.linalg.det(lattice)) < 1e-3:
-        raise DataError(f"{path} holds no crystal: its cell or positions make none")
-    group = found_group(cell)
-    plain = path.name.upper() in POSCAR_NAMES and path.resolve().parent.name
-    name = f"{path.resolve().parent.name}_{path.name}" if plain else path.stem
-    return Entry(
-        uid="".join(c if c.isalnum() or c in "._+-" else "_" for c in name).strip("._"),
-        cell=cell,
-        formula=plain_formula(cell[2]),
-        space_group=group or 1,
-        found_group=group,
-        provenance={"source": str(path), "id": name},
-    )

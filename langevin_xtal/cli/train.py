@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from langevin_xtal.cli import options
+from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,13 +21,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=options.LocalPath(),
     help="Packed dataset.  [default: the built-in structure types]",
     metavar="FILE.lxd",
 )
-@click.option(
-    "--validation", type=click.Path(path_type=Path), help="Packed dataset.", metavar="FILE.lxd"
-)
+@click.option("--validation", type=options.LocalPath(), help="Packed dataset.", metavar="FILE.lxd")
 @options.output_folder("run")
 @click.option("--size", default="small", show_default=True, type=click.Choice(["small", "base"]))
 @click.option(
@@ -170,7 +169,7 @@ def train(
         start=None if init is None else load_model(init),
     )
     if trainer.step and trainer.team.leads:
-        click.echo(f"resuming {out} at step {trainer.step} of {steps}", err=True)
+        echo(f"resuming {out} at step {trainer.step} of {steps}", err=True)
     limit = math.inf if max_minutes is None else 60.0 * max_minutes
     try:
         with options.progress_bar("training", "step") as update:
@@ -182,7 +181,7 @@ def train(
             plot_losses(out / "log.csv", out / "loss.png")
     if trainer.step < steps:
         done = f"{trainer.step} of {steps} steps when the time was over"
-        click.echo(f"{done}; the same command goes on; weights in {out / 'model.safetensors'}")
+        echo(f"{done}; the same command goes on; weights in {out / 'model.safetensors'}")
         return
     epochs = StartEpochs(
         prior=prior_epochs,
@@ -197,7 +196,7 @@ def train(
     with options.progress_bar("where chains start", "epoch") as update:
         total = planned["proposal"] + proposal_members * proposal_epochs
         trainer.fit_starts(epochs, lambda part, done, _: update(planned[part] + done, total))
-    click.echo(f"{trainer.step} steps; weights in {out / 'model.safetensors'}")
+    echo(f"{trainer.step} steps; weights in {out / 'model.safetensors'}")
 
 
 def _say(row: LogRow, trainer: Trainer) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.crystal.elements import SYMBOLS
-from langevin_xtal.crystal.request import Request
+from langevin_xtal.crystal.request import Choice, Request
 from langevin_xtal.symmetry.groups import SpaceGroup
 
 if TYPE_CHECKING:
@@ -46,6 +46,11 @@ class Candidate:
     def space_group(self) -> SpaceGroup:
         """The requested group, which the structure has by construction."""
         return self.request.space_group
+
+    @property
+    def choice(self) -> Choice | None:
+        """How the model came to the setting, where the request left it open."""
+        return self.request.choice
 
     @property
     def multiplicity(self) -> IntArray:

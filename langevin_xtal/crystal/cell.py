@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.errors import LatticeError
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -41,4 +43,35 @@ def reduced_formula(numbers: NDArray[np.int64]) -> str:
     counts = counts // np.gcd.reduce(counts)
     return " ".join(
         sorted(f"{SYMBOLS[z]}{n}" for z, n in zip(elements, counts.tolist(), strict=True))
+    )
+
+
+def cell_from_parameters(parameters: ArrayLike) -> NDArray[np.float64]:
+    """(3, 3) rows [Å], a along x and b in the xy plane, from cell lengths and angles.
+
+    Parameters
+    ----------
+    parameters
+        (6,) a, b, c [Å], alpha, beta, gamma [degrees].
+
+    Raises
+    ------
+    LatticeError
+        When no cell has these lengths and angles.
+    """
+    given = np.asarray(parameters, dtype=float)
+    a, b, c = given[:3]
+    # cos(90°) is 6e-17 in floating point; right angles are to give exact zeros
+    cosines = np.where(given[3:] == 90, 0.0, np.cos(np.radians(given[3:])))
+    sine = math.sqrt(max(0.0, 1 - cosines[2] ** 2))
+    along = (cosines[0] - cosines[1] * cosines[2]) / sine if sine else math.nan
+    height = 1 - cosines[1] ** 2 - along**2
+    if not (np.isfinite(given).all() and height > 0 and given[:3].min() > 0):
+        raise LatticeError(f"no cell has the lengths and angles {given.tolist()}")
+    return np.array(
+        [
+            [a, 0, 0],
+            [b * cosines[2], b * sine, 0],
+            [c * cosines[1], c * along, c * math.sqrt(height)],
+        ]
     )

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from langevin_xtal.crystal.cell import Cell
 
 Value = str | int | float | bool
@@ -40,3 +43,7 @@ class Entry:
     """What else is known, by name: flags, energies, reasons; plain numbers and strings."""
     provenance: Mapping[str, Value] = field(default_factory=dict)
     """Request, seed, weights, version, sampler."""
+    moments: NDArray[np.float64] | None = None
+    """(N, 3) magnetic moments [μB] of the atoms of ``cell``, Cartesian; None when not known."""
+    fixed: NDArray[np.bool_] | None = None
+    """(N, 3) True where an atom of ``cell`` may not move along an axis of the cell."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
+from langevin_xtal.crystal.formula import whole_counts
 from langevin_xtal.errors import RequestError
 from langevin_xtal.symmetry import SpaceGroup, lattice_coordinates
 from langevin_xtal.symmetry.assignments import Assignment, explain, fits
@@ -27,8 +27,6 @@ CENTRINGS = (1, 2, 3, 4)
 
 MAX_UNITS = 48
 """Formula units tried where Z is not given."""
-
-_PART = re.compile(r"([A-Z][a-z]?)(\d{0,6})")
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,22 +270,12 @@ def parse_formula(formula: str) -> dict[str, int]:
     RequestError
         For text that is no such formula, unknown elements, counts of zero.
     """
-    text = formula.replace(" ", "")
-    parts = _PART.findall(text)
-    if not parts or "".join(symbol + count for symbol, count in parts) != text:
-        raise RequestError(
-            f"formula {formula!r} cannot be read; write element symbols and whole numbers, such "
-            "as Cu2KSi"
-        )
-    counts: dict[str, int] = {}
-    for symbol, count in parts:
-        atomic_number(symbol)
-        number = int(count or 1)
+    counts = whole_counts(formula)
+    for symbol, number in counts.items():
         if not 0 < number <= MAX_ATOMS:
             raise RequestError(
                 f"formula {formula!r} has {number} {symbol}; give 1 to {MAX_ATOMS} of each element"
             )
-        counts[symbol] = counts.get(symbol, 0) + number
     return counts
 
 

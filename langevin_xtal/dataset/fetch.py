@@ -21,6 +21,8 @@ from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError, InputError, LangevinXtalError
 from langevin_xtal.extras import require
+from langevin_xtal.files import check_target, replacing, write_text
+from langevin_xtal.text import hide_secrets, learn_secret
 
 KEY_PAGE = "https://next-gen.materialsproject.org/api"
 REFUSALS = ("api key", "401", "403", "unauthorized", "forbidden", "authentication")
@@ -84,7 +86,7 @@ def fetch_mp20(
                     f"{address}{split.name} holds {found} crystals where MP-20 has "
                     f"{split.crystals}: it is another file, and was not kept"
                 )
-            _sum_file(path).write_text(f"{_digest(path)}  {path.name}\n", encoding="utf-8")
+            write_text(_sum_file(path), f"{_digest(path)}  {path.name}\n")
         paths.append(path)
     return paths
 
@@ -185,6 +187,7 @@ def connected(key: str, client: Client | None = None, instead: str = "") -> Iter
     """
     if not key.strip():
         raise InputError(f"the key of the Materials Project is empty: get one at {KEY_PAGE}")
+    learn_secret(key)
     make = client or _client
     try:
         with make(key.strip()) as project:
@@ -213,7 +216,8 @@ def _explained(error: Exception, instead: str) -> LangevinXtalError:
             f"the Materials Project cannot be reached: check the network{instead}"
         )
     return LangevinXtalError(
-        f"the Materials Project gave an answer that cannot be used ({first_line(error)})"
+        "the Materials Project gave an answer that cannot be used "
+        f"({hide_secrets(first_line(error))})"
     )
 
 
@@ -237,7 +241,7 @@ def _row(found: Any) -> tuple[Any, ...]:
 
 def _check_question(file: Path, question: str) -> None:
     if not any(file.parent.glob("*.csv")):
-        file.write_text(question, encoding="utf-8")
+        write_text(file, question)
     if file.read_text(encoding="utf-8") != question:
         raise DataError(
             f"{file.parent} holds crystals that were asked for otherwise; remove it, or write to "
@@ -247,12 +251,10 @@ def _check_question(file: Path, question: str) -> None:
 
 def _write(path: Path, rows: Iterator[Sequence[Any]]) -> None:
     """A table with :data:`COLUMNS`, complete or not at all."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w", newline="", encoding="utf-8") as stream:
+    with replacing(path, newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(COLUMNS)
         writer.writerows(rows)
-    os.replace(part, path)
 
 
 def _lines(paths: Iterator[Path]) -> Iterator[list[str]]:
@@ -268,6 +270,8 @@ def _download(address: str, path: Path, progress: Progress | None) -> None:
     part, tag = path.with_name(path.name + ".part"), path.with_name(path.name + ".etag")
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        for file in (path, part, tag):
+            check_target(file)
         known = tag.read_text(encoding="utf-8") if tag.exists() and part.exists() else ""
         done = part.stat().st_size if known else 0
     with _reading(address), _answer(address, done, known) as answer:
@@ -276,7 +280,7 @@ def _download(address: str, path: Path, progress: Progress | None) -> None:
         length = answer.headers.get("Content-Length")
         planned = done + int(length) if length else 0
         with _writing(path), part.open("ab" if done else "wb") as stream:
-            tag.write_text(answer.headers.get("ETag") or "", encoding="utf-8")
+            write_text(tag, answer.headers.get("ETag") or "")
             while block := _block(answer, address):
                 stream.write(block)
                 done += len(block)

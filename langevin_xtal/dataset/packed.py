@@ -14,9 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -28,7 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from langevin_xtal.errors import DataError, LatticeError
+from langevin_xtal.errors import DataError
+from langevin_xtal.files import replacing, unwritable
 from langevin_xtal.symmetry import cell_directions, cell_lengths, operation_table
 
 FORMAT_VERSION = 1
@@ -186,26 +185,13 @@ class PackedDataset:
         """
         path = Path(path)
         meta = {**self.meta, "format_version": FORMAT_VERSION, "content_hash": self.content_hash}
-        temporary = None
         try:
-            handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-            with os.fdopen(handle, "wb") as stream:
-                self._write(stream, json.dumps(meta, sort_keys=True))
-                stream.flush()
-                os.fsync(stream.fileno())
-            mode = os.umask(0)
-            os.umask(mode)
-            os.chmod(temporary, 0o666 & ~mode)  # mkstemp makes it private
-            os.replace(temporary, path)
-            temporary = None
+            with replacing(path, binary=True, durable=True) as stream:
+                self._write(stream, json.dumps(meta, sort_keys=True))  # type: ignore[arg-type]
         except OSError as error:
-            raise DataError(
-                f"{path} cannot be written: {error.strerror or error}; give a path in an "
-                "existing, writable folder with space left"
+            raise unwritable(
+                path, error, DataError, "give a path in an existing, writable folder"
             ) from None
-        finally:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
         return path
 
     def _write(self, stream: io.BufferedIOBase, meta: str) -> None:
@@ -378,6 +364,11 @@ def _validate(data: PackedDataset) -> None:
         if not right:
             wanted = "str" if dtype == "U" else dtype
             raise DataError(f"array {name!r} has dtype {array.dtype}, not {wanted}")
+        if array.dtype.kind == "U":
+            try:
+                "".join(array.tolist()).encode()
+            except ValueError:  # numbers that are no letters, or half of one
+                raise DataError(f"array {name!r} holds no text") from None
     crystals, sites = len(data.group), len(data.numbers)
     shapes = {
         "lattice": (crystals, 3, 3),
@@ -464,34 +455,3 @@ def ideal_cells(lattice: NDArray[np.float64], number: int) -> NDArray[np.float64
     if number >= 3:  # unique axis b: a along x, b along y, c in the xz plane
         mask = np.array([[1.0, 0, 0], [0, 1, 0], [1, 0, 1]])
     return lattice * mask
-
-
-def cell_from_parameters(parameters: ArrayLike) -> NDArray[np.float64]:
-    """(3, 3) rows [Å], a along x and b in the xy plane, from cell lengths and angles.
-
-    Parameters
-    ----------
-    parameters
-        (6,) a, b, c [Å], alpha, beta, gamma [degrees].
-
-    Raises
-    ------
-    LatticeError
-        When no cell has these lengths and angles.
-    """
-    given = np.asarray(parameters, dtype=float)
-    a, b, c = given[:3]
-    # cos(90°) is 6e-17 in floating point; right angles are to give exact zeros
-    cosines = np.where(given[3:] == 90, 0.0, np.cos(np.radians(given[3:])))
-    sine = math.sqrt(max(0.0, 1 - cosines[2] ** 2))
-    along = (cosines[0] - cosines[1] * cosines[2]) / sine if sine else math.nan
-    height = 1 - cosines[1] ** 2 - along**2
-    if not (np.isfinite(given).all() and height > 0 and given[:3].min() > 0):
-        raise LatticeError(f"no cell has the lengths and angles {given.tolist()}")
-    return np.array(
-        [
-            [a, 0, 0],
-            [b * cosines[2], b * sine, 0],
-            [c * cosines[1], c * along, c * math.sqrt(height)],
-        ]
-    )

@@ -7,15 +7,13 @@ What cannot be used becomes a reject with its reason. Training itself needs none
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import sys
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,13 +25,15 @@ from numpy.typing import ArrayLike, NDArray
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.dataset.packed import MAX_ATOMIC_NUMBER, PackedDataset, ideal_cells, pack
 from langevin_xtal.dataset.readers import (
+    ReadStructure,
     Record,
     RejectError,
-    cell_of,
     first_line,
+    read,
     read_records,
 )
 from langevin_xtal.errors import DataError, InputError
+from langevin_xtal.files import check_target, replacing, unwritable, write_rows
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.symmetry import SpaceGroup, wrap
 
@@ -43,7 +43,9 @@ IntArray = NDArray[np.int64]
 MIN_DISTANCE = 0.5
 """Atoms closer than this overlap [Å]."""
 MAX_ATOMS = 500
-"""Largest input cell; symmetry detection beyond it takes minutes."""
+"""Largest primitive cell; symmetry detection beyond it takes minutes."""
+MAX_GIVEN = 10_000
+"""Largest cell that is read and reduced to its primitive one."""
 EXACT = 1e-8
 """How well a stored site must be invariant under its site symmetry (fractional)."""
 
@@ -71,6 +73,8 @@ class Summary:
     read: int  #: structures seen
     rejects: dict[str, int]  #: reason: count
     rejects_path: Path  #: CSV with one row per reject
+    notes: dict[str, int] = field(default_factory=dict)  #: what reading assumed or left: count
+    passed_over: dict[str, str] = field(default_factory=dict)  #: file without structures: reason
 
 
 # --- symmetry ---------------------------------------------------------------------------------
@@ -99,7 +103,7 @@ def asymmetric_unit(
     """
     import spglib
 
-    lattice, frac, numbers = _checked_cell(lattice, frac, numbers)
+    lattice, frac, numbers = _checked_cell(lattice, frac, numbers, symprec)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -125,7 +129,7 @@ def asymmetric_unit(
     return sites
 
 
-def _checked_cell(lattice: ArrayLike, frac: ArrayLike, numbers: ArrayLike) -> Cell:
+def _checked_cell(lattice: ArrayLike, frac: ArrayLike, numbers: ArrayLike, symprec: float) -> Cell:
     lattice = np.asarray(lattice, dtype=float)
     frac = np.asarray(frac, dtype=float).reshape(-1, 3)
     numbers = np.asarray(numbers, dtype=np.int64)
@@ -135,15 +139,45 @@ def _checked_cell(lattice: ArrayLike, frac: ArrayLike, numbers: ArrayLike) -> Ce
         raise RejectError("the cell is singular or smaller than 1 Å³")
     if len(numbers) == 0:
         raise RejectError("no atoms")
-    if len(numbers) > MAX_ATOMS:
-        raise RejectError(f"more than {MAX_ATOMS} atoms", str(len(numbers)))
     if len(numbers) != len(frac):
         raise RejectError("positions and elements differ in number")
     if not np.isfinite(frac).all():
         raise RejectError("positions are not finite")
     if numbers.min() < 1 or numbers.max() > MAX_ATOMIC_NUMBER:
         raise RejectError("unknown element", f"atomic number {numbers.min()}..{numbers.max()}")
-    return lattice, wrap(frac), numbers
+    cell = (lattice, wrap(frac), numbers)
+    if len(numbers) > MAX_ATOMS:
+        cell = reduced(cell, symprec)
+        if len(cell[2]) > MAX_ATOMS:
+            raise RejectError(f"more than {MAX_ATOMS} atoms", str(len(cell[2])))
+    return cell
+
+
+def reduced(cell: Cell, symprec: float = 0.01) -> Cell:
+    """The primitive cell that spglib finds, positions as they are; else the cell given.
+
+    Raises
+    ------
+    RejectError
+        For more than :data:`MAX_GIVEN` atoms.
+    """
+    import spglib
+
+    lattice, frac, numbers = cell
+    if len(numbers) > MAX_GIVEN:
+        raise RejectError(f"more than {MAX_GIVEN} atoms", str(len(numbers)))
+    if len(numbers) == 1:
+        return cell
+    given: Any = (lattice, frac, numbers)
+    try:
+        found = spglib.standardize_cell(
+            given, to_primitive=True, no_idealize=True, symprec=symprec
+        )
+    except Exception:  # spglib raises or returns None for atoms on top of each other
+        return cell
+    if found is None or len(found[2]) >= len(numbers):
+        return cell
+    return np.asarray(found[0]), np.asarray(found[1]), np.asarray(found[2], dtype=np.int64)
 
 
 def _independent_sites(
@@ -302,7 +336,11 @@ def prepare(
     out = Path(out)
     if not out.parent.is_dir():
         raise InputError(f"folder {out.parent} for the packed dataset does not exist")
-    records, total = read_records(source)
+    rejects_path = out.with_name(out.name + ".rejects.csv")
+    for path in (out, rejects_path):
+        check_target(path)
+    source_records = read_records(source)
+    records, total = iter(source_records), source_records.total
     if limit is not None:
         records = islice(records, limit)
         total = limit if total is None else min(limit, total)
@@ -314,14 +352,20 @@ def prepare(
     outcomes = parallel_map(judge, records, workers=workers, chunk=_CHUNK)
     for outcome in _with_progress(outcomes, total, progress):
         gathered.add(outcome)
-    rejects_path = out.with_name(out.name + ".rejects.csv")
     _write_rejects(rejects_path, gathered.rejects)
     if not gathered.kept:
         raise InputError(_all_rejected(source, gathered, rejects_path))
     provenance = _provenance(Path(source), symprec, gathered, meta or {})
     dataset = pack(gathered.kept, provenance)
     dataset.save(out)
-    return Summary(dataset, gathered.read, dict(gathered.reasons), rejects_path)
+    return Summary(
+        dataset,
+        gathered.read,
+        dict(gathered.reasons),
+        rejects_path,
+        dict(gathered.notes.most_common()),
+        source_records.passed_over,
+    )
 
 
 @dataclass
@@ -331,13 +375,15 @@ class _Gathered:
     kept: list[dict[str, Any]] = field(default_factory=list)
     rejects: list[tuple[str, str, str]] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
     read: int = 0
     ids: set[str] = field(default_factory=set)
     geometries: dict[Any, str] = field(default_factory=dict)
 
-    def add(self, outcome: tuple[Record, AsymmetricUnit | RejectError]) -> None:
-        record, result = outcome
+    def add(self, outcome: tuple[Record, AsymmetricUnit | RejectError, tuple[str, ...]]) -> None:
+        record, result, notes = outcome
         self.read += 1
+        self.notes.update(notes)
         if isinstance(result, RejectError):
             return self._reject(record.id, result.reason, result.detail)
         if record.id in self.ids:
@@ -366,16 +412,31 @@ def _geometry_key(sites: AsymmetricUnit) -> Any:
     return sites.group, tuple(rows), tuple(np.rint(sites.lattice.ravel() * 1e3).astype(int))
 
 
-def _judge(record: Record, symprec: float) -> tuple[Record, AsymmetricUnit | RejectError]:
+def _judge(
+    record: Record, symprec: float
+) -> tuple[Record, AsymmetricUnit | RejectError, tuple[str, ...]]:
     """Runs in the workers."""
-    bare = Record(record.id, record.kind, None, record.properties)  # spare the way back
+    bare = Record(record.id, None, record.parse, record.properties)  # spare the way back
     try:
-        return bare, asymmetric_unit(*cell_of(record), symprec=symprec)
+        found = read(record)
+        bare = replace(bare, properties=found.properties)
+        unit = asymmetric_unit(*found.cell, symprec=symprec)
+        return bare, unit, (*found.notes, *_unused(found))
     except RejectError as reject:
-        return bare, reject
+        return bare, reject, ()
     except Exception as error:  # one strange structure must not end the run
         detail = f"{type(error).__name__}: {first_line(error)}"
-        return bare, RejectError("unexpected failure", detail)
+        return bare, RejectError("unexpected failure", detail), ()
+
+
+def _unused(found: ReadStructure) -> list[str]:
+    """What a packed dataset does not hold."""
+    said = []
+    if found.moments is not None:
+        said.append("magnetic moments are not kept in packed data")
+    if found.fixed is not None:
+        said.append("constraints are not kept in packed data")
+    return said
 
 
 def _with_progress(
@@ -388,22 +449,12 @@ def _with_progress(
 
 
 def _write_rejects(path: Path, rejects: list[tuple[str, str, str]]) -> None:
+    rows = ({"id": name, "reason": reason, "detail": detail} for name, reason, detail in rejects)
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", newline="", encoding="utf-8") as stream:
-                writer = csv.writer(stream)
-                writer.writerow(["id", "reason", "detail"])
-                writer.writerows(rejects)
-            mode = os.umask(0)
-            os.umask(mode)
-            os.chmod(temporary, 0o666 & ~mode)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacing(path, newline="") as stream:
+            write_rows(stream, ("id", "reason", "detail"), rows, lineterminator="\r\n")
     except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise unwritable(path, error, DataError) from None
 
 
 def _all_rejected(source: Any, gathered: _Gathered, rejects_path: Path) -> str:

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from langevin_xtal.crystal.cell import cell_from_parameters
 from langevin_xtal.crystal.elements import atomic_number
-from langevin_xtal.dataset.packed import PackedDataset, cell_from_parameters, ideal_cells, pack
+from langevin_xtal.dataset.packed import PackedDataset, ideal_cells, pack
 from langevin_xtal.errors import DataError
 from langevin_xtal.symmetry import SpaceGroup, orbit, snap_site, wrap
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from langevin_xtal.errors import DataError
+from langevin_xtal.errors import DataError, LangevinXtalWarning
 
 FloatArray = NDArray[np.float64]
 
 FILE = "features.sqlite"
+VARIABLE = "LANGEVIN_XTAL_CACHE"
+"""Environment variable with a folder for it."""
 APPLICATION = 0x4C584643
 """SQLite's application_id of these files: ``LXFC``."""
 MAGIC = b"SQLite format 3\0"
@@ -42,7 +45,7 @@ def default_folder() -> Path:
     ``$LANGEVIN_XTAL_CACHE``, else ``$XDG_CACHE_HOME/langevin-xtal``, else
     ``~/.cache/langevin-xtal``.
     """
-    own = os.environ.get("LANGEVIN_XTAL_CACHE")
+    own = os.environ.get(VARIABLE)
     if own:
         return Path(own)
     shared = os.environ.get("XDG_CACHE_HOME")
@@ -200,5 +203,61 @@ class Cache:
     def _unusable(self, reason: str) -> DataError:
         return DataError(
             f"{self.path or 'the cache in memory'} cannot be used as a cache of features "
-            f"({reason}); remove it, or give another folder with --cache"
+            f"({reason}); remove it, or give another folder with --cache or in the environment "
+            f"variable {VARIABLE}"
         )
+
+
+class SpareCache(Cache):
+    """A cache that is not needed: what is wrong with it is one warning, and work goes on without.
+
+    What is put there then is kept in memory.
+
+    Parameters
+    ----------
+    folder
+        See :class:`Cache`.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None) -> None:
+        try:
+            super().__init__(folder)
+        except DataError as error:
+            self._go_without(error)
+
+    def get(self, kind: str, keys: Sequence[str]) -> dict[str, FloatArray]:
+        """As :meth:`Cache.get`; nothing where the file cannot be used."""
+        try:
+            return super().get(kind, keys)
+        except DataError as error:
+            self._go_without(error)
+            return {}
+
+    def failures(self, kind: str, keys: Sequence[str]) -> dict[str, str]:
+        """As :meth:`Cache.failures`; nothing where the file cannot be used."""
+        try:
+            return super().failures(kind, keys)
+        except DataError as error:
+            self._go_without(error)
+            return {}
+
+    def put(
+        self,
+        kind: str,
+        values: Mapping[str, FloatArray],
+        failures: Mapping[str, str] | None = None,
+    ) -> None:
+        """As :meth:`Cache.put`; in memory where the file cannot be used."""
+        try:
+            super().put(kind, values, failures)
+        except DataError as error:
+            self._go_without(error)
+            super().put(kind, values, failures)
+
+    def _go_without(self, error: DataError) -> None:
+        if self.path is not None:
+            warnings.warn(f"{error}; going on without it", LangevinXtalWarning, stacklevel=3)
+        connection = getattr(self, "_connection", None)
+        if connection is not None:
+            connection.close()
+        super().__init__(None)

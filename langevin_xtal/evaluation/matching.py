@@ -175,7 +175,8 @@ def _compare(
     known = {
         key: entry
         for key, entry in cache.get(kind, list(places)).items()
-        if not 0 < entry[1] < seconds  # given more time than before, it may come to an end
+        if len(entry) == 2
+        and not 0 < entry[1] < seconds  # given more time than before, it may come to an end
     }
     todo = [key for key in places if key not in known]
     answers = _Answers(places, np.full(len(pairs), np.nan), failures)

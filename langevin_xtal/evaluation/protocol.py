@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from langevin_xtal.crystal.cell import reduced_formula
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError
 from langevin_xtal.evaluation import distributions, matching, validity
-from langevin_xtal.evaluation.cache import Cache
+from langevin_xtal.evaluation.cache import Cache, SpareCache
 from langevin_xtal.evaluation.coverage import coverage
 from langevin_xtal.evaluation.features import Features, compute_features, scale_magpie
 from langevin_xtal.evaluation.frechet import finite_rows, frechet_distance
@@ -95,8 +95,9 @@ def evaluate(
     training
         Packed dataset for novelty, or its path; without it novelty is not known.
     targets
-        Crystals the structures are predictions of. By default those of the reference that the
-        identifiers of the structures name.
+        Crystals the structures are predictions of. By default all of the reference, where an
+        identifier of the structures names one. A target without a prediction counts as a miss
+        in every rate.
     evaluations
         Network evaluations per structure, by label, to be shown.
     progress
@@ -117,7 +118,7 @@ def evaluate(
     options = options or EvaluateOptions()
     if options.relax:
         HullReferences.shipped(options.relaxation.potential)  # refuses a potential without one now
-    with Cache(options.cache) as cache:
+    with SpareCache(options.cache) as cache:
         run = _Run(options, cache, progress or (lambda stage, done, planned: None))
         sets = _as_sets(structures)
         data = _packed(reference)
@@ -125,7 +126,7 @@ def evaluate(
         if training is not None:
             trained = _packed(training)
             known, run.training_hash = _same_formulas(trained, sets), trained.content_hash
-        run.prepare(data, known, targets, sets)
+        sets = run.prepare(data, known, targets, sets)
         columns = [run.column(each, (evaluations or {}).get(each.label)) for each in sets]
         columns += [run.relaxed_column(each) for each in sets if each.label in options.relax]
     return Report(columns, run.settings(data), run.notes(), run.reference_values())
@@ -140,11 +141,48 @@ def _same_formulas(training: PackedDataset, sets: Sequence[StructureSet]) -> Str
     return StructureSet.from_packed(training, "training", picked)
 
 
-def named_targets(data: PackedDataset, sets: Sequence[StructureSet]) -> list[Target]:
-    """Crystals of the reference that identifiers of the structures name, missing ones too."""
+def reference_targets(
+    data: PackedDataset, sets: Sequence[StructureSet], only: Collection[str] | None = None
+) -> list[Target]:
+    """All crystals of the reference where identifiers of the structures name any; else none.
+
+    Parameters
+    ----------
+    only
+        Identifiers of the crystals that are targets; by default all.
+
+    Raises
+    ------
+    InputError
+        For an identifier that the reference lacks.
+    """
+    if only is not None:
+        lacking = sorted(set(only) - set(data.id.tolist()))
+        if lacking:
+            raise InputError(
+                f"the reference has no crystal {lacking[0]!r}"
+                + (f", nor {len(lacking) - 1} more of the targets" if len(lacking) > 1 else "")
+            )
+        return choose_targets(
+            data.select(np.flatnonzero(np.isin(data.id, sorted(only)))), None, groups=ALL_GROUPS
+        )
     named = {split_id(name)[0] for s in sets for name in [*s.ids, *(m.id for m in s.missing)]}
-    picked = np.flatnonzero(np.isin(data.id, sorted(named)))
-    return choose_targets(data.select(picked), None, groups=ALL_GROUPS)
+    if not named & set(data.id.tolist()):
+        return []
+    return choose_targets(data, None, groups=ALL_GROUPS)
+
+
+def completed(
+    structures: StructureSet, targets: Sequence[Target], known: Collection[str]
+) -> StructureSet:
+    """A set of predictions with those of targets it lacks as missing; other sets unchanged."""
+    if not _trials(structures, known):
+        return structures
+    names = [*structures.ids, *(m.id for m in structures.missing)]
+    there = {target for target, trial in map(split_id, names) if trial == 0}
+    lacking = [t.id for t in targets if t.id not in there]
+    more = tuple(Missing(f"{name}__0", "no prediction of this target") for name in lacking)
+    return replace(structures, missing=(*structures.missing, *more)) if more else structures
 
 
 def _as_sets(
@@ -189,18 +227,19 @@ class _Run:
         training: StructureSet | None,
         targets: Sequence[Target] | None,
         sets: Sequence[StructureSet],
-    ) -> None:
-        """The reference, its features, and the targets."""
+    ) -> list[StructureSet]:
+        """The reference, its features, and the targets; sets with what they lack of these."""
         self.training = training
         self.reference = StructureSet.from_packed(data, "reference")
         known = set(self.reference.ids)
         self.trials_of = {s.label: _trials(s, known) for s in sets}
-        self.targets = named_targets(data, sets) if targets is None else list(targets)
+        self.targets = reference_targets(data, sets) if targets is None else list(targets)
         self.reference_features = self.features(self.reference)
         ids = [t.id for t in self.targets]
         self.target_set = self.reference.select([self.reference.index_of[name] for name in ids])
         valid = self.valid(self.reference, self.reference_features)[2].tolist()
         self.target_valid = dict(zip(self.reference.ids, valid, strict=True))
+        return [completed(each, self.targets, known) for each in sets]
 
     def features(self, structures: StructureSet) -> Features:
         """All features asked for."""
@@ -400,6 +439,7 @@ class _Run:
         column.failures["match"] = table.failures
         summary = column.summary
         summary["targets"] = len(self.targets)
+        summary["predicted"] = int(table.present.any(axis=1).sum())
         summary["formula_right"] = float(table.formula_right[:, 0].mean())
         for key, k in (("1", 1), ("k", trials)):
             if key == "k" and trials == 1:

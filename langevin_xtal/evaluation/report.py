@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from langevin_xtal.errors import InputError
+from langevin_xtal.files import unwritable, write_text
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ SECTIONS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
         "crystal structure prediction, unfiltered unless said",
         (
             Metric("targets", "targets", "d"),
+            Metric("predicted", "targets with a prediction", "d"),
             Metric("formula_right", "formula right, k = 1", better="up"),
             Metric("match_1", "match rate, k = 1", better="up"),
             Metric("rmse_1", "RMSE, k = 1", better="down"),
@@ -240,12 +241,10 @@ class Report:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in texts.items():
-                part = folder / f"{name}.part"
-                part.write_text(text, encoding="utf-8")
-                os.replace(part, folder / name)
+                write_text(folder / name, text)
         except OSError as error:
-            raise InputError(
-                f"folder {folder} cannot be written ({error.strerror}); give --out another folder"
+            raise unwritable(
+                error.filename or folder, error, InputError, "give --out another folder"
             ) from None
         return [folder / name for name in texts]
 

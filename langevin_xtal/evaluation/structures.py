@@ -24,8 +24,10 @@ from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.cell import Cell, reduced_formula, to_structure
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.dataset.prepare import reduced
 from langevin_xtal.dataset.readers import RejectError, cell_of, first_line, read_records
 from langevin_xtal.errors import DataError
+from langevin_xtal.files import replacing
 from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
 
 if TYPE_CHECKING:
@@ -70,6 +72,39 @@ class StructureSet:
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise DataError(f"{self.label}: identifier {twice!r} occurs twice; make them differ")
+
+    def _check(self) -> None:
+        """Refuse arrays that do not fit each other or hold what no crystal has.
+
+        Raises
+        ------
+        ValueError
+        """
+        kinds = {"lattice": "f", "frac": "f", "start": "i", "numbers": "i", "group": "i"}
+        crystals, sites = len(self.ids), len(self.numbers)
+        shapes = {
+            "lattice": (crystals, 3, 3), "frac": (sites, 3), "start": (crystals + 1,),
+            "numbers": (sites,), "group": (crystals,),
+        }  # fmt: skip
+        for name, kind in kinds.items():
+            array = getattr(self, name)
+            if array.dtype.kind != kind or array.shape != shapes[name]:
+                raise ValueError(f"{name} is {array.dtype} of shape {array.shape}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} is not finite")
+        start = self.start
+        if start[0] != 0 or start[-1] != sites or (np.diff(start) < 1).any():
+            raise ValueError("start does not rise from 0 to the number of atoms")
+        if sites and (self.numbers.min() < 1 or self.numbers.max() >= len(SYMBOLS)):
+            raise ValueError("an atomic number of no element")
+        if crystals and not 0 <= self.group.min() <= self.group.max() <= 230:
+            raise ValueError("a space group that does not exist")
+        if (np.abs(np.linalg.det(self.lattice)) < 1e-3).any():
+            raise ValueError("a cell without a volume")
+        for name in (*self.ids, *(text for row in self.missing for text in (row.id, row.reason))):
+            if not isinstance(name, str):
+                raise TypeError("an identifier that is no text")
+            name.encode()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -186,12 +221,18 @@ class StructureSet:
         return cls.of(label, cells, here, groups, missing)
 
     @classmethod
-    def read(cls, source: str | os.PathLike[str], label: str | None = None) -> StructureSet:
+    def read(
+        cls,
+        source: str | os.PathLike[str],
+        label: str | None = None,
+        passed_over: dict[str, str] | None = None,
+    ) -> StructureSet:
         """Structures of a file or folder: packed (``.lxd``), saved by :meth:`save`
         (``.structures.npz``), or any format of
         :func:`~langevin_xtal.dataset.readers.read_records`.
 
-        Structures that cannot be used become :class:`Missing` with their reason.
+        Structures that cannot be used become :class:`Missing` with their reason; files of a
+        folder that hold none are given in ``passed_over``.
 
         Raises
         ------
@@ -205,17 +246,19 @@ class StructureSet:
         if path.name.endswith(".structures.npz"):
             return cls.load(path, label)
         cells, ids, missing = [], [], []
-        records, _ = read_records(path)
+        records = read_records(path)
         for record in records:
             try:
-                cell = _checked(cell_of(record))
+                cell = _checked(reduced(cell_of(record)))
             except RejectError as reject:
                 missing.append(Missing(record.id, reject.reason))
             except Exception as error:  # one strange structure must not end the run
                 missing.append(Missing(record.id, f"unexpected failure: {first_line(error)}"))
             else:
-                cells.append(_reduced(cell))
+                cells.append(cell)
                 ids.append(record.id)
+        if passed_over is not None:
+            passed_over.update(records.passed_over)
         if not cells and not missing:
             raise DataError(f"{path} holds no structure")
         return cls.of(name, cells, ids, None, missing)
@@ -224,8 +267,7 @@ class StructureSet:
 
     def save(self, path: Path) -> None:
         """Write to ``path`` (``….structures.npz``), complete or not at all."""
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as stream:
+        with replacing(path, binary=True) as stream:
             np.savez_compressed(
                 stream,
                 label=np.array(self.label),
@@ -237,7 +279,6 @@ class StructureSet:
                 group=self.group,
                 missing=np.array([[m.id, m.reason] for m in self.missing], np.str_).reshape(-1, 2),
             )
-        os.replace(part, path)
 
     @classmethod
     def load(cls, path: Path, label: str | None = None) -> StructureSet:
@@ -250,7 +291,7 @@ class StructureSet:
         """
         try:
             with np.load(path, allow_pickle=False) as stored:
-                return cls(
+                made = cls(
                     label=label or str(stored["label"]),
                     lattice=stored["lattice"],
                     start=stored["start"],
@@ -260,6 +301,8 @@ class StructureSet:
                     group=stored["group"],
                     missing=tuple(Missing(*row) for row in stored["missing"].tolist()),
                 )
+            made._check()
+            return made
         except DataError:
             raise
         except Exception as error:
@@ -336,24 +379,3 @@ def _checked(cell: Cell) -> Cell:
     if len(numbers) > MAX_ATOMS:
         raise RejectError(f"more than {MAX_ATOMS} atoms in the cell")
     return lattice.astype(float), frac.astype(float), numbers.astype(np.int64)
-
-
-def _reduced(cell: Cell) -> Cell:
-    """The primitive cell found by spglib at 0.01 Å, positions as they are; else the cell given."""
-    import spglib
-
-    lattice, frac, numbers = cell
-    if len(numbers) == 1:
-        return cell
-    try:
-        found = spglib.standardize_cell(
-            (lattice, frac, numbers),  # type: ignore[arg-type]
-            to_primitive=True,
-            no_idealize=True,
-            symprec=0.01,
-        )
-    except Exception:  # spglib raises or returns None for atoms on top of each other
-        return cell
-    if found is None or len(found[2]) >= len(numbers):
-        return cell
-    return np.asarray(found[0]), np.asarray(found[1]), np.asarray(found[2], dtype=np.int64)

@@ -8,9 +8,12 @@ import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from langevin_xtal.crystal.cell import Cell, to_structure
+from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.errors import InputError
+from langevin_xtal.structures.record import collinear, is_collinear
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 CellChoice = Literal["primitive", "conventional", "stored"]
 CELL_CHOICES: tuple[CellChoice, ...] = ("primitive", "conventional", "stored")
+SAME_MOMENT = 0.1
+"""Moments of one element that differ by less are equal [μB]."""
 SYMPREC = 0.01
 """Default tolerance of the symmetry search [Å], as for the groups that are reported."""
 
@@ -65,16 +70,73 @@ def export_cell(cell: Cell, choice: CellChoice = "primitive", symprec: float = S
     return standard if _same_density(standard, cell) else cell
 
 
-def export_structure(entry: Entry, choice: CellChoice, symprec: float) -> Structure:
+def export_structure(
+    entry: Entry, choice: CellChoice, symprec: float, *, carry: bool = False
+) -> Structure:
     """pymatgen Structure of :func:`export_cell`, atoms grouped by element as VASP needs them.
 
-    A left-handed cell, which VASP does not take, is inverted: the energy is the same.
+    With ``carry``, collinear magnetic moments come along as site property ``magmom``: atoms of
+    different moments are then different atoms to the symmetry search, so that the cell holds the
+    magnetic order.
+    Fixed atoms come along as ``selective_dynamics``, in the cell they were given in. A left-handed
+    cell, which VASP does not take, is inverted: the energy is the same.
     """
-    lattice, frac, numbers = export_cell(entry.cell, choice, symprec)
+    moments = None
+    fixed = entry.fixed if carry else None
+    if carry and entry.moments is not None and is_collinear(entry.moments):
+        moments = collinear(entry.moments)
+    if fixed is not None:
+        lattice, frac, numbers = entry.cell
+    elif moments is None:
+        lattice, frac, numbers = export_cell(entry.cell, choice, symprec)
+    else:
+        lattice, frac, numbers, moments = _magnetic_cell(entry.cell, moments, choice, symprec)
     if np.linalg.det(lattice) < 0:
         lattice = -lattice
     structure = to_structure((lattice, frac, numbers))
+    if moments is not None:
+        structure.add_site_property("magmom", np.round(moments, 4).tolist())
+    if fixed is not None:
+        structure.add_site_property("selective_dynamics", (~fixed).tolist())
     return structure.get_sorted_structure()
+
+
+def carried_notes(entry: Entry, choice: CellChoice) -> list[str]:
+    """What came along with an entry and is not, or not quite, what was asked for."""
+    said = []
+    if entry.moments is not None and not is_collinear(entry.moments):
+        said.append("magnetic moments are not collinear and not written")
+    if entry.fixed is not None and choice != "stored":
+        said.append("atoms are fixed, so the stored cell is written")
+    return said
+
+
+def _magnetic_cell(
+    cell: Cell, moments: NDArray[np.float64], choice: CellChoice, symprec: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+    """:func:`export_cell` of a crystal whose atoms differ by moments [μB] too."""
+    lattice, frac, numbers = cell
+    kinds = np.zeros(len(numbers), dtype=np.int64)
+    element: list[int] = []
+    moment: list[float] = []
+    for z in np.unique(numbers):
+        own = np.flatnonzero(numbers == z)
+        order = own[np.argsort(moments[own], kind="stable")]
+        apart = np.diff(moments[order], prepend=-np.inf) > SAME_MOMENT
+        groups = np.cumsum(apart) - 1 + len(element)
+        kinds[order] = groups + 1
+        for group in np.unique(groups):
+            element.append(int(z))
+            moment.append(float(moments[order[groups == group]].mean()))
+    if len(element) > len(SYMBOLS) - 1:
+        return (*cell, moments)
+    made = export_cell((lattice, frac, kinds), choice, symprec)
+    return (
+        made[0],
+        made[1],
+        np.array(element, dtype=np.int64)[made[2] - 1],
+        np.array(moment)[made[2] - 1],
+    )
 
 
 def check_cell_options(choice: str, symprec: float) -> None:

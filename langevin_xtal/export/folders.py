@@ -23,7 +23,7 @@ from typing import Any
 from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.errors import InputError, LangevinXtalError
 from langevin_xtal.export.cells import entry_name
-from langevin_xtal.export.jobs import Job, write_jobs, write_text
+from langevin_xtal.export.jobs import Job, write_jobs
 from langevin_xtal.export.manifest import (
     ExportWarning,
     Manifest,
@@ -33,6 +33,8 @@ from langevin_xtal.export.manifest import (
     table_text,
 )
 from langevin_xtal.export.notes import Notes
+from langevin_xtal.files import clear_left, write_text
+from langevin_xtal.runtime import is_running
 
 RECORD = "export.json"
 MANIFEST = "manifest.csv"
@@ -280,26 +282,16 @@ def make_root(root: Path, export: str, *, force: bool = False) -> None:
         raise InputError(f"folder {root} cannot be written; give a folder you may write to")
     for left in root.glob(".*.*.part"):  # of an export that was killed
         process = left.name.split(".")[-2]
-        if left.is_dir() and process.isdecimal() and not _is_alive(int(process)):
+        dead = process.isdecimal() and not is_running(int(process))
+        if left.is_dir() and (dead or process == str(os.getpid())):
             shutil.rmtree(left, ignore_errors=True)
+    clear_left(root)
     there = read_kinds(root / MANIFEST)
     if there - {export} and not force:
         raise InputError(
             f"{root / MANIFEST} is there already and not of an export to {export}; give another "
             "folder, or --force (force=True) to replace it"
         )
-
-
-def _is_alive(process: int) -> bool:
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _known_folders(root: Path) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from langevin_xtal.errors import InputError
+from langevin_xtal.files import write_text
 
 SCRIPT = "submit.sh"
 FOLDERS = "folders.txt"
@@ -108,17 +108,6 @@ def write_jobs(root: Path, folders: Sequence[str], job: Job, *, force: bool = Fa
     write_text(path, text)
     path.chmod(path.stat().st_mode | 0o111)
     return ""
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _check(needs: str) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from langevin_xtal.crystal.cell import cell_key
 from langevin_xtal.crystal.entry import Entry
+from langevin_xtal.files import write_rows
 
 COLUMNS = (
     "uid",
@@ -69,6 +70,9 @@ def structure_sha(entry: Entry) -> str:
 def export_key(entry: Entry, settings: Mapping[str, Any]) -> str:
     """SHA-256 of what determines the files of a candidate: identifier, structure and settings."""
     content = {"uid": entry.uid, "structure": structure_sha(entry), "settings": dict(settings)}
+    for name, values in (("moments", entry.moments), ("fixed", entry.fixed)):
+        if values is not None:
+            content[name] = values.tolist()
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -94,9 +98,7 @@ def table_text(rows: Iterable[Mapping[str, str]]) -> str:
     rows = list(rows)
     further = sorted({name for row in rows for name in row} - set(COLUMNS))
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [*COLUMNS, *further], restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    write_rows(buffer, [*COLUMNS, *further], rows)
     return buffer.getvalue()
 
 

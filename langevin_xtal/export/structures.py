@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from langevin_xtal.crystal.cell import Cell
+from langevin_xtal.crystal.cell import Cell, cell_from_parameters
 from langevin_xtal.crystal.cif import cell_parameters, operation_text
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.entry import Entry
-from langevin_xtal.dataset.packed import cell_from_parameters, ideal_cells
+from langevin_xtal.dataset.packed import ideal_cells
 from langevin_xtal.dataset.prepare import AsymmetricUnit, asymmetric_unit
 from langevin_xtal.dataset.readers import RejectError
 from langevin_xtal.errors import InputError, LangevinXtalError
@@ -30,7 +30,6 @@ from langevin_xtal.export.cells import (
     export_cell,
 )
 from langevin_xtal.export.folders import MANIFEST, Progress, make_root
-from langevin_xtal.export.jobs import write_text
 from langevin_xtal.export.manifest import (
     ExportWarning,
     Manifest,
@@ -39,6 +38,7 @@ from langevin_xtal.export.manifest import (
     table_text,
 )
 from langevin_xtal.export.notes import Notes
+from langevin_xtal.files import FULL, check_target, unwritable, write_text
 from langevin_xtal.symmetry import SpaceGroup, wrap
 
 if TYPE_CHECKING:
@@ -165,6 +165,8 @@ def export_xyz(
     from ase.io import write
 
     path = Path(out)
+    if not path.is_dir():
+        check_target(path)
     if path.is_dir() or not path.parent.is_dir():
         problem = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is no folder"
         raise InputError(f"{path} {problem}; give a file such as best.xyz")
@@ -181,10 +183,10 @@ def export_xyz(
     _check_place(path, buffer.getvalue(), force)
     try:
         written = _write(path, buffer.getvalue())
-    except PermissionError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from None
     except OSError as error:
-        raise _unfinished(path, error, 0, len(entries)) from None
+        if error.errno in FULL:
+            raise _unfinished(path, error, 0, len(entries)) from None
+        raise unwritable(path, error, InputError) from None
     return _manifest(path, rows, len(rows) * written, Notes())
 
 
@@ -311,6 +313,8 @@ def _is_same(path: Path, text: str) -> bool:
 
 def _check_place(path: Path, text: str, force: bool) -> None:
     """Refuse a place that holds something else."""
+    if not path.is_dir():
+        check_target(path)  # reading a pipe or a device would not end
     if not os.path.lexists(path) or (force and not path.is_dir()) or _is_same(path, text):
         return
     remedy = "" if path.is_dir() else ", or --force (force=True) to replace it"
@@ -342,7 +346,7 @@ def _manifest(
 
 def _unfinished(path: Path, error: OSError, done: int, planned: int) -> LangevinXtalError:
     return LangevinXtalError(
-        f"{path} cannot be written ({error.strerror or error}); "
+        f"{error.filename or path} cannot be written ({error.strerror or error}); "
         f"{done} of {planned} candidates are complete, and the same command continues"
     )
 

@@ -19,6 +19,7 @@ from langevin_xtal.errors import InputError
 from langevin_xtal.export.cells import (
     SYMPREC,
     CellChoice,
+    carried_notes,
     check_cell_options,
     export_structure,
 )
@@ -105,7 +106,9 @@ def export_vasp(
     notes = vasp_notes(potcar, settings, os.fspath(out))
 
     def make(entry: Entry, name: str, notes: Notes) -> Inputs:
-        structure = export_structure(entry, cell, symprec)
+        structure = export_structure(entry, cell, symprec, carry=True)
+        for note in carried_notes(entry, cell):
+            notes.add(name, note)
         files, columns = writer.inputs(structure, name, notes)
         return Inputs(files, columns)
 

@@ -20,11 +20,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from langevin_xtal.errors import CheckpointError, InputError
+from langevin_xtal.files import unwritable, write_bytes
 from langevin_xtal.model.assignment import PriorConfig, WyckoffPrior
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
@@ -35,6 +37,7 @@ from langevin_xtal.model.statistics import Statistics
 
 MODEL_FORMAT = "langevin-xtal model 2"
 HEADER = "langevin_xtal"
+HEADER_CHECKSUM = "header_checksum"
 SUFFIX = ".safetensors"
 
 ConfigT = TypeVar("ConfigT")
@@ -90,6 +93,19 @@ class ScoreModel:
     def hash(self) -> str:
         """Identifies the weights."""
         return weights_hash(self.network.state_dict() | self._part_tensors())
+
+    @cached_property
+    def settings_hash(self) -> str:
+        """Identifies what else decides what is sampled: configurations, levels, statistics.
+
+        Kept beside :attr:`hash`, which stays what it was in stores and folders of before.
+        """
+        settings = _settings(self)
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        tables = self.statistics.to_tensors()
+        for name in sorted(tables):
+            digest.update(name.encode() + np.ascontiguousarray(tables[name], "<f8").tobytes())
+        return digest.hexdigest()[:16]
 
     @cached_property
     def precise_proposal(self) -> Proposal | None:
@@ -164,22 +180,23 @@ def config_from_dict(kind: type[ConfigT], values: Any, where: str) -> ConfigT:
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
-    """Write a safetensors file, complete or not at all, with a checksum in its header.
+    """Write a safetensors file, complete or not at all, with checksums in its header.
 
     Raises
     ------
     CheckpointError
         When the folder is missing or the disk refuses.
     """
-    part = path.with_name(path.name + ".part")
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     header = header | {"checksum": weights_hash(contiguous)}
+    header[HEADER_CHECKSUM] = _header_hash(header)
     try:
         # save_file would make a file that others may not read, whatever the user's umask
-        part.write_bytes(save(contiguous, {HEADER: json.dumps(header, sort_keys=True)}))
-        os.replace(part, path)
-    except (SafetensorError, OSError) as error:
-        part.unlink(missing_ok=True)
+        data = save(contiguous, {HEADER: json.dumps(header, sort_keys=True)})
+        write_bytes(path, data, durable=True)
+    except OSError as error:
+        raise unwritable(f"checkpoint {path}", error, CheckpointError) from None
+    except (SafetensorError, InputError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be written ({error})") from None
 
 
@@ -211,7 +228,18 @@ def read_tensors(path: Path, expected: str) -> tuple[dict[str, torch.Tensor], di
         )
     if header.get("checksum", weights_hash(tensors)) != weights_hash(tensors):
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum does not match")
+    # files of versions before 0.6 have none
+    if header.get(HEADER_CHECKSUM, _header_hash(header)) != _header_hash(header):
+        raise CheckpointError(
+            f"checkpoint {path} is damaged: the checksum of its header does not match"
+        )
     return tensors, header
+
+
+def _header_hash(header: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits over a header but for its checksums."""
+    told = {k: v for k, v in header.items() if k not in (HEADER_CHECKSUM, "checksum")}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def save_model(path: Path, model: ScoreModel) -> None:
@@ -224,12 +252,19 @@ def save_model(path: Path, model: ScoreModel) -> None:
     header = {
         "format": MODEL_FORMAT,
         "name": model.name,
-        "network": dataclasses.asdict(model.network.config),
-        "parts": {k: dataclasses.asdict(part.config) for k, part in model.parts().items()},
-        "levels": dataclasses.asdict(model.levels),
+        **_settings(model),
         "card": model.card,
     }
     write_tensors(path, tensors, header)
+
+
+def _settings(model: ScoreModel) -> dict[str, Any]:
+    """Configurations and noise levels, as plain values."""
+    return {
+        "network": dataclasses.asdict(model.network.config),
+        "parts": {k: dataclasses.asdict(part.config) for k, part in model.parts().items()},
+        "levels": dataclasses.asdict(model.levels),
+    }
 
 
 _SHORTER = {torch.float32: torch.float16, torch.int32: torch.int16}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from langevin_xtal.errors import InputError, SymmetryError
 from langevin_xtal.symmetry.groups import CRYSTAL_SYSTEMS, SpaceGroup
+from langevin_xtal.symmetry.settings import setting_note
 
 if TYPE_CHECKING:
     from langevin_xtal.model.checkpoint import ScoreModel
@@ -25,8 +27,10 @@ _SYSTEMS = {name: range(first, last + 1) for name, first, last in CRYSTAL_SYSTEM
 def parse_groups(groups: Groups, model: ScoreModel | str = "small") -> tuple[int, ...]:
     """Numbers of the groups named, each once, in order.
 
-    Names are numbers, symbols, ranges such as ``140-142``, crystal systems, ``common`` (see
-    :data:`COMMON`) and ``all``; several are separated by commas.
+    Names are numbers, symbols in any spelling that
+    :func:`~langevin_xtal.symmetry.settings.settings_of` reads, ranges such as ``140-142``,
+    crystal systems, ``common`` (see :data:`COMMON`) and ``all``; several are separated by commas,
+    numbers and ranges by blanks too.
 
     Raises
     ------
@@ -38,14 +42,25 @@ def parse_groups(groups: Groups, model: ScoreModel | str = "small") -> tuple[int
     items = [groups] if isinstance(groups, (str, int, SpaceGroup)) else list(groups)
     found: dict[int, None] = {}
     for item in items:
-        for part in str(item.number if isinstance(item, SpaceGroup) else item).split(","):
-            found |= dict.fromkeys(_named(part.strip(), model))
+        for part in _parts(str(item.number if isinstance(item, SpaceGroup) else item)):
+            found |= dict.fromkeys(_named(part, model))
     if not found:
         raise InputError(
             "no space group was given: give all, common, a crystal system, numbers, symbols or "
             "ranges, such as 62,Fm-3m,140-142"
         )
     return tuple(found)
+
+
+def setting_notes(groups: Groups) -> list[str]:
+    """A sentence for every symbol that means another setting than the package computes in."""
+    if not isinstance(groups, str):
+        return []
+    notes = []
+    for part in _parts(groups):
+        with suppress(SymmetryError):  # not one symbol: a range, a crystal system, …
+            notes.append(setting_note(part))
+    return list(filter(None, notes))
 
 
 def compact(numbers: Iterable[int]) -> str:
@@ -66,6 +81,16 @@ def common_groups(model: ScoreModel | str = "small") -> tuple[int, ...]:
     weights = (load_model(model) if isinstance(model, str) else model).statistics.group_weight
     order = np.argsort(-weights, kind="stable")
     return tuple(int(n) for n in order if n and weights[n] > 0)[:COMMON]
+
+
+def _parts(text: str) -> list[str]:
+    """Names of a list: commas part them, and blanks where all are numbers, ranges or words."""
+    parts = []
+    for part in text.split(","):
+        words = part.split()
+        plain = len(words) > 1 and all(re.fullmatch(r"[0-9]{1,9}(-[0-9]{1,9})?", w) for w in words)
+        parts += words if plain else [part.strip()]
+    return parts
 
 
 def _named(text: str, model: ScoreModel | str) -> Sequence[int]:

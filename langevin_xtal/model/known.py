@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, groupby, permutations, product
 from math import gcd, prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,7 +115,9 @@ class Neighbours:
     """For each of Q compositions the K nearest crystals of its family, nearest first."""
 
     row: IntArray  #: (Q, K) of the table, -1 where there are fewer
-    matched: IntArray  #: (Q, K, MOST_ELEMENTS) their elements in the order of the composition's
+    matched: NDArray[
+        np.integer[Any]
+    ]  #: (Q, K, MOST_ELEMENTS) their elements in the order of the composition's
 
     def __getitem__(self, pick: slice | IntArray) -> Neighbours:
         return Neighbours(self.row[pick], self.matched[pick])

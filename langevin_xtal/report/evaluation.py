@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from langevin_xtal.files import save_figure
+
 if TYPE_CHECKING:
     from langevin_xtal.evaluation.report import Column, Report
 
@@ -35,7 +37,7 @@ def plot_evaluation(report: Report, folder: Path) -> list[Path]:
     ):
         figure = draw(report)
         if figure is not None:
-            figure.savefig(folder / name, dpi=110)
+            save_figure(figure, folder / name, dpi=110)
             written.append(folder / name)
     return written
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from langevin_xtal.files import save_figure
+
 if TYPE_CHECKING:
     from langevin_xtal.crystal.candidate import Candidate
 
@@ -34,7 +36,7 @@ def draw_candidates(candidates: Sequence[Candidate], path: Path, columns: int = 
             f"{candidate.volume / len(candidate.atom_site):.1f} Å³/atom",
             fontsize=10,
         )
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def _with_boundary(candidate: Candidate):  # type: ignore[no-untyped-def]  # ase.Atoms
@@ -83,7 +85,7 @@ def plot_losses(log: Path, path: Path) -> None:
     right.set(xlabel="noise level, largest to smallest", ylabel="training loss", ylim=(0, 1.2))
     left.legend(fontsize=8)
     right.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def _mean(values: list[float]) -> float:

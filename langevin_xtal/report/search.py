@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from langevin_xtal.crystal.entry import Entry, Value
 from langevin_xtal.errors import InputError
+from langevin_xtal.files import check_target, unwritable, write_bytes
 from langevin_xtal.report.diagram import agree, elements_of, make_diagram
 from langevin_xtal.report.limits import limits
 from langevin_xtal.report.rows import page_rows, shared_provenance
@@ -64,13 +65,10 @@ def write_report(
     text = report_html(
         entries, title=title, date=date, stages=stages, references=references, about=about
     )
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_bytes(text.encode("utf-8", "replace"))
-        os.replace(part, path)
+        write_bytes(path, text.encode("utf-8", "replace"))
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise unwritable(path, error, InputError) from None
     return path
 
 
@@ -84,6 +82,7 @@ def check_output(path: Path, *, force: bool = False) -> None:
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder: name the HTML file to write, such as report.html")
+    check_target(path)
     if path.exists() and not force:
         raise InputError(f"{path} exists already: give another name, or --force to replace it")
     if not path.parent.is_dir():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.cif import cif_text
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.errors import InputError
+from langevin_xtal.files import clear_left, replacing, unwritable, write_rows, write_text
 from langevin_xtal.sampling.postprocess import Rejection
 
 COLUMNS = (
@@ -34,7 +34,12 @@ COLUMNS = (
     "volume_per_atom",
     "min_distance",
     "attempt",
+    "setting_rank",
+    "group_probability",
+    "assignment_probability",
 )
+FILLED_LATER = ("model_settings",)
+"""Settings that a folder may begin without."""
 REJECT_COLUMNS = ("index", "attempt", "request", "reason")
 
 
@@ -62,11 +67,11 @@ class CandidateFolder:
         self.path, self.file_format = path, file_format
         try:
             path.mkdir(parents=True, exist_ok=True)
+            clear_left(path)
             self._claim({**settings, "format": file_format})
         except OSError as error:
-            raise InputError(
-                f"folder {path} cannot be written ({error.strerror}); give --out a folder you "
-                "may write to"
+            raise unwritable(
+                f"folder {path}", error, InputError, "give --out a folder you may write to"
             ) from None
         rows = _read(path / "candidates.csv", COLUMNS)
         self.rows = {int(r["index"]): r for r in rows if (path / r["file"]).is_file()}
@@ -84,7 +89,7 @@ class CandidateFolder:
         for candidate in candidates:
             name = f"{candidate.index:04d}_{candidate.formula}_{candidate.space_group.number}"
             name += {"cif": ".cif", "xyz": ".xyz", "poscar": ".vasp"}[self.file_format]
-            _write(self.path / name, self._text(candidate))
+            write_text(self.path / name, self._text(candidate))
             self.rows[candidate.index] = table_row(candidate) | {"file": name}
         for r in rejections:
             self.rejects[r.index, r.attempt] = {
@@ -120,6 +125,8 @@ class CandidateFolder:
                 theirs = json.loads(record.read_text(encoding="utf-8"))
             except (ValueError, RecursionError):
                 theirs = None
+            if isinstance(theirs, dict):  # versions before 0.6 did not write them
+                theirs = {name: mine.get(name) for name in FILLED_LATER} | theirs
             if theirs != mine:
                 raise InputError(
                     f"folder {self.path} holds another run (see its run.json); give --out another "
@@ -127,11 +134,12 @@ class CandidateFolder:
                 )
         elif any(self.path.glob("candidates.csv")):
             raise InputError(f"folder {self.path} holds candidates without a run.json")
-        _write(record, json.dumps(mine, indent=2, sort_keys=True) + "\n")
+        write_text(record, json.dumps(mine, indent=2, sort_keys=True) + "\n")
 
 
 def table_row(candidate: Candidate) -> dict[str, str]:
     """What the summary table says of a candidate; all but the file's name."""
+    choice = candidate.request.choice
     return {
         "index": str(candidate.index),
         "formula": candidate.formula,
@@ -146,6 +154,9 @@ def table_row(candidate: Candidate) -> dict[str, str]:
         "volume_per_atom": f"{candidate.volume / len(candidate.atom_site):.2f}",
         "min_distance": f"{candidate.min_distance:.2f}",
         "attempt": str(candidate.attempt),
+        "setting_rank": "" if choice is None else str(choice.rank),
+        "group_probability": "" if choice is None else f"{choice.group_probability:.3g}",
+        "assignment_probability": "" if choice is None else f"{choice.assignment_probability:.3g}",
     }
 
 
@@ -180,16 +191,6 @@ def _read(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     return rows
 
 
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
 def _write_table(path: Path, columns: tuple[str, ...], rows: list[dict[str, str]]) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(part, path)
+    with replacing(path, newline="") as stream:
+        write_rows(stream, columns, rows, lineterminator="\r\n")

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +21,7 @@ from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import MAX_SITES, Request, StartingPoint
 from langevin_xtal.dataset.prepare import AsymmetricUnit, asymmetric_unit, expand
-from langevin_xtal.dataset.readers import (
-    FORMATS,
-    Record,
-    RejectError,
-    cell_of,
-    first_line,
-    read_records,
-)
+from langevin_xtal.dataset.readers import RejectError, cell_of, read_records
 from langevin_xtal.errors import DataError, RequestError
 from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
 from langevin_xtal.symmetry.wyckoff import WyckoffPosition, locate
@@ -45,9 +38,6 @@ SYMPRECS = (0.01, 0.1)
 NOISE = 0.5
 """Of the positions at the start, by default [Å]."""
 
-_POSCAR_NAMES = ("poscar", "contcar")
-_POSCAR_SUFFIXES = (".vasp", ".poscar")
-
 
 def read_cell(path: str | os.PathLike[str]) -> Cell:
     """The only crystal of a structure file.
@@ -55,7 +45,7 @@ def read_cell(path: str | os.PathLike[str]) -> Cell:
     Parameters
     ----------
     path
-        Any format that ``data prepare`` reads, or a POSCAR (by its name, or ``.vasp``).
+        Any format that ``data prepare`` reads.
 
     Returns
     -------
@@ -68,25 +58,11 @@ def read_cell(path: str | os.PathLike[str]) -> Cell:
         When the file is missing, unreadable, or holds no crystal or several.
     """
     path = Path(path)
-    name = path.name.lower()
-    if name.startswith(_POSCAR_NAMES) or path.suffix.lower() in _POSCAR_SUFFIXES:
-        return _read_poscar(path)
     if path.is_dir():
         raise DataError(f"{path} is a folder; give one structure file")
-    try:
-        records, _ = read_records(path)
-    except DataError as error:
-        if FORMATS not in str(error):
-            raise
-        raise DataError(
-            f"{str(error).removesuffix(f'; give {FORMATS}')}; give a .cif, POSCAR (.vasp), "
-            "extended XYZ (.xyz), ASE database (.db) or pymatgen JSON (.json) file"
-        ) from None
-    found: list[Record] = []
-    for record in records:
-        found.append(record)
-        if len(found) > 1:
-            raise DataError(f"{path} holds several structures; give a file with one")
+    found = list(islice(read_records(path), 2))
+    if len(found) > 1:
+        raise DataError(f"{path} holds several structures; give a file with one")
     if not found:
         raise DataError(f"{path} holds no structure")
     try:
@@ -243,29 +219,6 @@ def _as_cell(structure: Any) -> Cell:
         raise DataError("the structure has partial occupancies; give an ordered one")
     numbers = np.array([getattr(site.specie, "Z", 0) for site in structure], dtype=np.int64)
     return structure.lattice.matrix.copy(), structure.frac_coords.copy(), numbers
-
-
-def _read_poscar(path: Path) -> Cell:
-    from pymatgen.io.vasp.inputs import BadPoscarWarning, Poscar
-
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # without element names pymatgen would make up some
-            warnings.filterwarnings("error", "Elements", BadPoscarWarning)
-            return _as_cell(Poscar.from_str(text).structure)
-    except DataError:
-        raise
-    except BadPoscarWarning:
-        raise DataError(
-            f"{path} names no elements; give them in its sixth line, as VASP 5 does"
-        ) from None
-    except Exception as error:
-        raise DataError(f"{path} is not a POSCAR: {first_line(error)}") from None
 
 
 def _reason(reject: RejectError) -> str:

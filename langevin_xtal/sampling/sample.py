@@ -354,7 +354,7 @@ class _Batches:
                 index=index,
                 attempt=attempt,
                 config=self.options.postprocess,
-                provenance=self.provenance | {"request": str(asked[k])},
+                provenance=self.provenance | {"request": str(asked[k])} | _choice(asked[k]),
             )
             if isinstance(result, Candidate):
                 outcome.candidates.append(result)
@@ -364,6 +364,18 @@ class _Batches:
         if recorder is not None:
             outcome.trajectories = recorder.trajectories(accepted)
         return outcome
+
+
+def _choice(request: Request) -> dict[str, float | int]:
+    """For the provenance of a candidate whose setting the model chose."""
+    choice = request.choice
+    if choice is None:
+        return {}
+    return {
+        "setting_rank": choice.rank,
+        "group_probability": choice.group_probability,
+        "assignment_probability": choice.assignment_probability,
+    }
 
 
 def expected_edges(request: Request, model: ScoreModel) -> float:

@@ -18,6 +18,9 @@ from langevin_xtal.sampling.chain import Chains
 Schedule = tuple[Tensor, Tensor]
 """Noise levels of positions and of the lattice, (F, B) each, largest first."""
 
+MOST_LEVELS = 10_000
+"""Levels, and steps per level, that may be asked for by number."""
+
 
 class Sampler(Protocol):
     """What :func:`langevin_xtal.sampling.sample` runs."""
@@ -140,8 +143,11 @@ def make_sampler(name: str, levels: int | None = None, steps: int | None = None)
     Raises
     ------
     InputError
-        For another name, or steps where there are none.
+        For another name, too many levels or steps, or steps where there are none.
     """
+    for count, what in ((levels, "noise levels"), (steps, "steps per level")):
+        if count is not None and count > MOST_LEVELS:
+            raise InputError(f"{count} {what} were asked for; the most is {MOST_LEVELS}")
     changes = {"levels": levels} if levels is not None else {}
     if name == "langevin":
         return AnnealedLangevin(**changes, **({"steps": steps} if steps is not None else {}))

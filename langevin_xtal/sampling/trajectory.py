@@ -8,7 +8,6 @@ placed on special positions after it.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch import Tensor
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.errors import InputError
+from langevin_xtal.files import check_target, replacing, write_text
 from langevin_xtal.sampling.chain import Chains
 from langevin_xtal.sampling.samplers import Schedule
 from langevin_xtal.symmetry import orbit
@@ -196,6 +196,7 @@ class TrajectoryFile:
         """
         if path.is_dir():
             raise InputError(f"{path} is a folder: give --trajectory the name of a file")
+        check_target(path)
         if path.exists() and not force:
             raise InputError(
                 f"{path} is there already: give --trajectory another name, or --force"
@@ -212,18 +213,14 @@ class TrajectoryFile:
         self.parts.mkdir(exist_ok=True)
         for trajectory in trajectories:
             path = self._part(trajectory.candidate.index)
-            part = path.with_name(path.name + ".part")
-            part.write_text(trajectory.text(), encoding="utf-8")
-            os.replace(part, path)
+            write_text(path, trajectory.text())
 
     def finish(self, indices: Iterable[int]) -> None:
         """Write the file from the candidates with these indices, and forget the parts."""
-        part = self.path.with_name(self.path.name + ".part")
-        with part.open("wb") as whole:
+        with replacing(self.path, binary=True) as whole:
             for index in sorted(indices):
                 with self._part(index).open("rb") as one:
                     shutil.copyfileobj(one, whole)
-        os.replace(part, self.path)
         shutil.rmtree(self.parts, ignore_errors=True)
 
     def _part(self, index: int) -> Path:

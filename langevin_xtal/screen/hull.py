@@ -26,7 +26,6 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib import resources
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +36,7 @@ from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
 from langevin_xtal.dataset.fetch import Client
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError, InputError
+from langevin_xtal.files import replacing
 from langevin_xtal.screen.fetch import materials_project_phases
 from langevin_xtal.screen.potentials import DEFAULT, load_potential
 
@@ -59,6 +59,7 @@ LISTED = 5
 CORRECTED = "MP2020-corrected"
 """Energies that belong with those of the Materials Project."""
 
+_FORMULA = re.compile(r"(?:[A-Z][a-z]?[0-9]+ ?)+")
 _PART = re.compile(r"([A-Z][a-z]?)(\d+)")
 
 
@@ -102,8 +103,11 @@ class HullReferences:
             )
         if len(set(self.formulas)) < len(self.formulas):
             raise DataError("a formula occurs twice among the hull references")
-        if not np.isfinite(self.energy).all():
+        if self.energy.dtype.kind != "f" or not np.isfinite(self.energy).all():
             raise DataError("energies of hull references are not all finite")
+        for formula in self.formulas:
+            if not isinstance(formula, str) or not _FORMULA.fullmatch(formula):
+                raise DataError(f"formula {formula!r} of the hull references is none")
 
     def __len__(self) -> int:
         return len(self.formulas)
@@ -324,9 +328,7 @@ class HullReferences:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to ``path``, complete or not at all."""
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as stream:
+        with replacing(path, binary=True) as stream:
             np.savez_compressed(
                 stream,
                 formulas=np.array(self.formulas, dtype=np.str_),
@@ -337,7 +339,6 @@ class HullReferences:
                 statement=np.array(self.statement),
                 attribution=np.array(self.attribution),
             )
-        os.replace(part, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HullReferences:

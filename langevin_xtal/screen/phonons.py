@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import InputError
+from langevin_xtal.files import save_figure
 from langevin_xtal.screen.potentials import DEFAULT, load_potential
 from langevin_xtal.screen.relax import (
     Progress,
@@ -262,7 +263,7 @@ def plot_bands(result: PhononResult, target: Path, title: str = "") -> None:
     axes.set_xlim(length[0], length[-1])
     axes.set_ylabel("frequency [THz]; negative: imaginary")
     axes.set_title(title)
-    figure.savefig(target, dpi=150)
+    save_figure(figure, target, dpi=150)
 
 
 def point_text(point: FloatArray) -> str:
@@ -483,6 +484,10 @@ def _pack(result: PhononResult) -> FloatArray:
 def _unpack(values: FloatArray, cell: Cell, *, tolerance: float) -> PhononResult:
     count, points = int(values[0]), int(values[1])
     sizes = [9, 3 * count, count, 3 * points, 3 * count * points]
+    if min(count, points) < 0 or len(values) != _HEAD + sum(sizes) + int(values[_HEAD - 1]):
+        raise ValueError("phonons of another length")
+    if not int(values[_HEAD - 1]) and not (np.abs(values[_HEAD:][: sum(sizes[:3])]) < 1e6).all():
+        raise ValueError("phonons of no crystal")
     lattice, frac, numbers, path, bands, reason = np.split(values[_HEAD:], np.cumsum(sizes))
     return PhononResult(
         cell=(lattice.reshape(3, 3), frac.reshape(count, 3), numbers.astype(np.int64)),

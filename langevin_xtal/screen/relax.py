@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from langevin_xtal.crystal.cell import Cell, cell_key
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.readers import first_line
-from langevin_xtal.errors import InputError
+from langevin_xtal.errors import InputError, LangevinXtalWarning
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.screen.filters import overlap, wrong_volume
 from langevin_xtal.screen.potentials import DEFAULT, Potential, load_potential
@@ -55,6 +55,8 @@ SAVE_SECONDS = 10.0
 PER_WORKER = 8
 """Cells that pay for starting one more process, which takes about ten seconds."""
 
+LARGEST = 1e6
+"""Of any number of a relaxation; what a cache has beyond is damaged."""
 _HEAD = 7  # energy, start energy, steps, converged, force, stress, atoms
 _LATTICE = _HEAD + 9
 
@@ -298,11 +300,11 @@ def each_once(
     keys = [cell_key(cell) for cell in cells]
     of = dict(zip(keys, cells, strict=True))
     stored = cache.get(kind, list(of)) if cache is not None else {}
-    done = {key: unpack(values, of[key]) for key, values in stored.items()}
+    done = _unpacked(stored, of, unpack)
     todo = [key for key in of if key not in done]
     report = progress or (lambda finished, planned: None)
     report(len(done), len(of))
-    useful = max(1, min(workers or os.cpu_count() or 1, math.ceil(len(todo) / per_worker)))
+    useful = useful_workers(len(todo), workers, per_worker)
     fresh: dict[str, FloatArray] = {}
     saved = time.monotonic()
     # two at a time save messages; one at a time share few cells evenly
@@ -319,6 +321,32 @@ def each_once(
     finally:
         _save(cache, kind, fresh)
     return [done[key] for key in keys]
+
+
+def _unpacked(
+    stored: Mapping[str, FloatArray],
+    of: Mapping[str, Cell],
+    unpack: Callable[[FloatArray, Cell], Outcome],
+) -> dict[str, Outcome]:
+    """Results of a cache; damaged ones are told of, and missing."""
+    done = {}
+    for key, values in stored.items():
+        try:
+            done[key] = unpack(values, of[key])
+        except (ValueError, IndexError, OverflowError):  # numpy's, of arrays of another length
+            continue
+    if len(done) < len(stored):
+        warnings.warn(
+            f"{len(stored) - len(done)} entries of the cache are damaged; they are computed again",
+            LangevinXtalWarning,
+            stacklevel=3,
+        )
+    return done
+
+
+def useful_workers(count: int, workers: int | None, per_worker: int = PER_WORKER) -> int:
+    """How many processes :func:`each_once` starts for so many cells; see there."""
+    return max(1, min(workers or os.cpu_count() or 1, math.ceil(count / per_worker)))
 
 
 def single_point(cell: Cell, options: RelaxOptions = DEFAULT_OPTIONS) -> float:
@@ -716,6 +744,11 @@ def _pack(result: Relaxation) -> FloatArray:
 def _unpack(values: FloatArray, cell: Cell) -> Relaxation:
     count = int(values[_HEAD - 1])
     end = _LATTICE + 3 * count
+    failed = math.isnan(values[0])
+    if count != len(cell[2]) or (len(values) <= end if failed else len(values) != end):
+        raise ValueError("a relaxation of another cell")
+    if not failed and not (np.abs(values[:end]) < LARGEST).all():
+        raise ValueError("a relaxation that is not finite")
     lattice = values[_HEAD:_LATTICE].reshape(3, 3)
     return Relaxation(
         cell=(lattice, values[_LATTICE:end].reshape(count, 3), cell[2]),

@@ -38,7 +38,13 @@ from langevin_xtal.screen.relax import (
 from langevin_xtal.search.entries import read_entries
 from langevin_xtal.search.space import SearchSpace
 from langevin_xtal.search.stages import Plan, Progress, run_stages
-from langevin_xtal.search.store import LEASE_SECONDS, Store, Summary, read_summary
+from langevin_xtal.search.store import (
+    LEASE_SECONDS,
+    Store,
+    Summary,
+    plain_address,
+    read_summary,
+)
 from langevin_xtal.version import __version__
 
 if TYPE_CHECKING:
@@ -192,7 +198,8 @@ class Campaign:
             self._check_potential()
 
     def __repr__(self) -> str:
-        return f"Campaign({self.store}, {self.plan.space}, {self.plan.total} candidates)"
+        name = plain_address(self.store)
+        return f"Campaign({name}, {self.plan.space}, {self.plan.total} candidates)"
 
     def run(self, progress: Progress | None = None) -> Summary:
         """Do what is left to do; returns the state of the store.
@@ -249,6 +256,7 @@ class Campaign:
             "seed": plan.seed,
             "model": plan.model.name,
             "weights": plan.model.hash,
+            "model_settings": plan.model.settings_hash,
             **{
                 option.name: _setting(getattr(plan.sampling, option.name))
                 for option in fields(plan.sampling)

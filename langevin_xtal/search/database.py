@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -16,6 +15,13 @@ from urllib.parse import quote
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError, LangevinXtalError
 from langevin_xtal.extras import require
+from langevin_xtal.text import (
+    address_of,
+    hide_secrets,
+    is_address,
+    learn_secrets,
+    unclear_password,
+)
 
 MAGIC = b"SQLite format 3\0"
 SETTINGS = "langevin_xtal"
@@ -24,20 +30,21 @@ BUSY_SECONDS = 120.0
 """How long to wait for another process's transaction."""
 
 
-def is_address(source: str | os.PathLike[str]) -> bool:
-    """Whether ``source`` names a PostgreSQL database rather than a file."""
-    return str(source).startswith(("postgresql://", "postgres://"))
-
-
 def plain_address(source: str | os.PathLike[str]) -> str:
     """The source as it may be shown: without a password."""
-    text = re.sub(r"(?<=://)([^:/@]*):[^@/]*@", r"\1:***@", str(source))
-    return re.sub(r"(password=)[^&]*", r"\1***", text)
+    return hide_secrets(str(source))
 
 
 @contextmanager
-def database_errors(address: str | os.PathLike[str]) -> Iterator[None]:
-    """What the databases raise as this package's errors."""
+def database_errors(address: str | os.PathLike[str], *, lost: bool = False) -> Iterator[None]:
+    """What the databases raise as this package's errors.
+
+    Parameters
+    ----------
+    lost
+        Whether the database was there before: a server that does not answer is lost then, which
+        is a failure and no bad input.
+    """
     try:
         yield
     except LangevinXtalError:
@@ -47,11 +54,21 @@ def database_errors(address: str | os.PathLike[str]) -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.partition(".")[0] != "psycopg2":
             raise
+        if lost and type(error).__name__ in ("OperationalError", "InterfaceError"):
+            raise LangevinXtalError(
+                f"the server of store {plain_address(address)} was lost; what was stored is kept: "
+                "run the same command again when it is back"
+            ) from None
         raise _unusable(address, error) from None
 
 
 def _unusable(address: str | os.PathLike[str], error: Exception) -> LangevinXtalError:
     name, reason = plain_address(address), plain_address(first_line(error))
+    if is_address(address) and unclear_password(str(address)):
+        return DataError(
+            f"store {name} cannot be used: in its password, write / @ : ? # and % as %2F %40 %3A "
+            "%3F %23 and %25"
+        )
     lower = reason.lower()
     if "readonly" in lower or "read-only" in lower or isinstance(error, PermissionError):
         return DataError(
@@ -93,7 +110,8 @@ def _postgres(address: str) -> Any:
     require("ase_db_backends.postgresql", "postgres", "a store in PostgreSQL")
     from ase.db import connect
 
-    return connect(address)
+    learn_secrets([address])
+    return connect(address_of(address))
 
 
 def settings_of(cursor: Any) -> dict[str, Any] | None:
@@ -111,7 +129,10 @@ def settings_of(cursor: Any) -> dict[str, Any] | None:
         raise
     if found is None:
         return None
-    settings = json.loads(found[0])
+    try:
+        settings = json.loads(found[0])
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(f"the settings of the store are damaged ({first_line(error)})") from None
     return settings if isinstance(settings, dict) else {}
 
 
@@ -144,6 +165,23 @@ def _sqlite(path: Path) -> Any:
         if begin not in (b"", MAGIC):  # SQLite would say no more than "not a database"
             raise DataError(f"{path} is not a store of langevin-xtal; give a new file")
     return connect(str(path), type="db", use_lock_file=False)
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuse an SQLite file with tables of something else than ASE, before any is added.
+
+    Raises
+    ------
+    DataError
+        For such a file, and for one that has views or triggers: ASE makes none.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return
+    with database_errors(path), reading(path) as connection:
+        found = connection.execute("SELECT type, name FROM sqlite_master").fetchall()
+    tables = {name for kind, name in found if kind == "table"}
+    if (tables and "systems" not in tables) or any(k in ("view", "trigger") for k, _ in found):
+        raise DataError(f"{path} is a database of something else; give a new file")
 
 
 def begin(cursor: sqlite3.Cursor) -> None:

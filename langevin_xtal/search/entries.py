@@ -9,28 +9,30 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.entry import Entry, Value
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.readers import (
+    ReadStructure,
     Record,
     RejectError,
     cell_of,
+    expand_packed,
     first_line,
+    read,
     read_records,
 )
 from langevin_xtal.errors import DataError, InputError
 from langevin_xtal.search.rows import EQUALS
 from langevin_xtal.search.store import Row, is_store, plain_address, read_rows
-from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
+from langevin_xtal.symmetry import wrap
 
 SYMPREC = 1e-2
 """At which the group of a structure is found [Å]."""
@@ -46,7 +48,6 @@ TOLD = frozenset(
     }
 )
 """Facts of a stored candidate that are no properties: told otherwise, or true of all entries."""
-SMALLEST_VOLUME = 1e-3
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
@@ -55,6 +56,8 @@ def read_entries(
     *,
     top: int | None = None,
     rejects: dict[str, str] | None = None,
+    notes: dict[str, tuple[str, ...]] | None = None,
+    passed_over: dict[str, str] | None = None,
 ) -> list[Entry]:
     """Candidates of a source, best first.
 
@@ -73,6 +76,10 @@ def read_entries(
         Return at most so many.
     rejects
         Receives the reason of every structure that could not be read, by its identifier.
+    notes
+        Receives what was assumed or left out of a structure, by its identifier.
+    passed_over
+        Receives the files of a folder that hold no structures, with the reason.
 
     Raises
     ------
@@ -87,7 +94,9 @@ def read_entries(
     if is_store(source):
         entries = _of_store(source)
     else:
-        entries = list(_unique(_of_files(Path(source), refused)))
+        found: dict[str, tuple[str, ...]] = {} if notes is None else notes
+        others: dict[str, str] = {} if passed_over is None else passed_over
+        entries = list(_unique(_of_files(Path(source), refused, found, others)))
         if not entries:
             name, reason = next(iter(refused.items()), ("", "it is empty"))
             where = f"{name}: " if name else ""
@@ -95,6 +104,67 @@ def read_entries(
     if rejects is not None:
         rejects.update(refused)
     return sorted(entries, key=rank_key)[:top]
+
+
+@dataclass(frozen=True)
+class Structures(Sequence[ReadStructure]):
+    """Structures that were read, in order, and everything that was not."""
+
+    found: tuple[ReadStructure, ...]
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Why a structure cannot be used, by its identifier."""
+    passed_over: dict[str, str] = field(default_factory=dict)
+    """Files of a folder that hold no structures, with the reason."""
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def __getitem__(self, k: Any) -> Any:
+        return self.found[k]
+
+    @property
+    def notes(self) -> dict[str, tuple[str, ...]]:
+        """What was assumed, changed or left out of structures, by their identifiers."""
+        return {one.id: one.notes for one in self.found if one.notes}
+
+    def __repr__(self) -> str:
+        return f"Structures({len(self)} read, {len(self.left_out)} left out)"
+
+
+def read_structures(*sources: str | os.PathLike[str]) -> Structures:
+    """Read structures of any file format, folders, packed data, and stores of a search.
+
+    Cells are as they stand in the file. What came along is kept where the format has it:
+    energies, magnetic moments, fixed atoms, oxidation states, further numbers.
+
+    Raises
+    ------
+    DataError
+        When a source is missing, unreadable, or of no known format.
+    """
+    found: list[ReadStructure] = []
+    left_out: dict[str, str] = {}
+    passed_over: dict[str, str] = {}
+    for source in sources:
+        if is_store(source):
+            found += [_of_row(entry) for entry in _of_store(source)]
+            continue
+        records = read_records(source)
+        for record in records:
+            try:
+                found.append(read(record))
+            except RejectError as reject:
+                left_out[record.id] = str(reject)
+            except Exception as error:  # one strange structure must not end the run
+                left_out[record.id] = f"unexpected failure: {first_line(error)}"
+        passed_over |= records.passed_over
+    return Structures(tuple(found), left_out, passed_over)
+
+
+def _of_row(entry: Entry) -> ReadStructure:
+    numbers = {k: float(v) for k, v in entry.properties.items() if isinstance(v, (int, float))}
+    energy = None if entry.energy is None else entry.energy * len(entry.cell[2])
+    return ReadStructure(id=entry.uid, cell=entry.cell, energy=energy, properties=numbers)
 
 
 def rank_key(entry: Entry) -> tuple[float, float, float]:
@@ -183,71 +253,61 @@ def _of_store(source: str | os.PathLike[str]) -> list[Entry]:
 # -- files
 
 
-def _of_files(path: Path, refused: dict[str, str]) -> Iterator[Entry]:
+def _of_files(
+    path: Path,
+    refused: dict[str, str],
+    notes: dict[str, tuple[str, ...]],
+    passed_over: dict[str, str],
+) -> Iterator[Entry]:
     if path.is_dir() and (path / TABLE).is_file():
         yield from _of_sampled(path, refused)
     elif path.suffix == ".lxd":
         data = PackedDataset.load(path)
         yield from (_of_packed(data, k) for k in range(len(data)))
     else:
-        yield from _of_records(read_records(path)[0], {"source": str(path)}, refused)
+        records = read_records(path)
+        yield from _of_records(records, {"source": str(path)}, refused, notes)
+        passed_over.update(records.passed_over)
 
 
 def _of_records(
-    records: Iterable[Record], provenance: Mapping[str, Value], refused: dict[str, str]
+    records: Iterable[Record],
+    provenance: Mapping[str, Value],
+    refused: dict[str, str],
+    notes: dict[str, tuple[str, ...]],
 ) -> Iterator[Entry]:
     for record in records:
         try:
-            cell = _checked(cell_of(record))
-            group = found_group(cell)
+            found = read(record)
+            group = found_group(found.cell)
         except RejectError as reject:
-            refused[record.id] = f"{reject.reason} {reject.detail}".strip()
+            refused[record.id] = str(reject)
         except Exception as error:  # one strange structure must not end the run
             refused[record.id] = f"unexpected failure: {first_line(error)}"
         else:
-            yield _entry(record.id, cell, group, record.properties, provenance)
+            if found.notes:
+                notes[record.id] = found.notes
+            yield _entry(found, group, provenance)
 
 
-def _checked(cell: Cell) -> Cell:
-    """A crystal with atoms and a volume.
-
-    Raises
-    ------
-    RejectError
-        When it is none.
-    """
-    lattice, frac, numbers = cell
-    if not len(numbers):
-        raise RejectError("there are no atoms")
-    if lattice.shape != (3, 3) or frac.shape != (len(numbers), 3):
-        raise RejectError("the cell or the positions have the wrong shape")
-    if not (np.isfinite(lattice).all() and np.isfinite(frac).all()):
-        raise RejectError("the cell or the positions are not finite")
-    if abs(np.linalg.det(lattice)) < SMALLEST_VOLUME:
-        raise RejectError("the cell has no volume")
-    if numbers.min() < 1 or numbers.max() >= len(SYMBOLS):
-        raise RejectError("unknown element")
-    return lattice.astype(float), wrap(frac.astype(float)), numbers.astype(np.int64)
-
-
-def _entry(
-    name: str,
-    cell: Cell,
-    group: int | None,
-    properties: Mapping[str, float],
-    provenance: Mapping[str, Value],
-) -> Entry:
-    known = {key: value for key, value in properties.items() if math.isfinite(value)}
+def _entry(found: ReadStructure, group: int | None, provenance: Mapping[str, Value]) -> Entry:
+    known = {key: value for key, value in found.properties.items() if math.isfinite(value)}
+    energy = next((known[key] for key in ENERGY if key in known), None)
+    if energy is None and found.energy is not None:
+        energy = found.energy / len(found.cell[2])
+    lattice, frac, numbers = found.cell
     return Entry(
-        uid=_UNSAFE.sub("_", name).strip("._") or "structure",
-        cell=cell,
-        formula=plain_formula(cell[2]),
+        uid=_UNSAFE.sub("_", found.id).strip("._") or "structure",
+        cell=(lattice, wrap(frac), numbers),
+        formula=plain_formula(numbers),
         space_group=group or 1,
         found_group=group,
-        energy=next((known[key] for key in ENERGY if key in known), None),
+        energy=energy,
         e_above_hull=next((known[key] for key in ABOVE_HULL if key in known), None),
         properties=known,
-        provenance={**provenance, "id": name},
+        provenance={**provenance, "id": found.id},
+        moments=found.moments,
+        fixed=found.fixed,
     )
 
 
@@ -266,15 +326,10 @@ def _unique(entries: Iterable[Entry]) -> Iterator[Entry]:
 
 
 def _of_packed(data: PackedDataset, k: int) -> Entry:
-    group, own = SpaceGroup(int(data.group[k])), data.sites_of(k)
-    images = [
-        wrap(orbit(point, group.rotations, group.translations, data.lattice[k])[0])
-        for point in data.frac[own]
-    ]
-    numbers = np.repeat(data.numbers[own], [len(i) for i in images])
-    cell = (data.lattice[k], np.concatenate(images), numbers)
+    number, own = int(data.group[k]), data.sites_of(k)
+    made = expand_packed((number, data.lattice[k], data.frac[own], data.numbers[own]))
     properties = {name: float(values[k]) for name, values in data.properties.items()}
-    return _entry(str(data.id[k]), cell, group.number, properties, {})
+    return _entry(replace(made, id=str(data.id[k]), properties=properties), number, {})
 
 
 # -- a folder of samples
@@ -286,10 +341,14 @@ def _of_sampled(folder: Path, refused: dict[str, str]) -> Iterator[Entry]:
         name = str(row.get("file", ""))
         file = folder / Path(name).name
         try:
-            cell = _checked(_cell_of_file(file))
+            cell = cell_of(next(iter(read_records(file))))
+            cell = (cell[0], wrap(cell[1]), cell[2])
             index, group = int(row["index"]), int(row["group"])
+            attempt = int(row["attempt"]) if row.get("attempt") else 0
+            if not 1 <= group <= 230:
+                raise ValueError(f"group {group} does not exist")
         except RejectError as reject:
-            refused[name] = f"{reject.reason} {reject.detail}".strip()
+            refused[name] = str(reject)
         except Exception as error:  # one damaged file must not end the run
             refused[name] = f"cannot be read: {first_line(error)}"
         else:
@@ -304,7 +363,7 @@ def _of_sampled(folder: Path, refused: dict[str, str]) -> Iterator[Entry]:
                     **run,
                     "request": row.get("request", ""),
                     "index": index,
-                    "attempt": int(row["attempt"]) if row.get("attempt") else 0,
+                    "attempt": attempt,
                 },
             )
 
@@ -327,13 +386,3 @@ def _run(folder: Path) -> dict[str, Value]:
         return {}
     names = ("seed", "model", "weights", "sampler", "positions", "assignment_temperature")
     return {name: settings[name] for name in names if isinstance(settings.get(name), Value)}
-
-
-def _cell_of_file(path: Path) -> Cell:
-    if path.suffix != ".vasp":
-        return cell_of(next(iter(read_records(path)[0])))
-    from pymatgen.io.vasp import Poscar
-
-    structure = Poscar.from_str(path.read_text(encoding="utf-8")).structure
-    numbers = np.array([site.specie.Z for site in structure], dtype=np.int64)
-    return structure.lattice.matrix.copy(), structure.frac_coords, numbers

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from langevin_xtal.crystal.cell import Cell
+from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.entry import Value
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError
@@ -31,6 +33,36 @@ STATES = (
 
 EQUALS = ("duplicate_of", "same_as", "same_released")
 """Facts that name the candidate another equals: as sampled, relaxed with symmetry, released."""
+
+MOST_ATOMS = 10_000
+SHORTEST, LONGEST = 0.05, 1e4
+"""Least distance between faces of a cell, and longest component of its rows [Å]."""
+MOST_INDEX = 2**53
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(
+        (
+            *("energy", "energy_sampled", "energy_kept", "energy_released"),
+            *("e_above_hull", "e_above_all", "phonon_minimum", "min_distance"),
+        ),
+        float,
+    ),
+    **dict.fromkeys(
+        (
+            *(*EQUALS, "attempt", "steps", "steps_released"),
+            *("found_group", "found_group_0.1", "found_kept", "found_released"),
+        ),
+        int,
+    ),
+    **dict.fromkeys(
+        ("filtered", "ranked", "converged", "converged_kept", "symmetry_broke", "imaginary"), bool
+    ),
+    **dict.fromkeys(
+        ("reason", "known", "potential", "note", "warning", "hull_reason", "hull_phases"), str
+    ),
+    "phonons": str,
+}
+"""Facts that the stages and reports reckon with."""
+_WHEN_RELAXED = ("energy_kept", "energy_sampled", "steps", "converged_kept")
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,12 +186,38 @@ def _cell_to_json(cell: Cell | None) -> Any:
 def _cell_from_json(value: Any) -> Cell | None:
     if value is None:
         return None
-    lattice, frac, numbers = value
-    return np.array(lattice), np.array(frac).reshape(-1, 3), np.array(numbers, dtype=np.int64)
+    lattice, frac, numbers = (np.array(part) for part in value)
+    if lattice.shape != (3, 3) or frac.shape != (len(numbers), 3) or numbers.ndim != 1:
+        raise ValueError("a cell of another shape")
+    if not 1 <= len(numbers) <= MOST_ATOMS or numbers.dtype.kind != "i":
+        raise ValueError(f"{len(numbers)} atoms, or atomic numbers that are none")
+    if lattice.dtype.kind not in "if" or frac.dtype.kind not in "if":
+        raise ValueError("a cell that is not made of numbers")
+    if not (np.isfinite(lattice).all() and np.isfinite(frac).all() and np.abs(frac).max() < 1e3):
+        raise ValueError("a cell or positions that are not finite")
+    if numbers.min() < 1 or numbers.max() >= len(SYMBOLS):
+        raise ValueError("an atomic number of no element")
+    height, longest = heights(lattice).min(), np.abs(lattice).max()
+    if not (height >= SHORTEST and longest <= LONGEST):
+        raise ValueError("a cell that no crystal has")
+    return lattice.astype(float), frac.astype(float), numbers.astype(np.int64)
 
 
-def from_data(data: Any) -> Row:
+def heights(lattice: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(3,) distances between opposite faces of a cell [Å], 0 where it has no volume."""
+    faces = np.cross(lattice[[1, 2, 0]], lattice[[2, 0, 1]])
+    area = np.linalg.norm(faces, axis=1)
+    volume = abs(float(np.linalg.det(lattice)))
+    return np.where(area > 0, volume / np.where(area > 0, area, 1.0), 0.0)
+
+
+def from_data(data: Any, number: int | None = None) -> Row:
     """A row from ASE's data column, of which nothing but text is decoded.
+
+    Parameters
+    ----------
+    number
+        Of the row, for the message.
 
     Raises
     ------
@@ -171,20 +229,78 @@ def from_data(data: Any) -> Row:
             data = json.loads(data[int.from_bytes(data[:8], "little") :])
         return _from_json(json.loads(data["record"]))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise DataError(f"a row of the store is damaged ({first_line(error)})") from None
+        which = "" if number is None else f": row {number}"
+        raise DataError(f"a row of the store is damaged{which} ({first_line(error)})") from None
 
 
 def _from_json(record: Any) -> Row:
-    return Row(
-        index=record["index"],
-        request=record["request"],
-        group=record["group"],
+    """
+    Raises
+    ------
+    ValueError, TypeError, LookupError
+        For anything that no campaign has written.
+    """
+    row = Row(
+        index=_whole(record["index"], "index", 0, MOST_INDEX),
+        request=_of(str, record["request"], "request"),
+        group=_whole(record["group"], "group", 1, 230),
         sampled=_cell_from_json(record["sampled"]),
-        facts=record["facts"],
+        facts=_facts(record["facts"]),
         kept=_cell_from_json(record["kept"]),
         released=_cell_from_json(record["released"]),
-        provenance=record["provenance"],
+        provenance={
+            _of(str, name, "name"): _value(value, name)
+            for name, value in _of(dict, record["provenance"], "provenance").items()
+            if value is not None
+        },
     )
+    facts = row.facts
+    if row.sampled is None and ("filtered" in facts or "duplicate_of" in facts or row.kept):
+        raise ValueError("it was filtered or relaxed and has no geometry")
+    if "same_as" in facts and not facts.get("reason"):
+        missing = [name for name in _WHEN_RELAXED if name not in facts]
+        if missing or row.kept is None:
+            raise ValueError(f"it was relaxed and lacks {(missing or ['its geometry'])[0]}")
+    for geometry in (row.kept, row.released):
+        if geometry and row.sampled and sorted(geometry[2]) != sorted(row.sampled[2]):
+            raise ValueError("its geometries have different atoms")
+    return row
+
+
+def _facts(facts: Any) -> dict[str, Value]:
+    found: dict[str, Value] = {}
+    for name, value in _of(dict, facts, "facts").items():
+        kind = _KINDS.get(name)
+        if kind is int:
+            found[name] = _whole(value, name, -1, MOST_INDEX)
+        elif kind is float:
+            found[name] = _value(_of((int, float), value, name), name)
+        elif kind is not None:
+            found[name] = _of(kind, value, name)
+        else:
+            found[name] = _value(value, name)
+        if name.startswith("found_") and kind is int and not 0 <= value <= 230:
+            raise ValueError(f"{name} is {value}")
+    return found
+
+
+def _whole(value: Any, name: str, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name} is {str(value)[:40]!r}")
+    return value
+
+
+def _of(kind: Any, value: Any, name: str) -> Any:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{name} is {str(value)[:40]!r}")
+    return value
+
+
+def _value(value: Any, name: str) -> Value:
+    """Text, a truth value or a finite number."""
+    if not isinstance(value, (str, int, float)) or not _sound(value):
+        raise ValueError(f"{name} is {str(value)[:40]!r}")
+    return value
 
 
 def summarise(

@@ -19,7 +19,7 @@ from langevin_xtal.crystal.entry import Value
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError
-from langevin_xtal.evaluation.cache import Cache
+from langevin_xtal.evaluation.cache import Cache, SpareCache
 from langevin_xtal.model.checkpoint import ScoreModel
 from langevin_xtal.sampling.postprocess import Rejection
 from langevin_xtal.sampling.sample import SampleOptions, sample_batches
@@ -390,7 +390,7 @@ class _Run:
 
     @cached_property
     def _cache(self) -> Cache:
-        return Cache(self.plan.cache)
+        return SpareCache(self.plan.cache)
 
     def _screen(self, stage: str, rows: list[Row], show: Callable[[int], None]) -> None:
         still = replace(self.plan.relax_options, steps=0)

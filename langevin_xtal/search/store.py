@@ -23,18 +23,20 @@ concurrent writers) for one short transaction.
 from __future__ import annotations
 
 import json
+import math
 import os
-import platform
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 from langevin_xtal.errors import DataError, LangevinXtalError
+from langevin_xtal.runtime import host as this_host
+from langevin_xtal.runtime import is_running
 from langevin_xtal.search.database import (
     MAGIC,
     SETTINGS,
@@ -44,6 +46,7 @@ from langevin_xtal.search.database import (
     open_database,
     plain_address,
     reading,
+    refuse_foreign,
     settings_of,
 )
 from langevin_xtal.search.rows import (
@@ -57,6 +60,7 @@ from langevin_xtal.search.rows import (
     to_atoms,
     to_json,
 )
+from langevin_xtal.structures.databases import read_only
 
 __all__ = [
     "STATES",
@@ -79,17 +83,23 @@ FORMAT = 2
 LEASE_SECONDS = 120.0
 """A process whose heartbeat stood still so long is taken for dead."""
 BEAT_SECONDS = 10.0
-FILLED_LATER = ("relax", "reference")
+FILLED_LATER = ("relax", "reference", "model_settings")
 """Settings that a campaign may begin without."""
+MOST_MISSING = 1_000_000
+"""Lines that processes of older versions may have left out."""
 CHUNK = 200
 """Rows written in one transaction."""
 ADVISORY_LOCK = 0x4C5853
 """Key of the writers' lock in PostgreSQL: ``LXS``."""
 _ENDED: set[str] = set()
 """Owners that this process was, and is no more."""
+_OPEN_INDEX = (
+    "CREATE INDEX IF NOT EXISTS langevin_xtal_open ON langevin_xtal_work (stage, done, unit)"
+)
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS langevin_xtal_work (stage TEXT, unit INTEGER, owner TEXT, "
     "done INTEGER, entry INTEGER, PRIMARY KEY (stage, unit))",
+    _OPEN_INDEX,
     "CREATE TABLE IF NOT EXISTS langevin_xtal_owner (owner TEXT PRIMARY KEY, host TEXT, "
     "pid INTEGER, beat INTEGER)",
     "CREATE TABLE IF NOT EXISTS langevin_xtal_stage (stage TEXT PRIMARY KEY, seconds REAL)",
@@ -157,6 +167,8 @@ class Store:
         self.lease = lease
         self.owner = uuid.uuid4().hex
         self._seen: dict[str, tuple[int, float]] = {}
+        self._filled: set[str] = set()
+        self._was_there = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._database = open_database(self.address)
@@ -166,7 +178,7 @@ class Store:
         with self._transaction() as cursor:
             cursor.execute(
                 "INSERT INTO langevin_xtal_owner VALUES (?, ?, ?, ?)",
-                (self.owner, _host(), os.getpid(), 0),
+                (self.owner, this_host(), os.getpid(), 0),
             )
         self._stop.clear()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -185,19 +197,28 @@ class Store:
         _ENDED.add(self.owner)  # known here even when the disk is full and nothing can be written
         with suppress(LangevinXtalError), self._transaction() as cursor:
             cursor.execute(
-                "DELETE FROM langevin_xtal_work WHERE owner = ? AND done = 0", (self.owner,)
+                "UPDATE langevin_xtal_work SET owner = '' WHERE owner = ? AND done = 0",
+                (self.owner,),
             )
             cursor.execute("DELETE FROM langevin_xtal_owner WHERE owner = ?", (self.owner,))
 
     # -- work
 
     def claim(self, stage: str, units: Sequence[int], most: int) -> Claim:
-        """Hand out up to ``most`` of the units, in their order, that no living process has."""
+        """Hand out up to ``most`` of the units, in their order, that no living process has.
+
+        Of ``range(N)`` in a time that does not grow with N, nor with what is done.
+        """
+        if isinstance(units, range) and units == range(len(units)):
+            return self._claim_first(stage, len(units), most)
         with self._transaction() as cursor:
             cursor.execute(
                 "SELECT unit, owner, done FROM langevin_xtal_work WHERE stage = ?", (stage,)
             )
-            work = {int(unit): (owner, bool(done)) for unit, owner, done in cursor.fetchall()}
+            work = {
+                _whole(unit, "work"): (owner, bool(done))
+                for unit, owner, done in cursor.fetchall()
+            }
             living = self._living(cursor)
             done = sum(1 for unit in units if unit in work and work[unit][1])
             mine: list[int] = []
@@ -207,18 +228,76 @@ class Store:
                 owner, finished = work.get(unit, ("", False))
                 if not finished and owner not in living:
                     mine.append(unit)
-            for unit in mine:
-                if unit in work:
-                    cursor.execute(
-                        "UPDATE langevin_xtal_work SET owner = ? WHERE stage = ? AND unit = ?",
-                        (self.owner, stage, unit),
-                    )
-                else:
-                    cursor.execute(
-                        "INSERT INTO langevin_xtal_work VALUES (?, ?, ?, ?, ?)",
-                        (stage, unit, self.owner, 0, None),
-                    )
+            self._take(cursor, stage, mine, work)
         return Claim(mine, done, len(units) - done)
+
+    def _claim_first(self, stage: str, total: int, most: int) -> Claim:
+        """Of the units below ``total``: those left by others first, then those after the last."""
+        with self._transaction() as cursor:
+            if stage not in self._filled:
+                self._fill(cursor, stage)
+            after, left = self._begun(cursor, stage, total)
+            living = self._living(cursor)
+            mine = [unit for unit, owner in left if owner not in living][:most]
+            fresh = range(after, min(after + most - len(mine), total))
+            if not left and not fresh and self._fill(cursor, stage):  # an older version's doing
+                after, left = self._begun(cursor, stage, total)
+                mine = [unit for unit, owner in left if owner not in living][:most]
+            self._take(cursor, stage, [*mine, *fresh], {unit for unit, _ in left})
+        done = after - len(left)
+        return Claim([*mine, *fresh], done, total - done)
+
+    def _begun(self, cursor: Any, stage: str, total: int) -> tuple[int, list[tuple[int, str]]]:
+        """The first unit that was never claimed, and (unit, owner) of those not finished."""
+        cursor.execute(
+            "SELECT MAX(unit) FROM langevin_xtal_work WHERE stage = ? AND unit < ?", (stage, total)
+        )
+        (last,) = cursor.fetchone()
+        cursor.execute(
+            "SELECT unit, owner FROM langevin_xtal_work WHERE stage = ? AND done = 0 "
+            "AND unit < ? ORDER BY unit",
+            (stage, total),
+        )
+        left = [(_whole(unit, "work"), str(owner)) for unit, owner in cursor.fetchall()]
+        return (0 if last is None else _whole(last, "work") + 1), left
+
+    def _fill(self, cursor: Any, stage: str) -> bool:
+        """Enter the units below the last that have no line; whether there were any.
+
+        Versions before 0.6 removed the lines of what they had not finished.
+        """
+        cursor.execute(
+            "SELECT COUNT(*), MAX(unit) FROM langevin_xtal_work WHERE stage = ?", (stage,)
+        )
+        count, last = cursor.fetchone()
+        self._filled.add(stage)
+        if last is None or count == _whole(last, "work") + 1:
+            return False
+        if last - count > MOST_MISSING:
+            raise DataError(f"the store's table of work is damaged: it ends with unit {last}")
+        cursor.execute("SELECT unit FROM langevin_xtal_work WHERE stage = ?", (stage,))
+        there = {_whole(row[0], "work") for row in cursor.fetchall()}
+        for unit in range(_whole(last, "work")):
+            if unit not in there:
+                cursor.execute(
+                    "INSERT INTO langevin_xtal_work VALUES (?, ?, ?, ?, ?)",
+                    (stage, unit, "", 0, None),
+                )
+        return True
+
+    def _take(self, cursor: Any, stage: str, units: Iterable[int], begun: Container[int]) -> None:
+        """Make units this process's own."""
+        for unit in units:
+            if unit in begun:
+                cursor.execute(
+                    "UPDATE langevin_xtal_work SET owner = ? WHERE stage = ? AND unit = ?",
+                    (self.owner, stage, unit),
+                )
+            else:
+                cursor.execute(
+                    "INSERT INTO langevin_xtal_work VALUES (?, ?, ?, ?, ?)",
+                    (stage, unit, self.owner, 0, None),
+                )
 
     def add(self, rows: Iterable[Row], seconds: float = 0.0) -> int:
         """Store samples this process has claimed; returns how many.
@@ -285,7 +364,7 @@ class Store:
             cursor.execute(
                 "SELECT unit FROM langevin_xtal_work WHERE stage = ? AND done = 1", (stage,)
             )
-            return sorted(int(row[0]) for row in cursor.fetchall())
+            return sorted(_whole(row[0], "work") for row in cursor.fetchall())
 
     def rows(self) -> list[Row]:
         """All candidates by index."""
@@ -300,6 +379,8 @@ class Store:
     # -- inside
 
     def _prepare(self, mine: dict[str, Any]) -> None:
+        if not self._is_postgres:
+            refuse_foreign(Path(self.address))
         with self._transaction():
             self._database.count()  # makes ASE's tables, and ends the transaction
         with self._transaction() as cursor:
@@ -316,12 +397,14 @@ class Store:
                 self._describe(mine)
             else:
                 _check_format(self.address, theirs)
+                cursor.execute(_OPEN_INDEX)
                 self._compare(mine, theirs)
                 mine = theirs | {k: v for k, v in mine.items() if v is not None}
                 cursor.execute(f"DELETE FROM information WHERE name = '{SETTINGS}'")
             mine = {"format": FORMAT, **mine}
             cursor.execute("INSERT INTO information VALUES (?, ?)", (SETTINGS, json.dumps(mine)))
         self.settings: Mapping[str, Any] = mine
+        self._was_there = True
 
     def _compare(self, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
         for name, value in mine.items():
@@ -359,7 +442,7 @@ class Store:
     @contextmanager
     def _transaction(self) -> Iterator[Any]:
         """A cursor that holds the only right to write; all or nothing is kept."""
-        with database_errors(self.address):
+        with database_errors(self.address, lost=self._was_there):
             database = self._database
             database.__enter__()
             connection = database.connection
@@ -381,7 +464,10 @@ class Store:
 
     @contextmanager
     def _reading(self) -> Iterator[Any]:
-        with database_errors(self.address), reading(self.address) as connection:
+        with (
+            database_errors(self.address, lost=self._was_there),
+            reading(self.address) as connection,
+        ):
             yield connection.cursor()
 
     def _living(self, cursor: Any) -> set[str]:
@@ -393,7 +479,7 @@ class Store:
             if owner == self.owner:
                 living.add(owner)
                 continue
-            if owner in _ENDED or (host == _host() and not _is_running(int(pid))):
+            if owner in _ENDED or (host == this_host() and not is_running(_whole(pid, "owner"))):
                 continue
             # beats are compared by this process's clock: clocks of computers differ
             if self._seen.get(owner, (None, 0.0))[0] != beat:
@@ -424,7 +510,7 @@ class Store:
         cursor.execute(
             "SELECT MAX(unit) FROM langevin_xtal_work WHERE stage = ? AND done = 1", (stage,)
         )
-        return int(cursor.fetchone()[0] or 0)
+        return _whole(cursor.fetchone()[0] or 0, "work")
 
     def _change(self, cursor: Any, index: int, change: Change) -> None:
         cursor.execute(
@@ -432,8 +518,11 @@ class Store:
             "WHERE work.stage = 'sample' AND work.unit = ? AND work.entry = systems.id",
             (index,),
         )
-        entry, data = cursor.fetchone()
-        self._write(from_data(data).changed(change), int(entry))
+        found = cursor.fetchone()
+        if found is None:
+            raise DataError(f"candidate {index} is not in the store any more: it is damaged")
+        entry, data = found
+        self._write(from_data(data, entry).changed(change), int(entry))
 
     def _write(self, row: Row, entry: int | None) -> int:
         record = json.dumps(to_json(row), allow_nan=False)
@@ -469,36 +558,38 @@ class Store:
                     connection.close()
 
 
-def _host() -> str:
-    """This computer; processes of another container on it are other ones' too."""
-    with suppress(OSError):
-        return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
-    return platform.node()
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
     return (items[k : k + CHUNK] for k in range(0, len(items), CHUNK))
 
 
 def _rows(cursor: Any) -> list[Row]:
-    cursor.execute("SELECT data FROM systems")
-    return sorted((from_data(line[0]) for line in cursor.fetchall()), key=lambda row: row.index)
+    cursor.execute("SELECT id, data FROM systems")
+    rows: dict[int, Row] = {}
+    for number, data in cursor.fetchall():
+        row = from_data(data, number)
+        if row.index in rows:
+            raise DataError(f"the store is damaged: candidate {row.index} is there twice")
+        rows[row.index] = row
+    return [rows[index] for index in sorted(rows)]
 
 
 def _summary(cursor: Any) -> Summary:
     cursor.execute("SELECT stage, seconds FROM langevin_xtal_stage")
-    seconds = {str(stage): float(spent) for stage, spent in cursor.fetchall()}
+    seconds = {str(stage): _seconds(spent) for stage, spent in cursor.fetchall()}
     return summarise(settings_of(cursor) or {}, _rows(cursor), seconds)
+
+
+def _whole(value: Any, table: str) -> int:
+    """A whole number of a table of ours, which anybody may have edited."""
+    if type(value) is not int or value < 0:
+        raise DataError(f"the store's table of {table} is damaged: {_short(str(value))}")
+    return value
+
+
+def _seconds(value: Any) -> float:
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise DataError(f"the store's table of times is damaged: {_short(str(value))}")
+    return float(value)
 
 
 def _short(value: Any) -> str:
@@ -528,7 +619,13 @@ def is_store(source: str | os.PathLike[str]) -> bool:
                 return False
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})") from None
-    with database_errors(path), reading(path) as connection:
+    with suppress(DataError), read_only(path) as connection:
+        found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        tables = {name for (name,) in found}
+        if not {"systems", "information"} <= tables:  # a view may be anything, and endless
+            return False
+        return settings_of(connection.cursor()) is not None
+    with database_errors(path), reading(path) as connection:  # a writer was killed half-way
         return settings_of(connection.cursor()) is not None
 
 

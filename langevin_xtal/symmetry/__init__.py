@@ -11,10 +11,12 @@ from langevin_xtal.symmetry.lattice import (
     lattice_freedom,
     length_from_coordinate,
 )
+from langevin_xtal.symmetry.settings import Setting, setting_note, settings_of
 from langevin_xtal.symmetry.sites import orbit, site_projector, snap_site, stabiliser, wrap
 
 __all__ = [
     "CRYSTAL_SYSTEMS",
+    "Setting",
     "SpaceGroup",
     "cell_directions",
     "cell_lengths",
@@ -26,6 +28,8 @@ __all__ = [
     "length_from_coordinate",
     "operation_table",
     "orbit",
+    "setting_note",
+    "settings_of",
     "site_projector",
     "snap_site",
     "stabiliser",

@@ -86,17 +86,22 @@ class SpaceGroup:
 
     @classmethod
     def parse(cls, text: str | int) -> SpaceGroup:
-        """From a number (``62``, ``"62"``) or a short symbol (``"Pnma"``, ``"P6_3/mmc"``)."""
+        """From a number (``62``, ``"62"``) or a symbol in any spelling of any setting.
+
+        The type counts: ``"P2_1/n"`` and ``"P2_1/c"`` give the same group, in the package's
+        setting; :func:`~langevin_xtal.symmetry.settings.settings_of` tells them apart.
+
+        Raises
+        ------
+        SymmetryError
+            When there is no such group; the message proposes the nearest.
+        """
+        from langevin_xtal.symmetry.settings import settings_of
+
         name = str(text).strip()
         if re.fullmatch(r"[+-]?[0-9]{1,9}", name):
             return cls(int(name))
-        by_symbol = _symbols()
-        if _plain(name) not in by_symbol:
-            raise SymmetryError(
-                f"space group {name!r} is not known: give a number from 1 to 230 or a short "
-                "international symbol such as Pnma, Fm-3m or P6_3/mmc"
-            )
-        return cls(by_symbol[_plain(name)])
+        return cls(settings_of(name)[0].number)
 
     @property
     def symbol(self) -> str:
@@ -144,12 +149,3 @@ class SpaceGroup:
 
     def __str__(self) -> str:
         return f"{self.symbol} ({self.number})"
-
-
-def _plain(symbol: str) -> str:
-    return symbol.replace(" ", "").replace("_", "").lower()
-
-
-@cache
-def _symbols() -> dict[str, int]:
-    return {_plain(s): n for n, s in enumerate(operation_table().symbols, start=1)}

@@ -30,8 +30,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed
 
+from langevin_xtal import signals
 from langevin_xtal.diffusion.losses import Losses
 from langevin_xtal.errors import InputError, LangevinXtalError
+
+STOP_SECONDS = 25.0
+"""From a signal until all processes have ended; ``torchrun`` kills them after 30."""
 
 
 @dataclass
@@ -161,6 +165,7 @@ def orderly_stop(team: Team) -> Iterator[None]:
     def ask(number: int, frame: FrameType | None) -> None:
         team.stop_asked = True
 
+    signals.allow(STOP_SECONDS)
     in_main = threading.current_thread() is threading.main_thread()
     watched = (signal.SIGINT, signal.SIGTERM) if in_main else ()
     before = {number: signal.signal(number, ask) for number in watched}

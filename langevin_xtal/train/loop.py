@@ -21,7 +21,6 @@ import csv
 import dataclasses
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +37,7 @@ from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.diffusion.losses import Losses, Precision, denoising_losses
 from langevin_xtal.diffusion.noising import Builder, Noised, NoisingConfig, noise_batch
 from langevin_xtal.errors import CheckpointError, InputError
+from langevin_xtal.files import clear_left, replacing, write_text
 from langevin_xtal.graph.snapping import all_operations
 from langevin_xtal.model.checkpoint import (
     ScoreModel,
@@ -245,6 +245,8 @@ class Trainer:
         self._orders: dict[int, Tensor] = {}
         try:
             out.mkdir(parents=True, exist_ok=True)
+            if self.team.leads:
+                clear_left(out)
             if self._state_path.exists():
                 self._resume()
             elif self.team.leads:
@@ -487,8 +489,8 @@ class Trainer:
 
     def _write_config(self) -> None:
         text = json.dumps(dataclasses.asdict(self.config), indent=2)
-        (self.out / "config.json").write_text(text + "\n")
-        with (self.out / "log.csv").open("w", newline="") as handle:
+        write_text(self.out / "config.json", text + "\n")
+        with replacing(self.out / "log.csv", newline="") as handle:
             csv.writer(handle).writerow(LogRow.columns())
 
     def _log(self, row: LogRow) -> None:
@@ -622,9 +624,7 @@ def _drop_rows_after(path: Path, step: int) -> None:
     if path.exists():
         with path.open(newline="") as handle:
             rows = list(csv.reader(handle))[1:]
-    part = path.with_name(path.name + ".part")
-    with part.open("w", newline="") as handle:
+    with replacing(path, newline="") as handle:
         writer = csv.writer(handle)
         writer.writerow(LogRow.columns())
         writer.writerows(r for r in rows if r and r[0].isdigit() and int(r[0]) <= step)
-    os.replace(part, path)
