@@ -16,10 +16,12 @@ from pymatgen.core import Composition
 from pymatgen.io.cif import CifWriter
 
 import langevin_xtal as lx
+from langevin_xtal.cli import evaluate as command
 from langevin_xtal.cli import run
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import DataError, InputError
+from langevin_xtal.evaluation import targets as targets_module
 from langevin_xtal.evaluation.controls import perturbed
 from langevin_xtal.evaluation.protocol import EvaluateOptions, evaluate, reference_targets
 from langevin_xtal.evaluation.report import Report
@@ -384,6 +386,92 @@ class TestCommand:
         there = 1 - column["summary"]["missing"] / 12
         assert column["summary"]["formula_right"] == pytest.approx(there)
 
+    def test_composition_mode(
+        self, reference: PackedDataset, tiny_open_path: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        """The default control knows no group; rates stand by number of atoms."""
+        small = reference.select(np.flatnonzero(reference.atom_counts <= 8))
+        small.save(tmp_path / "small.lxd")
+        arguments = [
+            "evaluate", "--model", str(tiny_open_path), "--reference", str(tmp_path / "small.lxd"),
+            "--training", str(tmp_path / "small.lxd"), "--mode", "composition", "--n", "10",
+            "--k", "2", "--levels", "3", "--workers", "1", "--fingerprints", "none",
+            "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"),
+        ]  # fmt: skip
+        assert run(arguments) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "match rate, k = 1, by atoms in the primitive cell" in printed
+        assert "match rate, best of trials, by atoms in the primitive cell" in printed
+        assert "True settings by" in printed
+        assert "10 targets have" in printed
+        stored = json.loads((tmp_path / "out" / "evaluation.json").read_text())["columns"]
+        assert list(stored)[1:] == ["template-composition", "training"]
+        control = stored["template-composition"]
+        assert control["summary"]["metre"] == 1.0  # the targets are in the training data
+        bins = control["tables"]["by_atoms"]
+        assert list(bins) == [b for b in ("1-4", "5-8") if b in bins]
+        assert sum(b["targets"] for b in bins.values()) == 10
+        model = stored["tiny-open"]["summary"]
+        there = 1 - model["missing"] / 10
+        assert model["formula_right"] == pytest.approx(there)
+
+    def test_de_novo(
+        self,
+        reference: PackedDataset,
+        tiny_open_path: Path,
+        tmp_path: Path,
+        capsys: Any,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Parts are saved and not made again; samples are those of the library."""
+        reference.save(tmp_path / "all.lxd")
+        monkeypatch.setattr(command, "DE_NOVO_PART", 3)
+        made: list[range] = []
+        plain = targets_module.de_novo_samples
+
+        def counted(model: Any, places: range, **options: Any) -> StructureSet:
+            if len(made) == stop:
+                raise KeyboardInterrupt
+            made.append(places)
+            return plain(model, places, **options)
+
+        monkeypatch.setattr(targets_module, "de_novo_samples", counted)
+        arguments = [
+            "evaluate", "--model", str(tiny_open_path), "--reference", str(tmp_path / "all.lxd"),
+            "--training", str(tmp_path / "all.lxd"), "--mode", "de-novo", "--n", "8", "--seed",
+            "3", "--levels", "3", "--workers", "1", "--fingerprints", "none",
+            "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"),
+        ]  # fmt: skip
+        stop = 2
+        assert run(arguments) != 0  # interrupted
+        assert made == [range(0, 3), range(3, 6)]
+        capsys.readouterr()
+        stop = 9
+        assert run(arguments) == 0
+        assert made == [range(0, 3), range(3, 6), range(6, 8)]
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "Models are given nothing" in printed
+        assert "match rate" not in printed
+        stored = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+        assert stored["settings"]["mode"] == "de-novo"
+        assert list(stored["columns"]) == ["tiny-open", "training"]
+        column = stored["columns"]["tiny-open"]
+        summary = column["summary"]
+        assert summary["attempted"] == 8
+        assert len(column["structures"]) + summary["missing"] == 8
+        for key in ("struct_valid", "comp_valid", "unique", "novel", "p1_share", "js_groups",
+                    "w_density", "w_elements"):  # fmt: skip
+            assert summary[key] is not None, key
+        options = SampleOptions(sampler=lx.Ancestral(levels=3), workers=1)
+        model = lx.load_model(str(tiny_open_path))
+        candidates = lx.sample([lx.Request()] * 8, model, seed=3, options=options)
+        formulas = {f"de-novo-{c.index:06d}": c.formula for c in candidates}
+        assert set(formulas) == {entry["id"] for entry in column["structures"]}
+        for entry in column["structures"]:
+            same = Composition(formulas[entry["id"]]).reduced_composition
+            assert Composition(entry["formula"]).reduced_composition == same
+            assert entry["group_asked"] in range(1, 231)
+
     def test_model_with_control(
         self, known: PackedDataset, tiny_path: Path, tmp_path: Path, capsys: Any
     ) -> None:
@@ -419,6 +507,13 @@ class TestCommand:
             (["--model", "small", "--reference", "{known}", "--controls", "luck"], "luck"),
             (["--model", "small", "--reference", "{known}", "--controls", "template"],
              "--training"),
+            (["--model", "small", "--reference", "{known}", "--mode", "composition", "--controls",
+              "template-composition"], "--training"),
+            (["--reference", "{known}", "--mode", "de-novo", "{known}"], "--model"),
+            (["--model", "small", "--reference", "{known}", "--mode", "de-novo", "--k", "2"],
+             "--n"),
+            (["--model", "small", "--reference", "{known}", "--mode", "de-novo", "--controls",
+              "random"], "random"),
             (["--model", "small", "--reference", "{known}", "--levels", "1"], "levels"),
             (["--model", "small", "--reference", "{known}", "--levels", "x"], "levels"),
             (["--model", "small", "--reference", "{known}", "--mode", "cell"], "cell"),
