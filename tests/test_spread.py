@@ -44,7 +44,7 @@ MIXED = [RUTILE, SALT, NOTHING, RUTILE, SYSTEM, NOTHING, RUTILE, SALT, SYSTEM]
 
 UNMIXED = SpreadOptions(known_share=0.0)
 
-# positions drawn by a ranker that knows chemistry stay apart; nothing else is asked of them
+# whether candidates are the same is asked here, not whether they are good
 ANYTHING = PostprocessConfig(min_distance=0.0)
 
 
