@@ -23,6 +23,7 @@ from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import DataError, InputError
 from langevin_xtal.evaluation import targets as targets_module
 from langevin_xtal.evaluation.controls import perturbed
+from langevin_xtal.evaluation.matching import atom_labels
 from langevin_xtal.evaluation.protocol import EvaluateOptions, evaluate, reference_targets
 from langevin_xtal.evaluation.report import Report
 from langevin_xtal.evaluation.structures import Missing, StructureSet, split_id
@@ -270,6 +271,44 @@ class TestFormats:
         (tmp_path / "bad.structures.npz").write_text("no")
         with pytest.raises(DataError, match=r"bad\.structures\.npz"):
             StructureSet.read(tmp_path / "bad.structures.npz")
+
+
+class TestCompositions:
+    """Rutile and anatase have the same atoms in the primitive cell."""
+
+    def report(
+        self, reference: PackedDataset, predicted: dict[str, str], **options: Any
+    ) -> Report:
+        names = ["rutile", "anatase", "fluorite"]
+        data = reference.select(np.flatnonzero(np.isin(reference.id, names)))
+        truth = StructureSet.from_packed(data, "truth")
+        cells = [truth.cell(truth.index_of[name]) for name in predicted.values()]
+        made = StructureSet.of("made", cells, list(predicted))
+        given = EvaluateOptions(features=(), workers=1, **options)
+        return evaluate(made, data, targets=choose_targets(data, None), options=given)
+
+    def test_metre_has_as_many_structures_for_each_composition(
+        self, reference: PackedDataset
+    ) -> None:
+        """Of two targets that share a composition the predictions of one count, for both."""
+        data = reference.select(np.flatnonzero(np.isin(reference.id, ["rutile", "anatase"])))
+        first, second = (t.id for t in choose_targets(data, None))
+        crossed = {f"{first}__0": first, f"{second}__0": second, "fluorite__0": "fluorite"}
+        assert self.report(reference, crossed)["made"]["metre"] == 1.0
+        report = self.report(reference, crossed, per_composition=True)
+        assert len(report.columns[0].structures) == 3  # all other numbers are over all
+        assert report["made"]["match_1"] == 1.0
+        assert report["made"]["metre"] == pytest.approx(2 / 3)
+        assert any("3 targets have 2 compositions" in note for note in report.notes)
+        both = {f"{name}__{k}": found for name in (first, second)
+                for k, found in enumerate((first, second))}  # fmt: skip
+        whole = both | {"fluorite__0": "fluorite", "fluorite__1": "fluorite"}
+        assert self.report(reference, whole, per_composition=True)["made"]["metre"] == 1.0
+
+    def test_bins(self) -> None:
+        assert atom_labels([1, 4, 5, 8, 12, 13, 20, 21, 52, 53, 400]) == [
+            "1-4", "1-4", "5-8", "5-8", "9-12", "13-16", "17-20", "21-52", "21-52", "53+", "53+",
+        ]  # fmt: skip
 
 
 class TestCandidates:
