@@ -94,6 +94,12 @@ class SpreadOptions:
     the rest goes by crystals of other elements. 0 is for known crystals held out: training
     crystals of the composition then speak against their own settings, which a composition seldom
     has twice."""
+    most_atoms: int | None = None
+    """Atoms in the conventional cell."""
+    most_sites: int | None = None
+    """Sites in the asymmetric unit."""
+    most_formula_atoms: int | None = None
+    """Atoms in a formula unit, where the stoichiometry is open."""
 
 
 def settings_of(
@@ -352,6 +358,7 @@ class _Search:
         if ranked is None:
             return []
         found, log_p = ranked
+        most = self.options.most_sites
         return [
             Setting(
                 group.composition,
@@ -364,6 +371,7 @@ class _Search:
                 0,
             )
             for assignment, p in zip(found, np.exp(log_p), strict=True)
+            if most is None or sum(map(len, assignment)) <= most
         ]
 
     def _groups(self) -> list[_Group]:
@@ -399,7 +407,7 @@ class _Search:
             table[n] = units[n] * row
         centring = np.array([1] + [len(SpaceGroup(n).centring) for n in range(1, 231)])
         sizes = np.arange(MOST_UNITS + 1)[:, None] * centring * composition.atoms
-        fitting = sizes <= MAX_ATOMS
+        fitting = sizes <= min(MAX_ATOMS, self.options.most_atoms or MAX_ATOMS)
         if self.z is not None:
             fitting &= np.arange(MOST_UNITS + 1)[:, None] * centring == self.z
         table *= fitting
@@ -433,8 +441,13 @@ class _Search:
         if self.request.formula is not None:
             counts = zip(elements, self.request.units.values(), strict=True)
             return [(Composition.of(dict(counts)), 1.0)]
-        found = self.settings.compositions(elements)[:MOST_COMPOSITIONS]
-        return [(composition.ordered(elements), share) for composition, share in found]
+        most = self.options.most_formula_atoms
+        found = [
+            (composition.ordered(elements), share)
+            for composition, share in self.settings.compositions(elements)
+            if most is None or composition.atoms <= most
+        ]
+        return found[:MOST_COMPOSITIONS]
 
     def _why_not(self) -> str:
         request = self.request
