@@ -95,8 +95,16 @@ class Tally:
             },
             "slowest_seconds": round(self.seconds, 1),
             "most_mebibytes_beyond_imports": round(self.mebibytes),
-            "failures_told": self.faults,
+            "failures_told": {
+                kind: [_without_folders(fault) for fault in told]
+                for kind, told in self.faults.items()
+            },
         }
+
+
+def _without_folders(text: str) -> str:
+    """A message without the folders of this computer."""
+    return re.sub(r"[^\s'\"]*/(?=(?:langevin_xtal|tests|site-packages|lib)/|[^/\s]+$)", "", text)
 
 
 # -- one process

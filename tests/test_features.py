@@ -647,3 +647,9 @@ class TestSpareCache:
                 cache.put("a", {"k": np.arange(3.0)}, {"bad": "why"})
                 assert cache.failures("a", ["bad"]) == {"bad": "why"}
             assert len(cache.get("a", ["k"])["k"]) == 3
+
+    def test_a_message_that_is_no_text(self, tmp_path: Path) -> None:
+        """SQLite names damaged tables in its messages, as bytes."""
+        cache = SpareCache(tmp_path)
+        with pytest.raises(DataError, match="cannot be used as a cache"), cache._sql():
+            b"\xac".decode()
