@@ -649,6 +649,8 @@ def _choices(block: _Block, lattice: FloatArray) -> tuple[list[_Choice], str]:
         exact = [s for s in found if s.choice.lower() == code.lower()]
         found = tuple(exact) or found
     fitting = [s for s in found if s.fits(lattice)]
+    # of several axes, those that the angles fit to their digits
+    fitting = [s for s in fitting if s.fits(lattice, 5e-4)] or fitting
     if not fitting:
         raise RejectError(
             "the cell does not have the symmetry of the space group",
