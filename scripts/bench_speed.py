@@ -263,11 +263,11 @@ def main() -> None:
             f"second, {one['ratio']['median']:.2f} times",
             flush=True,
         )
-    result["load_after"] = os.getloadavg()
+        result["load_after"] = os.getloadavg()
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     for version in versions.values():
         version.close()
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
