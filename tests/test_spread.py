@@ -17,11 +17,13 @@ from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import Choice, Request
 from langevin_xtal.errors import InputError, RequestError
 from langevin_xtal.model.checkpoint import ScoreModel
-from langevin_xtal.model.settings import SettingModel, group_mask
+from langevin_xtal.model.settings import Composition, SettingModel, group_mask
 from langevin_xtal.sampling.postprocess import PostprocessConfig
 from langevin_xtal.sampling.sample import SampleOptions, sample_batches
 from langevin_xtal.sampling.spread import (
+    AGREEMENT,
     ENUMERATED,
+    KNOWN_SHARE,
     PERSISTENCE,
     SMALLEST,
     SUCCESS,
@@ -275,18 +277,20 @@ class TestSupport:
             assert spread.left_out < 1e-4
 
     def test_training_crystals_of_the_very_composition_count_more(
-        self, open_model: ScoreModel, rutile: list[Setting]
+        self, open_model: ScoreModel
     ) -> None:
-        """Rutile and anatase have half of the probability between them, and what they had."""
+        """Rutile and anatase have what crystals of other elements say, and a share beside."""
+        settings = open_model.settings
+        assert settings is not None
         mixed = {}
         for s in settings_of(RUTILE, open_model):
             mixed[s.group] = s.group_probability
-        before = {s.group: s.group_probability for s in rutile}
-        for number in (136, 141):
-            assert mixed[number] == pytest.approx(0.25 + 0.5 * before[number], rel=1e-3)
-        others = sorted(set(mixed) - {136, 141}, key=before.__getitem__)[-5:]
-        for number in others:
-            assert mixed[number] == pytest.approx(0.5 * before[number], rel=1e-3)
+        as_new = np.exp(settings.log_groups(Composition((22, 8), (1, 2)), [2], as_new=True)[0])
+        weight = {n: 0.5 * (AGREEMENT + as_new[n]) for n in (136, 141)}
+        for number in sorted(mixed, key=mixed.__getitem__)[-8:]:
+            known = weight.get(number, 0.0) / sum(weight.values())
+            expected = (1 - KNOWN_SHARE) * as_new[number] + KNOWN_SHARE * known
+            assert mixed[number] == pytest.approx(expected, rel=1e-3)
 
     def test_groups_narrow(self, open_model: ScoreModel, rutile: list[Setting]) -> None:
         """Only those named; among them all is as before."""

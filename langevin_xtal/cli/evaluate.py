@@ -73,14 +73,14 @@ class Names(click.ParamType):
     "--reference",
     required=True,
     type=options.LocalPath(),
-    help="Held-out crystals to compare with (see data prepare).",
-    metavar="FILE.lxd",
+    help="Held-out crystals to compare with: packed data, or structures in any format.",
+    metavar="FILE",
 )
 @click.option(
     "--training",
     type=options.LocalPath(),
     help="Training data: for novelty, templates and the ceiling.",
-    metavar="FILE.lxd",
+    metavar="FILE",
 )
 @click.option(
     "--model",
@@ -232,7 +232,6 @@ def evaluate(
     """
     import numpy as np
 
-    from langevin_xtal.dataset.packed import PackedDataset
     from langevin_xtal.evaluation.cache import default_folder
     from langevin_xtal.evaluation.protocol import EvaluateOptions, reference_targets
     from langevin_xtal.evaluation.protocol import evaluate as run
@@ -243,8 +242,8 @@ def evaluate(
     if not samples and not models:
         raise InputError("nothing to evaluate: give files or folders of structures, or --model")
     began = time.perf_counter()
-    data = PackedDataset.load(reference)
-    known = None if training is None else PackedDataset.load(training)
+    data = structures.load_crystals(reference)
+    known = None if training is None else structures.load_crystals(training)
     options.say_settings(groups)
     kept = None if groups is None else set(parse_groups(groups))
     if kept is None and models and mode == "sites":

@@ -12,8 +12,9 @@ from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
+    from langevin_xtal.crystal.entry import Entry
+    from langevin_xtal.search.allocation import Way
     from langevin_xtal.search.campaign import Campaign
-    from langevin_xtal.search.space import SearchSpace
     from langevin_xtal.search.store import Summary
 
 DEFAULT_POTENTIAL = "chgnet"
@@ -49,16 +50,35 @@ class Units(click.ParamType):
 @click.option(
     "--sg",
     "groups",
-    default="common",
-    show_default=True,
-    help="all, common (the 32 most frequent), crystal systems, numbers, symbols, ranges; lists.",
+    help="all, common (the 32 most frequent), crystal systems, numbers, symbols, ranges; lists.  "
+    "[default: all; spread evenly, common]",
     metavar="GROUPS",
 )
 @click.option(
     "--max-sites",
     type=click.IntRange(min=1),
-    help="Sites in the asymmetric unit, at most.  [default: 4, or one more than elements]",
+    help="Sites in the asymmetric unit, at most.  [default: any; spread evenly, 4, or one more "
+    "than elements]",
     metavar="N",
+)
+@click.option(
+    "--allocate",
+    type=click.Choice(["likely", "even"]),
+    default="likely",
+    show_default=True,
+    help="Candidates go to settings the model takes for likely, or evenly to groups and requests.",
+)
+@click.option(
+    "--explore",
+    type=click.FloatRange(0, 1),
+    help="Share spread evenly all the same, where others go to likely settings.  [default: 0.2]",
+    metavar="SHARE",
+)
+@click.option(
+    "--subsystems",
+    type=click.FloatRange(0, 1),
+    help="Share of likely settings that have some of the elements only.  [default: 0]",
+    metavar="SHARE",
 )
 @click.option(
     "--formula",
@@ -81,14 +101,13 @@ class Units(click.ParamType):
 @click.option(
     "--samples-per-request",
     type=click.IntRange(min=1),
-    default=60,
-    show_default=True,
+    help="Candidates for each request, where they are spread evenly.  [default: 60]",
     metavar="N",
 )
 @click.option(
     "--max-samples",
     type=click.IntRange(min=1),
-    help="Candidates in all, at most, spread evenly over groups and requests.",
+    help="Candidates in all, at most.  [default: 1000; spread evenly, those of all requests]",
     metavar="N",
 )
 @click.option(
@@ -131,8 +150,9 @@ class Units(click.ParamType):
 )
 @click.option(
     "--reference",
-    help="Known crystals (see data prepare), to mark candidates that are known.",
-    metavar="FILE.lxd",
+    help="Known crystals, to mark candidates that are known: packed data, or structures in any "
+    "format.",
+    metavar="FILE",
 )
 @click.option(
     "--charge-neutral", is_flag=True, help="Reject what SMACT cannot make neutral; alloys pass."
@@ -156,12 +176,15 @@ class Units(click.ParamType):
 )
 def search(
     elements: tuple[str, ...] | None,
-    groups: str,
+    groups: str | None,
     max_sites: int | None,
+    allocate: Way,
+    explore: float | None,
+    subsystems: float | None,
     formulas: str | None,
     z: tuple[int, ...] | None,
     max_formula_atoms: int | None,
-    samples_per_request: int,
+    samples_per_request: int | None,
     max_samples: int | None,
     max_hours: float | None,
     seed: int,
@@ -180,13 +203,15 @@ def search(
 ) -> None:
     """Search a chemical system.
 
-    Samples candidates, filters them, leaves out equal ones, relaxes them (first as their symmetry
-    allows; near the hull then without) and ranks them by energy above hull. All of it is kept in
-    an ASE database: stop it at any time, and the same command goes on; run it twice at once, and
-    both share the work. A candidate depends on the seed, the model and what is searched only.
+    Samples candidates where the model expects crystals, filters them, leaves out equal ones,
+    relaxes them (first as their symmetry allows; near the hull then without) and ranks them by
+    energy above hull. All of it is kept in an ASE database: stop it at any time, and the same
+    command goes on; run it twice at once, and both share the work. A candidate depends on the
+    seed, the model and what is searched only.
 
     \b
     Examples:
+      langevin-xtal search --elements Li,Fe,P,O --max-samples 400 --out li-fe-p-o.db
       langevin-xtal search --elements Cu,Si,K --max-samples 200 --relax --out cu-si-k.db
       langevin-xtal search --elements Cu,Si,K --max-samples 2000 --relax --relax-best 100
       langevin-xtal search --formula Cu2KSi --z 4 --sg 62,orthorhombic --out cu2ksi.db
@@ -216,6 +241,9 @@ def search(
         out,
         space,
         weights,
+        allocate=allocate,
+        explore=explore,
+        subsystems=subsystems,
         samples_per_request=samples_per_request,
         seed=seed,
         max_samples=max_samples,
@@ -231,7 +259,7 @@ def search(
         workers=workers,
         cache=default_folder(),
     )
-    _announce(space, campaign.plan.total)
+    _announce(campaign)
     with options.stage_bars() as progress:
         summary = campaign.run(progress)
     _stages(summary)
@@ -253,8 +281,22 @@ def _formulas(text: str | None) -> Any:
     return names
 
 
-def _announce(space: SearchSpace, total: int) -> None:
+def _announce(campaign: Campaign) -> None:
+    from langevin_xtal.search.allocation import Likely
+
+    plan = campaign.plan
+    space, total = plan.space, plan.total
+    if campaign.remark:
+        echo(campaign.remark)
     groups = f"{len(space.groups)} space group{'s' if len(space.groups) > 1 else ''}"
+    if isinstance(plan.allocation, Likely):
+        some = f"in {groups}" if space.named else "in any space group"
+        share = f"{100 * float(plan.allocation.explore):g} %"
+        echo(
+            f"{'-'.join(space.elements)}: {total} candidates, most of them at likely settings "
+            f"{some}; {share} spread evenly over {len(space)} requests in {groups}"
+        )
+        return
     echo(f"{'-'.join(space.elements)}: {len(space)} requests in {groups}, {total} candidates")
     if total < len(space):
         echo(f"  {len(space) - total} requests get none: raise --max-samples to reach them")
@@ -275,9 +317,10 @@ def _ranking(campaign: Campaign) -> None:
     from langevin_xtal.search.campaign import flags
     from langevin_xtal.search.store import plain_address
 
-    lines = [
-        ("rank", "uid", "formula", "group", "found", "above all", "above hull", "energy", "flags")
-    ]
+    lines: list[tuple[str, ...]] = [
+        ("rank", "uid", "formula", "group", "found", "above all", "above hull", "energy",
+         "setting", "flags")
+    ]  # fmt: skip
     for rank, entry in enumerate(campaign.entries(SHOWN), start=1):
         known = entry.properties.get("known")
         text = "; ".join([*([f"known: {known}"] if known else []), *flags(entry)])
@@ -293,10 +336,13 @@ def _ranking(campaign: Campaign) -> None:
                 _energy(above if isinstance(above, float) else None),
                 _energy(entry.e_above_hull),
                 _energy(entry.energy),
+                _setting(entry),
                 text if len(text) <= FLAGS else text[: FLAGS - 1] + "…",
             )
         )
     echo("")
+    if not any(line[-2] for line in lines[1:]):
+        lines = [(*line[:-2], line[-1]) for line in lines]
     _print(lines, right=(0, 3, 4, 5, 6, 7))
     where = plain_address(campaign.store)
     echo(
@@ -309,6 +355,14 @@ def _ranking(campaign: Campaign) -> None:
         from langevin_xtal.screen.hull import coverage_note
 
         echo(coverage_note(plan.space.elements, plan.hull))
+
+
+def _setting(entry: Entry) -> str:
+    """Such as ``3 (1.2 %)``: place among the likely settings, from 0, and probability."""
+    from langevin_xtal.search.rows import setting_of
+
+    rank, probability = setting_of(entry.provenance)
+    return "" if rank is None else f"{rank} ({100 * probability:.2g} %)"
 
 
 def _energy(value: float | None) -> str:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from langevin_xtal.crystal.candidate import SYMPRECS, Candidate
 from langevin_xtal.crystal.cell import reduced_formula
 from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.dataset.prepare import load_crystals
 from langevin_xtal.errors import InputError
 from langevin_xtal.evaluation import distributions, matching, validity
 from langevin_xtal.evaluation.cache import Cache, SpareCache
@@ -91,7 +92,7 @@ def evaluate(
     structures
         One set, several (a column each), or candidates as :func:`langevin_xtal.sample` returns.
     reference
-        Packed dataset of held-out crystals, or its path.
+        Packed dataset of held-out crystals, its path, or that of structures of any other kind.
     training
         Packed dataset for novelty, or its path; without it novelty is not known.
     targets
@@ -205,7 +206,7 @@ def _as_sets(
 
 
 def _packed(source: PackedDataset | str | os.PathLike[str]) -> PackedDataset:
-    data = source if isinstance(source, PackedDataset) else PackedDataset.load(source)
+    data = source if isinstance(source, PackedDataset) else load_crystals(source)
     if not len(data):
         raise InputError("the reference holds no crystals")
     return data

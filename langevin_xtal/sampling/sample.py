@@ -354,7 +354,7 @@ class _Batches:
                 index=index,
                 attempt=attempt,
                 config=self.options.postprocess,
-                provenance=self.provenance | {"request": str(asked[k])} | _choice(asked[k]),
+                provenance=self.provenance | {"request": str(asked[k])} | choice_facts(asked[k]),
             )
             if isinstance(result, Candidate):
                 outcome.candidates.append(result)
@@ -366,8 +366,8 @@ class _Batches:
         return outcome
 
 
-def _choice(request: Request) -> dict[str, float | int]:
-    """For the provenance of a candidate whose setting the model chose."""
+def choice_facts(request: Request) -> dict[str, float | int]:
+    """For the provenance of a candidate whose setting the model chose; else empty."""
     choice = request.choice
     if choice is None:
         return {}

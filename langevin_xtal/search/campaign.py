@@ -1,8 +1,8 @@
 """Searching a space: sample, filter, compare, relax, rank; stopped and continued at will.
 
-Candidate k of a campaign asks for request ``schedule[k % N]`` of its space
-(:meth:`~langevin_xtal.search.space.SearchSpace.schedule`) and has random stream k, so that what it
-is does not depend on when, where or beside which others it is sampled. Every stage is a function
+Candidate k of a campaign asks for what its allocation says
+(:mod:`langevin_xtal.search.allocation`) and has random stream k, so that what it is does not
+depend on when, where or beside which others it is sampled. Every stage is a function
 of what earlier stages stored; of equal candidates the one with the lowest index stays. Therefore a
 campaign that was killed and continued, or shared by several processes, ends with the same
 candidates as one that ran through.
@@ -14,7 +14,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,7 @@ import numpy as np
 from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.dataset.prepare import load_crystals
 from langevin_xtal.errors import InputError
 from langevin_xtal.model.checkpoint import ScoreModel, load_model
 from langevin_xtal.sampling.sample import SampleOptions
@@ -35,7 +35,19 @@ from langevin_xtal.screen.relax import (
     RelaxOptions,
     ReleaseOptions,
 )
+from langevin_xtal.search.allocation import (
+    EXPLORE,
+    SAMPLES,
+    SAMPLES_PER_REQUEST,
+    Allocation,
+    Even,
+    Likely,
+    Way,
+    check_share,
+    why_even,
+)
 from langevin_xtal.search.entries import read_entries
+from langevin_xtal.search.rows import setting_of
 from langevin_xtal.search.space import SearchSpace
 from langevin_xtal.search.stages import Plan, Progress, run_stages
 from langevin_xtal.search.store import (
@@ -65,6 +77,8 @@ TABLE = (
     "atoms",
     "volume_per_atom",
     "known",
+    "setting_rank",
+    "setting_probability",
     "flags",
 )
 
@@ -81,13 +95,22 @@ class Campaign:
         What to ask for.
     model
         Name or model.
+    allocate
+        ``"likely"``: candidates go to the settings that the model takes for likely; ``"even"``:
+        they are spread evenly over groups and requests, as they are where a model cannot say what
+        is likely (:attr:`remark` tells then).
+    explore
+        Share of the candidates that is spread evenly over the space while others go to likely
+        settings; a fifth by default.
+    subsystems
+        Share of the others that goes to likely crystals of some of the elements, two or more.
     samples_per_request
-        Candidates for each request.
+        Candidates for each request of an even spread; 60 by default.
     seed
-        With the space and the model it determines every candidate.
+        With the space, the model and the allocation it determines every candidate.
     max_samples
-        Candidates in all, at most; spread evenly over groups and requests. More may be asked for
-        later.
+        Candidates in all, at most. By default, 1000 that go to likely settings, or
+        ``samples_per_request`` for every request. More may be asked for later.
     max_hours
         After so long no more work is begun, and what is there is ranked; running again goes on.
         Sampling takes at most half of it when relaxation is to follow.
@@ -107,7 +130,8 @@ class Campaign:
     hull
         References for the energy above hull; by default those shipped for the potential.
     reference
-        Known crystals, or the path of a packed dataset; candidates equal to one are marked.
+        Known crystals, or the path of a packed dataset or of structures of any other kind;
+        candidates equal to one are marked.
     phonons
         How many of the best to compute phonons for.
     workers
@@ -130,7 +154,10 @@ class Campaign:
         space: SearchSpace,
         model: ScoreModel | str = "small",
         *,
-        samples_per_request: int = 60,
+        allocate: Way = "likely",
+        explore: float | None = None,
+        subsystems: float | None = None,
+        samples_per_request: int | None = None,
         seed: int = 0,
         max_samples: int | None = None,
         max_hours: float | None = None,
@@ -170,15 +197,21 @@ class Campaign:
             raise InputError("phonons need relaxed candidates: ask for relaxation too")
         self.store, self.lease = store, lease
         if isinstance(reference, (str, os.PathLike)):
-            reference = PackedDataset.load(Path(reference))
+            reference = load_crystals(reference)
         sampling = sampling or SampleOptions()
-        total = len(space) * samples_per_request
+        model = load_model(model) if isinstance(model, str) else model
+        self.remark = ""
+        """What to know of the allocation, if it is not the one asked for."""
+        allocation, total = self._allocation(
+            space, model, seed, allocate, explore, subsystems, samples_per_request, max_samples,
+            filters.max_atoms,
+        )  # fmt: skip
         self.plan = Plan(
             space=space,
-            schedule=space.schedule(seed),
-            total=total if max_samples is None else min(total, max_samples),
+            allocation=allocation,
+            total=total,
             seed=seed,
-            model=load_model(model) if isinstance(model, str) else model,
+            model=model,
             sampling=sampling if workers is None else replace(sampling, workers=workers),
             filters=filters,
             reference=reference,
@@ -241,6 +274,49 @@ class Campaign:
 
     # -- inside
 
+    def _allocation(
+        self,
+        space: SearchSpace,
+        model: ScoreModel,
+        seed: int,
+        allocate: str,
+        explore: float | None,
+        subsystems: float | None,
+        samples_per_request: int | None,
+        max_samples: int | None,
+        max_atoms: int | None,
+    ) -> tuple[Allocation, int]:
+        """How candidates are spread, and how many there are."""
+        if allocate not in ("likely", "even"):
+            raise InputError(f"allocate is {allocate!r}; give likely or even")
+        for name, share in (("explore", explore), ("subsystems", subsystems)):
+            if share is not None:
+                check_share(name, share)
+                if allocate == "even":
+                    raise InputError(
+                        f"{name} is a share of candidates that go to likely settings; leave it "
+                        "out of an even spread"
+                    )
+        why = why_even(space, model) if allocate == "likely" else ""
+        if allocate == "even" or why:
+            self.remark = f"{why}: candidates are spread evenly" if why else ""
+            total = len(space) * (samples_per_request or SAMPLES_PER_REQUEST)
+            return Even(space, seed), min(total, max_samples or total)
+        if samples_per_request is not None:
+            raise InputError(
+                "samples_per_request counts candidates of an even spread: give max_samples, or "
+                "allocate them evenly"
+            )
+        likely = Likely(
+            space,
+            model,
+            seed,
+            explore=EXPLORE if explore is None else explore,
+            subsystems=subsystems or 0.0,
+            max_atoms=max_atoms,
+        )
+        return likely, max_samples or SAMPLES
+
     def _settings(self) -> dict[str, Any]:
         """What the store must agree with."""
         plan, relax = self.plan, None
@@ -253,6 +329,7 @@ class Campaign:
         return {
             "version": __version__,
             **plan.space.describe(),
+            **plan.allocation.describe(),
             "seed": plan.seed,
             "model": plan.model.name,
             "weights": plan.model.hash,
@@ -288,13 +365,15 @@ def ranked_table(entries: Sequence[Entry]) -> pandas.DataFrame:
 
     Columns: uid, formula, group (asked for), found_group, e_above_all (above the hull of
     references and candidates), e_above_hull (of references alone) and energy [eV/atom], atoms (of
-    the conventional cell), volume_per_atom [Å³], known (reference it equals), flags.
+    the conventional cell), volume_per_atom [Å³], known (reference it equals), setting_rank (from
+    0) and setting_probability (where the model chose the setting), flags.
     """
     import pandas
 
     lines = []
     for entry in entries:
         lattice, _, numbers = entry.cell
+        setting = setting_of(entry.provenance)
         lines.append(
             {
                 "uid": entry.uid,
@@ -307,6 +386,8 @@ def ranked_table(entries: Sequence[Entry]) -> pandas.DataFrame:
                 "atoms": len(numbers),
                 "volume_per_atom": abs(float(np.linalg.det(lattice))) / len(numbers),
                 "known": str(entry.properties.get("known", "")),
+                "setting_rank": setting[0],
+                "setting_probability": setting[1],
                 "flags": "; ".join(flags(entry)),
             }
         )

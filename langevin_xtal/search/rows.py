@@ -394,6 +394,16 @@ def to_atoms(row: Row) -> Any:
     return atoms
 
 
+def setting_of(provenance: Mapping[str, Value]) -> tuple[int | None, float]:
+    """Rank, from 0, and probability of a candidate's setting; None and NaN where the model did not
+    choose it."""
+    rank = provenance.get("setting_rank")
+    parts = [provenance.get(f"{name}_probability") for name in ("group", "assignment")]
+    if not isinstance(rank, int) or not all(isinstance(part, float) for part in parts):
+        return None, math.nan
+    return rank, math.prod(float(part) for part in parts if part is not None)
+
+
 def key_value_pairs(row: Row) -> dict[str, Value]:
     """What can be searched for with ASE."""
     facts = row.facts
@@ -403,6 +413,9 @@ def key_value_pairs(row: Row) -> dict[str, Value]:
         "request": row.request,
         "group": row.group,
     }
+    rank, probability = setting_of(row.provenance)
+    if rank is not None:
+        pairs |= {"setting_rank": rank, "setting_probability": probability}
     names = {
         "reason": "reason",
         "found_group": "found_group",

@@ -24,9 +24,9 @@ from langevin_xtal.symmetry.groups import SpaceGroup
 if TYPE_CHECKING:
     from langevin_xtal.model.checkpoint import ScoreModel
 
-MAX_ATOMS = 24
-"""Most atoms in a primitive cell where the number of formula units is not given; the shipped
-models know crystals of up to 20."""
+MAX_ATOMS = (24, 52)
+"""Most atoms in a primitive cell where the number of formula units is not given: the second where
+the first leaves nothing. Models are trained on crystals of up to 52."""
 FORMULA_ATOMS = 8
 """Most atoms in a formula unit, where formulas are enumerated."""
 MAX_Z = 24
@@ -48,10 +48,12 @@ class SearchSpace:
     space_groups
         ``"all"``, ``"common"`` (the 32 most frequent in the model's training data), a crystal
         system, numbers, symbols, ranges such as ``"225-230"``, or several of these in a list or
-        separated by commas.
+        separated by commas. By default, common ones where candidates are spread evenly, and all
+        where they go to likely settings.
     max_sites
-        Sites in the asymmetric unit at most, every element having one or more; by default four, or
-        one more than there are elements.
+        Sites in the asymmetric unit at most, every element having one or more. By default four, or
+        one more than there are elements, where candidates are spread evenly, and no limit where
+        they go to likely settings.
     formulas
         Sample exact compositions instead: a list such as ``["Cu2KSi"]``, or ``"all"`` for every
         reduced formula of up to ``max_formula_atoms`` atoms.
@@ -70,7 +72,7 @@ class SearchSpace:
     def __init__(
         self,
         elements: Sequence[str] | None = None,
-        space_groups: Groups = "common",
+        space_groups: Groups | None = None,
         *,
         max_sites: int | None = None,
         formulas: Sequence[str] | Literal["all"] | None = None,
@@ -81,7 +83,12 @@ class SearchSpace:
         listed = formulas is not None and formulas != "all"
         compositions = [parse_formula(name) for name in formulas or ()] if listed else []
         self.elements = _elements(elements, formulas, compositions)
-        self.groups = parse_groups(space_groups, model)
+        self.groups = parse_groups("common" if space_groups is None else space_groups, model)
+        self.named = () if space_groups is None else self.groups
+        """Groups that were named; empty without any."""
+        self.sites_named = max_sites is not None
+        self.all_formulas = formulas == "all"
+        self.max_formula_atoms = max_formula_atoms
         if formulas is None:
             _refuse("z", z, "--formula")
             _refuse("max_formula_atoms", max_formula_atoms, "all formulas")
@@ -173,17 +180,21 @@ class SearchSpace:
     @cached_property
     def _exact(self) -> list[tuple[int, str, int]]:
         """(group, formula, Z) that some assignment of Wyckoff positions fits."""
-        found = []
-        for number in self.groups:
-            for formula in self.formulas or ():
-                counts = list(parse_formula(formula).values())
-                found += [(number, formula, units) for units in self._fitting(number, counts)]
+        for most in MAX_ATOMS:
+            found = []
+            for number in self.groups:
+                for formula in self.formulas or ():
+                    counts = list(parse_formula(formula).values())
+                    units = self._fitting(number, counts, most)
+                    found += [(number, formula, n) for n in units]
+            if found:
+                break
         return found
 
-    def _fitting(self, number: int, counts: list[int]) -> list[int]:
+    def _fitting(self, number: int, counts: list[int], atoms: int) -> list[int]:
         if self.z is not None:
             return [units for units in self.z if fits(number, [units * n for n in counts])]
-        most = MAX_ATOMS * len(SpaceGroup(number).centring) // sum(counts)
+        most = atoms * len(SpaceGroup(number).centring) // sum(counts)
         first = first_z(number, counts, min(most, MAX_Z))
         return [] if first is None else [first]
 
@@ -199,7 +210,7 @@ class SearchSpace:
         formulas = self.formulas or ()
         if len(formulas) == 1 and len(self.groups) == 1 and self.z and len(self.z) == 1:
             return explain(self.groups[0], parse_formula(formulas[0]), self.z[0])
-        units = f"Z = {', '.join(map(str, self.z))}" if self.z else f"up to {MAX_ATOMS} atoms"
+        units = f"Z = {', '.join(map(str, self.z))}" if self.z else f"up to {MAX_ATOMS[-1]} atoms"
         return (
             f"none of {len(formulas)} formulas fits any of {len(self.groups)} groups with "
             f"{units}; allow more groups or other numbers of formula units (--z)"

@@ -22,7 +22,7 @@ from langevin_xtal.errors import InputError
 from langevin_xtal.evaluation.cache import Cache, SpareCache
 from langevin_xtal.model.checkpoint import ScoreModel
 from langevin_xtal.sampling.postprocess import Rejection
-from langevin_xtal.sampling.sample import SampleOptions, sample_batches
+from langevin_xtal.sampling.sample import SampleOptions, choice_facts, sample_batches
 from langevin_xtal.screen.filters import FilterOptions, reject_reason
 from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.phonons import PhononOptions, PhononResult, phonon_checks
@@ -37,6 +37,7 @@ from langevin_xtal.screen.relax import (
     relax_folded,
     relax_released,
 )
+from langevin_xtal.search.allocation import Allocation
 from langevin_xtal.search.duplicates import Known, group_duplicates
 from langevin_xtal.search.entries import entry_of, rank_key
 from langevin_xtal.search.space import SearchSpace
@@ -69,7 +70,7 @@ class Plan:
     """What there is to do; see :class:`~langevin_xtal.search.campaign.Campaign`."""
 
     space: SearchSpace
-    schedule: NDArray[np.int64]  #: (N,) see :meth:`SearchSpace.schedule`
+    allocation: Allocation  #: what each candidate asks for
     total: int  #: candidates in all
     seed: int
     model: ScoreModel
@@ -90,7 +91,7 @@ class Plan:
 
     def request(self, index: int) -> Request:
         """What candidate ``index`` asks for."""
-        return self.space[int(self.schedule[index % len(self.schedule)])]
+        return self.allocation.request(index)
 
 
 def run_stages(plan: Plan, store: Store, progress: Progress | None = None) -> None:
@@ -356,6 +357,7 @@ class _Run:
                 "sampler": repr(plan.sampling.sampler),
                 "index": rejection.index,
                 "seed": plan.seed,
+                **choice_facts(rejection.request),
             },
         )
 

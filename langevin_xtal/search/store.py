@@ -85,6 +85,8 @@ LEASE_SECONDS = 120.0
 BEAT_SECONDS = 10.0
 FILLED_LATER = ("relax", "reference", "model_settings")
 """Settings that a campaign may begin without."""
+BEFORE = {"allocate": "even"}
+"""Settings that stores before 0.6 do not name, and what they were."""
 MOST_MISSING = 1_000_000
 """Lines that processes of older versions may have left out."""
 CHUNK = 200
@@ -121,6 +123,8 @@ _KEYS = {
     "duplicate_of": ("Equals", "Index of the candidate it equals", ""),
     "reference": ("Known as", "Reference crystal it equals", ""),
     "request": ("Request", "", ""),
+    "setting_rank": ("Rank of setting", "From 0, the likeliest for what was searched", ""),
+    "setting_probability": ("Probability of setting", "Given what was searched", ""),
 }
 
 
@@ -408,7 +412,7 @@ class Store:
 
     def _compare(self, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
         for name, value in mine.items():
-            stored = theirs.get(name)
+            stored = theirs.get(name, BEFORE.get(name))
             later = name in FILLED_LATER and None in (value, stored)
             if name != "version" and stored != value and not later:
                 raise DataError(

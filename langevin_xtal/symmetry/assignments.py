@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from itertools import combinations, combinations_with_replacement, product
 from math import comb, exp
 from typing import NamedTuple
@@ -300,7 +300,41 @@ def assignments(
 def fits(number: int, counts: Sequence[int]) -> bool:
     """Whether any assignment exists; parameters and errors as for :func:`assignments`."""
     _check(number, counts)
-    return _Search(number, counts).possible
+    reach, fixed = _reach(number)
+    # an element that positions with freedom can hold leaves the others to those that need them
+    needy = tuple(sorted((n for n in counts if not reach >> n & 1), reverse=True))
+    return _room(needy, reach, fixed)
+
+
+@cache
+def _reach(number: int) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """Bits of the atoms that positions with freedom can hold; (multiplicity, how many) of the
+    others."""
+    kinds = _kinds(number)
+    reach, every = 1, (1 << (MAX_ATOMS + 1)) - 1
+    for multiplicity in {kind.multiplicity for kind in kinds.free}:
+        step = multiplicity
+        while step <= MAX_ATOMS:
+            reach |= (reach << step) & every
+            step *= 2
+    fixed: dict[int, int] = {}
+    for kind in kinds.fixed:
+        fixed[kind.multiplicity] = fixed.get(kind.multiplicity, 0) + len(kind.positions)
+    return reach, tuple(fixed.items())
+
+
+@lru_cache(maxsize=1 << 14)
+def _room(counts: tuple[int, ...], reach: int, fixed: tuple[tuple[int, int], ...]) -> bool:
+    """Whether elements find room when each takes some positions without freedom."""
+    if not counts:
+        return True
+    for use in product(*(range(min(n, counts[0] // m) + 1) for m, n in fixed)):
+        left = counts[0] - sum(u * m for u, (m, _) in zip(use, fixed, strict=True))
+        if left >= 0 and reach >> left & 1:
+            after = tuple((m, n - u) for u, (m, n) in zip(use, fixed, strict=True))
+            if _room(counts[1:], reach, after):
+                return True
+    return False
 
 
 def count_assignments(number: int, counts: Sequence[int]) -> int:
@@ -605,10 +639,6 @@ class _Search:
     def stopped(self) -> bool:
         """Whether the bound on the work ended the enumeration."""
         return self.work > WORK_LIMIT
-
-    @property
-    def possible(self) -> bool:
-        return self._costs(0, self.capacity, 0) != 0
 
     def run(self) -> Iterator[Assignment]:
         rows = _rows(self.number)
