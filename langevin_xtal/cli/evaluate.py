@@ -483,7 +483,7 @@ def _predicted(
     told = repr(replace(settings, workers=None))  # which change no candidate
     for trial in range(trials):
         key = _key(targets, seed) | {
-            "model": model.hash,
+            "model": [model.hash, model.settings_hash],
             "model_settings": model.settings_hash,
             "mode": mode,
             "options": told,
@@ -526,7 +526,7 @@ def _drawn(
         places = range(first, min(first + DE_NOVO_PART, count))
         key = {
             "mode": "de-novo",
-            "model": model.hash,
+            "model": [model.hash, model.settings_hash],
             "options": told,
             "groups": allowed,
             "seed": seed,
