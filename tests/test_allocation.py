@@ -26,6 +26,7 @@ from langevin_xtal.model.checkpoint import ScoreModel, load_model, save_model
 from langevin_xtal.sampling.sample import SampleOptions
 from langevin_xtal.sampling.samplers import Ancestral
 from langevin_xtal.sampling.spread import Spread
+from langevin_xtal.screen.filters import FilterOptions
 from langevin_xtal.search.allocation import SAMPLES, Even, Likely, _split, why_even
 from langevin_xtal.search.campaign import TABLE, Campaign
 from langevin_xtal.search.rows import to_json
@@ -162,10 +163,13 @@ class TestLikely:
         assert set(pairs) <= every
         assert max(pairs.values()) - min(pairs.values()) <= 1
 
-    def test_nothing_fits(self, model: ScoreModel) -> None:
-        space = space_of(model, space_groups=[225])
+    def test_nothing_fits(self, model: ScoreModel, tmp_path: Path) -> None:
+        space, store = space_of(model, space_groups=[225]), tmp_path / "s.db"
+        with pytest.raises(RequestError, match="fit none of the space groups"):
+            Likely(space, model, 0, max_atoms=1).request(0)
         with pytest.raises(RequestError):
-            Likely(space, model, 0, max_atoms=1)
+            Campaign(store, space, model, filters=FilterOptions(max_atoms=1)).run()
+        assert not store.exists()
 
     def test_why_even(self, model: ScoreModel, blind: ScoreModel) -> None:
         assert not why_even(space_of(model), model)
