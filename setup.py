@@ -1,4 +1,4 @@
-"""Compiles the C++ multigraph and the kernels of the network; everything else is declared in setup.cfg.
+"""Compiles the C++ multigraph and the network's kernels; all else is declared in setup.cfg.
 
 The extension is optional: without a compiler the install succeeds, and the package falls back to
 numba, saying so once, and to the network's plain path.

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import signal
 import sys
 import tempfile
@@ -38,6 +39,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--workers-every", type=int, default=40, metavar="ROUNDS")
     parser.add_argument("--only", help="one kind of attack")
+    parser.add_argument("--skip", action="append", default=[], help="a kind of attack; repeatable")
     parser.add_argument("--number", type=int, help="one try of it")
     parser.add_argument("--model", help="a checkpoint; by default a tiny one")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
@@ -51,6 +53,7 @@ def main() -> int:
         kinds = arena.kinds()
         if asked.only:
             kinds = {asked.only: kinds[asked.only]}
+        kinds = {kind: attack for kind, attack in kinds.items() if kind not in asked.skip}
         if asked.number is not None:
             print(kinds[asked.only](asked.number))
             return 0
@@ -69,7 +72,7 @@ def main() -> int:
                 done = tally.as_dict()
                 print(f"{number} rounds: {done['failures']} of {done['tries']}", flush=True)
     report = {
-        "command": "python scripts/attack.py " + " ".join(sys.argv[1:]),
+        "command": "python scripts/attack.py " + shlex.join(sys.argv[1:]),
         "version": __version__,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, "
         f"Python {platform.python_version()}",

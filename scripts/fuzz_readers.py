@@ -20,6 +20,7 @@ import time
 import warnings
 from collections import Counter
 from pathlib import Path
+from queue import Empty
 from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -30,8 +31,8 @@ MEMORY = 3 * 2**30
 SECONDS = 20
 
 
-def child(name: str, first: int, count: int, seed: int, out: str, queue) -> None:
-    """Try ``count`` mutations of one format; put (outcome, number, detail) into the queue."""
+def child(name: str, first: int, last: int, seed: int, out: str, queue, current) -> None:
+    """Try mutations ``first`` to ``last`` - 1; put (outcome, number, detail) into the queue."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     warnings.simplefilter("ignore")
 
@@ -41,7 +42,8 @@ def child(name: str, first: int, count: int, seed: int, out: str, queue) -> None
     signal.signal(signal.SIGALRM, late)
     with TemporaryDirectory() as folder:
         originals = seeds(name, Path(folder))
-        for number in range(first, first + count):
+        for number in range(first, last):
+            current.value = number
             path, data = mutate(name, originals, number, seed, Path(folder))
             signal.alarm(SECONDS)
             began = time.perf_counter()
@@ -70,20 +72,34 @@ def main() -> None:
     summary = {}
     for name in given.formats.split(","):
         context = multiprocessing.get_context("spawn")
-        queue = context.Queue()
-        work = context.Process(
-            target=child, args=(name, 0, given.tries, given.seed, given.out, queue)
-        )
-        work.start()
+        queue, current = context.Queue(), context.Value("q", 0)
         kinds: Counter[str] = Counter()
-        slowest, bad = 0.0, []
-        while (found := queue.get()) is not None:
-            kind, number, detail, seconds = found
-            kinds[kind] += 1
-            slowest = max(slowest, seconds)
-            if kind in ("broke", "odd message", "another crystal"):
-                bad.append((number, kind, detail[:200]))
-        work.join()
+        slowest, bad, first = 0.0, [], 0
+        while first < given.tries:
+            work = context.Process(
+                target=child,
+                args=(name, first, given.tries, given.seed, given.out, queue, current),
+            )
+            work.start()
+            while True:
+                try:
+                    found = queue.get(timeout=5)
+                except Empty:
+                    if work.is_alive():
+                        continue
+                    kinds["crashed"] += 1
+                    bad.append((current.value, "crashed", f"exit code {work.exitcode}"))
+                    first = current.value + 1
+                    break
+                if found is None:
+                    first = given.tries
+                    break
+                kind, number, detail, seconds = found
+                kinds[kind] += 1
+                slowest = max(slowest, seconds)
+                if kind in ("broke", "odd message", "another crystal"):
+                    bad.append((number, kind, detail[:200]))
+            work.join()
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
         summary[name] = {**kinds, "slowest": round(slowest, 2), "peak_MB": round(peak)}
         print(name, summary[name], *bad[:8], sep="\n  ", flush=True)

@@ -12,11 +12,13 @@ from hypothesis import settings
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.model.assignment import WyckoffPrior
-from langevin_xtal.model.checkpoint import ScoreModel, save_model
+from langevin_xtal.model.checkpoint import ScoreModel, load_model, save_model
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
 from langevin_xtal.model.proposal import Proposal, ProposalConfig
+from langevin_xtal.model.settings import SettingConfig, SettingModel
 from langevin_xtal.model.statistics import Statistics
+from langevin_xtal.train.settings import fit_settings
 
 torch.set_num_threads(1)
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
@@ -66,6 +68,31 @@ def proposing_model(assigning_model: ScoreModel) -> ScoreModel:
     proposal = Proposal(ProposalConfig(width=32, layers=1, heads=2)).eval().requires_grad_(False)
     proposal.lattice[-1].bias.zero_()
     return dataclasses.replace(assigning_model, name="proposing", proposal=proposal)
+
+
+@pytest.fixture(scope="session")
+def setting_model(reference: PackedDataset) -> SettingModel:
+    """A distribution over settings, fitted for a moment to the embedded structure types."""
+    ranker = load_model("small").ranker
+    assert ranker is not None
+    config = SettingConfig(width=32, layers=1, heads=2, neighbours=16, elsewhere=8)
+    return fit_settings(reference, ranker.resemblance().detach(), epochs=2, config=config)
+
+
+@pytest.fixture(scope="session")
+def open_model(setting_model: SettingModel) -> ScoreModel:
+    """A shipped model with that distribution: it answers requests without a group."""
+    return dataclasses.replace(load_model("small"), name="open", settings=setting_model)
+
+
+@pytest.fixture(scope="session")
+def tiny_open_path(
+    tiny_model: ScoreModel, setting_model: SettingModel, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The small random network with that distribution, in a file."""
+    path = tmp_path_factory.mktemp("model") / "tiny-open.safetensors"
+    save_model(path, dataclasses.replace(tiny_model, name="tiny-open", settings=setting_model))
+    return path
 
 
 @pytest.fixture(scope="session")

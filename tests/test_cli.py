@@ -153,9 +153,13 @@ class TestBadRequests:
             (["--sites", "", "--sg", "62"], "no sites"),
             (["--sites", "Xx:1", "--sg", "62"], "'Xx'"),
             (["--sites", "C\nu:1", "--sg", "62"], "is not an element"),
-            (["--sg", "62"], "--elements, --sites, --formula and --from-structure; none given"),
+            (["--sg", "62"], "--sites, --de-novo and --from-structure; none given"),
             (["--elements", "Cu", "--sites", "Cu:1", "--sg", "62"], "--elements and --sites"),
-            (["--elements", "Cu", "--formula", "Cu", "--sg", "62"], "--elements and --formula"),
+            (["--elements", "Cu", "--formula", "Cu", "--sg", "62"], "--formula and --elements"),
+            (["--de-novo", "--elements", "Cu"], "--elements and --de-novo"),
+            (["--formula", "Cu", "--atoms", "2", "--z", "3", "--sg", "225"], "z or atoms"),
+            (["--elements", "Cu", "--atoms", "2", "--sg", "225"], "--formula"),
+            (["--formula", "Cu", "--fix-lattice", "3,3,3"], "--sg is missing"),
             (["--sites", "Cu:1", "--from-structure", "x.cif"], "--sites and --from-structure"),
             (["--elements", "Cu"], "--sg"),
             (["--formula", "Cu"], "--sg"),
@@ -478,11 +482,12 @@ class TestSample:
 
     def test_rejections_are_counted(self, sampled: Any, tmp_path: Path) -> None:
         arguments = ("--sites", "Na:1", "--sg", "225", "--n", "3", "--min-distance", "50")
-        out = sampled(tmp_path, *arguments, "--attempts", "2")
+        out = sampled(tmp_path, *arguments, "--attempts", "2", code=1)
         assert "0 of 3 candidates" in out
         assert "3 given up after 2 attempts" in out
         assert "6 attempts rejected: overlap" in out
-        assert sampled(tmp_path, *arguments, "--attempts", "2").count("6 attempts rejected") == 1
+        again = sampled(tmp_path, *arguments, "--attempts", "2", code=1)
+        assert again.count("6 attempts rejected") == 1
 
     def test_picture(self, sampled: Any, tmp_path: Path) -> None:
         sampled(tmp_path, *self.SITES, "--n", "2", "--picture")
@@ -660,7 +665,8 @@ class TestTrain:
         monkeypatch.setitem(network_module.SIZES, "small", TINY)
 
     COMMAND = ("train", "--steps", "4", "--batch-size", "4", "--log-every", "2", "--threads", "1")
-    EPOCHS = ("--prior-epochs", "1", "--ranker-epochs", "1", "--proposal-epochs", "1")
+    PARTS = ("prior", "ranker", "settings", "proposal")
+    EPOCHS = tuple(x for part in PARTS for x in (f"--{part}-epochs", "1"))
 
     def test_train_resume_sample(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out = tmp_path / "run"
@@ -674,7 +680,7 @@ class TestTrain:
             "state.safetensors",
         }
         first = load_model(out / "model.safetensors")
-        assert set(first.parts()) == {"prior", "ranker", "proposal"}
+        assert set(first.parts()) == set(self.PARTS)
         capsys.readouterr()
         assert run(command) == 0
         assert "resuming" in capsys.readouterr().err
@@ -708,10 +714,10 @@ class TestTrain:
             patch.setattr(starts, "fit_proposal", cut)
             assert run([*command, str(tmp_path / "cut")]) == 130
         kept = load_model(tmp_path / "cut" / "model.safetensors")
-        assert set(kept.parts()) == {"prior", "ranker", "proposal"}
+        assert set(kept.parts()) == set(self.PARTS)
         assert kept.proposal is not None
         assert kept.proposal.config.members == 1
-        for name in ("fit_prior", "fit_ranker"):
+        for name in ("fit_prior", "fit_ranker", "fit_settings"):
             monkeypatch.delattr(starts, name)
         assert run([*command, str(tmp_path / "cut")]) == 0
         again = load_model(tmp_path / "cut" / "model.safetensors")
@@ -725,7 +731,7 @@ class TestTrain:
         path = str(tmp_path / "a" / "model.safetensors")
         given = load_model(path).parts()
         seen: dict[str, Any] = {}
-        for name in ("prior", "ranker", "proposal"):
+        for name in self.PARTS:
 
             def fit(*args: Any, name: str = name, **kwargs: Any) -> Any:
                 seen[name] = kwargs["init"]

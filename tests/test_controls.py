@@ -28,6 +28,7 @@ from langevin_xtal.dataset.packed import PackedDataset, ideal_cells
 from langevin_xtal.errors import DataError, InputError, MissingPackageError
 from langevin_xtal.evaluation import controls
 from langevin_xtal.evaluation.controls import (
+    composition_template,
     element_distances,
     element_volumes,
     nearest_template,
@@ -38,6 +39,7 @@ from langevin_xtal.evaluation.controls import (
 )
 from langevin_xtal.evaluation.structures import Missing, StructureSet, split_id
 from langevin_xtal.evaluation.targets import (
+    ALL_GROUPS,
     Target,
     choose_targets,
     join,
@@ -630,6 +632,107 @@ class TestNearestTemplate:
             nearest_template(targets, reference, trials=0)
         with pytest.raises(DataError, match="no training crystal"):
             nearest_template(targets, reference.select([]))
+
+
+def atoms_in_primitive_cell(cell: Cell) -> dict[int, int]:
+    numbers, counts = np.unique(cell[2], return_counts=True)
+    return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+
+
+class TestCompositionTemplate:
+    def test_against_all_matchings(self, reference: PackedDataset) -> None:
+        """Templates and volumes of a search through everything, by pymatgen's numbers."""
+        targets = choose_targets(reference, 40, groups=ALL_GROUPS, seed=3)
+        volume = element_volumes(reference)
+        known = [named(reference, name) for name in reference.id.tolist()]
+        cells = [choose_targets(k, None, groups=ALL_GROUPS)[0].cell() for k in known]
+        made = composition_template(targets, reference, trials=6, workers=1)
+        place = {name: k for k, name in enumerate(made.ids)}
+        several = 0
+        for t in targets:
+            mine = atoms_in_primitive_cell(t.cell())
+            costs: list[tuple[float, int]] = []
+            for k, cell in enumerate(cells):
+                theirs = atoms_in_primitive_cell(cell)
+                if sorted(mine.values()) != sorted(theirs.values()):
+                    continue
+                apart = min(
+                    sum(
+                        abs(Element.from_Z(a).mendeleev_no - Element.from_Z(b).mendeleev_no)
+                        for a, b in zip(mine, order, strict=True)
+                    )
+                    for order in itertools.permutations(theirs)
+                    if all(mine[a] == theirs[b] for a, b in zip(mine, order, strict=True))
+                )
+                costs.append((apart, k))
+            costs.sort()
+            several += len(costs) > 6
+            assert costs[0][0] == 0.0
+            for trial in range(6):
+                name = f"{t.id}__{trial}"
+                if trial >= len(costs):
+                    assert name not in place
+                    continue
+                _, k = costs[trial]
+                lattice, _, numbers = made.cell(place[name])
+                assert made.group[place[name]] == reference.group[k]
+                ratio = volume[numbers].sum() / volume[cells[k][2]].sum()
+                wanted = abs(np.linalg.det(cells[k][0])) * ratio
+                assert abs(np.linalg.det(lattice)) == pytest.approx(wanted, rel=1e-6)
+        assert several > 10
+
+    def test_the_composition_is_the_targets(self, reference: PackedDataset) -> None:
+        targets = choose_targets(reference, None, groups=ALL_GROUPS)
+        of = {t.id: t for t in targets}
+        made = composition_template(targets, reference, trials=3, workers=1)
+        assert {name for name in of if f"{name}__0" in made.ids} == set(of)
+        for name, cell, group in zip(made.ids, made.cells(), made.group, strict=True):
+            t = of[split_id(name)[0]]
+            assert atoms_in_primitive_cell(cell) == atoms_in_primitive_cell(t.cell())
+            assert detected(cell) == group or group < 3
+        others = {of[split_id(n)[0]].group.number != g
+                  for n, g in zip(made.ids, made.group, strict=True)}  # fmt: skip
+        assert others == {True, False}
+
+    def test_fewer_trials_are_the_beginning(self, reference: PackedDataset) -> None:
+        targets = choose_targets(reference, 20, groups=ALL_GROUPS)
+        one = composition_template(targets, reference, workers=1)
+        many = composition_template(targets, reference, trials=5, workers=1)
+        assert same(many.select(np.arange(len(one))), dataclasses.replace(one, missing=()))
+
+    def test_no_group_and_no_letters_are_seen(self, reference: PackedDataset) -> None:
+        targets = choose_targets(reference, 30, groups=ALL_GROUPS)
+        blind = [
+            dataclasses.replace(
+                t,
+                frac=np.full_like(t.frac, np.nan),
+                lattice=np.zeros((3, 3)),
+                letters=np.full_like(t.letters, "?"),
+                positions=(),
+                freedom=-1,
+                group=SpaceGroup(1),
+                multiplicity=t.multiplicity // len(t.group.centring),
+            )
+            for t in targets
+        ]
+        half = reference.select(np.arange(0, len(reference), 2))
+        first = composition_template(targets, half, trials=2, workers=1)
+        assert same(composition_template(blind, half, trials=2, workers=1), first)
+
+    def test_missing_templates_are_counted(self, reference: PackedDataset) -> None:
+        t = target(reference, "rock salt")
+        two = named(reference, "periclase", "titanium carbide", "zircon")
+        made = composition_template([t], two, trials=3, workers=1)
+        assert len(made) == 2
+        assert made.missing == (
+            Missing(f"{t.id}__2", "only 2 training crystals with these numbers of atoms"),
+        )
+        none = composition_template([t], two.select(two.id == "zircon"), workers=1)
+        assert none.missing[0].reason == "no training crystal with these numbers of atoms"
+        with pytest.raises(InputError, match="0 trials"):
+            composition_template([t], two, trials=0)
+        with pytest.raises(DataError, match="no training crystal"):
+            composition_template([t], two.select([]))
 
 
 class TestRanks:

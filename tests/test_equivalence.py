@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +13,14 @@ from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.diffusion import noising
 from langevin_xtal.diffusion.losses import denoising_losses
 from langevin_xtal.diffusion.noising import Noised, NoisingConfig, noise_batch
-from langevin_xtal.graph import CrystalArrays, SymmetryMultigraph, available, build_multigraph
-from langevin_xtal.graph.equivalence import equivalent_edges
+from langevin_xtal.graph import (
+    CrystalArrays,
+    SymmetryMultigraph,
+    available,
+    batch,
+    build_multigraph,
+)
+from langevin_xtal.graph.equivalence import distinct_images, equivalent_edges
 from langevin_xtal.graph.snapping import all_operations
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
@@ -94,6 +103,47 @@ def test_a_site_off_its_position_has_no_symmetry() -> None:
     np.testing.assert_array_equal(equivalent_edges(off, graph), np.arange(len(graph.edge_dist)))
 
 
+def test_images_are_distinct_and_all_there() -> None:
+    crystals = merge(*[random_crystal(n, 3, seed=6) for n in (1, 14, 166, 194, 225, 227)])
+    pairs = distinct_images(crystals)
+    graph = build_multigraph(crystals, SETTINGS)
+    assert np.bincount(pairs.site).tolist() == graph.multiplicity.tolist()
+    site, op = pairs.site.numpy(), pairs.op.numpy()
+    image = np.einsum("pij,pj->pi", crystals.rotations[op], crystals.frac[site])
+    image += crystals.translations[op]
+    for j in range(len(crystals.frac)):
+        own = image[site == j]
+        gap = own[:, None] - own[None]
+        gap = np.linalg.norm(gap - np.rint(gap), axis=2) + np.eye(len(own))
+        assert gap.min() > 1e-6
+    assert len(site) < crystals.op_count[np.repeat(np.arange(6), 3)].sum()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_layout_of_triplets_is_that_of_torch(reference: PackedDataset, seed: int) -> None:
+    given: list[tuple[Any, ...]] = []
+    genuine = batch._host_triplets
+
+    def kept(*arguments: Any) -> Any:
+        given.append(arguments)
+        return genuine(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "_host_triplets", kept)
+        g = noised(reference, seed).graph
+        patch.setattr(batch, "_host_triplets", lambda *_: None)
+        expected = noised(reference, seed).graph
+    assert len(given) == 1
+    for field in dataclasses.fields(g):
+        a, b = getattr(g, field.name), getattr(expected, field.name)
+        if field.name == "cosine":
+            torch.testing.assert_close(a * g.is_triplet, b * g.is_triplet, rtol=0, atol=1e-12)
+        else:
+            assert torch.equal(a, b), field.name
+    assert g.is_snap.any()
+    assert int(g.is_triplet.sum()) > 1000
+
+
 def noised(data: PackedDataset, seed: int) -> Noised:
     store = CrystalStore(data)
     crystals = store.batch(torch.linspace(0, len(store) - 1, 40).long())
@@ -125,13 +175,13 @@ def test_the_network_says_the_same_of_every_edge(
     for merged in (True, False):
         if not merged:
             monkeypatch.setattr(noising, "edge_messages", lambda crystals, graph: None)
-        batch = noised(reference, seed)
-        output = network(batch.graph, batch.sigma_pos, batch.sigma_lat)
-        losses = denoising_losses(network, batch)
+        noise = noised(reference, seed)
+        output = network(noise.graph, noise.sigma_pos, noise.sigma_lat)
+        losses = denoising_losses(network, noise)
         network.zero_grad()
         losses.total().backward()
         gradients = [p.grad.clone() for p in network.parameters()]
-        found.append((batch.graph, output.detach(), losses, gradients))
+        found.append((noise.graph, output.detach(), losses, gradients))
     (g, output, losses, gradients), (whole, expected, wanted, each_gradient) = found
     assert g.is_snap.any()
     assert len(whole.first_edge) == len(whole.source) == len(g.source)

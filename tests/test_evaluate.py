@@ -16,11 +16,14 @@ from pymatgen.core import Composition
 from pymatgen.io.cif import CifWriter
 
 import langevin_xtal as lx
+from langevin_xtal.cli import evaluate as command
 from langevin_xtal.cli import run
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import DataError, InputError
+from langevin_xtal.evaluation import targets as targets_module
 from langevin_xtal.evaluation.controls import perturbed
+from langevin_xtal.evaluation.matching import atom_labels
 from langevin_xtal.evaluation.protocol import EvaluateOptions, evaluate, reference_targets
 from langevin_xtal.evaluation.report import Report
 from langevin_xtal.evaluation.structures import Missing, StructureSet, split_id
@@ -270,6 +273,44 @@ class TestFormats:
             StructureSet.read(tmp_path / "bad.structures.npz")
 
 
+class TestCompositions:
+    """Rutile and anatase have the same atoms in the primitive cell."""
+
+    def report(
+        self, reference: PackedDataset, predicted: dict[str, str], **options: Any
+    ) -> Report:
+        names = ["rutile", "anatase", "fluorite"]
+        data = reference.select(np.flatnonzero(np.isin(reference.id, names)))
+        truth = StructureSet.from_packed(data, "truth")
+        cells = [truth.cell(truth.index_of[name]) for name in predicted.values()]
+        made = StructureSet.of("made", cells, list(predicted))
+        given = EvaluateOptions(features=(), workers=1, **options)
+        return evaluate(made, data, targets=choose_targets(data, None), options=given)
+
+    def test_metre_has_as_many_structures_for_each_composition(
+        self, reference: PackedDataset
+    ) -> None:
+        """Of two targets that share a composition the predictions of one count, for both."""
+        data = reference.select(np.flatnonzero(np.isin(reference.id, ["rutile", "anatase"])))
+        first, second = (t.id for t in choose_targets(data, None))
+        crossed = {f"{first}__0": first, f"{second}__0": second, "fluorite__0": "fluorite"}
+        assert self.report(reference, crossed)["made"]["metre"] == 1.0
+        report = self.report(reference, crossed, per_composition=True)
+        assert len(report.columns[0].structures) == 3  # all other numbers are over all
+        assert report["made"]["match_1"] == 1.0
+        assert report["made"]["metre"] == pytest.approx(2 / 3)
+        assert any("3 targets have 2 compositions" in note for note in report.notes)
+        both = {f"{name}__{k}": found for name in (first, second)
+                for k, found in enumerate((first, second))}  # fmt: skip
+        whole = both | {"fluorite__0": "fluorite", "fluorite__1": "fluorite"}
+        assert self.report(reference, whole, per_composition=True)["made"]["metre"] == 1.0
+
+    def test_bins(self) -> None:
+        assert atom_labels([1, 4, 5, 8, 12, 13, 20, 21, 52, 53, 400]) == [
+            "1-4", "1-4", "5-8", "5-8", "9-12", "13-16", "17-20", "21-52", "21-52", "53+", "53+",
+        ]  # fmt: skip
+
+
 class TestCandidates:
     def test_from_sample(self, known: PackedDataset, tiny_model: Any) -> None:
         request = lx.Request(221, {"Na": 1, "Cl": 1})
@@ -384,6 +425,92 @@ class TestCommand:
         there = 1 - column["summary"]["missing"] / 12
         assert column["summary"]["formula_right"] == pytest.approx(there)
 
+    def test_composition_mode(
+        self, reference: PackedDataset, tiny_open_path: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        """The default control knows no group; rates stand by number of atoms."""
+        small = reference.select(np.flatnonzero(reference.atom_counts <= 8))
+        small.save(tmp_path / "small.lxd")
+        arguments = [
+            "evaluate", "--model", str(tiny_open_path), "--reference", str(tmp_path / "small.lxd"),
+            "--training", str(tmp_path / "small.lxd"), "--mode", "composition", "--n", "10",
+            "--k", "2", "--levels", "3", "--workers", "1", "--fingerprints", "none",
+            "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"),
+        ]  # fmt: skip
+        assert run(arguments) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "match rate, k = 1, by atoms in the primitive cell" in printed
+        assert "match rate, best of trials, by atoms in the primitive cell" in printed
+        assert "True settings by" in printed
+        assert "10 targets have" in printed
+        stored = json.loads((tmp_path / "out" / "evaluation.json").read_text())["columns"]
+        assert list(stored)[1:] == ["template-composition", "training"]
+        control = stored["template-composition"]
+        assert control["summary"]["metre"] == 1.0  # the targets are in the training data
+        bins = control["tables"]["by_atoms"]
+        assert list(bins) == [b for b in ("1-4", "5-8") if b in bins]
+        assert sum(b["targets"] for b in bins.values()) == 10
+        model = stored["tiny-open"]["summary"]
+        there = 1 - model["missing"] / 10
+        assert model["formula_right"] == pytest.approx(there)
+
+    def test_de_novo(
+        self,
+        reference: PackedDataset,
+        tiny_open_path: Path,
+        tmp_path: Path,
+        capsys: Any,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Parts are saved and not made again; samples are those of the library."""
+        reference.save(tmp_path / "all.lxd")
+        monkeypatch.setattr(command, "DE_NOVO_PART", 3)
+        made: list[range] = []
+        plain = targets_module.de_novo_samples
+
+        def counted(model: Any, places: range, **options: Any) -> StructureSet:
+            if len(made) == stop:
+                raise KeyboardInterrupt
+            made.append(places)
+            return plain(model, places, **options)
+
+        monkeypatch.setattr(targets_module, "de_novo_samples", counted)
+        arguments = [
+            "evaluate", "--model", str(tiny_open_path), "--reference", str(tmp_path / "all.lxd"),
+            "--training", str(tmp_path / "all.lxd"), "--mode", "de-novo", "--n", "8", "--seed",
+            "3", "--levels", "3", "--workers", "1", "--fingerprints", "none",
+            "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"),
+        ]  # fmt: skip
+        stop = 2
+        assert run(arguments) != 0  # interrupted
+        assert made == [range(0, 3), range(3, 6)]
+        capsys.readouterr()
+        stop = 9
+        assert run(arguments) == 0
+        assert made == [range(0, 3), range(3, 6), range(6, 8)]
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "Models are given nothing" in printed
+        assert "match rate" not in printed
+        stored = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+        assert stored["settings"]["mode"] == "de-novo"
+        assert list(stored["columns"]) == ["tiny-open", "training"]
+        column = stored["columns"]["tiny-open"]
+        summary = column["summary"]
+        assert summary["attempted"] == 8
+        assert len(column["structures"]) + summary["missing"] == 8
+        for key in ("struct_valid", "comp_valid", "unique", "novel", "p1_share", "js_groups",
+                    "w_density", "w_elements"):  # fmt: skip
+            assert summary[key] is not None, key
+        options = SampleOptions(sampler=lx.Ancestral(levels=3), workers=1)
+        model = lx.load_model(str(tiny_open_path))
+        candidates = lx.sample([lx.Request()] * 8, model, seed=3, options=options)
+        formulas = {f"de-novo-{c.index:06d}": c.formula for c in candidates}
+        assert set(formulas) == {entry["id"] for entry in column["structures"]}
+        for entry in column["structures"]:
+            same = Composition(formulas[entry["id"]]).reduced_composition
+            assert Composition(entry["formula"]).reduced_composition == same
+            assert entry["group_asked"] in range(1, 231)
+
     def test_model_with_control(
         self, known: PackedDataset, tiny_path: Path, tmp_path: Path, capsys: Any
     ) -> None:
@@ -419,6 +546,13 @@ class TestCommand:
             (["--model", "small", "--reference", "{known}", "--controls", "luck"], "luck"),
             (["--model", "small", "--reference", "{known}", "--controls", "template"],
              "--training"),
+            (["--model", "small", "--reference", "{known}", "--mode", "composition", "--controls",
+              "template-composition"], "--training"),
+            (["--reference", "{known}", "--mode", "de-novo", "{known}"], "--model"),
+            (["--model", "small", "--reference", "{known}", "--mode", "de-novo", "--k", "2"],
+             "--n"),
+            (["--model", "small", "--reference", "{known}", "--mode", "de-novo", "--controls",
+              "random"], "random"),
             (["--model", "small", "--reference", "{known}", "--levels", "1"], "levels"),
             (["--model", "small", "--reference", "{known}", "--levels", "x"], "levels"),
             (["--model", "small", "--reference", "{known}", "--mode", "cell"], "cell"),

@@ -22,8 +22,8 @@ ROOT = PACKAGE.parent
 MODULES = sorted(p for p in PACKAGE.rglob("*.py"))
 
 LAYERS = [
-    ("errors", "version", "runtime"),
-    ("parallel", "extras"),
+    ("errors", "version", "runtime", "text", "signals"),
+    ("parallel", "extras", "files"),
     ("symmetry",),
     ("crystal", "graph"),
     ("structures",),

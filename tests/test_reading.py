@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import gzip
 import io
 import json
@@ -23,6 +24,7 @@ from ase.constraints import FixAtoms, FixedPlane
 from pymatgen.core import Lattice, Structure
 
 import langevin_xtal as lx
+from langevin_xtal.cli import options
 from langevin_xtal.cli import run as command
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.prepare import prepare
@@ -698,6 +700,34 @@ def test_commands_say_what_they_do_not_use(tmp_path: Path) -> None:
     assert "magnetic moments of a-0 are not used" in printed
 
 
+def test_energies_of_files_reach_the_hull(tmp_path: Path) -> None:
+    """Without a potential being run; Yb has a note."""
+    oxide = f"2\n{LATTICE} id=oxide\nYb 0 0 0\nO 2.82 2.82 2.82\n"
+    frames = f"2\n{LATTICE} id=salt energy=-7.0\nNa 0 0 0\nCl 2.82 2.82 2.82\n" + oxide
+    (tmp_path / "a.xyz").write_text(frames + oxide.replace("oxide", "oxide energy=-12"))
+    table = tmp_path / "hull.csv"
+    code, printed = run(
+        ["hull", str(tmp_path / "a.xyz"), "--energies", "file", "--out", str(table)]
+    )
+    assert code == 0, printed
+    with table.open(newline="") as stream:
+        rows = {row["name"]: row for row in csv.DictReader(stream)}
+    assert float(rows["salt"]["energy"]) == pytest.approx(-3.5)
+    assert rows["salt"]["e_above_hull"]
+    assert "no energy" in rows["oxide"]["note"]
+    assert "Yb_2" in rows["oxide-2"]["note"]
+
+
+class TestLists:
+    @pytest.mark.parametrize("text", ["Cu,Si,K", "Cu Si K", "Cu, Si; K", "Cu-Si-K", " Cu  Si,K "])
+    def test_elements(self, text: str) -> None:
+        assert options.Elements().convert(text, None, None) == ("Cu", "Si", "K")
+
+    @pytest.mark.parametrize("text", ["Cu:2,Si:1", "Cu:2 Si:1", "Cu: 2, Si:1", "Cu:2; Si:1"])
+    def test_sites(self, text: str) -> None:
+        assert options.Sites().convert(text, None, None) == {"Cu": 2, "Si": 1}
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_csv_of_a_spreadsheet(delimiter: str, tmp_path: Path) -> None:
     text = READ["Hall"][0]
@@ -723,6 +753,13 @@ class TestSizes:
                 made.write(b"\0" * 2**26)
         with pytest.raises(DataError, match="more than 256 MiB"):
             lx.read_structures(tmp_path / "a.cif.gz")
+
+    def test_packed_data_that_unpack_to_too_much(self, tmp_path: Path) -> None:
+        with zipfile.ZipFile(tmp_path / "a.lxd", "w", zipfile.ZIP_DEFLATED) as made:
+            for name in ("group.npy", "frac.npy"):
+                made.writestr(name, b"\0" * 2**26)
+        with pytest.raises(DataError, match="unpacks to 128 MiB"):
+            lx.read_structures(tmp_path / "a.lxd")
 
     def test_an_array_that_only_declares(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "a.npz", id=np.array(["x"]), na=[1], lat=[[4.0, 4, 4, 90, 90, 90]],

@@ -136,6 +136,76 @@ py::array equivalent_edges(const Doubles& lattice, const Doubles& frac, const In
     return to_numpy(std::move(first), {static_cast<py::ssize_t>(edges.edges)});
 }
 
+py::tuple distinct_images(const Doubles& lattice, const Doubles& frac, const Integers& site_start,
+                          const Integers& rotations, const Doubles& translations,
+                          const Integers& op_start, const Integers& op_count,
+                          const Integers& orbit, double identical) {
+    const lx::CrystalView view = crystal_view(lattice, frac, site_start, rotations, translations,
+                                              op_start, op_count, orbit);
+    std::vector<std::int64_t> site, op;
+    {
+        py::gil_scoped_release release;
+        lx::distinct_images(view, identical, site, op);
+    }
+    const auto count = static_cast<py::ssize_t>(site.size());
+    return py::make_tuple(to_numpy(std::move(site), {count}), to_numpy(std::move(op), {count}));
+}
+
+py::dict lay_out_triplets(const Integers& source, const Integers& target, const Doubles& vec,
+                          const Doubles& turned, const Doubles& dist, const Booleans& sends,
+                          const Integers& first_edge, const Integers& message, std::int64_t sites,
+                          std::int64_t row, double identical, double no_length) {
+    lx::LayoutView view;
+    view.edges = source.size();
+    view.messages = first_edge.size();
+    view.sites = sites;
+    require(target.size() == view.edges, "target must be (E,)");
+    require(vec.size() == 3 * view.edges, "vec must be (E, 3)");
+    require(turned.size() == 3 * view.edges, "turned must be (E, 3)");
+    require(dist.size() == view.edges, "dist must be (E,)");
+    require(sends.size() == view.edges, "sends must be (E,)");
+    require(message.size() == view.edges, "message must be (E,)");
+    require(sites >= 0 && row >= 1, "there are sites, and messages in a row");
+    view.source = source.data();
+    view.target = target.data();
+    view.vec = vec.data();
+    view.turned = turned.data();
+    view.dist = dist.data();
+    view.sends = reinterpret_cast<const std::uint8_t*>(sends.data());
+    view.first_edge = first_edge.data();
+    view.message = message.data();
+    view.identical = identical;
+    view.no_length = no_length;
+    for (std::int64_t e = 0; e < view.edges; ++e)
+        require(view.source[e] >= 0 && view.source[e] < sites && view.target[e] >= 0 &&
+                    view.target[e] < sites && view.message[e] >= 0 &&
+                    view.message[e] < view.messages,
+                "edges join sites and carry messages");
+    for (std::int64_t m = 0; m < view.messages; ++m)
+        require(view.first_edge[m] >= 0 && view.first_edge[m] < view.edges,
+                "messages are carried by edges");
+    lx::Layout layout;
+    {
+        py::gil_scoped_release release;
+        layout = lx::lay_out_triplets(view, row);
+    }
+    const auto out = static_cast<py::ssize_t>(layout.out);
+    const auto rows = static_cast<py::ssize_t>(layout.rows);
+    const auto width = static_cast<py::ssize_t>(row);
+    const auto of_sites = static_cast<py::ssize_t>(sites);
+    py::dict found;
+    found["out_edge"] = to_numpy(std::move(layout.out_edge), {of_sites, out});
+    found["out_message"] = to_numpy(std::move(layout.out_message), {of_sites, out});
+    found["row_site"] = to_numpy(std::move(layout.row_site), {rows});
+    found["row_edge"] = to_numpy(std::move(layout.row_edge), {rows, width});
+    found["row_of_message"] = to_numpy(std::move(layout.row_of_message),
+                                       {static_cast<py::ssize_t>(view.messages)});
+    found["cosine"] = to_numpy(std::move(layout.cosine), {rows, width, out});
+    found["is_triplet"] =
+        to_numpy(std::move(layout.is_triplet), {rows, width, out}, py::dtype::of<bool>());
+    return found;
+}
+
 using Singles = py::array_t<float, py::array::c_style>;
 using Shape = std::vector<std::int64_t>;
 
@@ -295,6 +365,15 @@ PYBIND11_MODULE(_multigraph, m) {
           py::arg("edge_index"), py::arg("edge_vec"), py::arg("edge_dist"),
           py::arg("edge_is_long_range"), py::arg("edge_start"), py::arg("close"),
           "The first edge equivalent to each edge, (E,); the GIL is released.");
+    m.def("distinct_images", &distinct_images, py::arg("lattice"), py::arg("frac"),
+          py::arg("site_start"), py::arg("rotations"), py::arg("translations"),
+          py::arg("op_start"), py::arg("op_count"), py::arg("orbit"), py::kw_only(),
+          py::arg("identical"), "Site and operation of every distinct image, (P,) each.");
+    m.def("lay_out_triplets", &lay_out_triplets, py::arg("source"), py::arg("target"),
+          py::arg("vec"), py::arg("turned"), py::arg("dist"), py::arg("sends"),
+          py::arg("first_edge"), py::arg("message"), py::kw_only(), py::arg("sites"),
+          py::arg("row"), py::arg("identical"), py::arg("no_length"),
+          "Triplets in rows, as a dict of arrays; the GIL is released.");
     py::class_<lx::Plan>(m, "Plan", "Messages of a batch, ordered for the kernels.")
         .def(py::init(&make_plan), py::arg("source"), py::arg("target"), py::arg("sends"),
              py::arg("site_crystal"), py::arg("out_message"), py::arg("row_of_message"),

@@ -61,6 +61,10 @@ public:
 /// @throws TooManyNear for the first crystal that needs too wide a search.
 Multigraph build(const CrystalView& crystals, const Settings& settings, int threads);
 
+/// Site and operation (of the table) of every image of a site that no operation before gives.
+void distinct_images(const CrystalView& crystals, double identical,
+                     std::vector<std::int64_t>& site, std::vector<std::int64_t>& op);
+
 /// Edges of a multigraph, borrowed.
 struct EdgeView {
     std::int64_t edges = 0;
@@ -75,5 +79,32 @@ struct EdgeView {
 /// Sites and ends of edges within `close` [Å] of each other are the same.
 std::vector<std::int64_t> equivalent_edges(const CrystalView& crystals, const EdgeView& edges,
                                            double close);
+
+/// Edges and messages of a batch, borrowed: E edges, M messages, A sites (GraphBatch in Python).
+struct LayoutView {
+    std::int64_t edges = 0, messages = 0, sites = 0;
+    const std::int64_t* source = nullptr;      // (E,)
+    const std::int64_t* target = nullptr;      // (E,)
+    const double* vec = nullptr;               // (E, 3) [Å]
+    const double* turned = nullptr;            // (E, 3) the way back, seen by the target [Å]
+    const double* dist = nullptr;              // (E,) [Å]
+    const std::uint8_t* sends = nullptr;       // (E,)
+    const std::int64_t* first_edge = nullptr;  // (M,)
+    const std::int64_t* message = nullptr;     // (E,)
+    double identical = 1e-3;                   // [Å]
+    double no_length = 1e-8;                   // [Å^2]
+};
+
+/// Triplets in rows: K edges leaving a site against `row` messages that arrive there.
+struct Layout {
+    std::int64_t out = 0, rows = 0;                      // K, R
+    std::vector<std::int64_t> out_edge, out_message;     // (A, K) E and M where none
+    std::vector<std::int64_t> row_site;                  // (R,)
+    std::vector<std::int64_t> row_edge;                  // (R, row) E where none
+    std::vector<std::int64_t> row_of_message;            // (M,)
+    std::vector<double> cosine;                          // (R, row, K)
+    std::vector<std::uint8_t> is_triplet;                // (R, row, K)
+};
+Layout lay_out_triplets(const LayoutView& view, std::int64_t row);
 
 }  // namespace langevin_xtal

@@ -70,6 +70,19 @@ public:
         }
     }
 
+    /// Appends the site (of all) and the operation of every distinct image of crystal b's sites.
+    void list_images(std::int64_t b, std::vector<std::int64_t>& site,
+                     std::vector<std::int64_t>& op) {
+        const std::int64_t first = all_.site_start[b];
+        sites_ = static_cast<std::int32_t>(all_.site_start[b + 1] - first);
+        std::vector<std::int64_t> multiplicity(sites_);
+        find_atoms(b, Cell(all_.lattice + 9 * b), multiplicity.data());
+        for (const Atom& atom : atoms_) {
+            site.push_back(first + atom.site);
+            op.push_back(all_.op_start[b] + atom.op);
+        }
+    }
+
 private:
     const CrystalView& all_;
     const Settings& set_;
@@ -425,6 +438,14 @@ Multigraph build(const CrystalView& crystals, const Settings& settings, int thre
         }
     });
     return graph;
+}
+
+void distinct_images(const CrystalView& crystals, double identical,
+                     std::vector<std::int64_t>& site, std::vector<std::int64_t>& op) {
+    Settings settings;
+    settings.identical = identical;
+    Builder builder(crystals, settings);
+    for (std::int64_t b = 0; b < crystals.crystals; ++b) builder.list_images(b, site, op);
 }
 
 }  // namespace langevin_xtal

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -30,10 +30,15 @@ CONTROLS = {
     "random-relaxed": "the same, relaxed",
     "template": "the nearest training crystal of the same group and sites, elements substituted",
     "template-letters": "the same, told the true Wyckoff letters",
+    "template-composition": "the nearest training crystal with the same numbers of atoms in the "
+    "primitive cell, of any space group, elements substituted",
     "training": "training crystals: the ceiling of measures of distributions",
 }
 FINGERPRINTS = ("crystalnn", "magpie", "chgnet")
 DEFAULT_TARGETS = 1000
+DEFAULT_DE_NOVO = 10_000
+DE_NOVO_PART = 500
+"""Samples of one part, which is saved before the next begins."""
 PAPER_GROUPS = range(16, 231)
 
 
@@ -68,14 +73,14 @@ class Names(click.ParamType):
     "--reference",
     required=True,
     type=options.LocalPath(),
-    help="Held-out crystals to compare with (see data prepare).",
-    metavar="FILE.lxd",
+    help="Held-out crystals to compare with: packed data, or structures in any format.",
+    metavar="FILE",
 )
 @click.option(
     "--training",
     type=options.LocalPath(),
     help="Training data: for novelty, templates and the ceiling.",
-    metavar="FILE.lxd",
+    metavar="FILE",
 )
 @click.option(
     "--model",
@@ -86,19 +91,21 @@ class Names(click.ParamType):
 )
 @click.option(
     "--mode",
-    type=click.Choice(["sites", "formula", "letters", "composition"]),
+    type=click.Choice(["sites", "formula", "letters", "composition", "de-novo"]),
     default="sites",
     show_default=True,
     help="What a --model is given of a target. sites: space group, elements and numbers of sites, "
     "as the paper; formula: space group and exact composition of the cell; letters: space group "
     "and the Wyckoff position of every site; composition: reduced formula and atoms in the "
-    "primitive cell alone, as the benchmarks.",
+    "primitive cell alone, as the benchmarks. de-novo: nothing; there are no targets, the samples "
+    "are compared with the reference as a whole.",
 )
 @click.option(
     "--n",
     "count",
     type=click.IntRange(min=1),
-    help=f"Targets, drawn from the reference.  [default: {DEFAULT_TARGETS}]",
+    help=f"Targets, drawn from the reference, or samples de novo.  [default: {DEFAULT_TARGETS} "
+    f"or {DEFAULT_DE_NOVO}]",
     metavar="N",
 )
 @click.option(
@@ -115,7 +122,8 @@ class Names(click.ParamType):
     "--controls",
     type=Names(tuple(CONTROLS)),
     help="Sets to print beside: some of " + ", ".join(CONTROLS) + "; or none.  [default: random, "
-    "and with --training template and training]",
+    "and with --training template and training; with --mode composition and --training "
+    "template-composition and training; with --mode de-novo training]",
     metavar="LIST",
 )
 @click.option(
@@ -180,7 +188,7 @@ def evaluate(
     reference: Path,
     training: Path | None,
     models: tuple[str, ...],
-    mode: Mode,
+    mode: Mode | Literal["de-novo"],
     count: int | None,
     trials: int,
     control_trials: int | None,
@@ -218,11 +226,12 @@ def evaluate(
       langevin-xtal evaluate candidates/ --reference held_out.lxd --training train.lxd
       langevin-xtal evaluate --model small --reference held_out.lxd --training train.lxd --k 20
       langevin-xtal evaluate --model small --mode formula --reference held_out.lxd --k 20
+      langevin-xtal evaluate --model small --mode composition --reference held_out.lxd --k 20
+      langevin-xtal evaluate --model small --mode de-novo --reference held_out.lxd --n 10000
       langevin-xtal evaluate --model small --reference held_out.lxd --levels 10,25,50,100
     """
     import numpy as np
 
-    from langevin_xtal.dataset.packed import PackedDataset
     from langevin_xtal.evaluation.cache import default_folder
     from langevin_xtal.evaluation.protocol import EvaluateOptions, reference_targets
     from langevin_xtal.evaluation.protocol import evaluate as run
@@ -233,8 +242,8 @@ def evaluate(
     if not samples and not models:
         raise InputError("nothing to evaluate: give files or folders of structures, or --model")
     began = time.perf_counter()
-    data = PackedDataset.load(reference)
-    known = None if training is None else PackedDataset.load(training)
+    data = structures.load_crystals(reference)
+    known = None if training is None else structures.load_crystals(training)
     options.say_settings(groups)
     kept = None if groups is None else set(parse_groups(groups))
     if kept is None and models and mode == "sites":
@@ -245,16 +254,18 @@ def evaluate(
     sets = _read(samples)
     if count is not None and not models:
         raise InputError("--n counts the targets of a --model; leave it out")
-    if models:
+    if mode == "de-novo":
+        _check_de_novo(models, trials, control_trials, controls)
+        targets = []
+    elif models:
         targets = choose_targets(data, count or DEFAULT_TARGETS, groups=ALL_GROUPS, seed=seed)
         for target in targets[:1]:
             target.request(mode)  # refuses a mode that cannot be told
     else:
         targets = reference_targets(data, sets, _listed(chosen_targets, sets, data))
     if controls is None:
-        controls = ("random",) if targets else ()
-        controls += ("template", "training") if known is not None else ()
-    needs = sorted({"template", "template-letters", "training"} & set(controls))
+        controls = _default_controls(mode, bool(targets), known is not None)
+    needs = [name for name in controls if not name.startswith("random")]
     if needs and known is None:
         raise InputError(f"the control {needs[0]} needs --training FILE.lxd")
     if not targets:
@@ -278,17 +289,28 @@ def evaluate(
         if mode == "composition":
             told.append(_setting_ranking(name, targets))
         for label, settings in _runs(name, sampling, sampler, levels, steps, models):
-            made, count_of = _predicted(folder, label, name, settings, targets, trials, seed, mode)
+            if mode == "de-novo":
+                made, count_of = _drawn(
+                    folder, label, name, settings, count or DEFAULT_DE_NOVO, kept, seed
+                )
+            else:
+                made, count_of = _predicted(
+                    folder, label, name, settings, targets, trials, seed, mode
+                )
             sets.append(made)
             evaluations[label] = count_of
     relaxed = [s.label for s in sets] if relax else []
-    sets += _controls(folder, controls, targets, known, control_trials or trials, seed, workers)
+    compared = len(targets) or (count or DEFAULT_DE_NOVO if mode == "de-novo" else None)
+    sets += _controls(
+        folder, controls, targets, known, control_trials or trials, seed, workers, compared
+    )
     if "random-relaxed" in controls:
         relaxed.append("random")
     chosen = EvaluateOptions(
         features=fingerprints,
         relax=relaxed,
         relax_trials=relax_trials,
+        per_composition=bool(models) and mode == "composition",
         workers=workers,
         cache=cache or default_folder(),
     )
@@ -297,7 +319,7 @@ def evaluate(
             sets,
             data,
             training=known,
-            targets=targets or None,
+            targets=targets if models else None,
             evaluations=evaluations,
             options=chosen,
             progress=progress,
@@ -307,7 +329,13 @@ def evaluate(
         "groups": None if kept is None else sorted(kept), "models": folder.settings,
         "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
-    if models:
+    if mode == "de-novo":
+        report.notes.append(
+            "Models are given nothing: elements, stoichiometry, space group, cell content and "
+            "Wyckoff positions are drawn from the model's distribution"
+            + ("." if kept is None else ", among the space groups of --sg.")
+        )
+    elif models:
         report.notes.append(f"Models are told of each target: {TOLD[mode]}.")
     report.notes += told
     report.notes += [f"Control {name}: {CONTROLS[name]}." for name in controls]
@@ -475,6 +503,82 @@ def _predicted(
     return join(label, parts), settings.sampler.evaluations
 
 
+def _drawn(
+    folder: _Sets,
+    label: str,
+    name: str,
+    settings: SampleOptions,
+    count: int,
+    groups: Collection[int] | None,
+    seed: int,
+) -> tuple[StructureSet, int]:
+    """Samples of a model that is given nothing, part by part, and evaluations per structure."""
+    from dataclasses import replace
+
+    from langevin_xtal.evaluation.targets import de_novo_samples, join
+    from langevin_xtal.model.checkpoint import load_model
+
+    model = load_model(name)
+    parts = []
+    told = repr(replace(settings, workers=None))  # which change no candidate
+    allowed = sorted(groups or ())
+    for first in range(0, count, DE_NOVO_PART):
+        places = range(first, min(first + DE_NOVO_PART, count))
+        key = {
+            "mode": "de-novo",
+            "model": model.hash,
+            "options": told,
+            "groups": allowed,
+            "seed": seed,
+            "places": [places.start, places.stop],
+        }
+
+        def make(places: range = places, model: ScoreModel = model) -> StructureSet:
+            title = f"{label}: samples {places.start + 1}-{places.stop} of {count}"
+            with options.progress_bar(title, "level") as update:
+                return de_novo_samples(
+                    model, places, groups=allowed, seed=seed, options=settings, label=label,
+                    progress=update,
+                )  # fmt: skip
+
+        parts.append(folder.get(label, key, make))
+    folder.settings[label] = {"weights": model.hash, "options": told}
+    return join(label, parts), settings.sampler.evaluations
+
+
+def _check_de_novo(
+    models: Sequence[str],
+    trials: int,
+    control_trials: int | None,
+    controls: Sequence[str] | None,
+) -> None:
+    """Refuse what belongs to targets."""
+    if not models:
+        raise InputError("--mode de-novo samples a model: name it with --model")
+    if trials > 1 or control_trials is not None:
+        raise InputError(
+            "--k and --control-trials count the trials of a target, and --mode de-novo has none; "
+            "give the number of samples with --n"
+        )
+    wrong = [name for name in controls or () if name != "training"]
+    if wrong:
+        raise InputError(
+            f"the control {wrong[0]} predicts targets, and --mode de-novo has none; give training "
+            "or none"
+        )
+
+
+def _default_controls(mode: str, targets: bool, training: bool) -> tuple[str, ...]:
+    """What stands beside the sets where nothing was said."""
+    known = ("training",) if training else ()
+    if not targets:
+        return known
+    if mode == "composition" and training:
+        # random crystals are given the true letters, much more than a composition
+        return ("template-composition", *known)
+    return ("random", *(("template",) if training else ()), *known)
+
+
 def _ranking(name: str, targets: Sequence[Target]) -> str:
     """How well a model ranks the true assignments, in a sentence."""
     from langevin_xtal.evaluation.targets import assignment_ranks
@@ -515,7 +619,9 @@ def _controls(
     trials: int,
     seed: int,
     workers: int | None,
+    compared: int | None,
 ) -> list[StructureSet]:
+    """Sets to print beside; ``compared`` is how many training crystals, by default some."""
     from langevin_xtal.evaluation import controls as make
 
     sets = []
@@ -543,8 +649,19 @@ def _controls(
                     )  # fmt: skip
 
             sets.append(folder.get(name, base | {"control": name}, template))
+    if "template-composition" in controls and known is not None:
+
+        def by_composition(known: PackedDataset = known) -> StructureSet:
+            with options.progress_bar("control template-composition", "structure") as update:
+                return make.composition_template(
+                    targets, known, trials=trials, workers=workers,
+                    label="template-composition", progress=update,
+                )  # fmt: skip
+
+        key = base | {"control": "template-composition"}
+        sets.append(folder.get("template-composition", key, by_composition))
     if "training" in controls and known is not None:
-        size = len(targets) or min(len(known), DEFAULT_TARGETS)
+        size = min(len(known), compared or DEFAULT_TARGETS)
         sets.append(make.training_sample(known, size, seed=seed, label="training"))
     return sets
 

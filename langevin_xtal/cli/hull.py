@@ -94,7 +94,8 @@ def hull(
     if origin == "file" and relax:
         raise InputError("--energies file takes energies as they are: leave out --relax")
     entries, refused = structures.read_structures(files, uses=("energy",))
-    structures.known_to(entries, potential)
+    if origin == "potential":
+        structures.known_to(entries, potential)
     if key is None:
         shipped = HullReferences.shipped(potential)
         of = {_elements(entry): shipped for entry in entries}

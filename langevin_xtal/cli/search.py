@@ -150,8 +150,9 @@ class Units(click.ParamType):
 )
 @click.option(
     "--reference",
-    help="Known crystals (see data prepare), to mark candidates that are known.",
-    metavar="FILE.lxd",
+    help="Known crystals, to mark candidates that are known: packed data, or structures in any "
+    "format.",
+    metavar="FILE",
 )
 @click.option(
     "--charge-neutral", is_flag=True, help="Reject what SMACT cannot make neutral; alloys pass."

@@ -25,6 +25,7 @@ from langevin_xtal.files import (
 if TYPE_CHECKING:
     from langevin_xtal.crystal.cell import Cell
     from langevin_xtal.crystal.entry import Entry
+    from langevin_xtal.dataset.packed import PackedDataset
     from langevin_xtal.evaluation.cache import Cache
 
 RECORD = "run.json"
@@ -119,6 +120,23 @@ def read_structures(
     show_notes(notes, passed_over)
     show_unused(entries, uses)
     return _renamed(entries), refused
+
+
+def load_crystals(source: Path) -> PackedDataset:
+    """Packed data, or structures of any kind packed in memory; says what is left out.
+
+    Raises
+    ------
+    InputError
+        When the source cannot be read or holds no usable structure.
+    """
+    from langevin_xtal.dataset.prepare import load_crystals as load
+
+    data = load(source)
+    if source.suffix.lower() != ".lxd":
+        for reason, count in data.meta["rejects"].items():
+            click.echo(f"Warning: {source}: {count} structures left out: {reason}", err=True)
+    return data
 
 
 def show_notes(notes: Mapping[str, Sequence[str]], passed_over: Mapping[str, str]) -> None:

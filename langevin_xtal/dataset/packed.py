@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from langevin_xtal.errors import DataError
 from langevin_xtal.files import replacing, unwritable
+from langevin_xtal.structures.files import check_archive
 from langevin_xtal.symmetry import cell_directions, cell_lengths, operation_table
 
 FORMAT_VERSION = 1
@@ -283,6 +284,7 @@ def _read_members(path: Path) -> dict[str, NDArray[Any]]:
         size = path.stat().st_size
         with zipfile.ZipFile(path) as archive:
             arrays = {}
+            check_archive(path, archive.infolist())
             for info in archive.infolist():
                 if not info.filename.endswith(".npy"):
                     raise ValueError(f"unexpected member {info.filename!r}")
@@ -291,6 +293,8 @@ def _read_members(path: Path) -> dict[str, NDArray[Any]]:
                     raise ValueError(f"member {info.filename!r} claims an impossible size")
                 arrays[info.filename.removesuffix(".npy")] = _parse_npy(archive.read(info))
             return arrays
+    except DataError:
+        raise
     except PermissionError:
         raise DataError(f"packed dataset {path} cannot be read: permission denied") from None
     except _DAMAGE as error:

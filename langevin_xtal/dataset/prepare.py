@@ -27,6 +27,7 @@ from langevin_xtal.dataset.packed import MAX_ATOMIC_NUMBER, PackedDataset, ideal
 from langevin_xtal.dataset.readers import (
     ReadStructure,
     Record,
+    Records,
     RejectError,
     first_line,
     read,
@@ -339,8 +340,54 @@ def prepare(
     rejects_path = out.with_name(out.name + ".rejects.csv")
     for path in (out, rejects_path):
         check_target(path)
-    source_records = read_records(source)
-    records, total = iter(source_records), source_records.total
+    records = read_records(source)
+    gathered = _gather(records, symprec, workers, limit, progress)
+    _write_rejects(rejects_path, gathered.rejects)
+    if not gathered.kept:
+        raise InputError(f"{_all_rejected(source, gathered)}; see {rejects_path}")
+    provenance = _provenance(Path(source), symprec, gathered, meta or {})
+    dataset = pack(gathered.kept, provenance)
+    dataset.save(out)
+    return Summary(
+        dataset,
+        gathered.read,
+        dict(gathered.reasons),
+        rejects_path,
+        dict(gathered.notes.most_common()),
+        records.passed_over,
+    )
+
+
+def load_crystals(
+    source: str | os.PathLike[str], symprec: float = 0.01, *, workers: int | None = None
+) -> PackedDataset:
+    """A packed dataset, or structures of any other kind packed in memory.
+
+    What was left out of the latter, by reason, is ``meta["rejects"]``.
+
+    Raises
+    ------
+    InputError
+        When the source cannot be read or holds no usable structure.
+    """
+    path = Path(source)
+    if path.suffix.lower() == ".lxd":
+        return PackedDataset.load(path)
+    gathered = _gather(read_records(path), symprec, workers, None, False)
+    if not gathered.kept:
+        raise InputError(_all_rejected(source, gathered))
+    return pack(gathered.kept, _provenance(path, symprec, gathered, {}))
+
+
+def _gather(
+    found: Records,
+    symprec: float,
+    workers: int | None,
+    limit: int | None,
+    progress: bool | None,
+) -> _Gathered:
+    """Read and judge all structures."""
+    records, total = iter(found), found.total
     if limit is not None:
         records = islice(records, limit)
         total = limit if total is None else min(limit, total)
@@ -352,20 +399,7 @@ def prepare(
     outcomes = parallel_map(judge, records, workers=workers, chunk=_CHUNK)
     for outcome in _with_progress(outcomes, total, progress):
         gathered.add(outcome)
-    _write_rejects(rejects_path, gathered.rejects)
-    if not gathered.kept:
-        raise InputError(_all_rejected(source, gathered, rejects_path))
-    provenance = _provenance(Path(source), symprec, gathered, meta or {})
-    dataset = pack(gathered.kept, provenance)
-    dataset.save(out)
-    return Summary(
-        dataset,
-        gathered.read,
-        dict(gathered.reasons),
-        rejects_path,
-        dict(gathered.notes.most_common()),
-        source_records.passed_over,
-    )
+    return gathered
 
 
 @dataclass
@@ -457,13 +491,13 @@ def _write_rejects(path: Path, rejects: list[tuple[str, str, str]]) -> None:
         raise unwritable(path, error, DataError) from None
 
 
-def _all_rejected(source: Any, gathered: _Gathered, rejects_path: Path) -> str:
+def _all_rejected(source: Any, gathered: _Gathered) -> str:
     if not gathered.read:
         return f"{source} holds no structure"
     reason, count = gathered.reasons.most_common(1)[0]
     return (
         f"none of the {gathered.read} structures of {source} can be used; most often "
-        f"({count}×): {reason}; see {rejects_path}"
+        f"({count}×): {reason}"
     )
 
 

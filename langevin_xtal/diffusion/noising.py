@@ -24,7 +24,7 @@ from langevin_xtal.graph import torch_builder
 from langevin_xtal.graph.backends import build_multigraph
 from langevin_xtal.graph.batch import GraphBatch, lay_out, snap_radius
 from langevin_xtal.graph.contract import CrystalArrays, GraphSettings
-from langevin_xtal.graph.equivalence import Messages, edge_messages
+from langevin_xtal.graph.equivalence import Messages, distinct_images, edge_messages
 from langevin_xtal.graph.snapping import Operations, SitePairs, site_pairs, snap_sites
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.scores import cell_frame
@@ -190,13 +190,17 @@ def noise_batch(
     noised = home.frac + (cart.unsqueeze(1) @ frame).squeeze(1)
     target = noise
     if config.target == "orbit":
+        images = pairs
+        if _on_host(builder, device):
+            arrays = crystal_arrays(home.frac, lattice, crystals, operations)
+            images = distinct_images(arrays) or pairs
         target = orbit_noise(
             noised,
             home.frac,
             lattice,
             site_crystal,
             sigma_pos,
-            pairs,
+            images,
             operations,
             confined,
             home.projector,
@@ -252,7 +256,7 @@ def graph_of(
     tensors on CUDA and ``host`` otherwise, unless given.
     """
     site_crystal = crystals.site_crystal
-    on_host = (builder or ("torch" if frac.is_cuda else "host")) == "host"
+    on_host = _on_host(builder, frac.device)
     radius: Tensor | None = None
     if frac.is_cuda or not bool(confined.all()):  # a device is not waited for
         radius = torch.where(confined, 0.0, snap_radius(sigma_pos))[site_crystal]
@@ -288,3 +292,7 @@ def graph_of(
         messages=messages,
         dtype=dtype,
     )
+
+
+def _on_host(builder: Builder | None, device: torch.device) -> bool:
+    return (builder or ("torch" if device.type == "cuda" else "host")) == "host"

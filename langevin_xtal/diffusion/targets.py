@@ -52,6 +52,8 @@ def orbit_noise(
         (B, 3, 3) rows [Å]: the noised cell, in whose metric the noise is isotropic.
     sigma
         (B,) position noise [Å].
+    pairs
+        The images to sum over: all (site, operation) pairs, or each image once.
     confined
         (A,) bool: sites noised only along the free directions of their Wyckoff position; images
         that such noise cannot reach do not count.

@@ -197,7 +197,7 @@ class Cache:
         """SQLite's errors as this package's."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # also of its own messages
             raise self._unusable(str(error)) from None
 
     def _unusable(self, reason: str) -> DataError:

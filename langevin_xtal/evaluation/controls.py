@@ -25,9 +25,12 @@ from langevin_xtal.errors import DataError, InputError
 from langevin_xtal.evaluation.structures import Missing, StructureSet, primitive
 from langevin_xtal.evaluation.targets import Progress, Target, check_trials, expanded, trial_id
 from langevin_xtal.extras import require
+from langevin_xtal.model.assignment import element_properties
+from langevin_xtal.model.known import MOST_ELEMENTS, KnownCrystals, nearest, ordered, reduced
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.runtime import OutOfTime, time_limit
 from langevin_xtal.symmetry import SpaceGroup, wrap
+from langevin_xtal.train.settings import known_crystals
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -40,8 +43,8 @@ PULL_TO_MEAN = 0.01
 
 ALL_GROUPS = range(1, 231)
 
-Made = Cell | str
-"""A primitive cell, or why there is none."""
+Made = tuple[int, Cell] | str
+"""A space-group number and a primitive cell, or why there is none."""
 
 
 # -- random coordinates and cell
@@ -89,14 +92,15 @@ def _random_cell(job: tuple[Target, tuple[int, int, int]], *, seconds: float) ->
     target, key = job
     try:
         with _silence(), time_limit(seconds, "wall"):
-            return _pyxtal_cell(target, np.random.default_rng(key))
+            made = _pyxtal_cell(target, np.random.default_rng(key))
     except OutOfTime:
         return f"PyXtal: not done after {seconds:g} s"
     except Exception as error:  # PyXtal raises many kinds when it cannot place the atoms
         return f"PyXtal: {type(error).__name__}: {first_line(error)}"
+    return made if isinstance(made, str) else (target.group.number, made)
 
 
-def _pyxtal_cell(target: Target, generator: np.random.Generator) -> Made:
+def _pyxtal_cell(target: Target, generator: np.random.Generator) -> Cell | str:
     symbols, counts, sites = [], [], []
     for z in np.unique(target.numbers):
         mine = target.numbers == z
@@ -169,11 +173,72 @@ def nearest_template(
     check_trials(trials)
     label = label or ("template, true letters" if with_letters else "template")
     index = _TemplateIndex.of(training, with_letters=with_letters)
+    return _templates(
+        label,
+        targets,
+        [index.best(target, trials) for target in targets],
+        trials,
+        "of this group and site pattern",
+        workers,
+        progress,
+    )
+
+
+def composition_template(
+    targets: Sequence[Target],
+    training: PackedDataset,
+    *,
+    trials: int = 1,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    label: str = "template, composition",
+) -> StructureSet:
+    """Known crystals with the target's elements put in, where no group is given.
+
+    Templates are the training crystals with the same numbers of atoms in the primitive cell,
+    whatever their elements and group. Trial j takes the j-th nearest, so that no crystal is used
+    twice for a target: elements are matched with elements of the same numbers of atoms, in the way
+    that makes the sum of the differences of their Mendeleev numbers least, and that sum is the
+    distance. Of equally near ones the first in the training data is taken first. Positions and
+    cell are as for :func:`nearest_template`. Nothing is random.
+
+    Parameters
+    ----------
+    training
+        Should hold none of the targets.
+
+    Raises
+    ------
+    InputError
+        For less than one trial.
+    """
+    check_trials(trials)
+    index = _CompositionIndex.of(training)
+    return _templates(
+        label,
+        targets,
+        [index.best(target, trials) for target in targets],
+        trials,
+        "with these numbers of atoms",
+        workers,
+        progress,
+    )
+
+
+def _templates(
+    label: str,
+    targets: Sequence[Target],
+    ranked: Sequence[Sequence[_Substitution]],
+    trials: int,
+    sort: str,
+    workers: int | None,
+    progress: Progress | None,
+) -> StructureSet:
+    """Trial after trial, the templates of every target; ``sort`` says of which there are few."""
     jobs: list[_Substitution | str] = []
-    ranked = [index.best(target, trials) for target in targets]
     for trial in range(trials):
         for found in ranked:
-            jobs.append(found[trial] if trial < len(found) else _no_template(len(found)))
+            jobs.append(found[trial] if trial < len(found) else _no_template(len(found), sort))
     made = parallel_map(_substituted, jobs, workers=workers, chunk=64)
     return _collect(label, targets, trials, made, progress)
 
@@ -188,16 +253,40 @@ class _Substitution:
     numbers: IntArray
 
 
-def _no_template(found: int) -> str:
+def _no_template(found: int, sort: str) -> str:
     if found:
-        return f"only {found} training crystals of this group and site pattern"
-    return "no training crystal of this group and site pattern"
+        return f"only {found} training crystals {sort}"
+    return f"no training crystal {sort}"
 
 
 def _substituted(job: _Substitution | str) -> Made:
     if isinstance(job, str):
         return job
-    return expanded(job.group, job.lattice, job.frac, job.numbers)
+    return job.group.number, expanded(job.group, job.lattice, job.frac, job.numbers)
+
+
+def _substitution(
+    training: PackedDataset,
+    volume: FloatArray,
+    place: int,
+    elements: IntArray,
+    replacing: IntArray,
+) -> _Substitution:
+    """Crystal ``place`` with its ``elements`` (E,) replaced one by one, the cell scaled by the
+    ``volume`` (119,) of atoms."""
+    own = training.sites_of(place)
+    new = np.arange(len(SYMBOLS))
+    new[elements] = replacing
+    before = training.numbers[own]
+    after = new[before]
+    atoms = training.multiplicity[own]
+    ratio = (atoms * volume[after]).sum() / (atoms * volume[before]).sum()
+    return _Substitution(
+        SpaceGroup(int(training.group[place])),
+        training.lattice[place] * np.cbrt(ratio),
+        training.frac[own],
+        after,
+    )
 
 
 Pattern = tuple[tuple[str, ...], ...]
@@ -262,23 +351,50 @@ class _TemplateIndex:
         cost, assigned = template_ranks(pattern, elements, others, self.distance)
         chosen = np.argsort(cost, kind="stable")[:count]
         return [
-            self._substitute(target, int(places[k]), others[k], elements[assigned[k]])
+            _substitution(
+                self.training, self.volume, int(places[k]), others[k], elements[assigned[k]]
+            )
             for k in chosen
         ]
 
-    def _substitute(
-        self, target: Target, place: int, elements: IntArray, replacing: IntArray
-    ) -> _Substitution:
-        """Template ``place`` with its ``elements`` (E,) replaced one by one."""
-        own = self.training.sites_of(place)
-        new = np.arange(len(SYMBOLS))
-        new[elements] = replacing
-        before = self.training.numbers[own]
-        after = new[before]
-        atoms = self.training.multiplicity[own]
-        ratio = (atoms * self.volume[after]).sum() / (atoms * self.volume[before]).sum()
-        lattice = self.training.lattice[place] * np.cbrt(ratio)
-        return _Substitution(target.group, lattice, self.training.frac[own], after)
+
+@dataclass(frozen=True, eq=False)
+class _CompositionIndex:
+    """Training crystals by the numbers of atoms in the primitive cell."""
+
+    training: PackedDataset
+    known: KnownCrystals
+    rows: IntArray  #: (C,) of the training data
+    volume: FloatArray  #: (119,) of an atom [Å³]
+    distance: NDArray[np.float32]  #: (119, 119) between elements
+
+    @classmethod
+    def of(cls, training: PackedDataset) -> _CompositionIndex:
+        volume = element_volumes(training)
+        number = mendeleev_numbers()
+        apart = np.abs(number[:, None] - number).astype(np.float32)
+        return cls(training, *known_crystals(training), volume, apart)
+
+    def best(self, target: Target, count: int) -> list[_Substitution]:
+        """The nearest templates with the target's elements, nearest first."""
+        centring = len(target.group.centring)
+        own = target.counts()
+        if len(own) > MOST_ELEMENTS:
+            return []
+        elements, atoms = list(own), [n // centring for n in own.values()]
+        order = ordered(elements, atoms)
+        asked = np.array([[elements[k] for k in order]])
+        family, units = reduced([atoms[k] for k in order])
+        rows = self.known.families.get(family, np.zeros(0, dtype=np.int64))
+        rows = rows[self.known.units[rows] == units]
+        # all are ordered, so that fewer templates are the beginning of more
+        near = nearest(self.known, self.distance, family, asked, len(rows), among=rows)
+        return [
+            _substitution(
+                self.training, self.volume, int(self.rows[row]), matched[: len(own)], asked[0]
+            )
+            for row, matched in zip(near.row[0, :count], near.matched[0, :count], strict=True)
+        ]
 
 
 def template_ranks(
@@ -355,18 +471,19 @@ def element_distances(volume: FloatArray) -> FloatArray:
     volume
         (119,) by atomic number [Å³], of :func:`element_volumes`.
     """
-    from pymatgen.core import Element
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # one for every element without a number
-        mendeleev = [Element.from_Z(z).mendeleev_no for z in range(1, len(SYMBOLS))]
     points = np.full((len(SYMBOLS), 2), np.nan)
-    points[1:, 0] = np.array(mendeleev, dtype=float)
+    points[1:, 0] = element_properties()[1:, 0]
     points[1:, 1] = volume[1:]
     spread = np.nanstd(points, axis=0)
     points = (points - np.nanmean(points, axis=0)) / np.where(spread > 0, spread, 1.0)
     points = np.nan_to_num(points)
     return np.sqrt(((points[:, None] - points) ** 2).sum(-1))
+
+
+def mendeleev_numbers() -> FloatArray:
+    """(119,) by atomic number, pymatgen's; the mean where there is none."""
+    number = element_properties()[:, 0]
+    return np.where(np.isnan(number), np.nanmean(number), number)
 
 
 # -- known crystals as they are, and worse
@@ -443,14 +560,15 @@ def _collect(
     """One set of what was made, trial after trial."""
     cells: list[Cell] = []
     ids, groups, missing = [], [], []
-    attempts = [(t, trial_id(t, trial)) for trial in range(trials) for t in targets]
-    for done, ((target, name), result) in enumerate(zip(attempts, made, strict=True), start=1):
+    attempts = [trial_id(t, trial) for trial in range(trials) for t in targets]
+    for done, (name, result) in enumerate(zip(attempts, made, strict=True), start=1):
         if isinstance(result, str):
             missing.append(Missing(name, result))
         else:
-            cells.append(result)
+            group, cell = result
+            cells.append(cell)
             ids.append(name)
-            groups.append(target.group.number)
+            groups.append(group)
         if progress is not None:
             progress(done, len(attempts))
     return StructureSet.of(label, cells, ids, groups, missing)

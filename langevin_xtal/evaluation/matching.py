@@ -87,9 +87,14 @@ FREEDOM_BINS: tuple[tuple[float, float], ...] = (
 )
 """Free coordinates of all sites together: first and last of each bin."""
 FREEDOM_LABELS = ("0", "1", "2", "3", "4-5", "6-8", "9+")
+ATOM_BINS = (4, 8, 12, 16, 20, 52)
+"""Atoms in the primitive cell: last of each bin; larger cells have one of their own."""
+ATOM_LABELS = ("1-4", "5-8", "9-12", "13-16", "17-20", "21-52", "53+")
 _LABEL_ORDER = {
     label: k
-    for k, label in enumerate([*FREEDOM_LABELS, *(name for name, _, _ in CRYSTAL_SYSTEMS)])
+    for k, label in enumerate(
+        [*FREEDOM_LABELS, *ATOM_LABELS, *(name for name, _, _ in CRYSTAL_SYSTEMS)]
+    )
 }
 
 
@@ -547,6 +552,11 @@ def freedom_labels(freedom: ArrayLike) -> list[str]:
     return [FREEDOM_LABELS[k] for k in np.searchsorted(last, np.asarray(freedom, dtype=float))]
 
 
+def atom_labels(atoms: ArrayLike) -> list[str]:
+    """The bin of :data:`ATOM_BINS` of each number of atoms in the primitive cell."""
+    return [ATOM_LABELS[k] for k in np.searchsorted(ATOM_BINS, np.asarray(atoms, dtype=float))]
+
+
 def system_labels(groups: ArrayLike) -> list[str]:
     """The crystal system of each space-group number; ``"unknown"`` outside 1 to 230."""
     names = ["unknown", *(name for name, _, _ in CRYSTAL_SYSTEMS), "unknown"]
@@ -562,7 +572,7 @@ def rates_by(
     Parameters
     ----------
     labels
-        (T,) such as :func:`freedom_labels` or :func:`system_labels` give.
+        (T,) such as :func:`freedom_labels`, :func:`atom_labels` or :func:`system_labels` give.
 
     Returns
     -------

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from langevin_xtal.crystal.candidate import SYMPRECS, Candidate
 from langevin_xtal.crystal.cell import reduced_formula
 from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.dataset.prepare import load_crystals
 from langevin_xtal.errors import InputError
 from langevin_xtal.evaluation import distributions, matching, validity
 from langevin_xtal.evaluation.cache import Cache, SpareCache
@@ -58,6 +59,10 @@ class EvaluateOptions:
     """Labels of the sets to relax; each gives a further column."""
     relax_trials: int = 1
     """Trials of each target that are relaxed."""
+    per_composition: bool = False
+    """METRe with as many structures for each composition as there are trials: of targets with the
+    same atoms in the primitive cell the predictions of the first alone count. Otherwise those of
+    all."""
     relaxation: RelaxOptions = field(default_factory=RelaxOptions)
     workers: int | None = None
     """Processes; one per CPU by default."""
@@ -87,7 +92,7 @@ def evaluate(
     structures
         One set, several (a column each), or candidates as :func:`langevin_xtal.sample` returns.
     reference
-        Packed dataset of held-out crystals, or its path.
+        Packed dataset of held-out crystals, its path, or that of structures of any other kind.
     training
         Packed dataset for novelty, or its path; without it novelty is not known.
     targets
@@ -201,7 +206,7 @@ def _as_sets(
 
 
 def _packed(source: PackedDataset | str | os.PathLike[str]) -> PackedDataset:
-    data = source if isinstance(source, PackedDataset) else PackedDataset.load(source)
+    data = source if isinstance(source, PackedDataset) else load_crystals(source)
     if not len(data):
         raise InputError("the reference holds no crystals")
     return data
@@ -402,6 +407,8 @@ class _Run:
 
     def add_metre(self, column: Column, structures: StructureSet) -> None:
         """METRe over all trials: of the targets where there are some, else of the reference."""
+        if self.options.per_composition:
+            structures = _per_composition(structures, self.targets)
         column.summary["metre"], column.summary["crmse"], _ = matching.metre(
             structures,
             self.target_set if self.targets else self.reference,
@@ -447,6 +454,7 @@ class _Run:
             summary[f"match_{key}_free"] = free.rate
         summary["trials"] = trials if trials > 1 else None
         names = {"freedom": matching.freedom_labels(table.freedom),
+                 "atoms": matching.atom_labels([t.primitive_atoms for t in self.targets]),
                  "system": [t.group.crystal_system for t in self.targets]}  # fmt: skip
         for kind, labels in names.items():
             for key, k in (("", 1), ("_k", trials)):
@@ -606,6 +614,13 @@ class _Run:
             "Jensen–Shannon distances have natural logarithms and all 230 groups; groups by "
             "spglib, 0.1 Å for the distributions.",
         ]
+        if self.options.per_composition and self.targets:
+            different = len(_of_compositions(self.targets))
+            lines.append(
+                "METRe: as many structures for each composition (atoms in the primitive cell) as "
+                f"there are trials; {len(self.targets)} targets have {different} compositions, "
+                "and those that share one share the predictions of the first of them."
+            )
         if self.used_hull is not None:
             lines.append(
                 f"Stability: relaxed with {self.options.relaxation.potential}; "
@@ -641,6 +656,24 @@ def _some_trials(
     chosen = structures.select(picked, label)
     missing = [m for m in structures.missing if early(m.id)]
     return StructureSet.of(chosen.label, list(chosen.cells()), chosen.ids, chosen.group, missing)
+
+
+def _of_compositions(targets: Sequence[Target]) -> list[str]:
+    """Identifiers of the first targets of their composition, atoms in the primitive cell."""
+    first: dict[tuple[tuple[int, int], ...], str] = {}
+    for target in targets:
+        units = len(target.group.centring)
+        atoms = tuple((z, n // units) for z, n in target.counts().items())
+        first.setdefault(atoms, target.id)
+    return list(first.values())
+
+
+def _per_composition(structures: StructureSet, targets: Sequence[Target]) -> StructureSet:
+    """Predictions of the first target of each composition, and all that predict no target."""
+    left_out = {t.id for t in targets} - set(_of_compositions(targets))
+    return structures.select(
+        [k for k, name in enumerate(structures.ids) if split_id(name)[0] not in left_out]
+    )
 
 
 def _first_trials(structures: StructureSet, known: Collection[str]) -> StructureSet:

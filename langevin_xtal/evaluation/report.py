@@ -115,6 +115,13 @@ SECTIONS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
     ),
 )
 
+BREAKDOWNS = (
+    ("by_freedom", "free coordinates"),
+    ("by_atoms", "atoms in the primitive cell"),
+    ("by_system", "crystal system"),
+)
+"""Tables of match rates and what their bins are."""
+
 
 @dataclass
 class Column:
@@ -158,25 +165,30 @@ class Report:
             for metric in rows:
                 cells = (_shown(column.summary.get(metric.key), metric) for column in self.columns)
                 lines.append(f"  {metric.title:<48}" + "".join(f"  {c:>{width}}" for c in cells))
-        for key, title in (("by_freedom", "free coordinates"), ("by_system", "crystal system")):
-            lines += self._rates(key, title, width)
+        for key, title in BREAKDOWNS:
+            for trials in ("", "_k"):
+                lines += self._rates(key, title, trials, width)
         return "\n".join([*lines[1:], "", *self.notes])
 
-    def _rates(self, key: str, title: str, width: int) -> list[str]:
+    def _rates(self, key: str, title: str, trials: str, width: int) -> list[str]:
+        """Match rates by bin, of the first trials or (``_k``) the best of several."""
+        key += trials
         columns = [column for column in self.columns if column.tables.get(key)]
+        if trials and not any(column.summary.get("match_k") is not None for column in columns):
+            return []
         if not columns:
             return []
         bins = list(columns[0].tables[key])
-        head = f"match rate, k = 1, by {title}"
+        head = f"match rate, {'best of trials' if trials else 'k = 1'}, by {title}"
         lines = [
             "",
-            f"{head:<40}{'targets':>10}" + "".join(f"  {c.label:>{width}}" for c in columns),
+            f"{head:<54}{'targets':>10}" + "".join(f"  {c.label:>{width}}" for c in columns),
         ]
         for name in bins:
             cells = [column.tables[key].get(name, {}) for column in columns]
             count = max((cell.get("targets", 0) for cell in cells), default=0)
             shown = (_shown(cell.get("rate"), Metric("", "")) for cell in cells)
-            lines.append(f"  {name:<38}{count:>10}" + "".join(f"  {c:>{width}}" for c in shown))
+            lines.append(f"  {name:<52}{count:>10}" + "".join(f"  {c:>{width}}" for c in shown))
         return lines
 
     def rst(self) -> str:

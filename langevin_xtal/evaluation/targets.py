@@ -26,7 +26,7 @@ from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.dataset.packed import PackedDataset
-from langevin_xtal.errors import InputError
+from langevin_xtal.errors import InputError, RequestError
 from langevin_xtal.evaluation.structures import Missing, StructureSet, primitive
 from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
 from langevin_xtal.symmetry.assignments import Assignment, canonical
@@ -268,9 +268,9 @@ def predict_trial(
     those whose attempts were all rejected are missing, with the last reason.
     """
     from langevin_xtal.model.checkpoint import load_model
-    from langevin_xtal.sampling.sample import sample_batches
 
     model = load_model(model) if isinstance(model, str) else model
+    first = trial * len(targets)
     requests: dict[int, Request] = {}
     reason: dict[int, str] = {}
     for place, target in enumerate(targets):
@@ -279,28 +279,99 @@ def predict_trial(
             if request.is_open:
                 request = _spread(request, model)[trial]
         except InputError as error:
-            reason[place] = str(error)
+            reason[first + place] = str(error)
         else:
-            requests[place] = request
-    first = trial * len(targets)
+            requests[first + place] = request
+    ids = {first + place: trial_id(target, trial) for place, target in enumerate(targets)}
+    return _sampled(requests, ids, reason, model, seed, options, label, progress)
+
+
+def de_novo_samples(
+    model: ScoreModel | str,
+    places: range,
+    *,
+    groups: Sequence[int] = (),
+    seed: int = 0,
+    options: SampleOptions | None = None,
+    label: str = "model",
+    progress: Progress | None = None,
+) -> StructureSet:
+    """Samples of requests that name nothing: elements, stoichiometry and setting are drawn too.
+
+    Sample k is drawn from stream k of ``seed``: those of one range are the same in a longer one.
+    Requests that cannot be sampled and those whose attempts were all rejected are missing, with
+    the last reason.
+
+    Parameters
+    ----------
+    places
+        Which samples.
+    groups
+        Space groups that may be drawn, by number; all by default.
+
+    Raises
+    ------
+    RequestError
+        Where the model has no distribution over settings.
+    """
+    from langevin_xtal.model.checkpoint import load_model
+    from langevin_xtal.sampling.spread import de_novo
+
+    model = load_model(model) if isinstance(model, str) else model
+    if model.settings is None:
+        raise RequestError(
+            f"model {model.name} has no distribution over settings: it cannot sample de novo; use "
+            "a model that has"
+        )
+    nothing = Request(groups=groups)
+    requests: dict[int, Request] = {}
+    reason: dict[int, str] = {}
+    for k in places:
+        try:
+            requests[k] = de_novo(nothing, model, seed, k)
+        except RequestError as error:
+            reason[k] = str(error)
+    ids = {k: f"de-novo-{k:06d}" for k in places}
+    return _sampled(requests, ids, reason, model, seed, options, label, progress)
+
+
+def _sampled(
+    requests: dict[int, Request],
+    ids: dict[int, str],
+    reason: dict[int, str],
+    model: ScoreModel,
+    seed: int,
+    options: SampleOptions | None,
+    label: str,
+    progress: Progress | None,
+) -> StructureSet:
+    """One sample of every request, by stream; those of ``ids`` that are not there are missing.
+
+    Parameters
+    ----------
+    reason
+        Why streams that have no request have none.
+    """
+    from langevin_xtal.sampling.sample import sample_batches
+
     found: list[Candidate] = []
     last = dict.fromkeys(requests, -1)
+    place = {k: n for n, k in enumerate(ids)}
     for outcome in sample_batches(
         list(requests.values()),
         model,
         seed,
-        indices=[first + place for place in requests],
+        indices=list(requests),
         options=options,
         progress=progress,
     ):
-        found += [replace(c, index=c.index - first) for c in outcome.candidates]
+        found += [replace(c, index=place[c.index]) for c in outcome.candidates]
         for rejection in outcome.rejections:
-            place = rejection.index - first
-            if rejection.attempt > last[place]:
-                last[place], reason[place] = rejection.attempt, rejection.reason
-    ids = [trial_id(target, trial) for target in targets]
-    reason_of = {ids[place]: text for place, text in reason.items()}
-    sampled = StructureSet.from_candidates(found, label, ids)
+            if rejection.attempt > last[rejection.index]:
+                last[rejection.index] = rejection.attempt
+                reason[rejection.index] = rejection.reason
+    reason_of = {ids[k]: text for k, text in reason.items()}
+    sampled = StructureSet.from_candidates(found, label, list(ids.values()))
     return replace(
         sampled,
         missing=tuple(Missing(m.id, reason_of.get(m.id, m.reason)) for m in sampled.missing),

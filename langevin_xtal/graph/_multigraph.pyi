@@ -40,6 +40,33 @@ def equivalent_edges(
     edge_start: ArrayLike,
     close: float,
 ) -> NDArray[np.int64]: ...
+def distinct_images(
+    lattice: ArrayLike,
+    frac: ArrayLike,
+    site_start: ArrayLike,
+    rotations: ArrayLike,
+    translations: ArrayLike,
+    op_start: ArrayLike,
+    op_count: ArrayLike,
+    orbit: ArrayLike,
+    *,
+    identical: float,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+def lay_out_triplets(
+    source: ArrayLike,
+    target: ArrayLike,
+    vec: ArrayLike,
+    turned: ArrayLike,
+    dist: ArrayLike,
+    sends: ArrayLike,
+    first_edge: ArrayLike,
+    message: ArrayLike,
+    *,
+    sites: int,
+    row: int,
+    identical: float,
+    no_length: float,
+) -> dict[str, NDArray]: ...
 
 class Plan:
     def __init__(

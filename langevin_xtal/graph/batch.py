@@ -203,9 +203,9 @@ def assemble(
     snaps = torch.zeros(n_sites, dtype=torch.bool, device=device)
     if displacement is not None:
         snaps = torch.linalg.vector_norm(displacement, dim=1) > 1e-6
-    leaving = _per_site(source, ~long_range, n_sites)
     each = torch.arange(len(source), device=device)
     first_edge, message = messages or (each, each)
+    leaving = _per_site(source, ~long_range, n_sites)
     coming = _per_site(target[first_edge], None, n_sites) + snaps.long()
     rows = (coming + ROW - 1) // ROW
     # the only sizes that depend on values; a GPU is asked for them once
@@ -224,22 +224,11 @@ def assemble(
         message = torch.cat([message, len(first_edge) + more])
         first_edge = torch.cat([first_edge, len(edges["source"]) + more])
     dist = torch.linalg.vector_norm(vec, dim=1)
-    out_edge = _padded(source, ~long_range & ~is_snap, leaving, max(1, width))
-    out_message = torch.cat([message, message.new_full((1,), len(first_edge))])[out_edge]
-    row_site, row_message, row_of_message = _rows(target[first_edge], coming, rows, n_rows)
-    row_edge = torch.cat([first_edge, first_edge.new_full((1,), len(source))])[row_message]
-
-    # geometry of every (arriving, leaving) pair, in float64 for the test of back-tracking
-    none = vec.new_zeros(1, 3)
-    arriving = torch.cat([turned, none])[row_edge]  # (R, ROW, 3)
-    going = torch.cat([vec, none])[out_edge][row_site]  # (R, K, 3)
-    gap = torch.cdist(arriving, going, compute_mode="donot_use_mm_for_euclid_dist")
-    lengths = torch.cat([dist, none[0, :1]])
-    product = lengths[row_edge].unsqueeze(2) * lengths[out_edge][row_site].unsqueeze(1)
-    cosine = (arriving @ going.transpose(1, 2)) / product.clamp(min=NO_LENGTH)
-    cosine = cosine * (product > NO_LENGTH)
-    is_triplet = (gap > IDENTICAL) & (row_edge < len(source)).unsqueeze(2)
-    is_triplet &= (out_edge < len(source))[row_site].unsqueeze(1)
+    given = (source, target, vec, turned, dist, ~(long_range | is_snap), first_edge, message)
+    laid_out = None if messages is None else _host_triplets(*given, n_sites)
+    if laid_out is None:
+        laid_out = _triplets(*given, leaving, coming, rows, max(1, width), n_rows)
+    cosine = laid_out.pop("cosine").to(dtype)
     return GraphBatch(
         numbers=numbers,
         site_crystal=site_crystal,
@@ -258,14 +247,96 @@ def assemble(
         frac=frac.to(dtype),
         message=message,
         first_edge=first_edge,
-        out_edge=out_edge,
-        out_message=out_message,
-        row_site=row_site,
-        row_edge=row_edge,
-        row_of_message=row_of_message,
-        cosine=cosine.clamp(-1.0, 1.0).to(dtype),
-        is_triplet=is_triplet,
+        cosine=cosine,
+        **laid_out,
     )
+
+
+def _host_triplets(
+    source: Tensor,
+    target: Tensor,
+    vec: Tensor,
+    turned: Tensor,
+    dist: Tensor,
+    sends: Tensor,
+    first_edge: Tensor,
+    message: Tensor,
+    n_sites: int,
+) -> dict[str, Tensor] | None:
+    """What :func:`_triplets` finds, by the C++ extension; None where there is none."""
+    try:
+        from langevin_xtal.graph import _multigraph
+    except ImportError:
+        return None
+    found = _multigraph.lay_out_triplets(
+        source.numpy(),
+        target.numpy(),
+        vec.numpy(),
+        turned.numpy(),
+        dist.numpy(),
+        sends.numpy(),
+        first_edge.numpy(),
+        message.numpy(),
+        sites=n_sites,
+        row=ROW,
+        identical=IDENTICAL,
+        no_length=NO_LENGTH,
+    )
+    return {name: torch.from_numpy(array) for name, array in found.items()}
+
+
+def _triplets(
+    source: Tensor,
+    target: Tensor,
+    vec: Tensor,
+    turned: Tensor,
+    dist: Tensor,
+    sends: Tensor,
+    first_edge: Tensor,
+    message: Tensor,
+    leaving: Tensor,
+    coming: Tensor,
+    rows: Tensor,
+    width: int,
+    n_rows: int,
+) -> dict[str, Tensor]:
+    """The fields of :class:`GraphBatch` from ``out_edge`` on, of edges and messages.
+
+    Parameters
+    ----------
+    turned
+        (E, 3) the way back along each edge, seen by its target [Å].
+    sends
+        (E,) bool: edges that others hear.
+    leaving, coming, rows
+        (A,) edges that leave, messages that arrive and their rows; at most ``width`` of the first
+        and ``n_rows`` of the last in all.
+    """
+    out_edge = _padded(source, sends, leaving, width)
+    out_message = torch.cat([message, message.new_full((1,), len(first_edge))])[out_edge]
+    row_site, row_message, row_of_message = _rows(target[first_edge], coming, rows, n_rows)
+    row_edge = torch.cat([first_edge, first_edge.new_full((1,), len(source))])[row_message]
+
+    # geometry of every (arriving, leaving) pair, in float64 for the test of back-tracking
+    none = vec.new_zeros(1, 3)
+    arriving = torch.cat([turned, none])[row_edge]  # (R, ROW, 3)
+    going = torch.cat([vec, none])[out_edge][row_site]  # (R, K, 3)
+    gap = torch.cdist(arriving, going, compute_mode="donot_use_mm_for_euclid_dist")
+    lengths = torch.cat([dist, none[0, :1]])
+    product = lengths[row_edge].unsqueeze(2) * lengths[out_edge][row_site].unsqueeze(1)
+    cosine = (arriving @ going.transpose(1, 2)) / product.clamp(min=NO_LENGTH)
+    cosine = cosine * (product > NO_LENGTH)
+    is_triplet = (gap > IDENTICAL) & (row_edge < len(source)).unsqueeze(2)
+    is_triplet &= (out_edge < len(source))[row_site].unsqueeze(1)
+    return {
+        "out_edge": out_edge,
+        "out_message": out_message,
+        "row_site": row_site,
+        "row_edge": row_edge,
+        "row_of_message": row_of_message,
+        "cosine": cosine.clamp(-1.0, 1.0),
+        "is_triplet": is_triplet,
+    }
 
 
 def _per_site(site: Tensor, use: Tensor | None, n_sites: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Edges that are the same for the network.
+"""What site symmetry makes the same: edges for the network, images of a site.
 
 An operation that leaves site i in place turns the edges leaving i into one another. It leaves the
 whole crystal as it is, and the network sees nothing that it changes: such edges have the same
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from langevin_xtal.graph.contract import CrystalArrays, IntArray, SymmetryMultigraph
+from langevin_xtal.graph.snapping import SitePairs
+from langevin_xtal.symmetry.sites import IDENTICAL
 
 CLOSE = 1e-6
 """A site within it of its image stays in place, and an edge within it of another is it [Å]."""
@@ -25,6 +27,20 @@ class Messages(NamedTuple):
 
     first_edge: Tensor  #: (M,) the first edge of each message
     message: Tensor  #: (E,) message of each edge
+
+
+def distinct_images(crystals: CrystalArrays) -> SitePairs | None:
+    """(Site, operation) pairs, each image of a site once; None without the C++ extension.
+
+    Images closer than ``IDENTICAL`` are one. Sums over the orbit of a site, where every image
+    counts as often, need no more.
+    """
+    try:
+        from langevin_xtal.graph import _multigraph
+    except ImportError:
+        return None
+    site, op = _multigraph.distinct_images(*_arrays(crystals), identical=IDENTICAL)
+    return SitePairs(torch.from_numpy(site), torch.from_numpy(op))
 
 
 def edge_messages(crystals: CrystalArrays, graph: SymmetryMultigraph) -> Messages:
@@ -46,6 +62,18 @@ def equivalent_edges(crystals: CrystalArrays, graph: SymmetryMultigraph) -> IntA
     except ImportError:
         return np.arange(len(graph.edge_dist))
     return _multigraph.equivalent_edges(
+        *_arrays(crystals),
+        edge_index=graph.edge_index,
+        edge_vec=graph.edge_vec,
+        edge_dist=graph.edge_dist,
+        edge_is_long_range=graph.edge_is_long_range,
+        edge_start=graph.edge_start,
+        close=CLOSE,
+    )
+
+
+def _arrays(crystals: CrystalArrays) -> tuple[np.ndarray, ...]:
+    return (
         crystals.lattice,
         crystals.frac,
         crystals.site_start,
@@ -54,10 +82,4 @@ def equivalent_edges(crystals: CrystalArrays, graph: SymmetryMultigraph) -> IntA
         crystals.op_start,
         crystals.op_count,
         crystals.orbit,
-        edge_index=graph.edge_index,
-        edge_vec=graph.edge_vec,
-        edge_dist=graph.edge_dist,
-        edge_is_long_range=graph.edge_is_long_range,
-        edge_start=graph.edge_start,
-        close=CLOSE,
     )

@@ -47,10 +47,10 @@ def fits(width: int, triplet_width: int, features: Tensor) -> bool:
 
 def weight_list(network: EdgeNetwork) -> list[Tensor]:
     """The weights of the layers of messages, in the order of the kernels."""
-    last = network.output[2]
-    weights = [network.from_edge.weight, *_both(network.embed), *_both(network.output_gate)]
-    weights += [*_both(network.output[0]), last.weight]
-    for block in network.blocks:
+    own: Any = network
+    weights = [own.from_edge.weight, *_both(own.embed), *_both(own.output_gate)]
+    weights += [*_both(own.output[0]), own.output[2].weight]
+    for block in own.blocks:
         weights += [*_both(block.sent), block.radial_gate.weight, block.angular]
         weights += [block.down.weight, block.up.weight, *_both(block.own)]
         weights += [*_both(block.before.first), *_both(block.before.second), *_both(block.skip)]
@@ -108,7 +108,8 @@ def edge_network(
         crystals=len(noise),
         orders=config.spherical,
     )
-    of_blocks = [block.noise(noise) for block in network.blocks]
+    blocks: Any = network.blocks
+    of_blocks = [block.noise(noise) for block in blocks]
     of_crystal = torch.stack(of_blocks) if of_blocks else noise.new_zeros(0, *noise.shape)
     given = (features, angular, weight)
     learned = (*weight_list(network), of_source, of_target, of_crystal)

@@ -171,13 +171,22 @@ class SettingModel(nn.Module):
 
     # -- cell content and group of a composition
 
-    def log_units(self, composition: Composition) -> FloatArray:
-        """(MOST_UNITS + 1,) log-probability of formula units in the primitive cell."""
+    def log_units(self, composition: Composition, *, as_new: bool = False) -> FloatArray:
+        """(MOST_UNITS + 1,) log-probability of formula units in the primitive cell.
+
+        Parameters
+        ----------
+        as_new
+            Whether training crystals of this very composition are left out. A composition seldom
+            has a setting twice, so with them the others become likelier.
+        """
         family, elements = _in_order(composition)
         found = nearest(
             self.known, self.distances, family, elements, self.config.neighbours
             + self.config.elsewhere,
         )  # fmt: skip
+        if as_new:
+            found = _without_same(found, elements)
         return self._log_probabilities(
             self.units,
             elements,
@@ -188,11 +197,14 @@ class SettingModel(nn.Module):
             units_mask(family)[None],
         )[0]
 
-    def log_groups(self, composition: Composition, units: Sequence[int]) -> FloatArray:
+    def log_groups(
+        self, composition: Composition, units: Sequence[int], *, as_new: bool = False
+    ) -> FloatArray:
         """(U, 231) log-probability of every space group, given formula units of the primitive
         cell.
 
-        Groups in which the atoms do not fit have −inf; so has entry 0.
+        Groups in which the atoms do not fit have −inf; so has entry 0. ``as_new`` is that of
+        :meth:`log_units`.
         """
         family, elements = _in_order(composition)
         rows = self.known.families.get(family, np.zeros(0, dtype=np.int64))
@@ -216,6 +228,8 @@ class SettingModel(nn.Module):
         together = Neighbours(
             np.concatenate([f.row for f in found]), np.concatenate([f.matched for f in found])
         )
+        if as_new:
+            together = _without_same(together, elements)
         kind = np.zeros_like(together.row)
         kind[:, self.config.neighbours :] = 1
         return self._log_probabilities(
@@ -371,6 +385,12 @@ class SettingModel(nn.Module):
                 f"the model of settings does not fit its configuration ({reason})"
             ) from None
         return model.eval().requires_grad_(False)
+
+
+def _without_same(found: Neighbours, elements: NDArray[np.int64]) -> Neighbours:
+    """Neighbours less those of the composition itself; (1, E) its elements."""
+    same = (found.matched[:, :, : elements.shape[1]] == elements[:, None]).all(2)
+    return Neighbours(np.where(same, -1, found.row), found.matched)
 
 
 def _in_order(composition: Composition) -> tuple[tuple[int, ...], NDArray[np.int64]]:

@@ -43,18 +43,23 @@ for nine and more: match rates of ``small`` on MP-20's validation split, rounded
 PERSISTENCE = 0.7
 """Chances differ from crystal to crystal: those of a beta distribution with this total count."""
 
-KNOWN_SHARE = 0.5
+KNOWN_SHARE = 0.3
 """Probability given to the settings that training crystals of the very composition have."""
 
-SMALLEST = 1e-7
+AGREEMENT = 0.01
+"""Added to the probability of a known setting when the known ones are weighed."""
+
+SMALLEST = 1e-6
 """Probability of a cell content and group that is not looked into."""
 ENUMERATED = 200
 """Assignments of one group that are ranked, beside those that training crystals have."""
 BEAM = 32
 """Width of the search for likely assignments where there are more."""
-PER_COMPOSITION = 24
-"""Cell contents of a composition that are looked at."""
-MOST_COMPOSITIONS = 64
+PER_COMPOSITION = 8
+"""Cell contents of a composition that are looked at, beside those of known crystals."""
+UNLIKELY = 1e-3
+"""Share of the likeliest cell content below which another is not looked at."""
+MOST_COMPOSITIONS = 32
 """Stoichiometries of a request for elements that are looked into."""
 TRIES = 100
 """Draws of :func:`de_novo` that may fit nothing."""
@@ -85,8 +90,10 @@ class SpreadOptions:
     """How settings are weighed."""
 
     known_share: float = KNOWN_SHARE
-    """Share of the probability for settings that training crystals of the composition have; 0
-    leaves the learned distribution as it is, in which a composition seldom has a group again."""
+    """Share of the probability for settings that training crystals of the very composition have;
+    the rest goes by crystals of other elements. 0 is for known crystals held out: training
+    crystals of the composition then speak against their own settings, which a composition seldom
+    has twice."""
     most_atoms: int | None = None
     """Atoms in the conventional cell."""
     most_sites: int | None = None
@@ -302,6 +309,7 @@ class _Search:
         self.request, self.model, self.options = request, model, options
         self.settings = _settings_model(model)
         self.left_out = 1.0
+        self.as_new = options.known_share > 0
         # of reduced formula units
         self.z = None if request.z is None else request.z * gcd(*request.units.values())
         unknown = self.settings.unknown_elements([atomic_number(e) for e in request.elements])
@@ -394,7 +402,7 @@ class _Search:
         if not units:
             return table
         numbers = list(units)
-        groups = np.exp(self.settings.log_groups(composition, numbers))
+        groups = np.exp(self.settings.log_groups(composition, numbers, as_new=self.as_new))
         for n, row in zip(numbers, groups, strict=True):
             table[n] = units[n] * row
         centring = np.array([1] + [len(SpaceGroup(n).centring) for n in range(1, 231)])
@@ -406,8 +414,8 @@ class _Search:
         if self.options.known_share:
             known = np.zeros_like(table)
             for (n, number), share in self.settings.known_settings(composition).items():
-                if n in units:
-                    known[n, number] = share
+                if n in units:  # the more so where crystals of other elements agree
+                    known[n, number] = share * (AGREEMENT + table[n, number])
             known *= fitting
             if known.sum() > 0 and table.sum() > 0:
                 share = self.options.known_share
@@ -419,12 +427,14 @@ class _Search:
         if self.request.atoms is not None:
             units, rest = divmod(self.request.atoms, composition.atoms)
             return {} if rest or not 1 <= units <= MOST_UNITS else {units: 1.0}
-        p = np.exp(self.settings.log_units(composition))
+        p = np.exp(self.settings.log_units(composition, as_new=self.as_new))
         if self.z is not None:
             sizes = {self.z // c for c in CENTRINGS if self.z % c == 0}
             return {n: max(float(p[n]), SMALLEST) for n in sorted(sizes) if n <= MOST_UNITS}
         best = np.argsort(-p, kind="stable")[:PER_COMPOSITION]
-        return {int(n): float(p[n]) for n in best if p[n] >= SMALLEST}
+        known = {n for n, _ in self.settings.known_settings(composition)}
+        likely = {int(n) for n in best if p[n] >= UNLIKELY * p[best[0]]}
+        return {n: float(p[n]) for n in sorted(likely | known) if n <= MOST_UNITS}
 
     def _compositions(self) -> list[tuple[Composition, float]]:
         elements = [atomic_number(symbol) for symbol in self.request.elements]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -15,6 +15,8 @@ from torch import Tensor
 from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.crystal.request import Request, cell_coordinates
 from langevin_xtal.errors import RequestError
+from langevin_xtal.graph.contract import CrystalArrays
+from langevin_xtal.graph.equivalence import distinct_images
 from langevin_xtal.model.assignment import WyckoffPrior, covalent_radii, element_rank
 from langevin_xtal.model.beam import BEAM
 from langevin_xtal.model.checkpoint import ScoreModel
@@ -132,29 +134,42 @@ def start_chains(
     starts: list[Start | None] = [None] * len(requests)
     room = [0.0] * len(requests)
     waiting = list(range(len(requests)))
-    for turn in range(REDRAWS):
+    for turns in _rounds():
+        trials = [(k, turn) for k in waiting for turn in turns]
+        own = [k for k, _ in trials]
+        warmer = torch.tensor([WARMER**turn for _, turn in trials], dtype=torch.float64)
         proposed = _proposals(
-            [requests[k] for k in waiting],
-            [assigned[k] for k in waiting],
+            [requests[k] for k in own],
+            [assigned[k] for k in own],
             model,
-            keys[waiting],
+            keys[own],
             options,
-            warmth[waiting] ** (WARMER**turn),
-            turn,
+            warmth[own] ** warmer,
+            [turn for _, turn in trials],
         )
-        crowded = []
-        for k, one in zip(waiting, proposed, strict=True):
+        settled = set()
+        for k, one in zip(own, proposed, strict=True):
+            if k in settled:
+                continue
             start = _start(requests[k], assigned[k], one, model, int(keys[k]), options)
             # where nothing is proposed, or all is given, there is nothing to draw again
             found = np.inf if one is None else _room(start, requests[k].space_group)
             if starts[k] is None or found > room[k]:
                 starts[k], room[k] = start, found
-            if found < CROWDED:
-                crowded.append(k)
-        waiting = crowded
+            if found >= CROWDED:
+                settled.add(k)
+        waiting = [k for k in waiting if k not in settled]
         if not waiting:
             break
     return [start for start in starts if start is not None]
+
+
+def _rounds() -> Iterator[range]:
+    """The turns at proposals, those drawn at once together: a draw of many costs little more."""
+    first, count = 0, 1
+    while first < REDRAWS:
+        yield range(first, min(first + count, REDRAWS))
+        first, count = first + count, 3 * count
 
 
 def _room(start: Start, group: SpaceGroup) -> float:
@@ -162,11 +177,27 @@ def _room(start: Start, group: SpaceGroup) -> float:
     if not start.sound or start.positions is None:
         return 0.0
     rows = cell_frame(torch.from_numpy(start.coordinates).unsqueeze(0)).rows[0].numpy()
-    atoms = expand_sites(group, start.frac, rows, np.full(len(start.frac), IDENTICAL))
-    if atoms.multiplicity.tolist() != [w.multiplicity for w in start.positions]:
+    first = np.cumsum([0] + [w.multiplicity for w in start.positions])
+    atoms, atom_site = _atoms(group, start.frac, rows)
+    if not np.array_equal(np.searchsorted(atom_site, np.arange(len(first))), first):
         return 0.0  # a site has come to rest on a more special position
-    radii = covalent_radii()[np.array(start.numbers)[atoms.atom_site]]
-    return nearest_pair(atoms.frac, rows, atoms.first, radii)[0]
+    radii = covalent_radii()[np.array(start.numbers)[atom_site]]
+    return nearest_pair(atoms, rows, first[:-1], radii)[0]
+
+
+def _atoms(
+    group: SpaceGroup, frac: FloatArray, rows: FloatArray
+) -> tuple[FloatArray, NDArray[np.int64]]:
+    """Images (N, 3) of sites (A, 3), those closer than ``IDENTICAL`` once; (N,) their sites."""
+    start, number = np.array([0, len(frac)]), np.array([group.number])
+    crystal = CrystalArrays.of_groups(rows[None], frac, start, number)
+    images = distinct_images(crystal)
+    if images is None:
+        found = expand_sites(group, frac, rows, np.full(len(frac), IDENTICAL))
+        return found.frac, found.atom_site
+    site, op = images.site.numpy(), images.op.numpy()
+    turned = np.einsum("nij,nj->ni", crystal.rotations[op], frac[site])
+    return turned + crystal.translations[op], site
 
 
 # -- Wyckoff positions
@@ -427,7 +458,7 @@ def _proposals(
     keys: Tensor,
     options: StartOptions,
     temperature: Tensor,
-    turn: int,
+    turns: Sequence[int],
 ) -> list[Draw | None]:
     """For every chain that starts from one the likeliest of a few proposals, others each turn."""
     best: list[Draw | None] = [None] * len(requests)
@@ -451,7 +482,7 @@ def _proposals(
         for labels in _labellings(group, numbers, tuple(w.index for _, w in sites), turned):
             asked += [Sites(group, numbers, labels)] * options.proposals
             owner += [k] * options.proposals
-            trial += range(options.proposals * turn, options.proposals * (turn + 1))
+            trial += range(options.proposals * turns[k], options.proposals * (turns[k] + 1))
     for start in range(0, len(asked), MOST_DRAWN):
         part = slice(start, start + MOST_DRAWN)
         stream, draws = keys[owner[part]], torch.tensor(trial[part])

@@ -14,7 +14,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,7 @@ import numpy as np
 from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.dataset.prepare import load_crystals
 from langevin_xtal.errors import InputError
 from langevin_xtal.model.checkpoint import ScoreModel, load_model
 from langevin_xtal.sampling.sample import SampleOptions
@@ -131,7 +131,8 @@ class Campaign:
     hull
         References for the energy above hull; by default those shipped for the potential.
     reference
-        Known crystals, or the path of a packed dataset; candidates equal to one are marked.
+        Known crystals, or the path of a packed dataset or of structures of any other kind;
+        candidates equal to one are marked.
     phonons
         How many of the best to compute phonons for.
     workers
@@ -197,7 +198,7 @@ class Campaign:
             raise InputError("phonons need relaxed candidates: ask for relaxation too")
         self.store, self.lease = store, lease
         if isinstance(reference, (str, os.PathLike)):
-            reference = PackedDataset.load(Path(reference))
+            reference = load_crystals(reference)
         sampling = sampling or SampleOptions()
         model = load_model(model) if isinstance(model, str) else model
         self.remark = ""

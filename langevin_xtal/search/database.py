@@ -49,7 +49,7 @@ def database_errors(address: str | os.PathLike[str], *, lost: bool = False) -> I
         yield
     except LangevinXtalError:
         raise
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # also of SQLite's own messages
         raise _unusable(address, error) from None
     except Exception as error:
         if type(error).__module__.partition(".")[0] != "psycopg2":

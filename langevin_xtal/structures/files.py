@@ -196,8 +196,8 @@ def check_archive(path: Path, members: list[zipfile.ZipInfo]) -> None:
         raise DataError(f"{path} holds {len(members)} files; the most is {MOST_MEMBERS}")
     if total > MOST_IN_ARCHIVE or (total > 2**26 and total > RATIO * size):
         raise DataError(
-            f"{path} of {size >> 10} KiB unpacks to {total >> 20} MiB, which is refused; unpack "
-            "it first if it can be trusted"
+            f"{path} of {size >> 10} KiB unpacks to {total >> 20} MiB; more than {RATIO} times "
+            f"its size, or {MOST_IN_ARCHIVE >> 30} GiB, is refused"
         )
 
 

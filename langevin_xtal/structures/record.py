@@ -28,6 +28,9 @@ FLATTEST = 0.3
 """Least distance between opposite faces of a cell that is read [Å]."""
 
 
+_LONGEST_LINE = 300
+
+
 class RejectError(Exception):
     """A structure that cannot be used; the reason is without numbers that vary."""
 
@@ -204,6 +207,8 @@ def number(value: Any) -> float | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind."""
+    """The first line of an error's message, or its kind; cut where it is long."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    text = "".join(c if c.isprintable() else "�" for c in lines[0]) if lines else ""
+    text = text or type(error).__name__
+    return text if len(text) <= _LONGEST_LINE else text[:_LONGEST_LINE] + "…"

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from typing import NamedTuple
 
@@ -276,7 +276,7 @@ _SUBSCRIPT = re.compile(r"\((\d)\)|~(\d)~|<sub>\s*(\d)\s*</sub>|\$?_\{(\d)\}\$?"
 _BAR = re.compile(r"\\?(?:bar|overline)\s*\{?\s*(\d)\s*\}?")
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _plain(symbol: str) -> str:
     """A symbol without what does not matter: blanks, underscores, quotes, capitals."""
     text = unicodedata.normalize("NFKD", symbol)

@@ -232,6 +232,9 @@ class Trainer:
         if start is not None:
             self._start_from(start)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
+        # listed once: walking through the modules takes a millisecond
+        self.weights = list(self.network.parameters())
+        self.averages: list[Tensor] = list(self.average.parameters())
         # fused: one pass, and on a GPU it can be told there whether to step
         self.optimiser = torch.optim.Adam(
             self.network.parameters(), lr=config.learning_rate, fused=True
@@ -443,17 +446,15 @@ class Trainer:
             losses.total(weight).backward()
         else:
             part_of_total(losses, weight, *shared.counts.sum(1).tolist()).backward()
-            self.team.add_gradients(self.network.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
+            self.team.add_gradients(self.weights)
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.config.clip)
         self._changing = True
         # tells the optimiser, where the weights are, to leave them and its moments as they are
         self.optimiser.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
         self.optimiser.step()
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.average.parameters()), list(self.network.parameters()), 1 - decay
-            )
+            torch._foreach_lerp_(self.averages, [*self.weights], 1 - decay)
         if shared is None:
             self.means.add(losses, noised)
         else:

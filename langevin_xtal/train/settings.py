@@ -24,7 +24,7 @@ from langevin_xtal.model.settings import (
 )
 from langevin_xtal.model.voting import Ballot, VotingClassifier
 from langevin_xtal.symmetry import SpaceGroup
-from langevin_xtal.train.assignments import substitution
+from langevin_xtal.train.assignments import REFIT, substitution
 
 BATCH = 128
 RATE = 2e-3
@@ -88,6 +88,7 @@ def fit_settings(
     seed: int = 0,
     epochs: int = 5,
     config: SettingConfig | None = None,
+    init: SettingModel | None = None,
     on_epoch: Callable[[str, int, float], None] | None = None,
 ) -> SettingModel:
     """Maximum likelihood of the groups and of the cell contents of a dataset's compositions.
@@ -102,13 +103,16 @@ def fit_settings(
     resemblance
         (119, D) place of every element, as a ranker has learned it: neighbours are found by it,
         and the classifiers' own resemblance starts from it.
+    init
+        A model whose networks are where the fit starts, in place of random ones; the crystals it
+        knows are not taken over.
     on_epoch
         Called with the name of the part, the epochs done and the mean negative log-likelihood of
         the crystals held out.
     """
     torch.manual_seed(seed)
     known, _ = known_crystals(data)
-    config = config or SettingConfig()
+    config = (config or SettingConfig()) if init is None else init.config
     if resemblance.shape[1] != config.similarity:
         config = replace(config, similarity=resemblance.shape[1])
     model = SettingModel(known, resemblance, config)
@@ -116,15 +120,19 @@ def fit_settings(
     learned = (known.stable > 0) | (rng.random(len(known)) < FAR_ABOVE)
     rows = np.flatnonzero(learned)
     for name, classifier in (("group", model.group), ("units", model.units)):
-        with torch.no_grad():
-            classifier.resemble.weight.copy_(resemblance)
-            classifier.resemble_described.weight.zero_()
-            classifier.resemble_described.bias.zero_()
+        if init is not None:
+            classifier.load_state_dict(getattr(init, name).state_dict())
+        else:
+            with torch.no_grad():
+                classifier.resemble.weight.copy_(resemblance)
+                classifier.resemble_described.weight.zero_()
+                classifier.resemble_described.bias.zero_()
         _fit(
             classifier,
             model,
             _examples(model, name, rows),
             epochs,
+            RATE if init is None else REFIT * RATE,
             seed,
             None if on_epoch is None else partial(on_epoch, name),
         )
@@ -136,6 +144,7 @@ def _fit(
     model: SettingModel,
     examples: _Examples,
     epochs: int,
+    rate: float,
     seed: int,
     report: Callable[[int, float], None] | None,
 ) -> None:
@@ -143,8 +152,8 @@ def _fit(
     order = rng.permutation(len(examples.row))
     held_out, chosen = np.split(order, [int(HELD_OUT * len(order))])
     steps = epochs * (-(-len(chosen) // BATCH))
-    optimiser = torch.optim.AdamW(classifier.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps + 1)
+    optimiser = torch.optim.AdamW(classifier.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + 1)
     best, best_loss = copy.deepcopy(classifier.state_dict()), np.inf
     for epoch in range(epochs):
         for pick in _batches(rng.permutation(chosen)):

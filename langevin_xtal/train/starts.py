@@ -88,6 +88,7 @@ def fit_starts(
                 ranker.resemblance(),
                 epochs=epochs.settings,
                 seed=seed,
+                init=given.get("settings"),
                 on_epoch=lambda part, done, _: (
                     on_epoch("settings", done, epochs.settings)
                     if on_epoch and part == "units"
