@@ -2,9 +2,10 @@
 
 Systems are those of the reference's crystals with three elements, near the published hull, of
 which no training crystal has exactly these elements; they are drawn at random from a seed. Each is
-searched as ``langevin-xtal search`` would, in the common groups, and the hull is told nothing of
-the system's ternary phases. A phase is found when a candidate equals it after relaxation
-(StructureMatcher with pymatgen's defaults); its rank is by energy above hull.
+searched as ``langevin-xtal search`` would, and the hull holds none of the system's ternary phases.
+Candidates go to likely settings (``--allocate likely --samples 400``), or evenly to the common
+groups and up to ``--max-sites`` sites, as before 0.6. A phase is found when a candidate equals it
+after relaxation (StructureMatcher with pymatgen's defaults); its rank is by energy above hull.
 
     python scripts/refind_phases.py mp20_val.lxd --training all.lxd --training mp20_train.lxd \\
         --out refind/
@@ -30,12 +31,13 @@ from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.potentials import DEFAULT, load_potential
 from langevin_xtal.search.campaign import RELEASE_WITHIN, Campaign
 from langevin_xtal.search.entries import plain_formula
+from langevin_xtal.search.rows import setting_of
 from langevin_xtal.search.space import SearchSpace
 from langevin_xtal.search.store import read_rows
 
 COLUMNS = (
-    "system", "id", "formula", "group", "sites", "in_space", "published", "rank", "above_hull",
-    "candidates", "relaxed", "seconds",
+    "system", "id", "formula", "group", "sites", "in_space", "published", "setting_rank", "rank",
+    "above_hull", "candidates", "relaxed", "seconds",
 )  # fmt: skip
 
 
@@ -64,13 +66,20 @@ def search(
     """Search one system; a line for each of its known phases."""
     symbols = [SYMBOLS[z] for z in sorted(system)]
     name = "-".join(symbols)
-    space = SearchSpace(symbols, "common", max_sites=options["max_sites"], model=options["model"])
+    likely = options["allocate"] == "likely"
+    space = SearchSpace(
+        symbols,
+        None if likely else "common",
+        max_sites=None if likely else options["max_sites"],
+        model=options["model"],
+    )
     campaign = Campaign(
         options["out"] / f"{name}.db",
         space,
         options["model"],
+        allocate=options["allocate"],
         max_samples=options["samples"],
-        samples_per_request=options["samples"],
+        samples_per_request=None if likely else options["samples"],
         relax=True,
         relax_best=options["relax_best"],
         release_within=options["release_within"],
@@ -80,6 +89,8 @@ def search(
         seed=options["seed"],
     )
     begin = time.monotonic()
+    if likely and campaign.remark:
+        raise click.ClickException(campaign.remark)
     summary = campaign.run()
     click.echo(f"{name}: {time.monotonic() - begin:.0f} s")
     ranked = campaign.entries()
@@ -102,8 +113,9 @@ def search(
                 "formula": plain_formula(numbers),
                 "group": group,
                 "sites": sites,
-                "in_space": sites <= options["max_sites"] and group in space.groups,
+                "in_space": likely or (sites <= options["max_sites"] and group in space.groups),
                 "published": float(reference.properties["e_hull"][row]),
+                "setting_rank": None if entry is None else setting_of(entry.provenance)[0],
                 "rank": rank,
                 "above_hull": None if entry is None else entry.e_above_hull,
                 "candidates": len(read_rows(campaign.store)),
@@ -119,6 +131,9 @@ def search(
 @click.option("--training", multiple=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--model", default="small", show_default=True)
 @click.option("--systems", default=10, show_default=True)
+@click.option(
+    "--allocate", type=click.Choice(["likely", "even"]), default="even", show_default=True
+)
 @click.option("--samples", default=1000, show_default=True)
 @click.option("--relax-best", default=60, show_default=True)
 @click.option("--release-within", default=RELEASE_WITHIN, show_default=True, help="[eV/atom]")

@@ -94,8 +94,6 @@ class Likely:
     ------
     InputError
         For shares out of range.
-    RequestError
-        When nothing fits.
     """
 
     def __init__(
@@ -119,20 +117,21 @@ class Likely:
                 (space.max_formula_atoms or FORMULA_ATOMS) if space.all_formulas else None
             ),
         )
-        with _one_thread():
-            self._whole = self._spreads(self._requests())
-            self._parts = (
-                self._spreads(self._of_subsystems(), may_be_empty=True) if subsystems else []
-            )
 
     def request(self, index: int) -> Request:
-        """What candidate ``index`` asks for; with how its setting was chosen, where it was."""
+        """What candidate ``index`` asks for; with how its setting was chosen, where it was.
+
+        Raises
+        ------
+        RequestError
+            When nothing fits.
+        """
         exploring, others = _split(index, self.explore)
         if exploring is not None:
             return self._even.request(exploring)
-        part, whole = _split(others, self.subsystems if self._parts else Fraction(0))
-        spreads, turn = (self._whole, whole) if part is None else (self._parts, part)
         with _one_thread():
+            part, whole = _split(others, self.subsystems if self._parts else Fraction(0))
+            spreads, turn = (self._whole, whole) if part is None else (self._parts, part)
             return spreads[turn % len(spreads)][turn // len(spreads)]
 
     def describe(self) -> dict[str, Any]:
@@ -150,6 +149,17 @@ class Likely:
     @cached_property
     def _even(self) -> Even:
         return Even(self.space, self.seed)
+
+    @cached_property
+    def _whole(self) -> list[Spread]:
+        """Of everything that is searched; made when first asked for, as it takes seconds."""
+        return self._spreads(self._requests())
+
+    @cached_property
+    def _parts(self) -> list[Spread]:
+        """Of subsystems."""
+        some = self._of_subsystems() if self.subsystems else []
+        return self._spreads(some, may_be_empty=True)
 
     def _requests(self) -> list[Request]:
         space = self.space

@@ -54,6 +54,7 @@ from langevin_xtal.search.store import (
     LEASE_SECONDS,
     Store,
     Summary,
+    is_store,
     plain_address,
     read_summary,
 )
@@ -244,11 +245,15 @@ class Campaign:
 
         Raises
         ------
+        RequestError
+            When nothing fits what is searched.
         DataError
             When the store cannot be used or holds another campaign.
         LangevinXtalError
             When the disk is full; the store is intact.
         """
+        if not is_store(self.store):
+            self.plan.request(0)  # refuses what cannot be, before a store is made
         with Store(self.store, self._settings(), lease=self.lease) as store:
             run_stages(self.plan, store, progress)
             return store.summary()
