@@ -209,7 +209,8 @@ def test_a_model_file_keeps_the_settings(model: SettingModel, tmp_path) -> None:
     whole = dataclasses.replace(load_model("small"), settings=model)
     save_model(tmp_path / "m.safetensors", whole)
     again = load_model(tmp_path / "m.safetensors")
-    assert again.hash == whole.hash
+    assert again.hash == whole.hash == load_model("small").hash
+    assert again.settings_hash == whole.settings_hash != load_model("small").settings_hash
     assert again.settings is not None
     composition = Composition((22, 8), (1, 2))
     assert_allclose(

@@ -91,20 +91,24 @@ class ScoreModel:
 
     @property
     def hash(self) -> str:
-        """Identifies the weights."""
-        return weights_hash(self.network.state_dict() | self._part_tensors())
+        """Identifies the weights; those of ``settings`` count in :attr:`settings_hash`."""
+        tensors = self._part_tensors()
+        own = {k: v for k, v in tensors.items() if not k.startswith("settings.")}
+        return weights_hash(self.network.state_dict() | own)
 
     @cached_property
     def settings_hash(self) -> str:
         """Identifies what else decides what is sampled: configurations, levels, statistics.
 
-        Kept beside :attr:`hash`, which stays what it was in stores and folders of before.
+        The distribution over settings is part of it: it decides open requests alone. Kept beside :attr:`hash`, which stays what it was in stores and folders of before.
         """
         settings = _settings(self)
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         tables = self.statistics.to_tensors()
         for name in sorted(tables):
             digest.update(name.encode() + np.ascontiguousarray(tables[name], "<f8").tobytes())
+        if self.settings is not None:
+            digest.update(weights_hash(self.settings.to_tensors()).encode())
         return digest.hexdigest()[:16]
 
     @cached_property
