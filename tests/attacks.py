@@ -104,7 +104,7 @@ class Tally:
 
 def _without_folders(text: str) -> str:
     """A message without the folders of this computer."""
-    return re.sub(r"[^\s'\"]*/(?=(?:langevin_xtal|tests|site-packages|lib)/|[^/\s]+$)", "", text)
+    return re.sub(r"/[^\s'\"]*/(?=(?:langevin_xtal|tests|site-packages)/)", "", text)
 
 
 # -- one process
