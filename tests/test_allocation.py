@@ -256,6 +256,7 @@ class TestCampaign:
         requests = len(space_of(model))
         assert total() == SAMPLES
         assert total(max_samples=10_000) == 10_000
+        assert total(samples_per_request=2) == 2 * requests
         assert total(allocate="even") == 60 * requests
         assert total(allocate="even", samples_per_request=2) == 2 * requests
         assert total(allocate="even", samples_per_request=2, max_samples=5) == 5
@@ -282,7 +283,6 @@ class TestCampaign:
             ({"explore": 1.5}, "explore is 1.5"),
             ({"subsystems": -0.1}, "subsystems is -0.1"),
             ({"allocate": "even", "explore": 0.1}, "explore is a share"),
-            ({"samples_per_request": 2}, "samples_per_request counts candidates of an even"),
         ):
             with pytest.raises(InputError, match=message):
                 quick(tmp_path / "s.db", model, **changes)

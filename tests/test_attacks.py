@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 )
 QUICK = (
     *("mutated file", "edited store", "edited checkpoint", "edited cache", "edited folder"),
-    *("hostile name", "secret", "random line"),
+    *("hostile name", "secret", "foreign database", "random line"),
 )
 SLOW = ("full disk", "read only", "SIGKILL", "SIGINT", "SIGTERM", "several processes")
 

@@ -101,7 +101,8 @@ class Units(click.ParamType):
 @click.option(
     "--samples-per-request",
     type=click.IntRange(min=1),
-    help="Candidates for each request, where they are spread evenly.  [default: 60]",
+    help="Candidates for each request of an even spread; as many in all go to likely settings.  "
+    "[default: 60]",
     metavar="N",
 )
 @click.option(

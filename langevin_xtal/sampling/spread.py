@@ -228,7 +228,13 @@ def de_novo(request: Request, model: ScoreModel, seed: int, index: int) -> Reque
         if sum(counts) > MAX_ATOMS:
             continue
         ranked = ranked_assignments(
-            model.ranker, model.prior, number, composition.elements, counts
+            model.ranker,
+            model.prior,
+            number,
+            composition.elements,
+            counts,
+            limit=ENUMERATED,
+            beam=BEAM,
         )
         if ranked is None:
             continue

@@ -106,12 +106,13 @@ class Campaign:
     subsystems
         Share of the others that goes to likely crystals of some of the elements, two or more.
     samples_per_request
-        Candidates for each request of an even spread; 60 by default.
+        Candidates for each request of an even spread; 60 by default. As many in all go to likely
+        settings.
     seed
         With the space, the model and the allocation it determines every candidate.
     max_samples
-        Candidates in all, at most. By default, 1000 that go to likely settings, or
-        ``samples_per_request`` for every request. More may be asked for later.
+        Candidates in all, at most. By default, ``samples_per_request`` for every request, or 1000
+        where that is not given and they go to likely settings. More may be asked for later.
     max_hours
         After so long no more work is begun, and what is there is ranked; running again goes on.
         Sampling takes at most half of it when relaxation is to follow.
@@ -307,11 +308,6 @@ class Campaign:
             self.remark = f"{why}: candidates are spread evenly" if why else ""
             total = len(space) * (samples_per_request or SAMPLES_PER_REQUEST)
             return Even(space, seed), min(total, max_samples or total)
-        if samples_per_request is not None:
-            raise InputError(
-                "samples_per_request counts candidates of an even spread: give max_samples, or "
-                "allocate them evenly"
-            )
         likely = Likely(
             space,
             model,
@@ -320,7 +316,8 @@ class Campaign:
             subsystems=subsystems or 0.0,
             max_atoms=max_atoms,
         )
-        return likely, max_samples or SAMPLES
+        total = SAMPLES if samples_per_request is None else len(space) * samples_per_request
+        return likely, max_samples or total
 
     def _settings(self) -> dict[str, Any]:
         """What the store must agree with."""
