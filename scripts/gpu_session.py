@@ -174,7 +174,7 @@ def tests(session: Session) -> int:
     chosen = ["tests/test_cuda.py", "-m", "cuda", "-q", "-rs"]
     if session.rehearse:
         chosen = ["tests/test_device.py", "-q", "-k", "TestNoising or TestQuestions"]
-    return session.module("pytest", "-p", "no:cacheprovider", *chosen, minutes=9)
+    return session.module("pytest", "-p", "no:cacheprovider", "-o", "addopts=", *chosen, minutes=9)
 
 
 def bench(session: Session) -> int:

@@ -100,7 +100,8 @@ class ScoreModel:
     def settings_hash(self) -> str:
         """Identifies what else decides what is sampled: configurations, levels, statistics.
 
-        The distribution over settings is part of it: it decides open requests alone. Kept beside :attr:`hash`, which stays what it was in stores and folders of before.
+        The distribution over settings is part of it: it decides open requests alone. Kept beside
+        :attr:`hash`, which stays what it was in stores and folders of before.
         """
         settings = _settings(self)
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
