@@ -145,7 +145,7 @@ class TestLikely:
         likely = Likely(space, model, 0, explore=0.0)
         formulas = {likely.request(k).formula for k in range(40)}
         assert max(sum(parse_formula(str(f)).values()) for f in formulas) <= 5
-        assert len(formulas) > 1
+        assert "CaTiO3" in formulas
 
     def test_a_formula_beyond_24_atoms(self, model: ScoreModel) -> None:
         # four formula units of 7 atoms: an even search before 0.6 knew no such cell

@@ -247,7 +247,7 @@ def setting_note(text: str) -> str:
         return ""
     found = settings_of(text)[0]
     if found.is_default or _plain(text) == _plain(
-        setting_table().type_symbol[found.hall_number - 1]
+        setting_table().type_symbol[found.default.hall_number - 1]
     ):
         return ""
     return (
@@ -284,7 +284,7 @@ def _plain(symbol: str) -> str:
     text = _BAR.sub(r"-\1", text.replace("$", ""))
     text = text.translate({0x2212: "-", 0x2013: "-", 0x2010: "-", 0xAF: "-"})
     text = _SUBSCRIPT.sub(lambda m: next(filter(None, m.groups())), text)
-    return re.sub(r"[\s'\"{}]+|_(?=[0-9a-zA-Z{(])", "", text).lower()
+    return re.sub(r"[\s'\"{}]+|_(?=\s*[0-9a-zA-Z{(])", "", text).lower()
 
 
 def _with_inversion(key: str) -> str:

@@ -201,7 +201,7 @@ def test_cells_that_fit(hall: int) -> None:
     assert setting.fits(np.linalg.cholesky(mean))
     bent = mean + np.diag([0, 0, 0.2]) * mean
     assert setting.fits(np.linalg.cholesky(bent)) == (
-        hall not in (434, 530)
+        hall not in (434, 526, 530)
     )  # where c is tied to a
 
 
