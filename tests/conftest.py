@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,10 @@ from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.train.settings import fit_settings
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a background job of a shell ignores it, and so would all that the tests start
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")
 
