@@ -101,14 +101,6 @@ class KnownCrystals:
         rows = np.split(order, ends[:-1])
         return {tuple(k[k > 0].tolist()): row for k, row in zip(kinds, rows, strict=True)}
 
-    @cached_property
-    def chemical_systems(self) -> dict[tuple[int, ...], IntArray]:
-        """Rows of the crystals by their elements, sorted."""
-        found: dict[tuple[int, ...], list[int]] = {}
-        for row, elements in enumerate(self.elements.tolist()):
-            found.setdefault(tuple(sorted(z for z in elements if z)), []).append(row)
-        return {key: np.array(rows) for key, rows in found.items()}
-
 
 @dataclass(frozen=True)
 class Neighbours:

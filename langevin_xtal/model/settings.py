@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import permutations
-from math import gcd
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +31,7 @@ from langevin_xtal.model.known import (
     Neighbours,
     nearest,
     ordered,
+    reduced,
 )
 from langevin_xtal.model.voting import Ballot, VotingClassifier, VotingConfig
 from langevin_xtal.symmetry import SpaceGroup
@@ -99,8 +99,7 @@ class Composition(NamedTuple):
     @classmethod
     def of(cls, counts: Mapping[int, int]) -> Composition:
         """From atoms by atomic number."""
-        divisor = gcd(*counts.values())
-        return cls(tuple(counts), tuple(n // divisor for n in counts.values()))
+        return cls(tuple(counts), reduced(tuple(counts.values()))[0])
 
     @property
     def atoms(self) -> int:

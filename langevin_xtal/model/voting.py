@@ -3,7 +3,7 @@
 The labels are space groups, or numbers of formula units in the primitive cell. A transformer reads
 the composition, one token for each element. Training crystals of the same family vote for their
 labels, the stronger the more their elements resemble the ones asked for; what resembles, and how
-much it matters for which element, is learned. Crystals of the very composition asked for are told
+much it matters for which element, is learned. Crystals of the very composition asked for are kept
 apart: a composition seldom has the same group twice, so what they say differs from what crystals
 of other elements say.
 """
@@ -21,8 +21,8 @@ from langevin_xtal.errors import InputError
 from langevin_xtal.model.assignment import element_features
 from langevin_xtal.model.known import ELEMENTS, MOST_ELEMENTS
 
-MOST_COUNT = 64  # counts of one element told apart
-MOST_TOTAL = 128  # atoms of a cell told apart
+MOST_COUNT = 64  # counts of one element distinguished
+MOST_TOTAL = 128  # atoms of a cell distinguished
 NEVER = -12.0  # log-likeness of a label that no neighbour has
 FAR = 1e4
 KINDS = 2  # kinds of neighbours: of the same cell content, and of another number of units
