@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -34,6 +35,7 @@ from langevin_xtal.model.proposal import Proposal, ProposalConfig
 from langevin_xtal.model.ranking import AssignmentRanker, RankerConfig
 from langevin_xtal.model.settings import SettingConfig, SettingModel
 from langevin_xtal.model.statistics import Statistics
+from langevin_xtal.model.structure_types import StructureTypes, TypesConfig
 
 MODEL_FORMAT = "langevin-xtal model 2"
 HEADER = "langevin_xtal"
@@ -47,11 +49,14 @@ _PARTS: dict[str, tuple[Any, Any]] = {
     "ranker": (AssignmentRanker, RankerConfig),
     "proposal": (Proposal, ProposalConfig),
     "settings": (SettingModel, SettingConfig),
+    "types": (StructureTypes, TypesConfig),
 }
 """Networks beside the score network: class and configuration of each."""
 
-_REMEMBERING = ("ranker", "settings")
-"""Parts that hold a memory of training crystals beside their weights."""
+_REMEMBERING = ("ranker", "settings", "types")
+"""Parts that hold a memory of training crystals."""
+_LATER = ("settings", "types")
+"""Parts that came after 0.5.0: :attr:`ScoreModel.hash` stays what it was without them."""
 
 # what safetensors, json and torch raise on damaged or foreign bytes
 _DAMAGE = (
@@ -88,12 +93,16 @@ class ScoreModel:
     settings: SettingModel | None = None
     """Of elements, stoichiometries, space groups and cell contents; without it a request must
     name its group."""
+    types: StructureTypes | None = None
+    """Of training crystals; without them chains start from the proposal alone."""
 
     @property
     def hash(self) -> str:
-        """Identifies the weights; those of ``settings`` count in :attr:`settings_hash`."""
+        """Identifies the weights; ``settings`` and ``types`` count in :attr:`settings_hash`."""
         tensors = self._part_tensors()
-        own = {k: v for k, v in tensors.items() if not k.startswith("settings.")}
+        own = {
+            k: v for k, v in tensors.items() if not k.startswith(tuple(f"{p}." for p in _LATER))
+        }
         return weights_hash(self.network.state_dict() | own)
 
     @cached_property
@@ -108,8 +117,9 @@ class ScoreModel:
         tables = self.statistics.to_tensors()
         for name in sorted(tables):
             digest.update(name.encode() + np.ascontiguousarray(tables[name], "<f8").tobytes())
-        if self.settings is not None:
-            digest.update(weights_hash(self.settings.to_tensors()).encode())
+        for part in (self.settings, self.types):
+            if part is not None:
+                digest.update(weights_hash(part.to_tensors()).encode())
         return digest.hexdigest()[:16]
 
     @cached_property
@@ -118,6 +128,18 @@ class ScoreModel:
         if self.proposal is None or self.proposal.group.weight.dtype == torch.float64:
             return self.proposal
         return copy.deepcopy(self.proposal).double()
+
+    @cached_property
+    def element_distances(self) -> NDArray[np.float32]:
+        """(119, 119) squared, between elements that take each other's sites the more the nearer
+        they are."""
+        if self.ranker is None:
+            raise InputError(
+                f"model {self.name} has no ranker, which knows how alike elements are"
+            )
+        place = self.ranker.resemblance().detach().float()
+        apart = (place.unsqueeze(0) - place.unsqueeze(1)).square().sum(2)
+        return apart.cpu().numpy().astype(np.float32)
 
     def to(self, device: str) -> ScoreModel:
         """With its networks on a device; the host ranks assignments, wherever chains run."""

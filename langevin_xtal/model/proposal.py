@@ -521,7 +521,7 @@ def draw(
         for place, s in enumerate(order):
             w = table[labels[s]]
             frac[s] = w.point(placed[row, place, : w.freedom])
-        coordinates = _lattice_coordinates(lattice[row], size, asked[b].group)
+        coordinates = coordinates_from_features(lattice[row], size, asked[b].group)
         drawn[b] = Draw(frac, labels, coordinates, log_p)
     return [drawn[b] for b in range(len(asked))]
 
@@ -625,7 +625,7 @@ def _diagonal(real: Tensor) -> Tensor:
     return torch.eye(real.shape[1], device=real.device).bool()
 
 
-def _lattice_coordinates(
+def coordinates_from_features(
     x: NDArray[np.float64], log_volume: float, group: int
 ) -> NDArray[np.float64]:
     """(6,) lattice coordinates from features; those not free are the group's own."""

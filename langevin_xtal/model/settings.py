@@ -13,8 +13,9 @@ with elements exchanged for ones that resemble them: a mixture with one componen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import permutations
 from typing import NamedTuple
@@ -39,6 +40,8 @@ from langevin_xtal.symmetry.assignments import MAX_ATOMS, fits
 
 FloatArray = NDArray[np.float64]
 
+MOST_MEMBERS = 16
+"""Networks that are averaged, at most."""
 MOST_UNITS = 52
 """Formula units in the primitive cell, at most."""
 MOST_CELL = 104
@@ -73,12 +76,16 @@ class SettingConfig:
     """Squared distance of elements over which stoichiometries are alike."""
     substitution_width: float = 0.5
     """Squared distance of elements that are exchanged for each other."""
+    members: int = 1
+    """Networks of each kind, whose probabilities are averaged."""
 
     def __post_init__(self) -> None:
         self.voting()
         for name in ("neighbours", "elsewhere"):
             if not 1 <= getattr(self, name) <= 4096:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be 1 to 4096")
+        if not 1 <= self.members <= MOST_MEMBERS:
+            raise InputError(f"members is {self.members}; it must be 1 to {MOST_MEMBERS}")
         for name in ("stoichiometry_width", "substitution_width"):
             if not 1e-3 <= getattr(self, name) <= 1e3:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be 0.001 to 1000")
@@ -154,8 +161,34 @@ class SettingModel(nn.Module):
         self.config = config or SettingConfig()
         self.known = known
         self.register_buffer("resemblance", resemblance.detach().clone())
-        self.group = VotingClassifier(231, self.config.voting())
-        self.units = VotingClassifier(MOST_UNITS + 1, self.config.voting())
+        voting, more = self.config.voting(), range(self.config.members - 1)
+        self.group = VotingClassifier(231, voting)
+        self.units = VotingClassifier(MOST_UNITS + 1, voting)
+        self.other_groups = nn.ModuleList(VotingClassifier(231, voting) for _ in more)
+        self.other_units = nn.ModuleList(VotingClassifier(MOST_UNITS + 1, voting) for _ in more)
+
+    @classmethod
+    def of_members(cls, members: Sequence[SettingModel]) -> SettingModel:
+        """One model of several, fitted to the same crystals with the same configuration.
+
+        Raises
+        ------
+        InputError
+            When they differ in more than their weights.
+        """
+        first = members[0]
+        if any(m.config != first.config or len(m.known) != len(first.known) for m in members):
+            raise InputError("members need one configuration and the same crystals")
+        if first.config.members != 1:
+            raise InputError("members must be single networks")
+        found = cls(first.known, first.resemblance, replace(first.config, members=len(members)))
+        for networks, name in (
+            ([found.group, *found.other_groups], "group"),
+            ([found.units, *found.other_units], "units"),
+        ):
+            for network, member in zip(networks, members, strict=True):
+                network.load_state_dict(getattr(member, name).state_dict())
+        return found.eval().requires_grad_(False)
 
     @cached_property
     def distances(self) -> NDArray[np.float32]:
@@ -187,7 +220,7 @@ class SettingModel(nn.Module):
         if as_new:
             found = _without_same(found, elements)
         return self._log_probabilities(
-            self.units,
+            [self.units, *self.other_units],
             elements,
             [family],
             found,
@@ -232,7 +265,7 @@ class SettingModel(nn.Module):
         kind = np.zeros_like(together.row)
         kind[:, self.config.neighbours :] = 1
         return self._log_probabilities(
-            self.group,
+            [self.group, *self.other_groups],
             elements.repeat(len(units), 0),
             [tuple(n * c for c in family) for n in units],
             together,
@@ -256,7 +289,7 @@ class SettingModel(nn.Module):
 
     def _log_probabilities(
         self,
-        classifier: VotingClassifier,
+        classifiers: Sequence[nn.Module],
         elements: NDArray[np.int64],
         counts: Sequence[tuple[int, ...]],
         found: Neighbours,
@@ -280,7 +313,8 @@ class SettingModel(nn.Module):
             allowed=torch.from_numpy(allowed),
         )
         with torch.inference_mode():
-            result: FloatArray = classifier(ballot).double().log_softmax(1).numpy()
+            each = torch.stack([one(ballot).double().log_softmax(1) for one in classifiers])
+            result: FloatArray = (each.logsumexp(0) - math.log(len(classifiers))).numpy()
         return result
 
     # -- compositions

@@ -25,6 +25,7 @@ from langevin_xtal.model.ranking import AssignmentRanker
 from langevin_xtal.model.scores import cell_frame
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.sampling.expansion import expand_sites, nearest_pair
+from langevin_xtal.sampling.known_types import OpenCrystal, drawn_type, type_in_turn
 from langevin_xtal.sampling.streams import FIRST_DRAW, normals, uniforms
 from langevin_xtal.symmetry.assignments import Assignment, assignments, explain, renamings
 from langevin_xtal.symmetry.description import smallest_labels
@@ -131,6 +132,7 @@ def start_chains(
         for request in requests
     ]
     warmth = torch.tensor(base, dtype=torch.float64) ** share
+    remembered = _known_types(requests, assigned, model, keys, options, warmth, attempts)
     starts: list[Start | None] = [None] * len(requests)
     room = [0.0] * len(requests)
     waiting = list(range(len(requests)))
@@ -146,6 +148,7 @@ def start_chains(
             options,
             warmth[own] ** warmer,
             [turn for _, turn in trials],
+            [None if turn else remembered[k] for k, turn in trials],
         )
         settled = set()
         for k, one in zip(own, proposed, strict=True):
@@ -459,14 +462,17 @@ def _proposals(
     options: StartOptions,
     temperature: Tensor,
     turns: Sequence[int],
+    remembered: Sequence[Draw | None],
 ) -> list[Draw | None]:
-    """For every chain that starts from one the likeliest of a few proposals, others each turn."""
-    best: list[Draw | None] = [None] * len(requests)
-    # proposals choose their own origin, and fixed sites have one already
+    """For every chain that starts from one the likeliest of a few proposals, others each turn.
+
+    Where a known type is ``remembered``, it is taken.
+    """
+    best = list(remembered)
     owners = [
         k
         for k, (request, sites) in enumerate(zip(requests, assigned, strict=True))
-        if sites is not None and request.start is None and not request.fixed
+        if best[k] is None and _is_proposed(request, sites)
     ]
     proposal = model.precise_proposal
     if proposal is None or not options.proposals or not owners:
@@ -500,6 +506,39 @@ def _proposals(
             if known is None or one.log_likelihood > known.log_likelihood:
                 best[k] = one
     return best
+
+
+def _is_proposed(request: Request, sites: _Sites | None) -> bool:
+    """Whether a chain starts from a proposal: these choose their own origin, and fixed sites have
+    one already."""
+    return sites is not None and request.start is None and not request.fixed
+
+
+def _known_types(
+    requests: Sequence[Request],
+    assigned: Sequence[_Sites | None],
+    model: ScoreModel,
+    keys: Tensor,
+    options: StartOptions,
+    temperature: Tensor,
+    attempts: Sequence[int] | None,
+) -> list[Draw | None]:
+    """For every chain the crystal of a known structure type, or None for the proposal's turn."""
+    found: list[Draw | None] = [None] * len(requests)
+    if model.types is None or not options.proposals:
+        return found
+    nought = torch.zeros(len(requests), dtype=torch.int64)
+    quantiles = torch.stack([uniforms(keys, nought + k, 0) for k in range(2)], 1).tolist()
+    for k, (request, sites) in enumerate(zip(requests, assigned, strict=True)):
+        if sites is None or not _is_proposed(request, sites):
+            continue
+        crystal = OpenCrystal.of_sites(request.space_group.number, sites)
+        if request.choice is None:
+            found[k] = drawn_type(model, crystal, float(temperature[k]), quantiles[k])
+        else:
+            turn = request.choice.draw + (attempts[k] if attempts else 0)
+            found[k] = type_in_turn(model, crystal, turn)
+    return found
 
 
 def _slots(numbers: Callable[..., Tensor], keys: Tensor, count: int, draws: Tensor) -> Tensor:
