@@ -31,6 +31,7 @@ from langevin_xtal.sampling.known_types import (
     type_in_turn,
 )
 from langevin_xtal.sampling.sample import SampleOptions, sample_batches
+from langevin_xtal.sampling.spread import settled
 from langevin_xtal.symmetry.frames import frames
 from langevin_xtal.symmetry.wyckoff import wyckoff_positions
 from langevin_xtal.train.structure_types import structure_types
@@ -212,7 +213,8 @@ def test_drawn_types_leave_their_share_to_the_proposal(
 
 
 def test_samples_with_types_do_not_depend_on_their_company(knowing: ScoreModel) -> None:
-    requests = [Request(225, formula="NaCl"), Request(227, {"Si": 1}), Request(formula="TiO2")] * 2
+    asked = [Request(225, formula="NaCl"), Request(227, {"Si": 1}), Request(formula="TiO2")] * 2
+    requests = settled(asked, knowing, 3)
 
     def sampled(size: int, requests: list[Request]) -> dict[int, tuple[str, bytes]]:
         options = SampleOptions(batch_size=size, workers=1)
