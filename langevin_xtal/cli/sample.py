@@ -388,7 +388,9 @@ def sample(
         by_group = _fitting(named, partial(asked.request, spread=spread))
     spreads: dict[Request, Spread] = {}
     if elements is None or spread:
-        by_group = _fitting(by_group, lambda request: _can_start(request, weights, chosen, spreads))
+        by_group = _fitting(
+            by_group, lambda request: _can_start(request, weights, chosen, spreads)
+        )
     folder = CandidateFolder(
         out,
         {
