@@ -122,6 +122,22 @@ class TestHelp:
         assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_sampling_imports_little(tmp_path: Path) -> None:
+    """A cold start is mostly imports: those that sampling does not need are not made."""
+    heavy = {"pymatgen", "pandas", "matplotlib", "scipy", "sympy", "numba", "ase", "phonopy"}
+    heavy |= {"gemmi", "networkx", "chgnet", "torch_geometric", "torch._dynamo"}
+    code = (
+        "import sys; from langevin_xtal.cli import run;"
+        "code = run(['sample', '--elements', 'Cu,Si,K', '--sg', '62', '--out', sys.argv[1]]);"
+        f"print(code, sorted({heavy!r} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "out")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "0 []"
+
+
 class TestBadRequests:
     @pytest.mark.parametrize(
         ("arguments", "word"),

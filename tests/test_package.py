@@ -196,7 +196,9 @@ class TestMetadata:
         declared = names(setup["options"]["install_requires"])
         options = setup["options.extras_require"]
         extras = {
-            n for extra in ("screen", "evaluate", "mp", "postgres") for n in names(options[extra])
+            n
+            for extra in ("screen", "evaluate", "mp", "postgres", "pyg")
+            for n in names(options[extra])
         }
         extras = {n.replace("-", "_") for n in extras if "[" not in n}
         # named otherwise where they are imported

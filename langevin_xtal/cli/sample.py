@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from langevin_xtal.model.checkpoint import ScoreModel
     from langevin_xtal.sampling.folder import CandidateFolder
     from langevin_xtal.sampling.sample import SampleOptions
+    from langevin_xtal.sampling.spread import Spread
     from langevin_xtal.symmetry.groups import SpaceGroup
 
 TABLE = ("index", "formula", "group", "found_0.01", "symmetry", "sites", "atoms",
@@ -385,8 +386,11 @@ def sample(
         by_group = [asked.open_request([])]
     else:
         by_group = _fitting(named, partial(asked.request, spread=spread))
+    spreads: dict[Request, Spread] = {}
     if elements is None or spread:
-        by_group = _fitting(by_group, lambda request: _can_start(request, weights, chosen))
+        by_group = _fitting(
+            by_group, lambda request: _can_start(request, weights, chosen, spreads)
+        )
     folder = CandidateFolder(
         out,
         {
@@ -422,7 +426,7 @@ def sample(
             drawn = draw_sites(elements, turns[k].space_group, weights.statistics, seed, k)
             turns[k] = Request(drawn.space_group, drawn.sites, lattice=fix_lattice)
     if not de_novo:
-        turns = settled(turns, weights, seed)
+        turns = settled(turns, weights, seed, known=spreads)
     began = time.perf_counter()
     drawn_now = []
     with options.progress_bar("sampling", "level") as update:
@@ -528,8 +532,10 @@ def _fitting(asked: Sequence[Any], make: Callable[[Any], Request]) -> list[Reque
     return made
 
 
-def _can_start(request: Request, model: ScoreModel, chosen: SampleOptions) -> Request:
-    """The request, if a chain of it can start.
+def _can_start(
+    request: Request, model: ScoreModel, chosen: SampleOptions, spreads: dict[Request, Spread]
+) -> Request:
+    """The request, if a chain of it can start; how its samples are spread is kept in ``spreads``.
 
     Raises
     ------
@@ -546,7 +552,7 @@ def _can_start(request: Request, model: ScoreModel, chosen: SampleOptions) -> Re
 
     if request.is_open:
         if not request.is_empty:
-            settled([request], model)
+            settled([request], model, known=spreads)
         return request
     largest = model.levels.position_max
     if request.start is not None and request.start.noise >= largest:

@@ -29,6 +29,7 @@ Builders that implement this: :mod:`~langevin_xtal.graph.reference` (the specifi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,11 @@ from numpy.typing import NDArray
 from langevin_xtal.errors import GraphError, InputError, LatticeError
 from langevin_xtal.symmetry.groups import operation_table
 from langevin_xtal.symmetry.sites import IDENTICAL
+
+if TYPE_CHECKING:
+    import torch
+
+    from langevin_xtal.graph.pyg import MultigraphData
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -203,6 +209,46 @@ class SymmetryMultigraph:
             f"SymmetryMultigraph(sites={len(self.site_reach)}, edges={len(self.edge_dist)}, "
             f"long-range={int(self.edge_is_long_range.sum())})"
         )
+
+    def to_pyg(
+        self,
+        crystals: CrystalArrays,
+        numbers: IntArray | None = None,
+        *,
+        with_triplets: bool = True,
+        dtype: torch.dtype | None = None,
+    ) -> list[MultigraphData]:
+        """The multigraph of each crystal as torch-geometric data; needs the extra ``[pyg]``.
+
+        Parameters
+        ----------
+        crystals
+            B crystals that the multigraph was built from.
+        numbers
+            (A,) atomic numbers, for the field ``z``.
+        with_triplets
+            Whether triplets and the cosines between their edges are added.
+        dtype
+            Of the floating-point fields; by default torch's.
+
+        Returns
+        -------
+        list of MultigraphData
+            One of each crystal; :class:`~langevin_xtal.graph.pyg.MultigraphData` has the fields.
+
+        Raises
+        ------
+        MissingPackageError
+            Where torch-geometric is not installed.
+        InputError
+            For crystals or numbers of another number of sites.
+        """
+        import torch
+
+        from langevin_xtal.graph.pyg import to_pyg
+
+        kind = torch.get_default_dtype() if dtype is None else dtype
+        return to_pyg(self, crystals, numbers, with_triplets=with_triplets, dtype=kind)
 
 
 def edge_rotations(graph: SymmetryMultigraph, crystals: CrystalArrays) -> FloatArray:

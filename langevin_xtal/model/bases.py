@@ -115,7 +115,9 @@ class SphericalBasis(torch.nn.Module):
         super().__init__()
         self.orders, self.count, self.cutoff = orders, count, cutoff
         grid = torch.linspace(0.0, 1.0, self.POINTS + 1, dtype=torch.float64)
-        table = spherical_basis(orders, count, grid).flatten(1)
+        # in parts too small for torch to share between threads, which costs seconds on a busy CPU
+        table = torch.cat([spherical_basis(orders, count, part) for part in grid.split(2048)])
+        table = table.flatten(1)
         self.register_buffer("table", table.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, dist: Tensor) -> Tensor:

@@ -141,16 +141,22 @@ class Memory:
         if (self.positions < 0).any() or (self.positions >= known).any():
             raise InputError("its memory names Wyckoff positions that do not exist")
 
+    def of_request(self, number: int, counts: Sequence[int]) -> list[tuple[int, Template]]:
+        """Templates of a group whose roles hold these atoms, in any order, and their rows."""
+        if number not in self._by_group:  # one group at a time: a command seldom needs them all
+            found: dict[tuple[int, ...], list[tuple[int, Template]]] = {}
+            for index in np.flatnonzero(self.groups == number).tolist():
+                template = self._template(index)
+                found.setdefault(tuple(sorted(_atoms(number, template))), []).append(
+                    (index, template)
+                )
+            self._by_group[number] = found
+        return self._by_group[number].get(tuple(sorted(counts)), [])
+
     @cached_property
-    def by_request(self) -> dict[tuple[int, tuple[int, ...]], list[tuple[int, Template]]]:
-        """Templates by group and sorted counts of atoms."""
-        found: dict[tuple[int, tuple[int, ...]], list[tuple[int, Template]]] = {}
-        for index, (number, template) in enumerate(
-            zip(self.groups.tolist(), self._told, strict=True)
-        ):
-            counts = tuple(sorted(_atoms(number, template)))
-            found.setdefault((number, counts), []).append((index, template))
-        return found
+    def _by_group(self) -> dict[int, dict[tuple[int, ...], list[tuple[int, Template]]]]:
+        """By group and sorted counts of atoms, as far as they were asked for."""
+        return {}
 
     @cached_property
     def start(self) -> NDArray[np.int64]:
@@ -158,16 +164,20 @@ class Memory:
         return np.searchsorted(self.templates, np.arange(len(self.groups) + 1))
 
     @cached_property
-    def _told(self) -> list[Template]:
-        told: list[list[list[int]]] = [[] for _ in self.groups]
-        for (template, role), position in zip(
-            self.roles.tolist(), self.positions.tolist(), strict=True
+    def _first_role(self) -> NDArray[np.int64]:
+        """(T + 1,) offsets of each template's rows in ``roles``."""
+        return np.searchsorted(self.roles[:, 0], np.arange(len(self.groups) + 1))
+
+    def _template(self, index: int) -> Template:
+        rows = slice(self._first_role[index], self._first_role[index + 1])
+        roles: list[list[int]] = []
+        for role, position in zip(
+            self.roles[rows, 1].tolist(), self.positions[rows].tolist(), strict=True
         ):
-            roles = told[template]
             if role == len(roles):
                 roles.append([])
             roles[role].append(position)
-        return [tuple(map(tuple, roles)) for roles in told]
+        return tuple(map(tuple, roles))
 
 
 def remember(
@@ -291,7 +301,7 @@ def _remembered(
 ) -> list[tuple[Assignment, int, tuple[int, ...]]]:
     """Assignments of a request by template and by which element takes which role."""
     told: list[tuple[Assignment, int, tuple[int, ...]]] = []
-    for index, template in memory.by_request.get((number, tuple(sorted(counts))), []):
+    for index, template in memory.of_request(number, counts):
         atoms = _atoms(number, template)
         orders = list(islice(_orders(atoms, counts), ORDERS))
         placed = []

@@ -35,8 +35,7 @@ from langevin_xtal.model.known import (
     reduced,
 )
 from langevin_xtal.model.voting import Ballot, VotingClassifier, VotingConfig
-from langevin_xtal.symmetry import SpaceGroup
-from langevin_xtal.symmetry.assignments import MAX_ATOMS, fits
+from langevin_xtal.symmetry.assignments import fitting_groups
 
 FloatArray = NDArray[np.float64]
 
@@ -128,12 +127,7 @@ def group_mask(counts: tuple[int, ...]) -> NDArray[np.bool_]:
     counts
         Atoms of each element in the primitive cell; zeros are left out.
     """
-    atoms = [n for n in counts if n]
-    mask = np.zeros(231, dtype=bool)
-    for number in range(1, 231):
-        conventional = [n * len(SpaceGroup(number).centring) for n in atoms]
-        mask[number] = max(conventional) <= MAX_ATOMS and fits(number, conventional)
-    return mask
+    return fitting_groups([n for n in counts if n])
 
 
 def units_mask(counts: Sequence[int]) -> NDArray[np.bool_]:

@@ -176,11 +176,13 @@ def settled(
     model: ScoreModel,
     seed: int = 0,
     options: SpreadOptions | None = None,
+    known: dict[Request, Spread] | None = None,
 ) -> list[Request]:
     """Requests with every open one replaced by a concrete one.
 
     The k-th of several equal requests gets the k-th sample of their :class:`Spread`. Requests that
-    name nothing at all are drawn at random, from ``seed`` and their place in the list.
+    name nothing at all are drawn at random, from ``seed`` and their place in the list. Spreads
+    made on the way are kept in ``known`` for further calls with this model and these options.
 
     Raises
     ------
@@ -189,7 +191,8 @@ def settled(
     """
     if not any(request.is_open for request in requests):
         return list(requests)
-    spreads: dict[Request, tuple[Spread, Iterator[int]]] = {}
+    known = {} if known is None else known
+    places: dict[Request, Iterator[int]] = {}
     result = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small tensors gain nothing from more
@@ -200,10 +203,9 @@ def settled(
             elif request.is_empty:
                 result.append(de_novo(request, model, seed, place))
             else:
-                if request not in spreads:
-                    spreads[request] = Spread(request, model, options), count()
-                spread, places = spreads[request]
-                result.append(spread[next(places)])
+                if request not in known:
+                    known[request] = Spread(request, model, options)
+                result.append(known[request][next(places.setdefault(request, count()))])
     finally:
         torch.set_num_threads(threads)
     return result

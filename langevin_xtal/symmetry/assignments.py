@@ -13,6 +13,7 @@ first in lexicographic order.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.errors import RequestError
-from langevin_xtal.symmetry.groups import CRYSTAL_SYSTEMS, SpaceGroup
+from langevin_xtal.symmetry.groups import CRYSTAL_SYSTEMS, SpaceGroup, centring_orders
 from langevin_xtal.symmetry.wyckoff import locate, origin_shifts, wyckoff_positions
 
 Assignment = tuple[tuple[int, ...], ...]
@@ -310,17 +311,62 @@ def fits(number: int, counts: Sequence[int]) -> bool:
 def _reach(number: int) -> tuple[int, tuple[tuple[int, int], ...]]:
     """Bits of the atoms that positions with freedom can hold; (multiplicity, how many) of the
     others."""
-    kinds = _kinds(number)
+    positions = wyckoff_positions(number)
+    fixed = Counter(w.multiplicity for w in positions if not w.freedom)
+    free = frozenset(w.multiplicity for w in positions if w.freedom)
+    return _held_by(free), tuple(sorted(fixed.items()))
+
+
+@cache
+def _held_by(multiplicities: frozenset[int]) -> int:
+    """Bits of the numbers up to :data:`MAX_ATOMS` that sums of these make."""
     reach, every = 1, (1 << (MAX_ATOMS + 1)) - 1
-    for multiplicity in {kind.multiplicity for kind in kinds.free}:
+    for multiplicity in multiplicities:
         step = multiplicity
         while step <= MAX_ATOMS:
             reach |= (reach << step) & every
             step *= 2
-    fixed: dict[int, int] = {}
-    for kind in kinds.fixed:
-        fixed[kind.multiplicity] = fixed.get(kind.multiplicity, 0) + len(kind.positions)
-    return reach, tuple(fixed.items())
+    return reach
+
+
+@cache
+def _reach_table() -> NDArray[np.bool_]:
+    """(231, MAX_ATOMS + 1) :func:`_reach` of every group, without its positions that are fixed."""
+    table = np.zeros((231, MAX_ATOMS + 1), dtype=bool)
+    for number in range(1, 231):
+        packed = _reach(number)[0].to_bytes(MAX_ATOMS // 8 + 1, "little")
+        bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), bitorder="little")
+        table[number] = bits[: MAX_ATOMS + 1]
+    return table
+
+
+def fitting_groups(counts: Sequence[int]) -> NDArray[np.bool_]:
+    """(231,) groups in which the atoms of a primitive cell fit; entry 0 is false.
+
+    The same as :func:`fits` for every group, with at most :data:`MAX_ATOMS` atoms of an element
+    in the conventional cell.
+
+    Parameters
+    ----------
+    counts
+        Atoms of each element in the primitive cell, 1 or more.
+
+    Raises
+    ------
+    RequestError
+        For counts below 1, or none.
+    """
+    if not counts or min(counts) < 1:
+        _check(1, counts)
+    conventional = centring_orders()[:, None] * np.array(counts)
+    mask = conventional.max(axis=1) <= MAX_ATOMS
+    mask[0] = False
+    table = _reach_table()
+    for number in np.flatnonzero(mask).tolist():
+        row = conventional[number]
+        if not table[number, row].all():
+            mask[number] = fits(number, row.tolist())
+    return mask
 
 
 @lru_cache(maxsize=1 << 14)

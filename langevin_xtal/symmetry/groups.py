@@ -138,9 +138,7 @@ class SpaceGroup:
     @property
     def centring(self) -> NDArray[np.int64]:
         """(C, 3) centring vectors in units of 1/24, the zero vector first."""
-        identity = (self.rotations == np.eye(3, dtype=np.int64)).all(axis=(1, 2))
-        vectors = self.translations24[identity]
-        return vectors[np.lexsort(vectors.T[::-1])]
+        return _centring(self.number)
 
     @property
     def crystal_system(self) -> str:
@@ -149,3 +147,21 @@ class SpaceGroup:
 
     def __str__(self) -> str:
         return f"{self.symbol} ({self.number})"
+
+
+@cache
+def _centring(number: int) -> NDArray[np.int64]:
+    group = SpaceGroup(number)
+    identity = (group.rotations == np.eye(3, dtype=np.int64)).all(axis=(1, 2))
+    vectors = group.translations24[identity]
+    vectors = vectors[np.lexsort(vectors.T[::-1])]
+    vectors.flags.writeable = False  # shared by all who ask
+    return vectors
+
+
+@cache
+def centring_orders() -> NDArray[np.int64]:
+    """(231,) lattice points in the conventional cell of every group; entry 0 is 0."""
+    orders = np.array([0] + [len(_centring(number)) for number in range(1, 231)])
+    orders.flags.writeable = False
+    return orders
