@@ -11,10 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.errors import LatticeError
+from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 Cell = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]
 """Lattice (3, 3) rows [Å], fractional coordinates (N, 3), atomic numbers (N,)."""
 
@@ -75,3 +78,61 @@ def cell_from_parameters(parameters: ArrayLike) -> NDArray[np.float64]:
             [c * cosines[1], c * along, c * math.sqrt(height)],
         ]
     )
+
+
+def expanded(group: SpaceGroup, lattice: FloatArray, frac: FloatArray, numbers: IntArray) -> Cell:
+    """Primitive P1 cell of A sites.
+
+    Parameters
+    ----------
+    lattice
+        (3, 3) conventional cell, rows [Å].
+    frac
+        (A, 3) one representative of each orbit.
+    numbers
+        (A,) atomic numbers.
+    """
+    images = [orbit(f, group.rotations, group.translations, lattice)[0] for f in frac]
+    atoms = np.repeat(numbers, [len(i) for i in images])
+    return primitive(group, (lattice, wrap(np.concatenate(images)), atoms))
+
+
+def primitive(group: SpaceGroup, cell: Cell) -> Cell:
+    """The primitive cell of a conventional one, exactly, by the group's centring vectors."""
+    lattice, frac, numbers = cell
+    centring = group.centring / 24.0
+    if len(centring) == 1:
+        return cell
+    basis = _primitive_basis(tuple(map(tuple, group.centring.tolist())))
+    new = wrap(frac @ np.linalg.inv(basis))
+    new = np.where(new > 1 - 1e-7, 0.0, new)
+    key = np.column_stack([numbers, np.rint(new * 1e6).astype(np.int64) % 1_000_000])
+    _, first = np.unique(key, axis=0, return_index=True)
+    if len(first) * len(centring) != len(numbers):  # a coordinate on the edge of the grid
+        return cell
+    first = np.sort(first)
+    return basis @ lattice, new[first], numbers[first]
+
+
+_BASES: dict[tuple[tuple[int, ...], ...], FloatArray] = {}
+
+
+def _primitive_basis(centring: tuple[tuple[int, ...], ...]) -> FloatArray:
+    """(3, 3) rows: three lattice vectors (fractions) that span a primitive cell."""
+    if centring not in _BASES:
+        shifts = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3) * 24
+        vectors = (np.array(centring)[:, None] + shifts).reshape(-1, 3)
+        vectors = vectors[np.any(vectors != 0, axis=1)]
+        vectors = vectors[np.argsort((vectors**2).sum(1), kind="stable")]
+        volume = 24**3 // len(centring)
+        count = len(vectors)
+        for i in range(count):
+            for j in range(i + 1, count):
+                for k in range(j + 1, count):
+                    rows = vectors[[i, j, k]]
+                    determinant = round(float(np.linalg.det(rows)))
+                    if abs(determinant) == volume:
+                        signed = rows if determinant > 0 else -rows
+                        _BASES[centring] = signed / 24.0
+                        return _BASES[centring]
+    return _BASES[centring]

@@ -17,13 +17,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from langevin_xtal.crystal.cell import Cell
+from langevin_xtal.crystal.cell import Cell, expanded, primitive
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError, InputError
-from langevin_xtal.evaluation.structures import Missing, StructureSet, primitive
-from langevin_xtal.evaluation.targets import Progress, Target, check_trials, expanded, trial_id
+from langevin_xtal.evaluation.structures import Missing, StructureSet
+from langevin_xtal.evaluation.targets import Progress, Target, check_trials, trial_id
 from langevin_xtal.extras import require
 from langevin_xtal.model.assignment import element_properties
 from langevin_xtal.model.known import MOST_ELEMENTS, KnownCrystals, nearest, ordered, reduced

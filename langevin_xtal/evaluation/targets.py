@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from langevin_xtal.crystal.cell import Cell
+from langevin_xtal.crystal.cell import Cell, expanded
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError, RequestError
-from langevin_xtal.evaluation.structures import Missing, StructureSet, primitive
-from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
+from langevin_xtal.evaluation.structures import Missing, StructureSet
+from langevin_xtal.symmetry import SpaceGroup
 from langevin_xtal.symmetry.assignments import Assignment, canonical
 from langevin_xtal.symmetry.wyckoff import WyckoffPosition, locate
 
@@ -128,23 +128,6 @@ class Target:
     def cell(self) -> Cell:
         """The primitive cell: the answer."""
         return expanded(self.group, self.lattice, self.frac, self.numbers)
-
-
-def expanded(group: SpaceGroup, lattice: FloatArray, frac: FloatArray, numbers: IntArray) -> Cell:
-    """Primitive P1 cell of A sites.
-
-    Parameters
-    ----------
-    lattice
-        (3, 3) conventional cell, rows [Å].
-    frac
-        (A, 3) one representative of each orbit.
-    numbers
-        (A,) atomic numbers.
-    """
-    images = [orbit(f, group.rotations, group.translations, lattice)[0] for f in frac]
-    atoms = np.repeat(numbers, [len(i) for i in images])
-    return primitive(group, (lattice, wrap(np.concatenate(images)), atoms))
 
 
 def choose_targets(

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from langevin_xtal.crystal.cell import Cell, expanded
 from langevin_xtal.model.checkpoint import ScoreModel
 from langevin_xtal.model.proposal import Draw, expected_log_volume
 from langevin_xtal.model.scores import cell_frame
 from langevin_xtal.model.structure_types import Known
+from langevin_xtal.symmetry import SpaceGroup
 from langevin_xtal.symmetry.wyckoff import WyckoffPosition
 
 FloatArray = NDArray[np.float64]
@@ -64,6 +66,15 @@ class OpenCrystal:
         multiplicity = np.array([w.multiplicity for w in self.positions])
         volume = expected_log_volume(np.array(self.numbers), multiplicity, model.statistics)
         return model.types.draw(known, self.numbers, volume)
+
+    def typical_cell(self, model: ScoreModel) -> Cell | None:
+        """The primitive cell by the likeliest type; None where none is known."""
+        found, _ = self.known(model)
+        if not found:
+            return None
+        draw = self.drawn(found[0], model)
+        numbers = np.array(self.numbers)
+        return expanded(SpaceGroup(self.group), cell_rows(draw), draw.frac, numbers)
 
 
 def drawn_type(
