@@ -16,6 +16,7 @@ from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import CheckpointError
 from langevin_xtal.evaluation.targets import ALL_GROUPS, Target, choose_targets
 from langevin_xtal.model.checkpoint import ScoreModel, save_model
+from langevin_xtal.model.scores import cell_frame
 from langevin_xtal.model.structure_types import (
     GRAIN,
     StructureTypes,
@@ -26,7 +27,6 @@ from langevin_xtal.model.structure_types import (
 from langevin_xtal.sampling.known_types import (
     LEARNED,
     OpenCrystal,
-    cell_rows,
     drawn_type,
     type_in_turn,
 )
@@ -74,8 +74,9 @@ def test_every_crystal_is_found_again_in_the_table_of_its_own_dataset(
         cells = []
         for one in found:
             draw = crystal.drawn(one, knowing)
+            rows = cell_frame(torch.from_numpy(draw.coordinates).unsqueeze(0)).rows[0].numpy()
             numbers = np.array(crystal.numbers)
-            cells.append(expanded(target.group, cell_rows(draw), draw.frac, numbers))
+            cells.append(expanded(target.group, rows, draw.frac, numbers))
         truth = to_structure(target.cell())
         if not any(matcher.fit(to_structure(cell), truth) for cell in cells):
             missed.append(target.id)

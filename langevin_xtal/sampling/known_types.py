@@ -11,15 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from langevin_xtal.crystal.cell import Cell, expanded
 from langevin_xtal.model.checkpoint import ScoreModel
 from langevin_xtal.model.proposal import Draw, expected_log_volume
-from langevin_xtal.model.scores import cell_frame
 from langevin_xtal.model.structure_types import Known
-from langevin_xtal.symmetry import SpaceGroup
 from langevin_xtal.symmetry.wyckoff import WyckoffPosition
 
 FloatArray = NDArray[np.float64]
@@ -67,15 +63,6 @@ class OpenCrystal:
         volume = expected_log_volume(np.array(self.numbers), multiplicity, model.statistics)
         return model.types.draw(known, self.numbers, volume)
 
-    def typical_cell(self, model: ScoreModel) -> Cell | None:
-        """The primitive cell by the likeliest type; None where none is known."""
-        found, _ = self.known(model)
-        if not found:
-            return None
-        draw = self.drawn(found[0], model)
-        numbers = np.array(self.numbers)
-        return expanded(SpaceGroup(self.group), cell_rows(draw), draw.frac, numbers)
-
 
 def drawn_type(
     model: ScoreModel, crystal: OpenCrystal, temperature: float, quantiles: Sequence[float]
@@ -102,9 +89,3 @@ def type_in_turn(model: ScoreModel, crystal: OpenCrystal, turn: int) -> Draw | N
         order += [*likely[first : first + 2], -1]
     pick = order[turn] if turn < len(order) and likely else -1
     return None if pick < 0 else crystal.drawn(found[pick], model)
-
-
-def cell_rows(draw: Draw) -> FloatArray:
-    """(3, 3) rows [Å] of a draw's cell."""
-    rows: FloatArray = cell_frame(torch.from_numpy(draw.coordinates).unsqueeze(0)).rows[0].numpy()
-    return rows

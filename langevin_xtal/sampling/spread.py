@@ -8,16 +8,15 @@ before the group itself is likelier than everything found so far.
 
 Samples go where the next one is likeliest to find something new. The first draw of a setting
 finds its crystal with a chance that falls with the number of free coordinates, and each further
-draw adds less; a setting without free coordinates is hardly drawn twice. Settings that lead to one
-crystal, as far as known structure types tell, are drawn as one. The order does not depend on how
-many samples are asked for.
+draw adds less; a setting without free coordinates is hardly drawn twice. The order does not depend
+on how many samples are asked for.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count
 from math import gcd
@@ -26,13 +25,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from langevin_xtal.crystal.cell import Cell, to_structure
 from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
 from langevin_xtal.crystal.request import CENTRINGS, MAX_ATOMS, Choice, Request
 from langevin_xtal.errors import RequestError
 from langevin_xtal.model.checkpoint import ScoreModel
 from langevin_xtal.model.settings import MOST_UNITS, Composition, SettingModel
-from langevin_xtal.sampling.known_types import OpenCrystal
 from langevin_xtal.sampling.start import ranked_assignments
 from langevin_xtal.symmetry import SpaceGroup
 from langevin_xtal.symmetry.assignments import Assignment
@@ -64,14 +61,6 @@ UNLIKELY = 1e-3
 """Share of the likeliest cell content below which another is not looked at."""
 MOST_COMPOSITIONS = 32
 """Stoichiometries of a request for elements that are looked into."""
-COMPARED = 8
-"""Settings whose crystals are compared with each other, the likeliest ones."""
-LEAST_COMPARED = 0.01
-"""Least probability of those."""
-MOST_COMPARED_ATOMS = 64
-"""Atoms in the conventional cell of crystals that are compared."""
-ALIKE = 0.2
-"""RMS displacement over (V/N)^(1/3) below which two expected crystals are one."""
 TRIES = 100
 """Draws of :func:`de_novo` that may fit nothing."""
 
@@ -128,23 +117,16 @@ def settings_of(
 
 
 class Spread:
-    """Concrete requests for the samples of one open request, in their order.
-
-    Settings that lead to one crystal, such as those of a group and of its subgroups, count
-    together: the first sample is the crystal that is likeliest, whatever it is called, and later
-    ones go to others.
-    """
+    """Concrete requests for the samples of one open request, in their order."""
 
     def __init__(
         self, request: Request, model: ScoreModel, options: SpreadOptions | None = None
     ) -> None:
         self.request = request
-        self._model = model
         self._search = _Search(request, model, options or SpreadOptions())
         self._settings = self._search.run()
         self._next: Setting | None = None
-        self._options: list[_Option] = []
-        self._heap: list[tuple[float, int]] = []
+        self._heap: list[tuple[float, int, Setting, int]] = []
         self._made: list[Request] = []
 
     def __getitem__(self, index: int) -> Request:
@@ -169,96 +151,24 @@ class Spread:
         return self._search.left_out
 
     def _another(self) -> Request:
-        if not self._options:
+        if self._next is None:
             self._pull()
-            while self._next is not None and self._is_compared(self._next):
-                self._take()
         while self._next is not None and (
             not self._heap or self._next.probability >= -self._heap[0][0]
         ):
-            self._take()
+            new = self._next
+            gain = new.probability * _gain(new.freedom, 0)
+            heapq.heappush(self._heap, (-gain, new.rank, new, 0))
+            self._pull()
         if not self._heap:
             raise RequestError(f"{self.request}: no setting fits")
-        chosen = self._options[heapq.heappop(self._heap)[1]]
-        draw = chosen.drawn
-        chosen.drawn += 1
-        for option in (chosen, *chosen.alike):
-            option.tries += 1
-        heapq.heappush(self._heap, (-chosen.gain(), chosen.setting.rank))
-        self._settle()
-        return _concrete(self.request, chosen.setting, draw)
+        _, rank, setting, draws = heapq.heappop(self._heap)
+        gain = setting.probability * _gain(setting.freedom, draws + 1)
+        heapq.heappush(self._heap, (-gain, rank, setting, draws + 1))
+        return _concrete(self.request, setting, draws)
 
     def _pull(self) -> None:
         self._next = next(self._settings, None)
-
-    def _is_compared(self, setting: Setting) -> bool:
-        return len(self._options) < COMPARED and setting.probability >= LEAST_COMPARED
-
-    def _take(self) -> None:
-        """The next setting becomes one that samples may have."""
-        assert self._next is not None
-        new = _Option(self._next)
-        if self._is_compared(self._next):
-            new.cell = _typical_cell(self._next, self._model)
-            new.alike = [option for option in self._options if _are_alike(new, option)]
-            for option in new.alike:
-                option.alike.append(new)
-                heapq.heappush(self._heap, (-option.gain(), option.setting.rank))
-        self._options.append(new)
-        heapq.heappush(self._heap, (-new.gain(), new.setting.rank))
-        self._settle()
-        self._pull()
-
-    def _settle(self) -> None:
-        """Bring what has changed to its place, until the first of the heap is as it says."""
-        while True:
-            gain, rank = self._heap[0]
-            now = -self._options[rank].gain()
-            if gain == now:
-                return
-            heapq.heapreplace(self._heap, (now, rank))
-
-
-@dataclass(eq=False)
-class _Option:
-    """A setting that samples may have."""
-
-    setting: Setting
-    cell: Cell | None = None  #: the crystal it is expected to lead to
-    alike: list[_Option] = field(default_factory=list)  #: others that lead to the same crystal
-    drawn: int = 0  #: samples it had
-    tries: int = 0  #: samples that could have found its crystal
-
-    def gain(self) -> float:
-        """Chance that a sample finds a crystal that all before it have missed."""
-        return sum(
-            option.setting.probability * _gain(option.setting.freedom, option.tries)
-            for option in (self, *self.alike)
-        )
-
-
-def _typical_cell(setting: Setting, model: ScoreModel) -> Cell | None:
-    """The crystal of the likeliest structure type known, where there is one."""
-    table = wyckoff_positions(setting.group)
-    elements = setting.composition.elements
-    sites = [
-        (z, table[w]) for z, own in zip(elements, setting.assignment, strict=True) for w in own
-    ]
-    crystal = OpenCrystal.of_sites(setting.group, sites)
-    if sum(w.multiplicity for w in crystal.positions) > MOST_COMPARED_ATOMS:
-        return None
-    return crystal.typical_cell(model)
-
-
-def _are_alike(a: _Option, b: _Option) -> bool:
-    """Whether two settings lead to one crystal, as far as known types tell."""
-    if a.cell is None or b.cell is None or a.setting.composition != b.setting.composition:
-        return False
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-
-    matcher = StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)
-    found = matcher.get_rms_dist(to_structure(a.cell), to_structure(b.cell))
-    return found is not None and found[0] < ALIKE
 
 
 def settled(
