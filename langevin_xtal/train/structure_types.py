@@ -62,7 +62,8 @@ def structure_types(
 ) -> StructureTypes:
     """Types of all crystals of a dataset, and how the elements of a request weigh.
 
-    Near-stable crystals come first: they represent a type they share with others. Width and
+    Near-stable crystals come first: they represent a type they share with others. A single crystal
+    far above the hull makes no type. Width and
     novelty are those under which crystals left out are likeliest.
 
     Parameters
@@ -148,18 +149,19 @@ class _Member:
 
 
 def _table(families: dict[tuple[int, object], list[_Member]]) -> StructureTypes:
-    first: list[_Member] = []
-    crystals: list[tuple[int, _Member]] = []
+    found: list[list[_Member]] = []
     for key in sorted(families):  # type: ignore[type-var]
-        types: list[int] = []
+        types: list[list[_Member]] = []
         for member in families[key]:
-            like = next((t for t in types if member.is_like(first[t])), None)
+            like = next((own for own in types if member.is_like(own[0])), None)
             if like is None:
-                like = len(first)
-                first.append(member)
-                types.append(like)
-            crystals.append((like, member))
-    crystals.sort(key=lambda one: one[0])
+                types.append([member])
+            else:
+                like.append(member)
+        # what a single crystal far above the hull has is no type
+        found += [own for own in types if own[0].stable or len(own) > 1]
+    first = [own[0] for own in found]
+    crystals = [(t, member) for t, own in enumerate(found) for member in own]
     return StructureTypes(
         config=TypesConfig(),
         group=np.array([m.job.group for m in first], dtype=np.int64),
