@@ -399,3 +399,13 @@ class TestRefused:
     def test_open_requests_are_settled_first(self, open_model: ScoreModel) -> None:
         with pytest.raises(InputError, match="settle it first"):
             next(sample_batches([RUTILE], open_model))
+
+
+@pytest.mark.parametrize("formula", ["TiO2", "LiFePO4", "CsPbI3", "SiO2", "Cu2KSi", "Fe2O3"])
+def test_the_first_sample_is_the_likeliest_setting(open_model: ScoreModel, formula: str) -> None:
+    spread = Spread(Request(formula=formula), open_model)
+    choices = [spread[k].choice for k in range(12)]
+    assert choices[0] is not None
+    assert (choices[0].rank, choices[0].draw) == (0, 0)
+    drawn = [(c.rank, c.draw) for c in choices if c is not None]
+    assert len(set(drawn)) == len(drawn) == 12
