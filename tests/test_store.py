@@ -27,7 +27,9 @@ from langevin_xtal.errors import DataError, LangevinXtalError
 from langevin_xtal.model.checkpoint import ScoreModel
 from langevin_xtal.search import store as store_module
 from langevin_xtal.search.entries import read_entries
+from langevin_xtal.search.rows import from_data
 from langevin_xtal.search.store import (
+    LOOK,
     Change,
     Row,
     Store,
@@ -595,6 +597,89 @@ class TestManyUnits:
             with closing(sqlite3.connect(path)) as connection, connection:
                 connection.execute("UPDATE langevin_xtal_work SET done = 1 WHERE unit = 3")
             assert store.claim("sample", range(4), 9) == ([2], 3, 1)
+
+
+class TestListedUnits:
+    """Claims of the later stages look at what is next, not at the whole stage."""
+
+    def test_each_row_is_read_a_few_times(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fill(path, 600)
+        read: list[int] = []
+
+        def counted(data: Any, number: int | None = None) -> Row:
+            read.append(0)
+            return from_data(data, number)
+
+        monkeypatch.setattr("langevin_xtal.search.store.from_data", counted)
+        with Store(path, SETTINGS) as store:
+            units = list(range(600))
+            while found := store.claim("filter", units, 10).units:
+                rows = store.rows(found)
+                assert [each.index for each in rows] == found
+                store.settle_each("filter", {k: Change({"filtered": True}) for k in found})
+            assert store.claim("filter", units, 10) == ([], 600, 0)
+        assert len(read) == 1200  # once to work on it, once to change it
+
+    def test_a_claim_reads_as_much_however_long_the_list(self, path: Path) -> None:
+        with Store(path, SETTINGS) as store, closing(sqlite3.connect(path)) as connection:
+            with connection:
+                connection.executemany(
+                    "INSERT INTO langevin_xtal_work VALUES ('filter', ?, '', 1, NULL)",
+                    [(k,) for k in range(30_000)],
+                )
+            units = list(range(60_000))
+            assert store.claim("filter", units, 2) == ([30_000, 30_001], 30_000, 30_000)
+            lines: list[int] = []
+            state = store._state
+            store._state = lambda *a: lines.append(len(a[2])) or state(*a)  # type: ignore[method-assign,func-returns-value]
+            for k in range(30_002, 30_040, 2):
+                assert store.claim("filter", units, 2).units == [k, k + 1]
+            assert max(lines) <= LOOK
+            assert len(lines) <= 2 * 19
+            query = (
+                "SELECT unit, owner, done FROM langevin_xtal_work WHERE stage = 'x' "
+                "AND unit IN (1, 2)"
+            )
+            plan = str(connection.execute(f"EXPLAIN QUERY PLAN {query}").fetchall())
+            assert "SEARCH" in plan
+            assert "SCAN" not in plan
+
+    def test_in_their_order_and_around_others(self, path: Path) -> None:
+        fill(path, 9)
+        units = [7, 2, 5, 0, 8]
+        with Store(path, SETTINGS) as store, Store(path, SETTINGS) as other:
+            assert other.claim("relax", [2, 0], 2).units == [2, 0]
+            assert store.claim("relax", units, 2) == ([7, 5], 0, 5)
+            store.settle_each("relax", {7: Change({})})
+            other.settle_each("relax", {0: Change({})})
+            assert store.claim("relax", units, 9) == ([8], 2, 3)
+            store.settle_each("relax", {5: Change({}), 8: Change({})})
+            assert store.claim("relax", units, 9) == ([], 4, 1)
+            other.__exit__(None, None, None)  # leaves 2 unfinished
+            assert store.claim("relax", units, 9) == ([2], 4, 1)
+            store.settle_each("relax", {2: Change({})})
+            assert store.claim("relax", units, 9) == ([], 5, 0)
+
+    def test_a_claim_that_could_not_be_stored_is_made_again(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fill(path, 4)
+        units = list(range(4))
+        with Store(path, SETTINGS) as store:
+            with monkeypatch.context() as patch:
+                patch.setattr(Store, "_take", lambda *given: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    store.claim("filter", units, 3)
+            assert store.claim("filter", units, 3) == ([0, 1, 2], 0, 4)
+
+    def test_a_line_of_another_candidate(self, path: Path) -> None:
+        fill(path, 3)
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("UPDATE langevin_xtal_work SET entry = 1 WHERE unit = 2")
+        with Store(path, SETTINGS) as store, pytest.raises(DataError, match="not 2"):
+            store.rows([2])
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
