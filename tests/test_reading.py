@@ -124,6 +124,10 @@ READ: dict[str, tuple[str, str, int]] = {
             f"{HM} 'P 42/m 21/n 2/m'"), "O4 Ti2", 136),
     "old symbol": (cif((3.31, 10.48, 4.38), ["P1 P 0 0.1017 0.0806"], f"{HM} 'C m c a'"),
                    "P8", 64),
+    "underscores for blanks": (
+        cif((4.9896, 4.9896, 17.061, 90, 90, 120),
+            ["Ca1 Ca 0 0 0", "C1 C 0 0 .25", "O1 O .2568 0 .25"], f"{HM} 'R_-3_c'",
+            f"{NUMBER} 167"), "C6 Ca6 O18", 167),
     "no minus": (cif(SALT, SALT_SITES, f"{HM} Fm3m"), "Cl4 Na4", 225),
     "origin 2": (cif((8.08,) * 3, SPINEL_2, f"{HM} 'F d -3 m :2'"), "Al16 Mg8 O32", 227),
     "origin 2, Z": (cif((8.08,) * 3, SPINEL_2, f"{HM} 'F d -3 m Z'"), "Al16 Mg8 O32", 227),
@@ -286,6 +290,16 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
         cif(SALT, ["Na1 Na 0 0 0 0", "O1 O .5 .5 .5 1"], operations(225),
             columns="label type_symbol fract_x fract_y fract_z attached_hydrogens"),
         ("hydrogen", "O1")),
+    "operations of P1 under the symbol of another group": (
+        cif(SALT, SALT_SITES, operations(1), f"{HM} 'F m -3 m'", f"{SUM} 'Cl Na'",
+            "_cell_formula_units_Z 4"),
+        ("8 atoms", "Cl1 Na1 = 2", "operations listed (1)", "F m -3 m")),
+    "half of the elements": (
+        cif((13, 13, 10, 90, 90, 120), ["Si1 Si .2165 .4331 .1012"], operations(166),
+            f"{SUM} 'O2 Si'"), ("O2 Si", "Si18")),
+    "a coordinate without its point": (
+        cif(SALT, ["Na1 Na 0 0 30000", "Cl1 Cl .5 .5 .5"], operations(225)),
+        ("Na1", "far outside")),
     "labels without elements": (
         cif(SALT, ["M1 0 0 0", "O1 .5 .5 .5"], operations(225), f"{SUM} 'Mg2 Si O4'",
             columns="label fract_x fract_y fract_z"), ("M1",)),
@@ -432,6 +446,8 @@ POSCARS: dict[str, tuple[str, str, int]] = {
                    ".5\n0 0 0\n", "Cl1 Na1", 225),
     "line ends of Windows": (f"x\n5.64\n{FCC}Na Cl\n1 1\nDirect\n0 0 0\n.5 .5 .5\n"
                              .replace("\n", "\r\n"), "Cl1 Na1", 225),
+    "comments": (f"x\n5.64 ! scale\n{FCC}Na Cl ! the salt\n1 1 # both\nDirect\n0 0 0\n.5 .5 .5\n",
+                 "Cl1 Na1", 225),
     "exponents of Fortran": (f"x\n0.564D+01\n{FCC}Na Cl\n1 1\nDirect\n0 0 0\n.5d0 .5d0 .5d0\n",
                              "Cl1 Na1", 225),
 }  # fmt: skip
@@ -442,6 +458,16 @@ NO_POSCARS = {
         f"x\n5.64\n{FCC}Na Cl\n1 2\nDirect\n0 0 0\n.5 .5 .5\n",
         ("3 atoms are announced", "2 positions"),
     ),
+    "more positions than atoms": (
+        f"x\n5.64\n{FCC}Na\n1\nDirect\n0 0 0\n.5 .5 .5\n",
+        ("1 atoms are announced", "2 positions"),
+    ),
+    "a symbol that is none": (f"x\n5.64\n{FCC}Na 1/0\n1 1\nDirect\n0 0 0\n", ("line 6", "'1/0'")),
+    "a count that is none": (
+        f"x\n5.64\n{FCC}Na Cl\n1 null\nDirect\n0 0 0\n",
+        ("line 7", "'null'"),
+    ),
+    "far outside": (f"x\n5.64\n{FCC}Na\n1\nDirect\n0 5000 0\n", ("atom 1", "far outside")),
     "counts missing": (f"x\n5.64\n{FCC}Na Cl\n1\nDirect\n0 0 0\n.5 .5 .5\n", ("Na Cl",)),
     "very many atoms": (f"x\n5.64\n{FCC}Na Cl\n1 999999999\nDirect\n0 0 0\n", ("more than",)),
     "a word for a number": (f"x\n5.64\n{FCC}Na\n1\nDirect\n0 zero 0\n", ("1 atoms",)),
@@ -608,6 +634,26 @@ class TestDatabases:
             connection.execute(f"CREATE VIEW {name} AS {endless}")
         connection.commit()
         with pytest.raises(DataError, match="without ASE's table"):
+            lx.read_structures(tmp_path / "a.db")
+
+    def test_a_row_without_atoms(self, tmp_path: Path) -> None:
+        with ase.db.connect(tmp_path / "a.db") as rows:
+            rows.write(NACL)
+            rows.write(NACL)
+        with sqlite3.connect(tmp_path / "a.db") as connection:
+            connection.execute("UPDATE systems SET numbers = NULL WHERE id = 1")
+        found = lx.read_structures(tmp_path / "a.db")
+        assert len(found) == 1
+        assert "no atomic numbers" in next(iter(found.left_out.values()))
+
+    def test_names_that_cannot_be_decoded(self, tmp_path: Path) -> None:
+        with ase.db.connect(tmp_path / "a.db") as rows:
+            rows.write(NACL)
+        data = (tmp_path / "a.db").read_bytes()
+        (tmp_path / "a.db").write_bytes(
+            data.replace(b"CREATE TABLE systems", b"CREATE TABLE sys\xf7\xffms")
+        )
+        with pytest.raises(DataError, match=r"a\.db"):
             lx.read_structures(tmp_path / "a.db")
 
     def test_what_comes_along(self, tmp_path: Path) -> None:

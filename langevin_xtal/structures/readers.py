@@ -131,7 +131,8 @@ def _of_many(path: Path, files: list[Found], what: str) -> Records:
                 passed_over[found.shown] = str(error)
             except LangevinXtalError as error:
                 reason = str(error).replace(f"{found} ", "the file ")
-                yield Record(stem, ("the file cannot be read", reason), rejected)
+                detail = reason.removeprefix("the file cannot be read: ")
+                yield Record(stem, ("the file cannot be read", detail), rejected)
             except Exception as error:
                 yield Record(stem, ("the file cannot be read", first_line(error)), rejected)
 

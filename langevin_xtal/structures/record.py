@@ -26,8 +26,8 @@ LONGEST = 10_000.0
 """Longest axis of a cell that is read [Å]."""
 FLATTEST = 0.3
 """Least distance between opposite faces of a cell that is read [Å]."""
-
-
+FARTHEST = 1000.0
+"""Largest fractional coordinate that is read: beyond, digits are lost, or a point was."""
 _LONGEST_LINE = 300
 
 
@@ -156,8 +156,17 @@ def checked(cell: Cell) -> Cell:
         raise RejectError("there are no atoms")
     if frac.shape != (len(numbers), 3) or not np.isfinite(frac).all():
         raise RejectError("the positions are not finite, or their number is not that of the atoms")
-    if numbers.min() < 1 or numbers.max() >= len(SYMBOLS):
-        raise RejectError("unknown element", f"atomic number {numbers.min()}..{numbers.max()}")
+    if not numbers.min() > 0:
+        raise RejectError(
+            "unknown element", f"atom {int(numbers.argmin()) + 1} is a dummy (X, or number 0)"
+        )
+    if numbers.max() >= len(SYMBOLS):
+        raise RejectError("unknown element", f"atomic number {numbers.max()}")
+    if np.abs(frac).max() > FARTHEST:
+        raise RejectError(
+            "a position is far outside the cell",
+            f"atom {int(np.abs(frac).max(axis=1).argmax()) + 1} by {np.abs(frac).max():.3g} cells",
+        )
     if len(numbers) > MOST_ATOMS:
         raise RejectError(f"more than {MOST_ATOMS} atoms", str(len(numbers)))
     lengths = np.linalg.norm(lattice, axis=1)
