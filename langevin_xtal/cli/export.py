@@ -224,7 +224,7 @@ def qe(
     from langevin_xtal.export.espresso import export_qe, read_pw_variable
 
     settings["overrides"] = dict(read_pw_variable(text) for text in variables)
-    _write(export_qe, sources, top, out, settings, "submit.sh")
+    _write(export_qe, sources, top, out, settings, "submit.sh", ("moments", "fixed"))
 
 
 @export.command()
@@ -269,7 +269,7 @@ def phonopy(
     from langevin_xtal.export.vasp import read_incar_tag
 
     settings["overrides"] = dict(read_incar_tag(text) for text in incar)
-    _write(export_phonopy, sources, top, out, settings, "submit.sh")
+    _write(export_phonopy, sources, top, out, settings, "submit.sh", ("moments",))
 
 
 @export.command()
@@ -306,7 +306,7 @@ def xyz(sources: tuple[str, ...], top: int | None, out: Path, **settings: Any) -
     """
     from langevin_xtal.export.structures import export_xyz
 
-    _write(export_xyz, sources, top, out, settings)
+    _write(export_xyz, sources, top, out, settings, uses=("moments", "fixed"))
 
 
 def _write(

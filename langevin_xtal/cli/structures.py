@@ -86,7 +86,7 @@ def read_structures(
 
     Takes what :func:`~langevin_xtal.search.entries.read_entries` takes. Says on stderr what was
     assumed of a structure, which files were passed over, and what came along that the command
-    does not use: ``uses`` names what it does, of ``moments``, ``fixed`` and ``energy``.
+    does not use: ``uses`` names what it does, of ``moments``, ``fixed`` and ``oxidation``.
 
     Raises
     ------
@@ -161,6 +161,7 @@ def show_unused(entries: Sequence[Entry], uses: Collection[str]) -> None:
     kinds = {
         "moments": ("magnetic moments", [e for e in entries if e.moments is not None]),
         "fixed": ("constraints on atoms", [e for e in entries if e.fixed is not None]),
+        "oxidation": ("oxidation states", [e for e in entries if e.oxidation is not None]),
     }
     for kind, (what, having) in kinds.items():
         if having and kind not in uses:

@@ -470,6 +470,8 @@ def _unused(found: ReadStructure) -> list[str]:
         said.append("magnetic moments are not kept in packed data")
     if found.fixed is not None:
         said.append("constraints are not kept in packed data")
+    if found.oxidation is not None:
+        said.append("oxidation states are not kept in packed data")
     return said
 
 

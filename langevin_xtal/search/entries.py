@@ -308,6 +308,7 @@ def _entry(found: ReadStructure, group: int | None, provenance: Mapping[str, Val
         provenance={**provenance, "id": found.id},
         moments=found.moments,
         fixed=found.fixed,
+        oxidation=found.oxidation,
     )
 
 

@@ -25,7 +25,13 @@ from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
 from langevin_xtal.crystal.formula import amounts
 from langevin_xtal.errors import InputError, LatticeError, SymmetryError
 from langevin_xtal.structures.operations import Operations, from_setting, group_of
-from langevin_xtal.structures.record import FARTHEST, ReadStructure, RejectError, first_line
+from langevin_xtal.structures.record import (
+    FARTHEST,
+    ReadStructure,
+    RejectError,
+    covalent_radii,
+    first_line,
+)
 from langevin_xtal.symmetry.settings import (
     Setting,
     hall_setting,
@@ -574,9 +580,7 @@ def _sensible(
 
 def _closest(made: _Made, lattice: FloatArray, sites: list[_Site]) -> float:
     """Smallest distance between atoms over the sum of their covalent radii."""
-    from gemmi import Element
-
-    radius = np.array([Element(site.number).covalent_r for site in sites])[made.owner]
+    radius = covalent_radii()[[site.number for site in sites]][made.owner]
     delta = made.frac[:, None] - made.frac
     delta -= np.rint(delta)
     length = np.sqrt(((delta @ lattice) ** 2).sum(axis=2))

@@ -177,7 +177,7 @@ def _check_comment(word: str, number: int) -> None:
 
 
 def _counts(line: str, number: int) -> list[int]:
-    counts = []
+    counts: list[int] = []
     for word in line.split():
         if not re.fullmatch(r"\d{1,9}", word):
             if counts:

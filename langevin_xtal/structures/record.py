@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,8 @@ LONGEST = 10_000.0
 """Longest axis of a cell that is read [Å]."""
 FLATTEST = 0.3
 """Least distance between opposite faces of a cell that is read [Å]."""
+VACUUM = 4.0
+"""Thickness of a layer that no atom's covalent radius reaches into, of a slab [Å]."""
 FARTHEST = 1000.0
 """Largest fractional coordinate that is read: beyond, digits are lost, or a point was."""
 _LONGEST_LINE = 300
@@ -127,12 +130,15 @@ def read(record: Record) -> ReadStructure:
         When the record holds no ordered, three-dimensional crystal.
     """
     found = record.parse(record.payload)
+    cell = checked(found.cell)
+    empty = vacuum(cell)
     return replace(
         found,
         id=record.id,
-        cell=checked(found.cell),
+        cell=cell,
         properties={**found.properties, **record.properties},
         source=record.source,
+        notes=(*found.notes, empty) if empty else found.notes,
     )
 
 
@@ -182,6 +188,40 @@ def checked(cell: Cell) -> Cell:
             f"volume {volume:g} Å³",
         )
     return lattice.astype(float), frac.astype(float), numbers.astype(np.int64)
+
+
+def vacuum(cell: Cell) -> str:
+    """A sentence where atoms leave a layer of a cell empty, as in a slab or a box; else empty."""
+    lattice, frac, numbers = cell
+    heights = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
+    if heights.max() < VACUUM:
+        return ""
+    radius = covalent_radii()[numbers]
+    axes = []
+    for k in range(3):
+        place = frac[:, k] - np.floor(frac[:, k])
+        order = np.argsort(place, kind="stable")
+        above = np.diff(place[order], append=place[order[0]] + 1.0) * heights[k]
+        # atoms are spheres; one far below may still reach further up
+        top = np.maximum.accumulate(place[order] * heights[k] + radius[order])
+        bottom = place[order] * heights[k] - radius[order]
+        upper = np.append(bottom[1:], bottom[0] + heights[k])
+        if (above > VACUUM).any() and (upper - top).max() > VACUUM:
+            axes.append("abc"[k])
+    if not axes:
+        return ""
+    what = "a molecule in a box" if len(axes) == 3 else "a slab" if len(axes) == 1 else "a chain"
+    return (
+        f"there is vacuum across {', '.join(axes)}, as of {what}; it is treated as a bulk crystal"
+    )
+
+
+@cache
+def covalent_radii() -> FloatArray:
+    """(119,) radii by atomic number [Å]."""
+    from gemmi import Element
+
+    return np.array([Element(z).covalent_r for z in range(len(SYMBOLS))])
 
 
 def collinear(moments: FloatArray) -> FloatArray:
