@@ -777,6 +777,53 @@ class TestLists:
         assert options.Sites().convert(text, None, None) == {"Cu": 2, "Si": 1}
 
 
+class TestVacuum:
+    """A slab or a molecule in a box is no bulk crystal, and said to be taken for one."""
+
+    @pytest.mark.parametrize(
+        ("name", "wanted"),
+        [
+            ("bulk", ""),
+            ("layers", ""),
+            ("slab", "across c, as of a slab"),
+            ("slab of a tilted cell", "across c, as of a slab"),
+            ("wire", "across a, b, as of a chain"),
+            ("molecule", "across a, b, c, as of a molecule in a box"),
+        ],
+    )
+    def test_said(self, name: str, wanted: str, tmp_path: Path) -> None:
+        from ase.build import bulk, fcc111, graphene, molecule, nanotube
+
+        atoms = {
+            "bulk": lambda: bulk("Cs", cubic=True) * (2, 1, 1),
+            "layers": lambda: graphene(vacuum=1.7),  # 3.4 Å apart, as in graphite
+            "slab": lambda: fcc111("Pt", (1, 1, 4), vacuum=6, orthogonal=False),
+            "slab of a tilted cell": lambda: bulk("Si") * (1, 1, 1),
+            "wire": lambda: nanotube(3, 3, length=1, vacuum=5),
+            "molecule": lambda: molecule("H2O", vacuum=4, pbc=True),
+        }[name]()
+        if name == "slab of a tilted cell":
+            scaled = atoms.cell.array.copy()
+            scaled[2] *= 6
+            atoms.set_cell(scaled)
+        atoms.pbc = True
+        ase.io.write(tmp_path / "a.vasp", atoms, format="vasp")
+        notes = " ".join(one(tmp_path / "a.vasp").notes)
+        assert wanted in notes
+        assert ("bulk crystal" in notes) == bool(wanted)
+
+    def test_every_command(self, tmp_path: Path) -> None:
+        from ase.build import molecule
+
+        ase.io.write(tmp_path / "a.vasp", molecule("H2O", vacuum=4, pbc=True), format="vasp")
+        printed = run(["export", "cif", str(tmp_path / "a.vasp"), "--out", str(tmp_path / "o")])[1]
+        assert "molecule in a box" in printed
+        printed = run(
+            ["data", "prepare", str(tmp_path / "a.vasp"), "--out", str(tmp_path / "o.lxd")]
+        )[1]
+        assert "molecule in a box" in printed
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_csv_of_a_spreadsheet(delimiter: str, tmp_path: Path) -> None:
     text = READ["Hall"][0]

@@ -194,19 +194,18 @@ def vacuum(cell: Cell) -> str:
     """A sentence where atoms leave a layer of a cell empty, as in a slab or a box; else empty."""
     lattice, frac, numbers = cell
     heights = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
-    if heights.max() < VACUUM:
-        return ""
-    radius = covalent_radii()[numbers]
+    place = frac - np.floor(frac)
+    ordered = np.sort(place, axis=0)
+    gaps = np.diff(ordered, axis=0, append=ordered[:1] + 1.0).max(axis=0) * heights
     axes = []
-    for k in range(3):
-        place = frac[:, k] - np.floor(frac[:, k])
-        order = np.argsort(place, kind="stable")
-        above = np.diff(place[order], append=place[order[0]] + 1.0) * heights[k]
-        # atoms are spheres; one far below may still reach further up
-        top = np.maximum.accumulate(place[order] * heights[k] + radius[order])
-        bottom = place[order] * heights[k] - radius[order]
-        upper = np.append(bottom[1:], bottom[0] + heights[k])
-        if (above > VACUUM).any() and (upper - top).max() > VACUUM:
+    for k in np.flatnonzero(gaps > VACUUM):
+        order = np.argsort(place[:, k], kind="stable")
+        centre, radius = place[order, k] * heights[k], covalent_radii()[numbers[order]]
+        # the highest point of all atoms below, those of the cell underneath included
+        top = np.maximum.accumulate(centre + radius)
+        top = np.maximum(top, top[-1] - heights[k])
+        bottom = np.append(centre[1:], centre[0] + heights[k]) - np.append(radius[1:], radius[0])
+        if (bottom - top).max() > VACUUM:
             axes.append("abc"[k])
     if not axes:
         return ""
