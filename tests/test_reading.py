@@ -777,6 +777,71 @@ class TestLists:
         assert options.Sites().convert(text, None, None) == {"Cu": 2, "Si": 1}
 
 
+class TestNamedFormats:
+    """``--format`` where neither name nor content tells."""
+
+    @pytest.fixture
+    def cell(self, tmp_path: Path) -> Path:
+        """A file of CASTEP under a name that tells nothing, and beyond what is looked at."""
+        ase.io.write(tmp_path / "a.cell", NACL, format="castep-cell")
+        text = (tmp_path / "a.cell").read_text()
+        (tmp_path / "a.cell").unlink()
+        folder = tmp_path / "f"
+        folder.mkdir()
+        (folder / "a").write_text("# a note\n" * 8000 + text)
+        return folder / "a"
+
+    def test_of_a_file(self, cell: Path) -> None:
+        with pytest.raises(DataError, match="name its format"):
+            lx.read_structures(cell)
+        (found,) = lx.read_structures(cell, file_format="castep-cell")
+        assert formula(found) == "Cl1 Na1"
+        with pytest.raises(DataError, match="cannot be read"):
+            lx.read_structures(cell, file_format="xsf")
+        with pytest.raises(InputError, match="'castep' is not known"):
+            lx.read_structures(cell, file_format="castep")
+
+    def test_of_a_folder_it_is_for_those_which_tell_nothing(self, cell: Path) -> None:
+        (cell.parent / "b.cif").write_text(READ["operations"][0])
+        (cell.parent / "README.md").write_text("notes")
+        found = lx.read_structures(cell.parent, file_format="castep-cell")
+        assert [s.id for s in found] == ["a", "b"]
+        assert list(found.passed_over) == ["README.md"]
+        assert list(lx.read_structures(cell.parent).passed_over) == ["README.md", "a"]
+
+    @pytest.mark.parametrize("kind", ["cif", "poscar", "extxyz", "csv", "json", "npz"])
+    def test_each_of_our_own(self, kind: str, tmp_path: Path) -> None:
+        structure = Structure(*(NACL.cell.array, NACL.numbers, NACL.get_scaled_positions()))
+        text = READ["operations"][0]
+        path = tmp_path / "file"
+        if kind == "npz":
+            lattice = structure.lattice
+            arrays = {"id": np.array(["x"]), "na": [2], "lat": [[*lattice.abc, *lattice.angles]],
+                      "Z": NACL.numbers, "F": structure.frac_coords}  # fmt: skip
+            with path.open("wb") as stream:
+                np.savez(stream, **arrays)
+        else:
+            ase.io.write(tmp_path / "x", NACL, format="extxyz")
+            path.write_text(
+                {"cif": text, "poscar": POSCARS["version 5"][0], "json": structure.to_json(),
+                 "csv": 'id,cif\n1,"' + text.replace('"', '""') + '"\n',
+                 "extxyz": (tmp_path / "x").read_text()}[kind]
+            )  # fmt: skip
+        (found,) = lx.read_structures(path, file_format=kind)
+        assert set(found.cell[2]) == {11, 17}
+
+    def test_commands(self, cell: Path, tmp_path: Path) -> None:
+        given = ["--format", "castep-cell"]
+        out = str(tmp_path / "o")
+        assert run(["export", "cif", str(cell), "--out", out])[0] == 2
+        assert run(["export", "cif", str(cell), "--out", out, *given])[0] == 0
+        assert run(["data", "prepare", str(cell), "--out", out + ".lxd", *given])[0] == 0
+        assert run(["report", str(cell), "--out", out + ".html", *given])[0] == 0
+        code, printed = run(["relax", str(cell), "--format", "castep"])
+        assert code == 2
+        assert "castep-cell" in printed
+
+
 class TestVacuum:
     """A slab or a molecule in a box is no bulk crystal, and said to be taken for one."""
 

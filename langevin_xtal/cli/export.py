@@ -35,7 +35,12 @@ class Multiples(click.ParamType):
         return tuple(int(p) for p in parts)
 
 
-sources = click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+def sources(command: Any) -> Any:
+    """Structures of any source, and ``--format``."""
+    argument = click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+    return argument(structures.file_format(command))
+
+
 top = click.option("--top", type=click.IntRange(min=1), help="Only the best N.", metavar="N")
 force = click.option("--force", is_flag=True, help="Replace what holds something else.")
 cell_help = "Standardised by spglib, or the cell as it is stored."
