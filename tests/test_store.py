@@ -721,6 +721,16 @@ class TestEdits:
             with pytest.raises(DataError, match="a row of the store is damaged: row 1 "):
                 use(path)
 
+    @pytest.mark.parametrize(
+        "change", ["name = 'x' WHERE name = 'version'", "value = 'x' WHERE name = 'version'"]
+    )
+    def test_of_what_ase_says_of_itself(self, path: Path, change: str) -> None:
+        fill(path, 1)
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute(f"UPDATE information SET {change}")
+        with pytest.raises(DataError, match="table of information"):
+            Store(path, SETTINGS)
+
     def test_a_candidate_twice(self, path: Path) -> None:
         fill(path, 2)
         edit(path, lambda record: record.update(index=1))

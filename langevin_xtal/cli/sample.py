@@ -387,6 +387,7 @@ def sample(
         by_group = _fitting(named, partial(asked.request, spread=spread))
     if elements is None or spread:
         by_group = _fitting(by_group, lambda request: _can_start(request, weights, chosen))
+    options.say_unknown({symbol for each in by_group for symbol in each.elements}, weights)
     folder = CandidateFolder(
         out,
         {

@@ -36,6 +36,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
+from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError, LangevinXtalError
 from langevin_xtal.runtime import host as this_host
 from langevin_xtal.runtime import is_running
@@ -442,7 +443,13 @@ class Store:
         if not self._is_postgres:
             refuse_foreign(Path(self.address))
         with self._transaction():
-            self._database.count()  # makes ASE's tables, and ends the transaction
+            try:
+                self._database.count()  # makes ASE's tables, and ends the transaction
+            except (TypeError, ValueError, LookupError) as error:  # of what ASE says of itself
+                raise DataError(
+                    f"store {plain_address(self.address)} is damaged: ASE cannot read its table "
+                    f"of information ({first_line(error)})"
+                ) from None
         with self._transaction() as cursor:
             theirs = settings_of(cursor)
             if theirs is None:
