@@ -9,7 +9,6 @@ import pwd
 import resource
 import shutil
 import sqlite3
-import subprocess
 import tempfile
 import threading
 import time
@@ -38,6 +37,7 @@ from langevin_xtal.search.store import (
     read_rows,
     read_summary,
 )
+from tests.postgres import Server, running_server
 from tests.test_search import content, forked, needs_fork, tiny_campaign
 
 SETTINGS: dict[str, Any] = {"version": "0", "elements": "Na,Cl", "seed": 0, "relax": None}
@@ -418,62 +418,19 @@ class TestDisk:
 # -- PostgreSQL
 
 
-def binaries() -> Path | None:
-    """Folder of PostgreSQL's programs, None where it is not installed."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if found:
-        return found[-1].parent
-    program = shutil.which("initdb")
-    return None if program is None else Path(program).parent
-
-
-def unprivileged() -> list[str] | None:
-    """What runs a program as somebody else than root, which PostgreSQL refuses; None: nothing."""
-    if os.geteuid() != 0:
-        return []
-    try:
-        pwd.getpwnam("postgres")
-    except KeyError:
-        return None
-    return ["runuser", "-u", "postgres", "--"] if shutil.which("runuser") else None
-
-
 @pytest.fixture(scope="module")
-def server() -> Iterator[Path]:
-    """The folder of a running server's socket."""
-    pytest.importorskip("psycopg2")
-    pytest.importorskip("ase_db_backends")
-    programs, become = binaries(), unprivileged()
-    if programs is None or become is None:
-        pytest.skip("PostgreSQL is not installed")
-    folder = Path(tempfile.mkdtemp(prefix="lx"))  # the path of a socket may have 100 characters
-    if become:
-        shutil.chown(folder, "postgres")
-
-    def call(*arguments: str) -> None:
-        subprocess.run([*become, *arguments], check=True, cwd=folder, stdout=subprocess.DEVNULL)
-
-    data = str(folder / "data")
-    control = [str(programs / "pg_ctl"), "-D", data, "-w", "-l", str(folder / "log")]
-    call(str(programs / "initdb"), "-D", data, "-A", "trust", "-U", "lx", "--no-sync")
-    call(*control, "-o", f"-c listen_addresses='' -k {folder} -c fsync=off", "start")
-    try:
-        yield folder
-    finally:
-        call(*control, "-m", "immediate", "stop")
-        shutil.rmtree(folder, ignore_errors=True)
+def server() -> Iterator[Server]:
+    """A running server."""
+    with running_server() as found:
+        if found is None:
+            pytest.skip("PostgreSQL is not installed")
+        yield found
 
 
 @pytest.fixture
-def address(server: Path, request: pytest.FixtureRequest) -> str:
+def address(server: Server, request: pytest.FixtureRequest) -> str:
     """A database of its own."""
-    import psycopg2
-
-    name = f"test_{request.node.name.lower()}"[:60]
-    with closing(psycopg2.connect(host=str(server), user="lx", dbname="postgres")) as connection:
-        connection.autocommit = True
-        connection.cursor().execute(f'CREATE DATABASE "{name}"')
-    return f"postgresql://lx@/{name}?host={server}"
+    return server.database(f"test_{request.node.name.lower()}"[:60])
 
 
 class TestPostgres:
