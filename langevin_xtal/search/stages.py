@@ -56,7 +56,7 @@ SAMPLING_SHARE = 0.5
 AT_ONCE = {"filter": 200, "known": 64, "known relaxed": 64, "rank": 200}
 """Candidates claimed at a time."""
 EACH_AT_ONCE = {"screen": 128, "relax": 32, "release": 16, "phonons": 4}
-"""The same, for each worker; with a limit of time a quarter."""
+"""The same, for each worker; with a limit of time a quarter, of samples too."""
 BROKEN = ", symmetry broken"
 """Added to the name of a stage that looks at another geometry than before."""
 SWELLING = 0.25
@@ -298,6 +298,8 @@ class _Run:
         plan, options = self.plan, self.plan.sampling
         units = range(plan.total)
         most = options.batch_size * (options.workers or os.cpu_count() or 1)
+        if plan.max_hours is not None:
+            most = math.ceil(most / 4)
         share = SAMPLING_SHARE if plan.relax else 1.0
         while not self._late(share):
             claim = self.store.claim("sample", units, most)
