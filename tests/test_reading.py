@@ -215,6 +215,29 @@ READ: dict[str, tuple[str, str, int]] = {
                 "Fe4 O4", 225),
     "deuterium": (cif((4.07,) * 3, ["Li1 Li 0 0 0", "D1 D .5 .5 .5"], operations(225)), "H4 Li4",
                   225),
+    "deuterium by its label": (cif((4.07,) * 3, ["Li1 0 0 0", "D1 .5 .5 .5"], operations(225),
+                                   columns="label fract_x fract_y fract_z"), "H4 Li4", 225),
+    "tritium": (cif((4.07,) * 3, ["Li1 Li 0 0 0", "T1 T .5 .5 .5"], operations(225)), "H4 Li4",
+                225),
+    "charges in labels": (cif((4.33,) * 3, ["Fe2+ 0 0 0", "O2- .5 .5 .5"], operations(225),
+                              columns="label fract_x fract_y fract_z"), "Fe4 O4", 225),
+    "an element for the label": (
+        cif((4.1,) * 3, ["Cs Cs 0 0 0", "Cl Cl .5 .5 .5"], operations(1)), "Cl1 Cs1", 221),
+    "signs and points": (cif(SALT, ["Na1 Na -.0000(1) 0. 0.", "Cl1 Cl .5 .5 -.5"],
+                             operations(225)), "Cl4 Na4", 225),
+    "letters beyond ASCII": (cif(SALT, SALT_SITES, operations(225), "_publ_author 'Gödel'"),
+                             "Cl4 Na4", 225),
+    "tags in mixed capitals": (cif(SALT, SALT_SITES, operations(225)).replace(
+        "_cell_length_a", "_Cell_Length_A"), "Cl4 Na4", 225),
+    "plus signs": (cif(SALT, SALT_SITES, operations(225).replace(",x", ",+x").replace(
+        "'y", "'+y")), "Cl4 Na4", 225),
+    "translations in front": (
+        cif((3.82, 3.82, 6.26, 90, 90, 120), ["Zn1 Zn .333 .667 0", "S1 S .333 .667 .375"],
+            operations(186).replace("z+1/2", "1/2+z"), f"{SUM} 'Zn S'"), "S2 Zn2", 186),
+    "four digits, quartz": (
+        cif((4.913, 4.913, 5.405, 90, 90, 120),
+            ["Si1 Si .4697 0 .6667", "O1 O .4135 .2669 .7858"], operations(154), f"{SUM} 'O2 Si'"),
+        "O6 Si3", 154),
     "type before label": (cif(SALT, ["Ca1 Na 0 0 0", "C1 Cl .5 .5 .5"], operations(225)),
                           "Cl4 Na4", 225),
     "all atoms listed": (
@@ -357,6 +380,19 @@ class TestCif:
         assert ":2" in one(tmp_path / "a.cif").notes[0]
         (tmp_path / "a.cif").write_text(cif(SALT, SALT_SITES, operations(221), f"{HM} Fm-3m"))
         assert "operations" in one(tmp_path / "a.cif").notes[0]
+
+    def test_latin_1(self, tmp_path: Path) -> None:
+        text = READ["letters beyond ASCII"][0]
+        (tmp_path / "a.cif").write_bytes(text.encode("latin-1"))
+        assert formula(one(tmp_path / "a.cif")) == "Cl4 Na4"
+
+    def test_blocks_without_atoms_are_passed_by(self, tmp_path: Path) -> None:
+        first, second = READ["operations"][0], READ["charges"][0]
+        head = "# comment\ndata_global\n_publ_section_title\n;\n 'NaCl' and \"more\" # here\n;\n"
+        text = head + first.replace("data_x", "data_I") + second.replace("data_x", "data_II")
+        (tmp_path / "a.cif").write_text(text)
+        found = lx.read_structures(tmp_path / "a.cif")
+        assert [(s.id, formula(s)) for s in found] == [("a#I", "Cl4 Na4"), ("a#II", "Fe4 O4")]
 
     def test_special_positions_are_exact(self, tmp_path: Path) -> None:
         (tmp_path / "a.cif").write_text(READ["two digits"][0])
