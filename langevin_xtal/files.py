@@ -106,6 +106,67 @@ def replacing(
                 part.unlink(missing_ok=True)
 
 
+@contextmanager
+def continued(part: str | os.PathLike[str], path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A stream at the end of a file that is to become another when the block ends.
+
+    What is written stays when the block fails, so that it can be continued, and belongs to one
+    process at a time.
+
+    Parameters
+    ----------
+    part
+        The unfinished file, beside ``path``.
+    path
+        What it becomes; links are followed, and stay.
+
+    Raises
+    ------
+    InputError
+        When there is something that is no regular file.
+    BlockingIOError
+        When another process continues it.
+    OSError
+        As of :func:`replacing`.
+    """
+    _target(Path(path))
+    place, _ = _target(Path(part))
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
+        with os.fdopen(os.open(place, flags, 0o666), "a+b") as stream:
+            _lock(stream)
+            if not _is_still(stream, place):  # another process finished it meanwhile
+                continue
+            yield stream
+            stream.flush()
+            target, mode = _target(Path(path))
+            if mode is not None:
+                os.fchmod(stream.fileno(), mode)
+            os.replace(place, target)
+            return
+
+
+def _lock(stream: IO[bytes]) -> None:
+    """Claim a file until it is closed; nothing where the file system knows no locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return
+
+
+def _is_still(stream: IO[bytes], place: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), os.stat(place))
+    except FileNotFoundError:
+        return False
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file whole or not at all; raises as :func:`replacing`."""
     with replacing(path) as stream:

@@ -25,8 +25,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from langevin_xtal.version import __version__
 from tests.arena import Arena
 from tests.attacks import MEBIBYTES, SECONDS, STOP_SECONDS, Tally, warm_up
+from tests.postgres import running_server
 
-SLOW = ("SIGKILL", "SIGINT", "SIGTERM", "several processes", "full disk", "read only")
+SLOW = (
+    "PostgreSQL",
+    "SIGKILL",
+    "SIGINT",
+    "SIGTERM",
+    "several processes",
+    "full disk",
+    "read only",
+)
 OFTEN = {"mutated file": 5, "random line": 5, "edited store": 3, "edited checkpoint": 3}
 """Tries of a round."""
 SLOW_EVERY = 5
@@ -46,10 +55,10 @@ def main() -> int:
     asked = parser.parse_args()
     warm_up()
     tally = Tally()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, running_server() as server:
         root = Path(folder)
         root.chmod(0o755)
-        arena = Arena(root, asked.model or tiny(root), asked.seed, tally)
+        arena = Arena(root, asked.model or tiny(root), asked.seed, tally, server)
         kinds = arena.kinds()
         if asked.only:
             kinds = {asked.only: kinds[asked.only]}

@@ -28,6 +28,7 @@ from langevin_xtal.search.rows import to_json
 from langevin_xtal.search.store import read_rows
 from tests import attacks
 from tests.attacks import Tally, Try, clean, command, damaged, digests, leaks
+from tests.postgres import Server
 
 POTENTIAL = "tests.arena:Flat"
 EMT = "ase.calculators.emt:EMT"
@@ -76,8 +77,11 @@ class Flat(Calculator):
 class Arena:
     """Sound files of every kind in a folder, and attacks on copies of them."""
 
-    def __init__(self, root: Path, model: str, seed: int, tally: Tally) -> None:
+    def __init__(
+        self, root: Path, model: str, seed: int, tally: Tally, server: Server | None = None
+    ) -> None:
         self.root, self.model, self.seed, self.tally = root, model, seed, tally
+        self.server = server
         self.sound, self.place = root / "sound", root / "place"
         os.environ["HOME"] = str(root)
         os.environ["LANGEVIN_XTAL_CACHE"] = str(root / "home-cache")
@@ -455,6 +459,40 @@ class Arena:
         self.tally.note("several processes", fault and f"{fault} [{what} {number}]")
         return fault
 
+    def postgres(self, number: int) -> str:
+        """A search in PostgreSQL: killed, by two at once, or the server ends; then completed."""
+        assert self.server is not None
+        rng = self.rng("PostgreSQL", number)
+        what = rng.choice(["killed", "two processes", "server lost"])
+        folder, fault = clean(self.place), ""
+        address = self.server.database("arena")
+        line = self.search(address)
+        children = [attacks.start(line, folder) for _ in range(1 + (what == "two processes"))]
+        until = rng.uniform(0.0, 1.1) * self.times["search"]
+        found = children[0].ended(until) if what != "two processes" else None
+        if found is None and what == "server lost":
+            self.server.stop()
+            self.server.start()
+        elif found is None and what == "killed":
+            children[0].signal(rng.choice([signal.SIGKILL, signal.SIGINT, signal.SIGTERM]))
+        for child in children:
+            found = child.ended(120)
+            if found is None:
+                child.signal(signal.SIGKILL)
+                child.ended(60)
+                fault = "hang"
+                continue
+            _, told = child.printed()
+            codes = {"killed": (0, -9, 130, 143), "two processes": (0,), "server lost": (0, 1, 2)}
+            if found[0] not in codes[what] or "Traceback" in told:
+                fault = f"code {found[0]}: {told[-300:]}"
+        done = command("PostgreSQL", line, folder, codes=(0,))
+        fault = fault or done.fault
+        if not fault and rows_of(address) != self.rows:
+            fault = "other rows"
+        self.tally.note("PostgreSQL", fault and f"{fault} [{what} {number}]")
+        return fault
+
     def with_workers(self, number: int, which: signal.Signals) -> str:
         """A signal while worker processes are alive: all are gone in two seconds."""
         kind = f"{which.name} with workers alive"
@@ -507,7 +545,8 @@ class Arena:
 
     def kinds(self) -> dict[str, Callable[[int], Any]]:
         """Attacks that take a fraction of a second to some seconds each."""
-        return {
+        there = {} if self.server is None else {"PostgreSQL": self.postgres}
+        return there | {
             "mutated file": self.mutated_file,
             "edited store": self.edited_store,
             "edited checkpoint": self.edited_checkpoint,
@@ -526,7 +565,7 @@ class Arena:
         }
 
 
-def rows_of(store: Path) -> list[str]:
+def rows_of(store: Path | str) -> list[str]:
     """All that a search found, to the last bit; its failure where it cannot be read."""
     try:
         return [json.dumps(to_json(row)) for row in read_rows(store)]

@@ -136,8 +136,12 @@ def start(
     sys.stdout.flush()
     sys.stderr.flush()
     pipes = os.pipe(), os.pipe()
+    # a signal before the program listens ends it as it would end any
+    early = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, early)
     child = os.fork()
     if child:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, early)
         for _, writer in pipes:
             os.close(writer)
         return Child(child, pipes[0][0], pipes[1][0])
@@ -155,7 +159,9 @@ def start(
         sys.stdout = _stream(1)
         sys.stderr = _stream(2)
         os.chdir(folder)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for each in early:
+            signal.signal(each, lambda number, frame: os._exit(128 + number))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, early)
         if mebibytes is not None:
             most = _pages(0) + (mebibytes << 20)
             resource.setrlimit(resource.RLIMIT_AS, (most, most))

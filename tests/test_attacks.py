@@ -12,6 +12,7 @@ import pytest
 
 from tests.arena import Arena
 from tests.attacks import Tally, warm_up
+from tests.postgres import running_server
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="forks, and limits memory by Linux's means"
@@ -31,7 +32,8 @@ def arena(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         patch.setenv("LANGEVIN_XTAL_CACHE", "")
         warm_up()
         root = tmp_path_factory.mktemp("arena")
-        yield Arena(root, str(tiny_path), 0, Tally())
+        with running_server() as server:
+            yield Arena(root, str(tiny_path), 0, Tally(), server)
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +58,13 @@ def test_slow(arena: Arena, kind: str) -> None:
     before = sum(arena.tally.tries.values())
     arena.kinds()[kind](0)
     assert sum(arena.tally.tries.values()) - before >= 1
+
+
+def test_postgres(arena: Arena) -> None:
+    if arena.server is None:
+        pytest.skip("PostgreSQL is not installed")
+    for number in range(3):
+        assert arena.postgres(number) == ""
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGKILL])

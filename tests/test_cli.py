@@ -890,3 +890,19 @@ class TestFuzzedOptions:
         fixed = options.FixedSites().convert("Cu:0,0,0; Si : 1/4,-.25,+2/3 ;", None, None)
         assert fixed == (("Cu", (0.0, 0.0, 0.0)), ("Si", (0.25, -0.25, 2 / 3)))
         assert parse_groups("62,Fm-3m,140-142,p6_3/mmc,62") == (62, 225, 140, 141, 142, 194)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--formula", "OgO2", "--sg", "225"], True),
+        (["--sites", "Og:1,O:1", "--sg", "225"], True),
+        (["--formula", "NaCl", "--sg", "225"], False),
+    ],
+)
+def test_elements_that_no_training_crystal_has_are_said(
+    arguments: list[str], said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(["sample", *arguments, "--n", "1", "--out", str(tmp_path / "c")])
+    assert code == 0
+    assert ("no training crystal of model small has Og" in capsys.readouterr().err) == said

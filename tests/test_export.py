@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import langevin_xtal as lx
 from langevin_xtal.cli.export import export as export_command
 from langevin_xtal.crystal.cell import Cell, cell_key, to_structure
 from langevin_xtal.crystal.entry import Entry
@@ -1084,6 +1085,95 @@ class TestXyz:
             export_xyz(three, tmp_path)
         with pytest.raises(InputError, match="no folder"):
             export_xyz(three, tmp_path / "none" / "best.xyz")
+
+
+def antiferromagnet() -> Entry:
+    """Layers of nickel oxide, moments up and down in turn along c: twice the magnetic cell."""
+    lattice = np.diag([2.95, 2.95, 16.72])
+    z = np.arange(4) / 4
+    frac = np.array([[0, 0, h] for h in z] + [[0.5, 0.5, h + 0.125] for h in z])
+    numbers = np.array([28] * 4 + [8] * 4)
+    moments = np.zeros((8, 3))
+    moments[:4, 2] = [1.7, -1.7, 1.7, -1.7]
+    return Entry("nio", (lattice, frac, numbers), "NiO", 123, 123, moments=moments)
+
+
+class TestWhatTravels:
+    """Magnetic moments and fixed atoms in every export that has a place for them."""
+
+    def test_xyz(self, tmp_path: Path) -> None:
+        entry = antiferromagnet()
+        held = replace(
+            entry,
+            uid="held",
+            fixed=np.array([[True] * 3, [False, False, True]] + [[False] * 3] * 6),
+        )
+        export_xyz([entry, held], tmp_path / "a.xyz")
+        first, second = lx.read_structures(tmp_path / "a.xyz")
+        np.testing.assert_allclose(first.moments, entry.moments)
+        assert first.fixed is None
+        np.testing.assert_allclose(second.moments, entry.moments)
+        np.testing.assert_array_equal(second.fixed, held.fixed)
+
+    def test_xyz_of_the_magnetic_cell(self, tmp_path: Path) -> None:
+        entry = antiferromagnet()
+        export_xyz([entry], tmp_path / "a.xyz", cell="primitive")
+        (found,) = lx.read_structures(tmp_path / "a.xyz")
+        assert sorted(found.cell[2]) == [8, 8, 28, 28]
+        assert sorted(found.moments[:, 2].round(3)) == [-1.7, 0, 0, 1.7]
+        plain = replace(entry, moments=None)
+        export_xyz([plain], tmp_path / "b.xyz", cell="primitive")
+        assert len(lx.read_structures(tmp_path / "b.xyz")[0].cell[2]) == 2
+
+    def test_xyz_of_moments_in_all_directions(self, tmp_path: Path) -> None:
+        entry = antiferromagnet()
+        entry.moments[:2] = [[1, 0, 0], [0, 2, 0]]
+        assert not export_xyz([entry], tmp_path / "a.xyz").notes
+        (found,) = lx.read_structures(tmp_path / "a.xyz")
+        np.testing.assert_allclose(found.moments, entry.moments)
+        with pytest.warns(ExportWarning, match="not collinear"):
+            export_xyz([entry], tmp_path / "b.xyz", cell="primitive")
+
+    def test_constraints_along_tilted_axes(self, tmp_path: Path) -> None:
+        entry = antiferromagnet()
+        lattice = entry.cell[0].copy()
+        lattice[1, 0] = 0.5
+        fixed = np.zeros((8, 3), dtype=bool)
+        fixed[0], fixed[1, 2] = True, True
+        entry = replace(entry, cell=(lattice, *entry.cell[1:]), fixed=fixed)
+        with pytest.warns(ExportWarning, match="tilted axes"):
+            export_xyz([entry], tmp_path / "a.xyz")
+        (found,) = lx.read_structures(tmp_path / "a.xyz")
+        assert found.fixed.sum(axis=1).tolist() == [3, 0, 0, 0, 0, 0, 0, 0]
+
+    def test_espresso(self, tmp_path: Path) -> None:
+        from ase.io import read
+        from ase.io.espresso import read_fortran_namelist
+
+        entry = antiferromagnet()
+        path = folder_of(export_qe([entry], tmp_path / "a")) / "pw.in"
+        with path.open() as handle:
+            data, cards = read_fortran_namelist(handle)
+        kinds = [line.split()[0] for line in cards if line.endswith(".upf")]
+        moment = {
+            k: data["system"][f"starting_magnetization({n + 1})"] for n, k in enumerate(kinds)
+        }
+        assert sorted(moment.values()) == [-0.5, 0.0, 0.5]
+        assert data["system"]["nat"] == 4
+        held = replace(entry, fixed=np.array([[True] * 3] + [[False] * 3] * 7))
+        with pytest.warns(ExportWarning, match="stored cell"):
+            path = folder_of(export_qe([held], tmp_path / "b")) / "pw.in"
+        atoms = read(path, format="espresso-in")
+        assert len(atoms) == 8
+        assert [list(c.index) for c in atoms.constraints] == [[atoms.symbols.indices()["Ni"][0]]]
+
+    def test_phonopy(self, tmp_path: Path) -> None:
+        from pymatgen.io.vasp import Incar
+
+        folder = folder_of(export_phonopy([antiferromagnet()], tmp_path, dim=(2, 2, 1)))
+        moments = Incar.from_file(next(folder.glob("disp-*/INCAR")))["MAGMOM"]
+        assert sorted(moments) == [-1.7] * 4 + [0] * 8 + [1.7] * 4
+        assert all(abs(m) == 1.7 for m in moments[:8])  # POSCAR's order: nickel first
 
 
 class TestNotes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -129,6 +131,28 @@ class TestMP20:
         expected = TEXT.replace("_cell", "_CELL") if changed else TEXT
         server.texts["/train.csv"] = expected
         assert fetch_mp20(tmp_path, address=server.address)[0].read_text() == expected
+
+    def test_by_two_processes(self, server: Server, tmp_path: Path) -> None:
+        server.break_after = 700
+        with pytest.raises(LangevinXtalError, match="goes on"):
+            fetch_mp20(tmp_path, address=server.address)
+        server.break_after = None
+        before = (tmp_path / "train.csv.part").read_bytes()
+        with (tmp_path / "train.csv.part").open("rb") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            with pytest.raises(LangevinXtalError, match=r"train\.csv is being fetched by another"):
+                fetch_mp20(tmp_path, address=server.address)
+        assert (tmp_path / "train.csv.part").read_bytes() == before
+        assert fetch_mp20(tmp_path, address=server.address)[0].read_text() == TEXT
+
+    def test_links_and_devices(self, server: Server, tmp_path: Path) -> None:
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "train.csv").symlink_to(tmp_path / "elsewhere/train.csv")
+        os.mkfifo(tmp_path / "val.csv.part")
+        with pytest.raises(InputError, match=r"val\.csv\.part cannot be written: it is a pipe"):
+            fetch_mp20(tmp_path, address=server.address)
+        assert (tmp_path / "train.csv").is_symlink()
+        assert (tmp_path / "elsewhere/train.csv").read_text() == TEXT
 
     def test_another_file(self, server: Server, tmp_path: Path) -> None:
         server.texts["/val.csv"] = "<html>moved</html>"

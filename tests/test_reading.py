@@ -124,6 +124,10 @@ READ: dict[str, tuple[str, str, int]] = {
             f"{HM} 'P 42/m 21/n 2/m'"), "O4 Ti2", 136),
     "old symbol": (cif((3.31, 10.48, 4.38), ["P1 P 0 0.1017 0.0806"], f"{HM} 'C m c a'"),
                    "P8", 64),
+    "underscores for blanks": (
+        cif((4.9896, 4.9896, 17.061, 90, 90, 120),
+            ["Ca1 Ca 0 0 0", "C1 C 0 0 .25", "O1 O .2568 0 .25"], f"{HM} 'R_-3_c'",
+            f"{NUMBER} 167"), "C6 Ca6 O18", 167),
     "no minus": (cif(SALT, SALT_SITES, f"{HM} Fm3m"), "Cl4 Na4", 225),
     "origin 2": (cif((8.08,) * 3, SPINEL_2, f"{HM} 'F d -3 m :2'"), "Al16 Mg8 O32", 227),
     "origin 2, Z": (cif((8.08,) * 3, SPINEL_2, f"{HM} 'F d -3 m Z'"), "Al16 Mg8 O32", 227),
@@ -211,6 +215,29 @@ READ: dict[str, tuple[str, str, int]] = {
                 "Fe4 O4", 225),
     "deuterium": (cif((4.07,) * 3, ["Li1 Li 0 0 0", "D1 D .5 .5 .5"], operations(225)), "H4 Li4",
                   225),
+    "deuterium by its label": (cif((4.07,) * 3, ["Li1 0 0 0", "D1 .5 .5 .5"], operations(225),
+                                   columns="label fract_x fract_y fract_z"), "H4 Li4", 225),
+    "tritium": (cif((4.07,) * 3, ["Li1 Li 0 0 0", "T1 T .5 .5 .5"], operations(225)), "H4 Li4",
+                225),
+    "charges in labels": (cif((4.33,) * 3, ["Fe2+ 0 0 0", "O2- .5 .5 .5"], operations(225),
+                              columns="label fract_x fract_y fract_z"), "Fe4 O4", 225),
+    "an element for the label": (
+        cif((4.1,) * 3, ["Cs Cs 0 0 0", "Cl Cl .5 .5 .5"], operations(1)), "Cl1 Cs1", 221),
+    "signs and points": (cif(SALT, ["Na1 Na -.0000(1) 0. 0.", "Cl1 Cl .5 .5 -.5"],
+                             operations(225)), "Cl4 Na4", 225),
+    "letters beyond ASCII": (cif(SALT, SALT_SITES, operations(225), "_publ_author 'Gödel'"),
+                             "Cl4 Na4", 225),
+    "tags in mixed capitals": (cif(SALT, SALT_SITES, operations(225)).replace(
+        "_cell_length_a", "_Cell_Length_A"), "Cl4 Na4", 225),
+    "plus signs": (cif(SALT, SALT_SITES, operations(225).replace(",x", ",+x").replace(
+        "'y", "'+y")), "Cl4 Na4", 225),
+    "translations in front": (
+        cif((3.82, 3.82, 6.26, 90, 90, 120), ["Zn1 Zn .333 .667 0", "S1 S .333 .667 .375"],
+            operations(186).replace("z+1/2", "1/2+z"), f"{SUM} 'Zn S'"), "S2 Zn2", 186),
+    "four digits, quartz": (
+        cif((4.913, 4.913, 5.405, 90, 90, 120),
+            ["Si1 Si .4697 0 .6667", "O1 O .4135 .2669 .7858"], operations(154), f"{SUM} 'O2 Si'"),
+        "O6 Si3", 154),
     "type before label": (cif(SALT, ["Ca1 Na 0 0 0", "C1 Cl .5 .5 .5"], operations(225)),
                           "Cl4 Na4", 225),
     "all atoms listed": (
@@ -286,6 +313,16 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
         cif(SALT, ["Na1 Na 0 0 0 0", "O1 O .5 .5 .5 1"], operations(225),
             columns="label type_symbol fract_x fract_y fract_z attached_hydrogens"),
         ("hydrogen", "O1")),
+    "operations of P1 under the symbol of another group": (
+        cif(SALT, SALT_SITES, operations(1), f"{HM} 'F m -3 m'", f"{SUM} 'Cl Na'",
+            "_cell_formula_units_Z 4"),
+        ("8 atoms", "Cl1 Na1 = 2", "operations listed (1)", "F m -3 m")),
+    "half of the elements": (
+        cif((13, 13, 10, 90, 90, 120), ["Si1 Si .2165 .4331 .1012"], operations(166),
+            f"{SUM} 'O2 Si'"), ("O2 Si", "Si18")),
+    "a coordinate without its point": (
+        cif(SALT, ["Na1 Na 0 0 30000", "Cl1 Cl .5 .5 .5"], operations(225)),
+        ("Na1", "far outside")),
     "labels without elements": (
         cif(SALT, ["M1 0 0 0", "O1 .5 .5 .5"], operations(225), f"{SUM} 'Mg2 Si O4'",
             columns="label fract_x fract_y fract_z"), ("M1",)),
@@ -343,6 +380,19 @@ class TestCif:
         assert ":2" in one(tmp_path / "a.cif").notes[0]
         (tmp_path / "a.cif").write_text(cif(SALT, SALT_SITES, operations(221), f"{HM} Fm-3m"))
         assert "operations" in one(tmp_path / "a.cif").notes[0]
+
+    def test_latin_1(self, tmp_path: Path) -> None:
+        text = READ["letters beyond ASCII"][0]
+        (tmp_path / "a.cif").write_bytes(text.encode("latin-1"))
+        assert formula(one(tmp_path / "a.cif")) == "Cl4 Na4"
+
+    def test_blocks_without_atoms_are_passed_by(self, tmp_path: Path) -> None:
+        first, second = READ["operations"][0], READ["charges"][0]
+        head = "# comment\ndata_global\n_publ_section_title\n;\n 'NaCl' and \"more\" # here\n;\n"
+        text = head + first.replace("data_x", "data_I") + second.replace("data_x", "data_II")
+        (tmp_path / "a.cif").write_text(text)
+        found = lx.read_structures(tmp_path / "a.cif")
+        assert [(s.id, formula(s)) for s in found] == [("a#I", "Cl4 Na4"), ("a#II", "Fe4 O4")]
 
     def test_special_positions_are_exact(self, tmp_path: Path) -> None:
         (tmp_path / "a.cif").write_text(READ["two digits"][0])
@@ -432,6 +482,8 @@ POSCARS: dict[str, tuple[str, str, int]] = {
                    ".5\n0 0 0\n", "Cl1 Na1", 225),
     "line ends of Windows": (f"x\n5.64\n{FCC}Na Cl\n1 1\nDirect\n0 0 0\n.5 .5 .5\n"
                              .replace("\n", "\r\n"), "Cl1 Na1", 225),
+    "comments": (f"x\n5.64 ! scale\n{FCC}Na Cl ! the salt\n1 1 # both\nDirect\n0 0 0\n.5 .5 .5\n",
+                 "Cl1 Na1", 225),
     "exponents of Fortran": (f"x\n0.564D+01\n{FCC}Na Cl\n1 1\nDirect\n0 0 0\n.5d0 .5d0 .5d0\n",
                              "Cl1 Na1", 225),
 }  # fmt: skip
@@ -442,6 +494,16 @@ NO_POSCARS = {
         f"x\n5.64\n{FCC}Na Cl\n1 2\nDirect\n0 0 0\n.5 .5 .5\n",
         ("3 atoms are announced", "2 positions"),
     ),
+    "more positions than atoms": (
+        f"x\n5.64\n{FCC}Na\n1\nDirect\n0 0 0\n.5 .5 .5\n",
+        ("1 atoms are announced", "2 positions"),
+    ),
+    "a symbol that is none": (f"x\n5.64\n{FCC}Na 1/0\n1 1\nDirect\n0 0 0\n", ("line 6", "'1/0'")),
+    "a count that is none": (
+        f"x\n5.64\n{FCC}Na Cl\n1 null\nDirect\n0 0 0\n",
+        ("line 7", "'null'"),
+    ),
+    "far outside": (f"x\n5.64\n{FCC}Na\n1\nDirect\n0 5000 0\n", ("atom 1", "far outside")),
     "counts missing": (f"x\n5.64\n{FCC}Na Cl\n1\nDirect\n0 0 0\n.5 .5 .5\n", ("Na Cl",)),
     "very many atoms": (f"x\n5.64\n{FCC}Na Cl\n1 999999999\nDirect\n0 0 0\n", ("more than",)),
     "a word for a number": (f"x\n5.64\n{FCC}Na\n1\nDirect\n0 zero 0\n", ("1 atoms",)),
@@ -610,6 +672,26 @@ class TestDatabases:
         with pytest.raises(DataError, match="without ASE's table"):
             lx.read_structures(tmp_path / "a.db")
 
+    def test_a_row_without_atoms(self, tmp_path: Path) -> None:
+        with ase.db.connect(tmp_path / "a.db") as rows:
+            rows.write(NACL)
+            rows.write(NACL)
+        with sqlite3.connect(tmp_path / "a.db") as connection:
+            connection.execute("UPDATE systems SET numbers = NULL WHERE id = 1")
+        found = lx.read_structures(tmp_path / "a.db")
+        assert len(found) == 1
+        assert "no atomic numbers" in next(iter(found.left_out.values()))
+
+    def test_names_that_cannot_be_decoded(self, tmp_path: Path) -> None:
+        with ase.db.connect(tmp_path / "a.db") as rows:
+            rows.write(NACL)
+        data = (tmp_path / "a.db").read_bytes()
+        (tmp_path / "a.db").write_bytes(
+            data.replace(b"CREATE TABLE systems", b"CREATE TABLE sys\xf7\xffms")
+        )
+        with pytest.raises(DataError, match=r"a\.db"):
+            lx.read_structures(tmp_path / "a.db")
+
     def test_what_comes_along(self, tmp_path: Path) -> None:
         from ase.calculators.singlepoint import SinglePointCalculator
 
@@ -729,6 +811,118 @@ class TestLists:
     @pytest.mark.parametrize("text", ["Cu:2,Si:1", "Cu:2 Si:1", "Cu: 2, Si:1", "Cu:2; Si:1"])
     def test_sites(self, text: str) -> None:
         assert options.Sites().convert(text, None, None) == {"Cu": 2, "Si": 1}
+
+
+class TestNamedFormats:
+    """``--format`` where neither name nor content tells."""
+
+    @pytest.fixture
+    def cell(self, tmp_path: Path) -> Path:
+        """A file of CASTEP under a name that tells nothing, and beyond what is looked at."""
+        ase.io.write(tmp_path / "a.cell", NACL, format="castep-cell")
+        text = (tmp_path / "a.cell").read_text()
+        (tmp_path / "a.cell").unlink()
+        folder = tmp_path / "f"
+        folder.mkdir()
+        (folder / "a").write_text("# a note\n" * 8000 + text)
+        return folder / "a"
+
+    def test_of_a_file(self, cell: Path) -> None:
+        with pytest.raises(DataError, match="name its format"):
+            lx.read_structures(cell)
+        (found,) = lx.read_structures(cell, file_format="castep-cell")
+        assert formula(found) == "Cl1 Na1"
+        with pytest.raises(DataError, match="cannot be read"):
+            lx.read_structures(cell, file_format="xsf")
+        with pytest.raises(InputError, match="'castep' is not known"):
+            lx.read_structures(cell, file_format="castep")
+
+    def test_of_a_folder_it_is_for_those_which_tell_nothing(self, cell: Path) -> None:
+        (cell.parent / "b.cif").write_text(READ["operations"][0])
+        (cell.parent / "README.md").write_text("notes")
+        found = lx.read_structures(cell.parent, file_format="castep-cell")
+        assert [s.id for s in found] == ["a", "b"]
+        assert list(found.passed_over) == ["README.md"]
+        assert list(lx.read_structures(cell.parent).passed_over) == ["README.md", "a"]
+
+    @pytest.mark.parametrize("kind", ["cif", "poscar", "extxyz", "csv", "json", "npz"])
+    def test_each_of_our_own(self, kind: str, tmp_path: Path) -> None:
+        structure = Structure(*(NACL.cell.array, NACL.numbers, NACL.get_scaled_positions()))
+        text = READ["operations"][0]
+        path = tmp_path / "file"
+        if kind == "npz":
+            lattice = structure.lattice
+            arrays = {"id": np.array(["x"]), "na": [2], "lat": [[*lattice.abc, *lattice.angles]],
+                      "Z": NACL.numbers, "F": structure.frac_coords}  # fmt: skip
+            with path.open("wb") as stream:
+                np.savez(stream, **arrays)
+        else:
+            ase.io.write(tmp_path / "x", NACL, format="extxyz")
+            path.write_text(
+                {"cif": text, "poscar": POSCARS["version 5"][0], "json": structure.to_json(),
+                 "csv": 'id,cif\n1,"' + text.replace('"', '""') + '"\n',
+                 "extxyz": (tmp_path / "x").read_text()}[kind]
+            )  # fmt: skip
+        (found,) = lx.read_structures(path, file_format=kind)
+        assert set(found.cell[2]) == {11, 17}
+
+    def test_commands(self, cell: Path, tmp_path: Path) -> None:
+        given = ["--format", "castep-cell"]
+        out = str(tmp_path / "o")
+        assert run(["export", "cif", str(cell), "--out", out])[0] == 2
+        assert run(["export", "cif", str(cell), "--out", out, *given])[0] == 0
+        assert run(["data", "prepare", str(cell), "--out", out + ".lxd", *given])[0] == 0
+        assert run(["report", str(cell), "--out", out + ".html", *given])[0] == 0
+        code, printed = run(["relax", str(cell), "--format", "castep"])
+        assert code == 2
+        assert "castep-cell" in printed
+
+
+class TestVacuum:
+    """A slab or a molecule in a box is no bulk crystal, and said to be taken for one."""
+
+    @pytest.mark.parametrize(
+        ("name", "wanted"),
+        [
+            ("bulk", ""),
+            ("layers", ""),
+            ("slab", "across c, as of a slab"),
+            ("slab of a tilted cell", "across c, as of a slab"),
+            ("wire", "across a, b, as of a chain"),
+            ("molecule", "across a, b, c, as of a molecule in a box"),
+        ],
+    )
+    def test_said(self, name: str, wanted: str, tmp_path: Path) -> None:
+        from ase.build import bulk, fcc111, graphene, molecule, nanotube
+
+        atoms = {
+            "bulk": lambda: bulk("Cs", cubic=True) * (2, 1, 1),
+            "layers": lambda: graphene(vacuum=1.7),  # 3.4 Å apart, as in graphite
+            "slab": lambda: fcc111("Pt", (1, 1, 4), vacuum=6, orthogonal=False),
+            "slab of a tilted cell": lambda: bulk("Si") * (1, 1, 1),
+            "wire": lambda: nanotube(3, 3, length=1, vacuum=5),
+            "molecule": lambda: molecule("H2O", vacuum=4, pbc=True),
+        }[name]()
+        if name == "slab of a tilted cell":
+            scaled = atoms.cell.array.copy()
+            scaled[2] *= 6
+            atoms.set_cell(scaled)
+        atoms.pbc = True
+        ase.io.write(tmp_path / "a.vasp", atoms, format="vasp")
+        notes = " ".join(one(tmp_path / "a.vasp").notes)
+        assert wanted in notes
+        assert ("bulk crystal" in notes) == bool(wanted)
+
+    def test_every_command(self, tmp_path: Path) -> None:
+        from ase.build import molecule
+
+        ase.io.write(tmp_path / "a.vasp", molecule("H2O", vacuum=4, pbc=True), format="vasp")
+        printed = run(["export", "cif", str(tmp_path / "a.vasp"), "--out", str(tmp_path / "o")])[1]
+        assert "molecule in a box" in printed
+        printed = run(
+            ["data", "prepare", str(tmp_path / "a.vasp"), "--out", str(tmp_path / "o.lxd")]
+        )[1]
+        assert "molecule in a box" in printed
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])

@@ -9,7 +9,6 @@ import pwd
 import resource
 import shutil
 import sqlite3
-import subprocess
 import tempfile
 import threading
 import time
@@ -27,7 +26,9 @@ from langevin_xtal.errors import DataError, LangevinXtalError
 from langevin_xtal.model.checkpoint import ScoreModel
 from langevin_xtal.search import store as store_module
 from langevin_xtal.search.entries import read_entries
+from langevin_xtal.search.rows import from_data
 from langevin_xtal.search.store import (
+    LOOK,
     Change,
     Row,
     Store,
@@ -36,6 +37,7 @@ from langevin_xtal.search.store import (
     read_rows,
     read_summary,
 )
+from tests.postgres import Server, running_server
 from tests.test_search import content, forked, needs_fork, tiny_campaign
 
 SETTINGS: dict[str, Any] = {"version": "0", "elements": "Na,Cl", "seed": 0, "relax": None}
@@ -416,62 +418,19 @@ class TestDisk:
 # -- PostgreSQL
 
 
-def binaries() -> Path | None:
-    """Folder of PostgreSQL's programs, None where it is not installed."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if found:
-        return found[-1].parent
-    program = shutil.which("initdb")
-    return None if program is None else Path(program).parent
-
-
-def unprivileged() -> list[str] | None:
-    """What runs a program as somebody else than root, which PostgreSQL refuses; None: nothing."""
-    if os.geteuid() != 0:
-        return []
-    try:
-        pwd.getpwnam("postgres")
-    except KeyError:
-        return None
-    return ["runuser", "-u", "postgres", "--"] if shutil.which("runuser") else None
-
-
 @pytest.fixture(scope="module")
-def server() -> Iterator[Path]:
-    """The folder of a running server's socket."""
-    pytest.importorskip("psycopg2")
-    pytest.importorskip("ase_db_backends")
-    programs, become = binaries(), unprivileged()
-    if programs is None or become is None:
-        pytest.skip("PostgreSQL is not installed")
-    folder = Path(tempfile.mkdtemp(prefix="lx"))  # the path of a socket may have 100 characters
-    if become:
-        shutil.chown(folder, "postgres")
-
-    def call(*arguments: str) -> None:
-        subprocess.run([*become, *arguments], check=True, cwd=folder, stdout=subprocess.DEVNULL)
-
-    data = str(folder / "data")
-    control = [str(programs / "pg_ctl"), "-D", data, "-w", "-l", str(folder / "log")]
-    call(str(programs / "initdb"), "-D", data, "-A", "trust", "-U", "lx", "--no-sync")
-    call(*control, "-o", f"-c listen_addresses='' -k {folder} -c fsync=off", "start")
-    try:
-        yield folder
-    finally:
-        call(*control, "-m", "immediate", "stop")
-        shutil.rmtree(folder, ignore_errors=True)
+def server() -> Iterator[Server]:
+    """A running server."""
+    with running_server() as found:
+        if found is None:
+            pytest.skip("PostgreSQL is not installed")
+        yield found
 
 
 @pytest.fixture
-def address(server: Path, request: pytest.FixtureRequest) -> str:
+def address(server: Server, request: pytest.FixtureRequest) -> str:
     """A database of its own."""
-    import psycopg2
-
-    name = f"test_{request.node.name.lower()}"[:60]
-    with closing(psycopg2.connect(host=str(server), user="lx", dbname="postgres")) as connection:
-        connection.autocommit = True
-        connection.cursor().execute(f'CREATE DATABASE "{name}"')
-    return f"postgresql://lx@/{name}?host={server}"
+    return server.database(f"test_{request.node.name.lower()}"[:60])
 
 
 class TestPostgres:
@@ -597,6 +556,89 @@ class TestManyUnits:
             assert store.claim("sample", range(4), 9) == ([2], 3, 1)
 
 
+class TestListedUnits:
+    """Claims of the later stages look at what is next, not at the whole stage."""
+
+    def test_each_row_is_read_a_few_times(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fill(path, 600)
+        read: list[int] = []
+
+        def counted(data: Any, number: int | None = None) -> Row:
+            read.append(0)
+            return from_data(data, number)
+
+        monkeypatch.setattr("langevin_xtal.search.store.from_data", counted)
+        with Store(path, SETTINGS) as store:
+            units = list(range(600))
+            while found := store.claim("filter", units, 10).units:
+                rows = store.rows(found)
+                assert [each.index for each in rows] == found
+                store.settle_each("filter", {k: Change({"filtered": True}) for k in found})
+            assert store.claim("filter", units, 10) == ([], 600, 0)
+        assert len(read) == 1200  # once to work on it, once to change it
+
+    def test_a_claim_reads_as_much_however_long_the_list(self, path: Path) -> None:
+        with Store(path, SETTINGS) as store, closing(sqlite3.connect(path)) as connection:
+            with connection:
+                connection.executemany(
+                    "INSERT INTO langevin_xtal_work VALUES ('filter', ?, '', 1, NULL)",
+                    [(k,) for k in range(30_000)],
+                )
+            units = list(range(60_000))
+            assert store.claim("filter", units, 2) == ([30_000, 30_001], 30_000, 30_000)
+            lines: list[int] = []
+            state = store._state
+            store._state = lambda *a: lines.append(len(a[2])) or state(*a)  # type: ignore[method-assign,func-returns-value]
+            for k in range(30_002, 30_040, 2):
+                assert store.claim("filter", units, 2).units == [k, k + 1]
+            assert max(lines) <= LOOK
+            assert len(lines) <= 2 * 19
+            query = (
+                "SELECT unit, owner, done FROM langevin_xtal_work WHERE stage = 'x' "
+                "AND unit IN (1, 2)"
+            )
+            plan = str(connection.execute(f"EXPLAIN QUERY PLAN {query}").fetchall())
+            assert "SEARCH" in plan
+            assert "SCAN" not in plan
+
+    def test_in_their_order_and_around_others(self, path: Path) -> None:
+        fill(path, 9)
+        units = [7, 2, 5, 0, 8]
+        with Store(path, SETTINGS) as store, Store(path, SETTINGS) as other:
+            assert other.claim("relax", [2, 0], 2).units == [2, 0]
+            assert store.claim("relax", units, 2) == ([7, 5], 0, 5)
+            store.settle_each("relax", {7: Change({})})
+            other.settle_each("relax", {0: Change({})})
+            assert store.claim("relax", units, 9) == ([8], 2, 3)
+            store.settle_each("relax", {5: Change({}), 8: Change({})})
+            assert store.claim("relax", units, 9) == ([], 4, 1)
+            other.__exit__(None, None, None)  # leaves 2 unfinished
+            assert store.claim("relax", units, 9) == ([2], 4, 1)
+            store.settle_each("relax", {2: Change({})})
+            assert store.claim("relax", units, 9) == ([], 5, 0)
+
+    def test_a_claim_that_could_not_be_stored_is_made_again(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fill(path, 4)
+        units = list(range(4))
+        with Store(path, SETTINGS) as store:
+            with monkeypatch.context() as patch:
+                patch.setattr(Store, "_take", lambda *given: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    store.claim("filter", units, 3)
+            assert store.claim("filter", units, 3) == ([0, 1, 2], 0, 4)
+
+    def test_a_line_of_another_candidate(self, path: Path) -> None:
+        fill(path, 3)
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("UPDATE langevin_xtal_work SET entry = 1 WHERE unit = 2")
+        with Store(path, SETTINGS) as store, pytest.raises(DataError, match="not 2"):
+            store.rows([2])
+
+
 def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change the record of the first row."""
     with closing(sqlite3.connect(path)) as connection, connection:
@@ -635,6 +677,16 @@ class TestEdits:
         for use in (read_rows, read_entries, read_summary):
             with pytest.raises(DataError, match="a row of the store is damaged: row 1 "):
                 use(path)
+
+    @pytest.mark.parametrize(
+        "change", ["name = 'x' WHERE name = 'version'", "value = 'x' WHERE name = 'version'"]
+    )
+    def test_of_what_ase_says_of_itself(self, path: Path, change: str) -> None:
+        fill(path, 1)
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute(f"UPDATE information SET {change}")
+        with pytest.raises(DataError, match="table of information"):
+            Store(path, SETTINGS)
 
     def test_a_candidate_twice(self, path: Path) -> None:
         fill(path, 2)

@@ -44,6 +44,7 @@ def data() -> None:
     metavar="N",
 )
 @click.option("--limit", type=int, help="Read no more than N structures.", metavar="N")
+@structures.file_format
 @click.option("--licence", default="", help="Licence of the source, stored with the data.")
 @click.option("--attribution", default="", help="Whom to credit, stored with the data.")
 def prepare(
@@ -71,7 +72,15 @@ def prepare(
     from langevin_xtal.dataset.prepare import prepare as run
 
     meta = {"licence": licence, "attribution": attribution}
-    summary = run(source, out, symprec, workers=workers, limit=limit, meta=meta)
+    summary = run(
+        source,
+        out,
+        symprec,
+        workers=workers,
+        limit=limit,
+        meta=meta,
+        file_format=structures.given_format(),
+    )
     kept = summary.dataset
     echo(f"{len(kept)} of {summary.read} structures packed into {out}")
     for reason, count in sorted(summary.rejects.items(), key=lambda item: -item[1]):

@@ -35,7 +35,12 @@ class Multiples(click.ParamType):
         return tuple(int(p) for p in parts)
 
 
-sources = click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+def sources(command: Any) -> Any:
+    """Structures of any source, and ``--format``."""
+    argument = click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+    return argument(structures.file_format(command))
+
+
 top = click.option("--top", type=click.IntRange(min=1), help="Only the best N.", metavar="N")
 force = click.option("--force", is_flag=True, help="Replace what holds something else.")
 cell_help = "Standardised by spglib, or the cell as it is stored."
@@ -224,7 +229,7 @@ def qe(
     from langevin_xtal.export.espresso import export_qe, read_pw_variable
 
     settings["overrides"] = dict(read_pw_variable(text) for text in variables)
-    _write(export_qe, sources, top, out, settings, "submit.sh")
+    _write(export_qe, sources, top, out, settings, "submit.sh", ("moments", "fixed"))
 
 
 @export.command()
@@ -269,7 +274,7 @@ def phonopy(
     from langevin_xtal.export.vasp import read_incar_tag
 
     settings["overrides"] = dict(read_incar_tag(text) for text in incar)
-    _write(export_phonopy, sources, top, out, settings, "submit.sh")
+    _write(export_phonopy, sources, top, out, settings, "submit.sh", ("moments",))
 
 
 @export.command()
@@ -306,7 +311,7 @@ def xyz(sources: tuple[str, ...], top: int | None, out: Path, **settings: Any) -
     """
     from langevin_xtal.export.structures import export_xyz
 
-    _write(export_xyz, sources, top, out, settings)
+    _write(export_xyz, sources, top, out, settings, uses=("moments", "fixed"))
 
 
 def _write(

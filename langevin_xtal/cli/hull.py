@@ -93,7 +93,7 @@ def hull(
     structures.check_file(out, force=force)
     if origin == "file" and relax:
         raise InputError("--energies file takes energies as they are: leave out --relax")
-    entries, refused = structures.read_structures(files, uses=("energy",))
+    entries, refused = structures.read_structures(files)
     if origin == "potential":
         structures.known_to(entries, potential)
     if key is None:

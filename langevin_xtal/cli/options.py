@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from langevin_xtal.cli.terminal import echo
 from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.errors import InputError, RequestError
 from langevin_xtal.text import KEY_VARIABLE, is_address, learn_secret, printable
+
+if TYPE_CHECKING:
+    from langevin_xtal.model.checkpoint import ScoreModel
 
 MOST_WORKERS = 1024
 """Processes or threads."""
@@ -194,6 +197,20 @@ def say_settings(groups: str | None) -> None:
 
     for note in setting_notes(groups or ""):
         echo(f"Note: {note}", err=True)
+
+
+def say_unknown(elements: Iterable[str], model: ScoreModel) -> None:
+    """Say which of the elements no training crystal of the model has, where it knows."""
+    if model.settings is None:
+        return
+    numbers = {atomic_number(symbol): symbol for symbol in elements}
+    unknown = [numbers[z] for z in model.settings.unknown_elements(sorted(numbers))]
+    if unknown:
+        echo(
+            f"Note: no training crystal of model {model.name} has {', '.join(unknown)}: "
+            "distances and volumes of such candidates are guesses",
+            err=True,
+        )
 
 
 class LocalPath(click.Path):

@@ -22,6 +22,7 @@ from langevin_xtal.cli.terminal import echo
     metavar="FILE",
 )
 @click.option("--top", type=click.IntRange(min=1), help="Only the best N.", metavar="N")
+@structures.file_format
 @click.option("--title", default="", help="Heading.  [default: the elements]")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 def report(source: str, out: Path, top: int | None, title: str, force: bool) -> None:

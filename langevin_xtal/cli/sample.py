@@ -391,6 +391,7 @@ def sample(
         by_group = _fitting(
             by_group, lambda request: _can_start(request, weights, chosen, spreads)
         )
+    options.say_unknown({symbol for each in by_group for symbol in each.elements}, weights)
     folder = CandidateFolder(
         out,
         {

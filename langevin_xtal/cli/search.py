@@ -260,6 +260,7 @@ def search(
         workers=workers,
         cache=default_folder(),
     )
+    options.say_unknown(space.elements, weights)
     _announce(campaign)
     with options.stage_bars() as progress:
         summary = campaign.run(progress)

@@ -32,7 +32,39 @@ RECORD = "run.json"
 SHOWN = 30
 """Rows of a table on the terminal; all are in the file."""
 
-files = click.argument("files", nargs=-1, required=True, type=options.Source())
+_FORMAT = f"{__name__}.file_format"
+
+
+def _keep_format(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    ctx.meta[_FORMAT] = value or ""
+
+
+def file_format(command: Any) -> Any:
+    """``--format`` of the files that are read, which :func:`read_structures` takes notice of."""
+    from langevin_xtal.structures.readers import FORMAT_NAMES
+
+    return click.option(
+        "--format",
+        type=click.Choice(FORMAT_NAMES),
+        help="Of files whose name and content do not tell what they are: "
+        f"{', '.join(FORMAT_NAMES)}.",
+        metavar="NAME",
+        expose_value=False,
+        callback=_keep_format,
+    )(command)
+
+
+def given_format() -> str:
+    """What ``--format`` says; empty without it."""
+    return str(click.get_current_context().meta.get(_FORMAT, ""))
+
+
+def files(command: Any) -> Any:
+    """Structure files, and ``--format``."""
+    argument = click.argument("files", nargs=-1, required=True, type=options.Source())
+    return argument(file_format(command))
+
+
 potential = click.option(
     "--potential",
     default="chgnet",
@@ -86,7 +118,7 @@ def read_structures(
 
     Takes what :func:`~langevin_xtal.search.entries.read_entries` takes. Says on stderr what was
     assumed of a structure, which files were passed over, and what came along that the command
-    does not use: ``uses`` names what it does, of ``moments``, ``fixed`` and ``energy``.
+    does not use: ``uses`` names what it does, of ``moments``, ``fixed`` and ``oxidation``.
 
     Raises
     ------
@@ -98,6 +130,7 @@ def read_structures(
 
     entries: list[Entry] = []
     refused: dict[str, str] = {}
+    kind = given_format()
     notes: dict[str, tuple[str, ...]] = {}
     passed_over: dict[str, str] = {}
     for path in paths:
@@ -106,7 +139,12 @@ def read_structures(
     for path in paths:
         try:
             entries += read_entries(
-                path, top=top, rejects=refused, notes=notes, passed_over=passed_over
+                path,
+                top=top,
+                rejects=refused,
+                notes=notes,
+                passed_over=passed_over,
+                file_format=kind,
             )
         except DataError as error:  # one bad file of many does not stop the rest
             if len(paths) == 1:
@@ -161,6 +199,7 @@ def show_unused(entries: Sequence[Entry], uses: Collection[str]) -> None:
     kinds = {
         "moments": ("magnetic moments", [e for e in entries if e.moments is not None]),
         "fixed": ("constraints on atoms", [e for e in entries if e.fixed is not None]),
+        "oxidation": ("oxidation states", [e for e in entries if e.oxidation is not None]),
     }
     for kind, (what, having) in kinds.items():
         if having and kind not in uses:

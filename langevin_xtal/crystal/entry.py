@@ -47,3 +47,5 @@ class Entry:
     """(N, 3) magnetic moments [μB] of the atoms of ``cell``, Cartesian; None when not known."""
     fixed: NDArray[np.bool_] | None = None
     """(N, 3) True where an atom of ``cell`` may not move along an axis of the cell."""
+    oxidation: NDArray[np.float64] | None = None
+    """(N,) oxidation states of the atoms of ``cell``, NaN where unknown; None without any."""

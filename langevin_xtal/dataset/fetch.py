@@ -21,7 +21,7 @@ from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError, InputError, LangevinXtalError
 from langevin_xtal.extras import require
-from langevin_xtal.files import check_target, replacing, write_text
+from langevin_xtal.files import check_target, continued, replacing, write_text
 from langevin_xtal.text import hide_secrets, learn_secret
 
 KEY_PAGE = "https://next-gen.materialsproject.org/api"
@@ -270,28 +270,29 @@ def _download(address: str, path: Path, progress: Progress | None) -> None:
     part, tag = path.with_name(path.name + ".part"), path.with_name(path.name + ".etag")
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for file in (path, part, tag):
-            check_target(file)
-        known = tag.read_text(encoding="utf-8") if tag.exists() and part.exists() else ""
-        done = part.stat().st_size if known else 0
-    with _reading(address), _answer(address, done, known) as answer:
-        if done and answer.status != HTTPStatus.PARTIAL_CONTENT:
-            done = 0
-        length = answer.headers.get("Content-Length")
-        planned = done + int(length) if length else 0
-        with _writing(path), part.open("ab" if done else "wb") as stream:
-            write_text(tag, answer.headers.get("ETag") or "")
-            while block := _block(answer, address):
-                stream.write(block)
-                done += len(block)
-                if progress is not None:
-                    progress(done, planned)
-    if planned and done < planned:
-        raise LangevinXtalError(
-            f"{address} broke off after {done} of {planned} bytes; the same command goes on"
-        )
+        check_target(tag)
+    with _writing(path), continued(part, path) as stream:
+        known = tag.read_text(encoding="utf-8") if tag.exists() else ""
+        done = stream.seek(0, os.SEEK_END) if known else 0
+        with _reading(address), _answer(address, done, known) as answer:
+            if not done or answer.status != HTTPStatus.PARTIAL_CONTENT:
+                with _writing(path):
+                    stream.truncate(0)
+                done = 0
+            length = answer.headers.get("Content-Length")
+            planned = done + int(length) if length else 0
+            with _writing(path):
+                write_text(tag, answer.headers.get("ETag") or "")
+                while block := _block(answer, address):
+                    stream.write(block)
+                    done += len(block)
+                    if progress is not None:
+                        progress(done, planned)
+        if planned and done < planned:
+            raise LangevinXtalError(
+                f"{address} broke off after {done} of {planned} bytes; the same command goes on"
+            )
     with _writing(path):
-        os.replace(part, path)
         tag.unlink(missing_ok=True)
 
 
@@ -335,6 +336,10 @@ def _reading(address: str) -> Iterator[None]:
 def _writing(path: Path) -> Iterator[None]:
     try:
         yield
+    except BlockingIOError:
+        raise LangevinXtalError(
+            f"{path} is being fetched by another process; wait for it, or give another folder"
+        ) from None
     except OSError as error:
         raise LangevinXtalError(
             f"{path} cannot be written ({error.strerror or first_line(error)})"

@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 from langevin_xtal.errors import DataError
 from langevin_xtal.files import replacing, unwritable
 from langevin_xtal.structures.files import check_archive
+from langevin_xtal.structures.record import first_line
 from langevin_xtal.symmetry import cell_directions, cell_lengths, operation_table
 
 FORMAT_VERSION = 1
@@ -302,8 +303,9 @@ def _read_members(path: Path) -> dict[str, NDArray[Any]]:
             raise DataError(
                 f"{path} is not a packed dataset; make one with `langevin-xtal data prepare`"
             ) from None
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"packed dataset {path} is truncated or damaged: {reason}") from None
+        raise DataError(
+            f"packed dataset {path} is truncated or damaged: {first_line(error)}"
+        ) from None
 
 
 def _looks_like_zip(path: Path) -> bool:

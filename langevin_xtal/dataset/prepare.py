@@ -302,6 +302,7 @@ def prepare(
     limit: int | None = None,
     meta: dict[str, Any] | None = None,
     progress: bool | None = None,
+    file_format: str = "",
 ) -> Summary:
     """Pack every usable structure of ``source`` into ``out``; list the others in a CSV beside it.
 
@@ -322,6 +323,8 @@ def prepare(
         Further provenance to store, e.g. licence and attribution.
     progress
         Show a progress bar; default: when stderr is a terminal.
+    file_format
+        See :func:`langevin_xtal.read_structures`.
 
     Raises
     ------
@@ -340,7 +343,7 @@ def prepare(
     rejects_path = out.with_name(out.name + ".rejects.csv")
     for path in (out, rejects_path):
         check_target(path)
-    records = read_records(source)
+    records = read_records(source, file_format)
     gathered = _gather(records, symprec, workers, limit, progress)
     _write_rejects(rejects_path, gathered.rejects)
     if not gathered.kept:
@@ -470,6 +473,8 @@ def _unused(found: ReadStructure) -> list[str]:
         said.append("magnetic moments are not kept in packed data")
     if found.fixed is not None:
         said.append("constraints are not kept in packed data")
+    if found.oxidation is not None:
+        said.append("oxidation states are not kept in packed data")
     return said
 
 

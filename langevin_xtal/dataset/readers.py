@@ -35,11 +35,15 @@ __all__ = [
 ]
 
 
-def read_records(source: str | os.PathLike[str]) -> Records:
+def read_records(source: str | os.PathLike[str], file_format: str = "") -> Records:
     """Records of a file, a folder or a packed dataset (``.lxd``), lazily.
+
+    ``file_format`` as of :func:`langevin_xtal.structures.readers.read_records`.
 
     Raises
     ------
+    InputError
+        For a format that is not known.
     DataError
         When the source is missing, unreadable, or of no known format.
     """
@@ -47,7 +51,7 @@ def read_records(source: str | os.PathLike[str]) -> Records:
     if path.suffix.lower() == ".lxd" and not path.is_dir():
         data = PackedDataset.load(path)
         return Records(_of_packed(data, path.name), len(data), {})
-    return read_files(path)
+    return read_files(path, file_format)
 
 
 def cell_of(record: Record) -> Cell:

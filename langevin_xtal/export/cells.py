@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,45 +70,83 @@ def export_cell(cell: Cell, choice: CellChoice = "primitive", symprec: float = S
     return standard if _same_density(standard, cell) else cell
 
 
-def export_structure(
-    entry: Entry, choice: CellChoice, symprec: float, *, carry: bool = False
-) -> Structure:
-    """pymatgen Structure of :func:`export_cell`, atoms grouped by element as VASP needs them.
+class Carried(NamedTuple):
+    """A cell that is handed on, with what is known of its N atoms."""
 
-    With ``carry``, collinear magnetic moments come along as site property ``magmom``: atoms of
-    different moments are then different atoms to the symmetry search, so that the cell holds the
-    magnetic order.
-    Fixed atoms come along as ``selective_dynamics``, in the cell they were given in. A left-handed
-    cell, which VASP does not take, is inverted: the energy is the same.
+    cell: Cell
+    moments: NDArray[np.float64] | None  #: (N, 3) magnetic moments [μB]
+    fixed: NDArray[np.bool_] | None  #: (N, 3) True where an atom may not move along an axis
+
+
+def carried_cell(entry: Entry, choice: CellChoice, symprec: float) -> Carried:
+    """:func:`export_cell` of an entry with its magnetic moments and fixed atoms.
+
+    Atoms of different collinear moments are different atoms to the symmetry search, so that the
+    cell holds the magnetic order. Moments that are not collinear, and fixed atoms, belong to the
+    stored cell: with fixed atoms it is the one, and otherwise such moments are left out.
     """
-    moments = None
-    fixed = entry.fixed if carry else None
-    if carry and entry.moments is not None and is_collinear(entry.moments):
-        moments = collinear(entry.moments)
-    if fixed is not None:
-        lattice, frac, numbers = entry.cell
-    elif moments is None:
-        lattice, frac, numbers = export_cell(entry.cell, choice, symprec)
-    else:
-        lattice, frac, numbers, moments = _magnetic_cell(entry.cell, moments, choice, symprec)
+    moments, fixed = entry.moments, entry.fixed
+    if fixed is not None or choice == "stored":
+        return Carried(entry.cell, moments, fixed)
+    if moments is None or not is_collinear(moments):
+        return Carried(export_cell(entry.cell, choice, symprec), None, None)
+    lattice, frac, numbers, found = _magnetic_cell(entry.cell, collinear(moments), choice, symprec)
+    along_z = np.zeros((len(found), 3))
+    along_z[:, 2] = found
+    return Carried((lattice, frac, numbers), along_z, None)
+
+
+def export_structure(entry: Entry, choice: CellChoice, symprec: float) -> Structure:
+    """pymatgen Structure of :func:`carried_cell`, atoms grouped by element as VASP needs them.
+
+    Collinear moments are the site property ``magmom``, fixed atoms ``selective_dynamics``. A
+    left-handed cell, which VASP does not take, is inverted: the energy is the same.
+    """
+    (lattice, frac, numbers), moments, fixed = carried_cell(entry, choice, symprec)
     if np.linalg.det(lattice) < 0:
         lattice = -lattice
     structure = to_structure((lattice, frac, numbers))
-    if moments is not None:
-        structure.add_site_property("magmom", np.round(moments, 4).tolist())
+    if moments is not None and is_collinear(moments):
+        structure.add_site_property("magmom", np.round(collinear(moments), 4).tolist())
     if fixed is not None:
         structure.add_site_property("selective_dynamics", (~fixed).tolist())
     return structure.get_sorted_structure()
 
 
-def carried_notes(entry: Entry, choice: CellChoice) -> list[str]:
-    """What came along with an entry and is not, or not quite, what was asked for."""
+def carried_notes(entry: Entry, choice: CellChoice, *, vectors: bool = False) -> list[str]:
+    """What came along with an entry and is not, or not quite, what was asked for.
+
+    ``vectors`` where moments may have any direction in the stored cell.
+    """
     said = []
-    if entry.moments is not None and not is_collinear(entry.moments):
+    stored = choice == "stored" or entry.fixed is not None
+    if entry.moments is not None and not is_collinear(entry.moments) and not (vectors and stored):
         said.append("magnetic moments are not collinear and not written")
     if entry.fixed is not None and choice != "stored":
         said.append("atoms are fixed, so the stored cell is written")
     return said
+
+
+def ase_constraints(
+    fixed: NDArray[np.bool_], lattice: NDArray[np.float64]
+) -> tuple[list[Any], str]:
+    """Fixed atoms (N, 3) as ASE's constraints along Cartesian axes, and a note on the others.
+
+    An atom that may move along some axes of the cell can be held so only where these are
+    Cartesian.
+    """
+    from ase.constraints import FixAtoms, FixCartesian
+
+    held: list[Any] = []
+    everywhere = np.flatnonzero(fixed.all(axis=1))
+    if len(everywhere):
+        held.append(FixAtoms(everywhere.tolist()))
+    partly = np.flatnonzero(fixed.any(axis=1) & ~fixed.all(axis=1))
+    if not len(partly):
+        return held, ""
+    if np.abs(lattice - np.diag(np.diag(lattice))).max() > 1e-6:
+        return held, "atoms fixed along tilted axes of the cell are not held"
+    return [*held, *(FixCartesian(int(k), fixed[k]) for k in partly)], ""
 
 
 def _magnetic_cell(

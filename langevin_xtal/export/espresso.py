@@ -23,6 +23,8 @@ from langevin_xtal.errors import InputError
 from langevin_xtal.export.cells import (
     SYMPREC,
     CellChoice,
+    ase_constraints,
+    carried_notes,
     check_cell_options,
     export_structure,
 )
@@ -121,11 +123,14 @@ def export_qe(
     if missing:
         notes.say(f"{pseudo_dir} lacks the pseudopotential files {', '.join(missing)}")
 
-    def make(entry: Entry, name: str, _: Notes) -> Inputs:
+    def make(entry: Entry, name: str, notes: Notes) -> Inputs:
         import ase
 
         structure = export_structure(entry, cell, symprec)
-        files = {"pw.in": pw_input(structure, settings)}
+        text, note = pw_input(structure, settings)
+        for said in (*carried_notes(entry, cell), *[note] * bool(note)):
+            notes.add(name, said)
+        files = {"pw.in": text}
         return Inputs(files, {"atoms": str(len(structure)), "writer": f"ase {ase.__version__}"})
 
     return write_folders(
@@ -140,20 +145,33 @@ def export_qe(
     )
 
 
-def pw_input(structure: Structure, settings: Mapping[str, Any]) -> str:
-    """The text of ``pw.in``; ``settings`` as :func:`export_qe` gathers them."""
+def pw_input(structure: Structure, settings: Mapping[str, Any]) -> tuple[str, str]:
+    """The text of ``pw.in``, and a note on what it does not hold.
+
+    ``settings`` as :func:`export_qe` gathers them. Moments (site property ``magmom``) start in
+    proportion, the largest with :data:`STARTING_MAGNETIZATION`; atoms of different moments are
+    different types.
+    """
     from ase import Atoms
     from ase.io.espresso import write_espresso_in
 
     numbers = np.array(structure.atomic_numbers)
-    magnetic = np.isin(numbers, list(MAGNETIC))
+    start = np.where(np.isin(numbers, list(MAGNETIC)), STARTING_MAGNETIZATION, 0.0)
+    given = np.array(structure.site_properties.get("magmom", []), dtype=float)
+    if given.any():
+        start = np.round(STARTING_MAGNETIZATION * given / np.abs(given).max(), 3) + 0.0
     atoms = Atoms(
         numbers=numbers,
         scaled_positions=structure.frac_coords,
         cell=structure.lattice.matrix,
         pbc=True,
-        magmoms=np.where(magnetic, STARTING_MAGNETIZATION, 0.0) if magnetic.any() else None,
+        magmoms=start if start.any() else None,
     )
+    note = ""
+    free = structure.site_properties.get("selective_dynamics")
+    if free is not None:
+        held, note = ase_constraints(~np.array(free, dtype=bool), structure.lattice.matrix)
+        atoms.set_constraint(held)
     variables: dict[str, Any] = {
         "calculation": settings["input_set"],
         "prefix": "pwscf",
@@ -186,7 +204,7 @@ def pw_input(structure: Structure, settings: Mapping[str, Any]) -> str:
         crystal_coordinates=True,
     )
     text = re.sub(r"&(FCP|RISM)\n/\n", "", buffer.getvalue())  # ASE writes all namelists
-    return text.rstrip("\n") + "\n"
+    return text.rstrip("\n") + "\n", note
 
 
 def k_grid(lattice: NDArray[np.float64], kspacing: float) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from langevin_xtal.errors import InputError
 from langevin_xtal.export.cells import (
     SYMPREC,
     CellChoice,
+    carried_notes,
     check_cell_options,
     export_structure,
 )
@@ -132,7 +134,10 @@ def export_phonopy(
     writer = VaspWriter(input_set, settings["potcar"], tags, options)
 
     def make(entry: Entry, name: str, notes: Notes) -> Inputs:
+        entry = replace(entry, fixed=None)  # nothing but the displaced atom moves
         unit = export_structure(entry, cell, symprec)
+        for note in carried_notes(entry, cell):
+            notes.add(name, note)
         phonon = displaced(unit, dim or supercell_multiples(unit, min_height), distance)
         return _inputs(phonon, unit, writer, name, notes)
 
@@ -178,6 +183,7 @@ def displaced(unit: Structure, dim: Sequence[int], distance: float) -> Phonopy:
         symbols=[site.specie.symbol for site in unit],
         cell=unit.lattice.matrix,
         scaled_positions=unit.frac_coords,
+        magnetic_moments=unit.site_properties.get("magmom"),
     )
     with warnings.catch_warnings():  # phonopy 4 tells that "auto" differs from version 3
         warnings.filterwarnings("ignore", message="primitive_matrix defaulted")
@@ -227,7 +233,11 @@ def _yaml(phonon: Phonopy) -> str:
 def _structure(cell: PhonopyAtoms) -> Structure:
     from pymatgen.core import Lattice, Structure
 
-    return Structure(Lattice(cell.cell), cell.symbols, cell.scaled_positions)
+    moments = cell.magnetic_moments
+    properties = {} if moments is None else {"magmom": np.asarray(moments).tolist()}
+    return Structure(
+        Lattice(cell.cell), cell.symbols, cell.scaled_positions, site_properties=properties
+    )
 
 
 def _check_options(dim: Sequence[int] | None, min_height: float, distance: float) -> None:

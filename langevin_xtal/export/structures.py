@@ -24,10 +24,13 @@ from langevin_xtal.dataset.readers import RejectError
 from langevin_xtal.errors import InputError, LangevinXtalError
 from langevin_xtal.export.cells import (
     SYMPREC,
+    Carried,
     CellChoice,
+    ase_constraints,
+    carried_cell,
+    carried_notes,
     check_cell_options,
     entry_name,
-    export_cell,
 )
 from langevin_xtal.export.folders import MANIFEST, Progress, make_root
 from langevin_xtal.export.manifest import (
@@ -39,6 +42,7 @@ from langevin_xtal.export.manifest import (
 )
 from langevin_xtal.export.notes import Notes
 from langevin_xtal.files import FULL, check_target, unwritable, write_text
+from langevin_xtal.structures.record import collinear, is_collinear
 from langevin_xtal.symmetry import SpaceGroup, wrap
 
 if TYPE_CHECKING:
@@ -139,6 +143,8 @@ def export_xyz(
 ) -> Manifest:
     """All candidates in one extended XYZ file; energies and provenance in ``info``.
 
+    Magnetic moments are the column ``initial_magmoms``, fixed atoms ``move_mask``.
+
     Parameters
     ----------
     entries
@@ -170,11 +176,14 @@ def export_xyz(
     if path.is_dir() or not path.parent.is_dir():
         problem = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is no folder"
         raise InputError(f"{path} {problem}; give a file such as best.xyz")
-    frames, rows = [], []
+    frames, rows, notes = [], [], Notes()
     for rank, entry in enumerate(entries, start=1):
-        chosen = export_cell(entry.cell, cell, symprec)
-        frames.append(_atoms(chosen, entry, rank))
-        columns = {"folder": path.name, "export": "xyz", "atoms": str(len(chosen[2]))}
+        chosen = carried_cell(entry, cell, symprec)
+        atoms, said = _atoms(chosen, entry, rank)
+        for note in (*carried_notes(entry, cell, vectors=True), *said):
+            notes.add(entry_name(rank, entry), note)
+        frames.append(atoms)
+        columns = {"folder": path.name, "export": "xyz", "atoms": str(len(atoms))}
         rows.append(entry_row(entry, columns))
         if progress is not None:
             progress(rank, len(entries))
@@ -187,7 +196,7 @@ def export_xyz(
         if error.errno in FULL:
             raise _unfinished(path, error, 0, len(entries)) from None
         raise unwritable(path, error, InputError) from None
-    return _manifest(path, rows, len(rows) * written, Notes())
+    return _manifest(path, rows, len(rows) * written, notes)
 
 
 def entry_cif(entry: Entry, rank: int, symprec: float = SYMPREC) -> tuple[str, str]:
@@ -366,7 +375,8 @@ def _facts(entry: Entry) -> Iterator[tuple[str, Any]]:
                 yield re.sub(r"\W", "_", f"{prefix}{name}", flags=re.ASCII), value
 
 
-def _atoms(cell: Cell, entry: Entry, rank: int) -> Atoms:
+def _atoms(chosen: Carried, entry: Entry, rank: int) -> tuple[Atoms, list[str]]:
+    """ase.Atoms, and what could not be carried along."""
     from ase import Atoms
 
     info: dict[str, Any] = {"name": entry_name(rank, entry), "rank": rank}
@@ -374,5 +384,13 @@ def _atoms(cell: Cell, entry: Entry, rank: int) -> Atoms:
         plain = value.item() if isinstance(value, np.generic) else value
         info.setdefault(name, " ".join(plain.split()) if isinstance(plain, str) else plain)
     info["structure_sha"] = structure_sha(entry)
-    lattice, frac, numbers = cell
-    return Atoms(numbers=numbers, scaled_positions=frac, cell=lattice, pbc=True, info=info)
+    lattice, frac, numbers = chosen.cell
+    atoms = Atoms(numbers=numbers, scaled_positions=frac, cell=lattice, pbc=True, info=info)
+    if chosen.moments is not None:
+        flat = is_collinear(chosen.moments)
+        atoms.set_initial_magnetic_moments(collinear(chosen.moments) if flat else chosen.moments)
+    if chosen.fixed is None:
+        return atoms, []
+    held, note = ase_constraints(chosen.fixed, lattice)
+    atoms.set_constraint(held)
+    return atoms, [note] * bool(note)

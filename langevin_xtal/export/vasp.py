@@ -106,7 +106,7 @@ def export_vasp(
     notes = vasp_notes(potcar, settings, os.fspath(out))
 
     def make(entry: Entry, name: str, notes: Notes) -> Inputs:
-        structure = export_structure(entry, cell, symprec, carry=True)
+        structure = export_structure(entry, cell, symprec)
         for note in carried_notes(entry, cell):
             notes.add(name, note)
         files, columns = writer.inputs(structure, name, notes)

@@ -58,6 +58,7 @@ def read_entries(
     rejects: dict[str, str] | None = None,
     notes: dict[str, tuple[str, ...]] | None = None,
     passed_over: dict[str, str] | None = None,
+    file_format: str = "",
 ) -> list[Entry]:
     """Candidates of a source, best first.
 
@@ -80,11 +81,13 @@ def read_entries(
         Receives what was assumed or left out of a structure, by its identifier.
     passed_over
         Receives the files of a folder that hold no structures, with the reason.
+    file_format
+        See :func:`read_structures`.
 
     Raises
     ------
     InputError
-        When ``top`` is below 1.
+        When ``top`` is below 1, or the format is not known.
     DataError
         When the source is missing, unreadable, or holds no structure that can be used.
     """
@@ -96,7 +99,7 @@ def read_entries(
     else:
         found: dict[str, tuple[str, ...]] = {} if notes is None else notes
         others: dict[str, str] = {} if passed_over is None else passed_over
-        entries = list(_unique(_of_files(Path(source), refused, found, others)))
+        entries = list(_unique(_of_files(Path(source), refused, found, others, file_format)))
         if not entries:
             name, reason = next(iter(refused.items()), ("", "it is empty"))
             where = f"{name}: " if name else ""
@@ -131,14 +134,23 @@ class Structures(Sequence[ReadStructure]):
         return f"Structures({len(self)} read, {len(self.left_out)} left out)"
 
 
-def read_structures(*sources: str | os.PathLike[str]) -> Structures:
+def read_structures(*sources: str | os.PathLike[str], file_format: str = "") -> Structures:
     """Read structures of any file format, folders, packed data, and stores of a search.
 
     Cells are as they stand in the file. What came along is kept where the format has it:
     energies, magnetic moments, fixed atoms, oxidation states, further numbers.
 
+    Parameters
+    ----------
+    file_format
+        Where neither the name nor the content of a file tells: ``cif``, ``poscar``, ``extxyz``,
+        ``csv``, ``json``, ``npz``, or the name that ASE has for it (``espresso-out``). In folders
+        it is that of the files which tell nothing.
+
     Raises
     ------
+    InputError
+        For a format that is not known.
     DataError
         When a source is missing, unreadable, or of no known format.
     """
@@ -149,7 +161,7 @@ def read_structures(*sources: str | os.PathLike[str]) -> Structures:
         if is_store(source):
             found += [_of_row(entry) for entry in _of_store(source)]
             continue
-        records = read_records(source)
+        records = read_records(source, file_format)
         for record in records:
             try:
                 found.append(read(record))
@@ -258,6 +270,7 @@ def _of_files(
     refused: dict[str, str],
     notes: dict[str, tuple[str, ...]],
     passed_over: dict[str, str],
+    file_format: str,
 ) -> Iterator[Entry]:
     if path.is_dir() and (path / TABLE).is_file():
         yield from _of_sampled(path, refused)
@@ -265,7 +278,7 @@ def _of_files(
         data = PackedDataset.load(path)
         yield from (_of_packed(data, k) for k in range(len(data)))
     else:
-        records = read_records(path)
+        records = read_records(path, file_format)
         yield from _of_records(records, {"source": str(path)}, refused, notes)
         passed_over.update(records.passed_over)
 
@@ -308,6 +321,7 @@ def _entry(found: ReadStructure, group: int | None, provenance: Mapping[str, Val
         provenance={**provenance, "id": found.id},
         moments=found.moments,
         fixed=found.fixed,
+        oxidation=found.oxidation,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -56,7 +56,7 @@ SAMPLING_SHARE = 0.5
 AT_ONCE = {"filter": 200, "known": 64, "known relaxed": 64, "rank": 200}
 """Candidates claimed at a time."""
 EACH_AT_ONCE = {"screen": 128, "relax": 32, "release": 16, "phonons": 4}
-"""The same, for each worker; with a limit of time a quarter."""
+"""The same, for each worker; with a limit of time a quarter, of samples too."""
 BROKEN = ", symmetry broken"
 """Added to the name of a stage that looks at another geometry than before."""
 SWELLING = 0.25
@@ -127,7 +127,7 @@ class _Run:
         self._each("release", "releasing", self._to_release(), self._release)
         self._compare("merge released", "comparing released", "same_released")
         if plan.reference is not None:
-            rows = self._rows(self._relaxed())
+            rows = self.store.rows(self._relaxed())
             unknown = [row.index for row in rows if not row.facts.get("known")]
             self._again("known relaxed", "looking up relaxed", unknown, self._look_up)
         self._again("rank", "ranking", self._relaxed(), self._rank)
@@ -137,25 +137,18 @@ class _Run:
 
     # -- which candidates
 
-    def _rows(self, indices: Iterable[int] | None = None) -> list[Row]:
-        rows = self.store.rows()
-        if indices is None:
-            return rows
-        wanted = set(indices)
-        return [row for row in rows if row.index in wanted]
-
     def _with_cells(self) -> list[int]:
-        return [row.index for row in self._rows() if row.sampled is not None]
+        return [row.index for row in self.store.rows() if row.sampled is not None]
 
     def _left(self) -> list[int]:
-        return [r.index for r in self._rows() if r.state not in ("rejected", "duplicate")]
+        return [r.index for r in self.store.rows() if r.state not in ("rejected", "duplicate")]
 
     def _relaxed(self) -> list[int]:
         left = set(self._left())
-        return [r.index for r in self._rows() if r.index in left and "energy" in r.facts]
+        return [r.index for r in self.store.rows() if r.index in left and "energy" in r.facts]
 
     def _best(self, count: int) -> list[int]:
-        rows = self._rows(self._relaxed())
+        rows = self.store.rows(self._relaxed())
         return [row.index for row in sorted(rows, key=lambda r: rank_key(entry_of(r)))[:count]]
 
     def _to_relax(self) -> list[int]:
@@ -163,7 +156,9 @@ class _Run:
         count = self.plan.relax_best
         if count is None:
             return self._left()
-        rows = [r for r in self._rows(self._left()) if r.facts.get("energy_sampled") is not None]
+        rows = [
+            r for r in self.store.rows(self._left()) if r.facts.get("energy_sampled") is not None
+        ]
         energy = [float(row.facts["energy_sampled"]) for row in rows]
         # without a hull, the lowest energies
         key = np.nan_to_num(self._above_all(rows, energy), nan=math.inf)
@@ -173,7 +168,7 @@ class _Run:
         """Those different with symmetry kept, and near the hull of all, or without a hull."""
         rows = [
             row
-            for row in self._rows()
+            for row in self.store.rows()
             if row.facts.get("same_as") == -1 and not row.facts.get("reason")
         ]
         above = self._above_all(rows, [float(row.facts["energy_kept"]) for row in rows])
@@ -213,7 +208,7 @@ class _Run:
                 done = claim.done
                 work(
                     stage,
-                    self._rows(claim.units),
+                    self.store.rows(claim.units),
                     lambda more, done=done: self.report(title, done + more, len(units)),  # type: ignore[misc]
                 )
             elif claim.left == 0:
@@ -229,7 +224,7 @@ class _Run:
         work: Work,
     ) -> None:
         """As :meth:`_each`; once more where symmetry broke after a run that had no more time."""
-        rows = self._rows(units)
+        rows = self.store.rows(units)
         broken = {row.index for row in rows if row.facts.get("symmetry_broke")}
         self._each(stage, title, [k for k in units if k not in broken], work)
         self._each(stage + BROKEN, title, [k for k in units if k in broken], work)
@@ -243,14 +238,15 @@ class _Run:
         """
         while True:
             unit, changes = look()
-            claim = self.store.claim(stage, [unit], 1)
+            units, waited = [unit], False
+            while not (claim := self.store.claim(stage, units, 1)).units and claim.left:
+                time.sleep(POLL_SECONDS)
+                waited = True
             if claim.units:
                 start = time.perf_counter()
                 self.store.settle_all(stage, unit, changes(), time.perf_counter() - start)
-            elif claim.left == 0:
+            elif not waited:
                 return
-            else:
-                time.sleep(POLL_SECONDS)
 
     def _compare(self, stage: str, title: str, fact: str) -> None:
         """Mark candidates equal to an earlier one."""
@@ -283,7 +279,7 @@ class _Run:
         Relaxed candidates are compared as they were with their symmetry kept, so that who is
         released does not depend on who was released before.
         """
-        rows = self._rows()
+        rows = self.store.rows()
         passed = [row for row in rows if row.facts.get("filtered")]
         if stage == "duplicates":
             return passed, [_geometry(row) for row in passed], len(passed)
@@ -302,6 +298,8 @@ class _Run:
         plan, options = self.plan, self.plan.sampling
         units = range(plan.total)
         most = options.batch_size * (options.workers or os.cpu_count() or 1)
+        if plan.max_hours is not None:
+            most = math.ceil(most / 4)
         share = SAMPLING_SHARE if plan.relax else 1.0
         while not self._late(share):
             claim = self.store.claim("sample", units, most)
@@ -470,7 +468,7 @@ class _Run:
         """Energies above the hull of references and candidates."""
 
         def look() -> tuple[int, Callable[[], dict[int, Change]]]:
-            rows = [row for row in self._rows(self._relaxed()) if row.facts.get("ranked")]
+            rows = [row for row in self.store.rows(self._relaxed()) if row.facts.get("ranked")]
             unit = len(rows) + sum("note" in row.facts for row in rows)
             return unit, lambda: self._together(rows)
 

@@ -28,12 +28,15 @@ import os
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
+from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError, LangevinXtalError
 from langevin_xtal.runtime import host as this_host
 from langevin_xtal.runtime import is_running
@@ -91,6 +94,8 @@ MOST_MISSING = 1_000_000
 """Lines that processes of older versions may have left out."""
 CHUNK = 200
 """Rows written in one transaction."""
+LOOK = 256
+"""Units looked up with one statement."""
 ADVISORY_LOCK = 0x4C5853
 """Key of the writers' lock in PostgreSQL: ``LXS``."""
 _ENDED: set[str] = set()
@@ -126,6 +131,15 @@ _KEYS = {
     "setting_rank": ("Rank of setting", "From 0, the likeliest for what was searched", ""),
     "setting_probability": ("Probability of setting", "Given what was searched", ""),
 }
+
+
+@dataclass
+class _Turn:
+    """How far the claims of a list of units have come."""
+
+    units: Sequence[int]
+    ahead: deque[int] | None = None  #: neither done nor handed out as far as is known
+    behind: deque[int] = field(default_factory=deque)  #: handed out, to whomever
 
 
 class Claim(NamedTuple):
@@ -172,6 +186,7 @@ class Store:
         self.owner = uuid.uuid4().hex
         self._seen: dict[str, tuple[int, float]] = {}
         self._filled: set[str] = set()
+        self._turns: dict[str, _Turn] = {}
         self._was_there = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -211,29 +226,71 @@ class Store:
     def claim(self, stage: str, units: Sequence[int], most: int) -> Claim:
         """Hand out up to ``most`` of the units, in their order, that no living process has.
 
-        Of ``range(N)`` in a time that does not grow with N, nor with what is done.
+        In a time that grows neither with their number nor with what is done, but for the first
+        claim of a list: pass the same list again.
         """
         if isinstance(units, range) and units == range(len(units)):
             return self._claim_first(stage, len(units), most)
-        with self._transaction() as cursor:
-            cursor.execute(
-                "SELECT unit, owner, done FROM langevin_xtal_work WHERE stage = ?", (stage,)
-            )
-            work = {
-                _whole(unit, "work"): (owner, bool(done))
-                for unit, owner, done in cursor.fetchall()
-            }
-            living = self._living(cursor)
-            done = sum(1 for unit in units if unit in work and work[unit][1])
-            mine: list[int] = []
-            for unit in units:
-                if len(mine) == most:
-                    break
-                owner, finished = work.get(unit, ("", False))
-                if not finished and owner not in living:
+        turn = self._turns.get(stage)
+        if turn is None or turn.units is not units:
+            turn = self._turns[stage] = _Turn(units)
+        try:
+            with self._transaction() as cursor:
+                mine = self._next(cursor, stage, turn, most)
+        except BaseException:
+            del self._turns[stage]  # what it says was not stored
+            raise
+        turn.behind.extend(mine)
+        left = len(turn.ahead or ()) + len(turn.behind)
+        return Claim(mine, len(units) - left, left)
+
+    def _next(self, cursor: Any, stage: str, turn: _Turn, most: int) -> list[int]:
+        """Take up to ``most`` units of a list."""
+        if turn.ahead is None:
+            turn.ahead = deque(self._unfinished(cursor, stage, turn.units))
+        living = self._living(cursor)
+        # those handed out before are looked at first: they may be done, or left by the dead
+        again = [turn.behind.popleft() for _ in range(min(len(turn.behind), LOOK))]
+        mine: list[int] = []
+        begun: set[int] = set()
+        while again or (len(mine) < most and turn.ahead):
+            part = again or [turn.ahead.popleft() for _ in range(min(len(turn.ahead), LOOK))]
+            again = []
+            state = self._state(cursor, stage, part)
+            begun.update(state)
+            for k, unit in enumerate(part):
+                owner, finished = state.get(unit, ("", False))
+                if finished:
+                    continue
+                if owner in living:
+                    turn.behind.append(unit)
+                elif len(mine) < most:
                     mine.append(unit)
-            self._take(cursor, stage, mine, work)
-        return Claim(mine, done, len(units) - done)
+                else:
+                    turn.ahead.extendleft(reversed(part[k:]))
+                    break
+        self._take(cursor, stage, mine, begun)
+        return mine
+
+    def _unfinished(self, cursor: Any, stage: str, units: Iterable[int]) -> list[int]:
+        """Those of the units that nobody has finished."""
+        cursor.execute(
+            "SELECT unit FROM langevin_xtal_work WHERE stage = ? AND done = 1", (stage,)
+        )
+        done = {_whole(unit, "work") for (unit,) in cursor.fetchall()}
+        return [unit for unit in units if unit not in done]
+
+    def _state(self, cursor: Any, stage: str, units: Sequence[int]) -> dict[int, tuple[str, bool]]:
+        """Owner, and whether it is done, of those of the units that were begun."""
+        cursor.execute(
+            "SELECT unit, owner, done FROM langevin_xtal_work WHERE stage = ? "
+            f"AND unit IN ({_marks(units)})",
+            (stage, *units),
+        )
+        return {
+            _whole(unit, "work"): (str(owner), bool(done))
+            for unit, owner, done in cursor.fetchall()
+        }
 
     def _claim_first(self, stage: str, total: int, most: int) -> Claim:
         """Of the units below ``total``: those left by others first, then those after the last."""
@@ -370,10 +427,10 @@ class Store:
             )
             return sorted(_whole(row[0], "work") for row in cursor.fetchall())
 
-    def rows(self) -> list[Row]:
-        """All candidates by index."""
+    def rows(self, indices: Iterable[int] | None = None) -> list[Row]:
+        """Candidates by index: all, or those of ``indices`` that are there."""
         with self._reading() as cursor:
-            return _rows(cursor)
+            return _rows(cursor) if indices is None else _some_rows(cursor, sorted(set(indices)))
 
     def summary(self) -> Summary:
         """Counts and times."""
@@ -386,7 +443,13 @@ class Store:
         if not self._is_postgres:
             refuse_foreign(Path(self.address))
         with self._transaction():
-            self._database.count()  # makes ASE's tables, and ends the transaction
+            try:
+                self._database.count()  # makes ASE's tables, and ends the transaction
+            except (TypeError, ValueError, LookupError) as error:  # of what ASE says of itself
+                raise DataError(
+                    f"store {plain_address(self.address)} is damaged: ASE cannot read its table "
+                    f"of information ({first_line(error)})"
+                ) from None
         with self._transaction() as cursor:
             theirs = settings_of(cursor)
             if theirs is None:
@@ -566,6 +629,11 @@ def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
     return (items[k : k + CHUNK] for k in range(0, len(items), CHUNK))
 
 
+def _marks(items: Sequence[Any]) -> str:
+    """Placeholders for so many values in a statement."""
+    return ", ".join("?" * len(items))
+
+
 def _rows(cursor: Any) -> list[Row]:
     cursor.execute("SELECT id, data FROM systems")
     rows: dict[int, Row] = {}
@@ -575,6 +643,27 @@ def _rows(cursor: Any) -> list[Row]:
             raise DataError(f"the store is damaged: candidate {row.index} is there twice")
         rows[row.index] = row
     return [rows[index] for index in sorted(rows)]
+
+
+def _some_rows(cursor: Any, indices: Sequence[int]) -> list[Row]:
+    """Rows of candidates, found by the lines of their samples."""
+    rows: list[Row] = []
+    for k in range(0, len(indices), LOOK):
+        part = indices[k : k + LOOK]
+        cursor.execute(
+            "SELECT work.unit, systems.id, systems.data FROM langevin_xtal_work AS work, systems "
+            f"WHERE work.stage = 'sample' AND work.unit IN ({_marks(part)}) "
+            "AND work.entry = systems.id ORDER BY work.unit",
+            tuple(part),
+        )
+        for unit, number, data in cursor.fetchall():
+            row = from_data(data, number)
+            if row.index != unit:
+                raise DataError(
+                    f"the store is damaged: row {number} is candidate {row.index}, not {unit}"
+                )
+            rows.append(row)
+    return rows
 
 
 def _summary(cursor: Any) -> Summary:

@@ -25,7 +25,13 @@ from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
 from langevin_xtal.crystal.formula import amounts
 from langevin_xtal.errors import InputError, LatticeError, SymmetryError
 from langevin_xtal.structures.operations import Operations, from_setting, group_of
-from langevin_xtal.structures.record import ReadStructure, RejectError, first_line
+from langevin_xtal.structures.record import (
+    FARTHEST,
+    ReadStructure,
+    RejectError,
+    covalent_radii,
+    first_line,
+)
 from langevin_xtal.symmetry.settings import (
     Setting,
     hall_setting,
@@ -322,6 +328,8 @@ def _sites(block: _Block, lattice: FloatArray) -> tuple[list[_Site], list[str]]:
         if any(value in _UNKNOWN for value in coordinates):
             raise RejectError("a site has no coordinates", f"site {label}")
         parsed = [_number_and_digits(v, f"a coordinate of {label}") for v in coordinates]
+        if max(abs(value) for value, _ in parsed) > FARTHEST:
+            raise RejectError("a position is far outside the cell", f"site {label}")
         attached = hydrogens[k]
         if attached.isdigit() and int(attached):
             raise RejectError(
@@ -503,10 +511,14 @@ def _crystal(
     if listed is not None:
         made = _made(listed, lattice, sites, block)
         against = facts.contradiction(_numbers(sites, made)) or made.contradiction
+        symbol = _other_symbol(block, listed)
+        count = f"symmetry operations listed ({len(listed)})"
         if against:
-            raise RejectError("the atoms contradict the file", against)
+            hint = f"; the {count} are not those of {symbol}" if symbol else ""
+            raise RejectError("the atoms contradict the file", against + hint)
         notes += made.notes
-        notes += _symbol_note(block, listed)
+        if symbol:
+            notes.append(f"the {count} are not those of the symbol {symbol}; the operations count")
         return made, notes
     choices, said = _choices(block, lattice)
     if not choices:
@@ -568,9 +580,7 @@ def _sensible(
 
 def _closest(made: _Made, lattice: FloatArray, sites: list[_Site]) -> float:
     """Smallest distance between atoms over the sum of their covalent radii."""
-    from gemmi import Element
-
-    radius = np.array([Element(site.number).covalent_r for site in sites])[made.owner]
+    radius = covalent_radii()[[site.number for site in sites]][made.owner]
     delta = made.frac[:, None] - made.frac
     delta -= np.rint(delta)
     length = np.sqrt(((delta @ lattice) ** 2).sum(axis=2))
@@ -595,18 +605,13 @@ def _listed(block: _Block) -> Operations | None:
     return None
 
 
-def _symbol_note(block: _Block, listed: Operations) -> list[str]:
-    """A note where the symbol is of another group than the operations listed."""
+def _other_symbol(block: _Block, listed: Operations) -> str:
+    """The symbol, where it is of another group than the operations listed; else empty."""
     text = block.first(_HM)
     found = _of_symbol(text)[0] if text else ()
     if not found or listed.reversal.min() < 0:
-        return []
-    if any(len(s.rotations) == len(listed) for s in found):
-        return []
-    return [
-        f"the {len(listed)} operations listed are not those of the symbol {text}; the operations "
-        "count"
-    ]
+        return ""
+    return "" if any(len(s.rotations) == len(listed) for s in found) else str(text)
 
 
 def _of_symbol(text: str) -> tuple[tuple[Setting, ...], str]:

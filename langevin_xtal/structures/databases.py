@@ -43,7 +43,7 @@ def read_only(path: Path) -> Iterator[sqlite3.Connection]:
     try:
         connection.execute("PRAGMA query_only = 1")
         yield connection
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # messages quote damaged names
         raise DataError(f"{path} cannot be read as a database: {first_line(error)}") from None
     finally:
         connection.close()
@@ -144,6 +144,8 @@ def parse_row(row: dict[str, Any]) -> ReadStructure:
     from ase import Atoms
 
     numbers = row["numbers"]
+    if numbers.ndim != 1:
+        raise RejectError("not a structure", "the row has no atomic numbers")
     if len(numbers) > MOST_ATOMS:
         raise RejectError(f"more than {MOST_ATOMS} atoms", str(len(numbers)))
     try:

@@ -27,6 +27,7 @@ MOST_IN_ARCHIVE = 2**31
 MOST_MEMBERS = 200_000
 RATIO = 200
 """An archive that unpacks to more times its size, beyond 64 MiB, is refused."""
+_LONGEST_REASON = 120
 HEAD = 2**16
 """Bytes looked at to tell a format."""
 
@@ -127,7 +128,8 @@ def _unpacked(data: bytes, suffix: str, limit: int) -> bytes:
 
 def _reason(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())
+    text = " ".join(str(text).split())
+    return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "…"
 
 
 def decoded(data: bytes) -> str:

@@ -47,6 +47,12 @@ BY_CONTENT = (
     (re.compile(r"Program PWSCF", re.MULTILINE), "espresso-out"),
 )
 """ASE's format by a mark in the text."""
+KINDS = tuple(
+    sorted(
+        {*BY_SUFFIX.values(), *(kind for _, kind in BY_NAME), *(kind for _, kind in BY_CONTENT)}
+    )
+)
+"""All formats above, by ASE's names."""
 LAST_ONLY = frozenset({"vasp-xml", "vasp-out", "vasp-xdatcar", "espresso-out"})
 """Results of a run: its last structure is read."""
 MOST = 2**26

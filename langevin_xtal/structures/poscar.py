@@ -63,6 +63,14 @@ def parse_poscar(text: str) -> ReadStructure:
             "the number of atoms and of positions differ",
             f"{total} atoms are announced, {first} positions are given",
         )
+    more = place + total
+    while len(_numbers(_at(lines, more))) == 3:  # velocities come after an empty line
+        more += 1
+    if more > place + total:
+        raise RejectError(
+            "the number of atoms and of positions differ",
+            f"{total} atoms are announced, {more - place} positions are given",
+        )
     points = np.array([_three(lines, place + k, "a position") for k in range(total)])
     frac: FloatArray = points
     if cartesian and _sound(lattice):
@@ -135,6 +143,7 @@ def _species(lines: list[str]) -> tuple[int, list[str] | None, list[int], list[s
         for word in words:
             found = _SPECIES.fullmatch(word)
             if not found:
+                _check_comment(word, 6)
                 break
             symbols.append(found[1])
         counts = _counts(_at(lines, 6), 7)
@@ -156,10 +165,23 @@ def _species(lines: list[str]) -> tuple[int, list[str] | None, list[int], list[s
     return 6, None, counts, []
 
 
+def _check_comment(word: str, number: int) -> None:
+    """
+    Raises
+    ------
+    RejectError
+        When a word that is neither symbol nor count does not begin a comment.
+    """
+    if word[0] not in "!#%;(":
+        raise RejectError("not a POSCAR", f"line {number} holds {word[:40]!r}")
+
+
 def _counts(line: str, number: int) -> list[int]:
-    counts = []
+    counts: list[int] = []
     for word in line.split():
         if not re.fullmatch(r"\d{1,9}", word):
+            if counts:
+                _check_comment(word, number)
             break
         counts.append(int(word))
     if not counts:

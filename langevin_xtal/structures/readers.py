@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from langevin_xtal.errors import DataError, LangevinXtalError
+from langevin_xtal.errors import DataError, InputError, LangevinXtalError
 from langevin_xtal.structures.cif import parse_cif, split_blocks
 from langevin_xtal.structures.documents import holds_structures, read_json
 from langevin_xtal.structures.files import (
@@ -25,6 +25,7 @@ from langevin_xtal.structures.files import (
     is_zip,
     plain_name,
 )
+from langevin_xtal.structures.foreign import KINDS, foreign_format, read_foreign
 from langevin_xtal.structures.poscar import looks_like_poscar, parse_poscar
 from langevin_xtal.structures.record import (
     ReadStructure,
@@ -40,6 +41,10 @@ FORMATS = (
     "CIF, POSCAR, extended XYZ, CSV with a 'cif' column, an ASE database, pymatgen or OPTIMADE "
     "JSON, an .npz of flat arrays, another format that ASE reads, or a folder or archive of these"
 )
+
+OWN = ("cif", "poscar", "extxyz", "csv", "json", "npz")
+FORMAT_NAMES = (*OWN, *KINDS)
+"""Formats that may be named where neither name nor content of a file tells."""
 
 _POSCAR_NAME = re.compile(r"(poscar|contcar)|.*\.(vasp|poscar|contcar)|.*_(poscar|contcar)", re.I)
 _CIF_MARK = re.compile(r"^\s*data_|^\s*_(cell|atom_site|chemical)[_.]", re.MULTILINE | re.I)
@@ -70,25 +75,39 @@ class NoStructuresError(DataError):
     """A file that is none of the formats that hold structures."""
 
 
-def read_records(source: str | os.PathLike[str]) -> Records:
+def read_records(source: str | os.PathLike[str], file_format: str = "") -> Records:
     """Records of a file or folder.
+
+    Parameters
+    ----------
+    file_format
+        One of :data:`FORMAT_NAMES`: of a file, whatever it looks like; of a folder or archive,
+        what its files are whose name and content tell nothing.
 
     Raises
     ------
+    InputError
+        For a format that is not known.
     DataError
         When the source is missing, unreadable, or of no known format.
     """
+    if file_format not in ("", *FORMAT_NAMES):
+        raise InputError(f"format {file_format!r} is not known: {', '.join(FORMAT_NAMES)} are")
     path = Path(source)
     if not path.exists():
         raise DataError(f"{path} does not exist")
     if path.is_dir():
-        return _of_many(path, list(in_folder(path)), "folder")
+        return _of_many(path, list(in_folder(path)), "folder", file_format)
     if not path.is_file():
         raise DataError(f"{path} is no regular file; give {FORMATS}")
     if path.suffix.lower() not in (".npz", ".lxd") and is_zip(path):
-        return _of_many(path, list(in_archive(path)), "archive")
+        return _of_many(path, list(in_archive(path)), "archive", file_format)
     try:
-        records, total = _of_file(Found(path), _stem(path))
+        found, stem = Found(path), _stem(path)
+        if file_format:
+            records, total = _of_format(found, stem, file_format)
+        else:
+            records, total = _of_file(found, stem)
     except LangevinXtalError as error:
         if str(path) in str(error):
             raise
@@ -110,7 +129,7 @@ def _named(records: Iterator[Record], source: str) -> Iterator[Record]:
     return (replace(record, source=source) for record in records)
 
 
-def _of_many(path: Path, files: list[Found], what: str) -> Records:
+def _of_many(path: Path, files: list[Found], what: str, file_format: str) -> Records:
     """Records of all files of a folder or archive that hold structures."""
     passed_over: dict[str, str] = {}
     simple = [f for f in files if f.suffix in (".cif", ".mcif") or _POSCAR_NAME.fullmatch(f.name)]
@@ -125,13 +144,14 @@ def _of_many(path: Path, files: list[Found], what: str) -> Records:
         for found in files:
             stem = plain_name(found.shown)
             try:
-                own, _ = _of_file(found, stem)
+                own, _ = _of_file(found, stem, file_format)
                 yield from _named(own, found.shown)
             except NoStructuresError as error:
                 passed_over[found.shown] = str(error)
             except LangevinXtalError as error:
                 reason = str(error).replace(f"{found} ", "the file ")
-                yield Record(stem, ("the file cannot be read", reason), rejected)
+                detail = reason.removeprefix("the file cannot be read: ")
+                yield Record(stem, ("the file cannot be read", detail), rejected)
             except Exception as error:
                 yield Record(stem, ("the file cannot be read", first_line(error)), rejected)
 
@@ -152,8 +172,26 @@ def _may_hold(found: Found) -> bool:
     return not _NOT_STRUCTURES.fullmatch(found.name)
 
 
-def _of_file(found: Found, stem: str) -> tuple[Iterator[Record], int | None]:
-    """Records of one file, its format told by name and content.
+def _of_format(found: Found, stem: str, file_format: str) -> tuple[Iterator[Record], int | None]:
+    """Records of one file of a format that is named; raises as :func:`_of_file`."""
+    if file_format == "cif":
+        return _of_cif(found.text(), stem)
+    if file_format == "poscar":
+        return iter([Record(stem, found.text(), parse_poscar)]), 1
+    if file_format == "extxyz":
+        return read_xyz(found.stream, stem), None
+    if file_format == "csv":
+        return read_csv(partial(found.stream, ""), stem, parse_text), None
+    if file_format == "json":
+        return read_json(found.text(), stem)
+    if file_format == "npz":
+        return read_npz(found.path)
+    records = read_foreign(found, file_format, stem)
+    return iter(records), len(records)
+
+
+def _of_file(found: Found, stem: str, otherwise: str = "") -> tuple[Iterator[Record], int | None]:
+    """Records of one file, its format told by name and content, or else named.
 
     Raises
     ------
@@ -188,8 +226,6 @@ def _of_file(found: Found, stem: str) -> tuple[Iterator[Record], int | None]:
         return iter([Record(stem, found.text(), parse_poscar)]), 1
     if looks_like_poscar(head):
         return iter([Record(stem, found.text(), parse_poscar)]), 1
-    from langevin_xtal.structures.foreign import foreign_format, read_foreign
-
     kind = foreign_format(name, head)
     if kind is not None:
         records = read_foreign(found, kind, stem)
@@ -198,7 +234,11 @@ def _of_file(found: Found, stem: str) -> tuple[Iterator[Record], int | None]:
         return read_xyz(found.stream, stem), None
     if _CIF_MARK.search(head):
         return _of_cif(found.text(), stem)
-    raise NoStructuresError(f"{found} is no structure file that is known; give {FORMATS}")
+    if otherwise:
+        return _of_format(found, stem, otherwise)
+    raise NoStructuresError(
+        f"{found} is no structure file that is known; give {FORMATS}, or name its format"
+    )
 
 
 def _foldable(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,8 +27,10 @@ LONGEST = 10_000.0
 """Longest axis of a cell that is read [Å]."""
 FLATTEST = 0.3
 """Least distance between opposite faces of a cell that is read [Å]."""
-
-
+VACUUM = 4.0
+"""Thickness of a layer that no atom's covalent radius reaches into, of a slab [Å]."""
+FARTHEST = 1000.0
+"""Largest fractional coordinate that is read: beyond, digits are lost, or a point was."""
 _LONGEST_LINE = 300
 
 
@@ -127,12 +130,15 @@ def read(record: Record) -> ReadStructure:
         When the record holds no ordered, three-dimensional crystal.
     """
     found = record.parse(record.payload)
+    cell = checked(found.cell)
+    empty = vacuum(cell)
     return replace(
         found,
         id=record.id,
-        cell=checked(found.cell),
+        cell=cell,
         properties={**found.properties, **record.properties},
         source=record.source,
+        notes=(*found.notes, empty) if empty else found.notes,
     )
 
 
@@ -156,8 +162,17 @@ def checked(cell: Cell) -> Cell:
         raise RejectError("there are no atoms")
     if frac.shape != (len(numbers), 3) or not np.isfinite(frac).all():
         raise RejectError("the positions are not finite, or their number is not that of the atoms")
-    if numbers.min() < 1 or numbers.max() >= len(SYMBOLS):
-        raise RejectError("unknown element", f"atomic number {numbers.min()}..{numbers.max()}")
+    if not numbers.min() > 0:
+        raise RejectError(
+            "unknown element", f"atom {int(numbers.argmin()) + 1} is a dummy (X, or number 0)"
+        )
+    if numbers.max() >= len(SYMBOLS):
+        raise RejectError("unknown element", f"atomic number {numbers.max()}")
+    if np.abs(frac).max() > FARTHEST:
+        raise RejectError(
+            "a position is far outside the cell",
+            f"atom {int(np.abs(frac).max(axis=1).argmax()) + 1} by {np.abs(frac).max():.3g} cells",
+        )
     if len(numbers) > MOST_ATOMS:
         raise RejectError(f"more than {MOST_ATOMS} atoms", str(len(numbers)))
     lengths = np.linalg.norm(lattice, axis=1)
@@ -173,6 +188,39 @@ def checked(cell: Cell) -> Cell:
             f"volume {volume:g} Å³",
         )
     return lattice.astype(float), frac.astype(float), numbers.astype(np.int64)
+
+
+def vacuum(cell: Cell) -> str:
+    """A sentence where atoms leave a layer of a cell empty, as in a slab or a box; else empty."""
+    lattice, frac, numbers = cell
+    heights = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
+    place = frac - np.floor(frac)
+    ordered = np.sort(place, axis=0)
+    gaps = np.diff(ordered, axis=0, append=ordered[:1] + 1.0).max(axis=0) * heights
+    axes = []
+    for k in np.flatnonzero(gaps > VACUUM):
+        order = np.argsort(place[:, k], kind="stable")
+        centre, radius = place[order, k] * heights[k], covalent_radii()[numbers[order]]
+        # the highest point of all atoms below, those of the cell underneath included
+        top = np.maximum.accumulate(centre + radius)
+        top = np.maximum(top, top[-1] - heights[k])
+        bottom = np.append(centre[1:], centre[0] + heights[k]) - np.append(radius[1:], radius[0])
+        if (bottom - top).max() > VACUUM:
+            axes.append("abc"[k])
+    if not axes:
+        return ""
+    what = "a molecule in a box" if len(axes) == 3 else "a slab" if len(axes) == 1 else "a chain"
+    return (
+        f"there is vacuum across {', '.join(axes)}, as of {what}; it is treated as a bulk crystal"
+    )
+
+
+@cache
+def covalent_radii() -> FloatArray:
+    """(119,) radii by atomic number [Å]."""
+    from gemmi import Element
+
+    return np.array([Element(z).covalent_r for z in range(len(SYMBOLS))])
 
 
 def collinear(moments: FloatArray) -> FloatArray:

@@ -284,7 +284,7 @@ def _plain(symbol: str) -> str:
     text = _BAR.sub(r"-\1", text.replace("$", ""))
     text = text.translate({0x2212: "-", 0x2013: "-", 0x2010: "-", 0xAF: "-"})
     text = _SUBSCRIPT.sub(lambda m: next(filter(None, m.groups())), text)
-    return re.sub(r"[\s'\"{}]+|_(?=\s*[0-9a-zA-Z{(])", "", text).lower()
+    return re.sub(r"[\s'\"{}_]+", "", text).lower()
 
 
 def _with_inversion(key: str) -> str:

@@ -78,6 +78,7 @@ def test_every_spelling_finds_the_setting(hall: int) -> None:
     own = kind.international.split("=")[-1].strip()
     plain = [own, kind.international_full, own.replace(" ", ""), own.replace("_", "")]
     plain += [setting.full.upper().replace("_", ""), setting.full.lower()]
+    plain += [own.replace("_", "").replace(" ", "_"), setting.full.replace(" ", "_")]
     for text in plain:
         found = settings_of(text)
         assert setting in found
