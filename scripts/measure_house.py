@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from langevin_xtal.version import __version__
+
 LONG_FUNCTION = 60
 """Lines."""
 MANY_PARAMETERS = 12
@@ -134,7 +136,7 @@ def main() -> None:
     names = " ".join(f"--tree {name}=…" for name in trees)
     result = {
         "command": f"python scripts/measure_house.py {names} --out docs/results/house.json",
-        "version": "0.6.0",
+        "version": __version__,
         "machine": f"any; Python {platform.python_version()}",
         "trees": {name: measured(folder) for name, folder in trees.items()},
     }
