@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from langevin_xtal.version import __version__
+
 ARGUMENTS = ["sample", "--elements", "Cu,Si,K", "--sg", "62", "--n", "1"]
 
 
@@ -58,33 +60,22 @@ def main() -> None:
         for name, tree in trees.items():
             times[name].append(cpu_seconds(tree))
     result = {
-        "what": "CPU time (user + system) of one command from a cold start, least of the runs",
         "command": " ".join(["langevin-xtal", *ARGUMENTS]),
-        "machine": {
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "load_before_and_after": [round(before, 2), round(os.getloadavg()[0], 2)],
-        },
-        "python": platform.python_version(),
+        "version": __version__,
+        "machine": f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "what": "CPU time (user + system) of one command from a cold start, least of the runs",
+        "load_before_and_after": [round(before, 2), round(os.getloadavg()[0], 2)],
         "runs": given.runs,
         "seconds": {
             name: {
                 "least": round(min(user + system for user, system in pairs), 2),
                 "all": [round(user + system, 2) for user, system in pairs],
-                "version": version(trees[name]),
             }
             for name, pairs in times.items()
         },
     }
     given.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result["seconds"], indent=2))
-
-
-def version(tree: Path) -> str:
-    """As the tree states it."""
-    found: dict[str, str] = {}
-    exec((tree / "langevin_xtal/version.py").read_text(), found)
-    return found["__version__"]
 
 
 if __name__ == "__main__":

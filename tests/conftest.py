@@ -1,9 +1,16 @@
-"""What several test files share: a model that needs no training and no shipped checkpoint."""
+"""What several test files share: a model that needs no training and no shipped checkpoint.
+
+Tests that are repeated for each of the 230 space groups are slow together and seldom fail: a tenth
+of the groups runs by default, another tenth for each test, ``--groups rest`` runs the others and
+``--groups all`` all of them. ``.ci/run`` runs the default and the rest.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import signal
+import zlib
+from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,6 +40,56 @@ settings.load_profile("repeatable")
 TINY = NetworkConfig(
     width=32, triplet_width=32, blocks=1, radial=4, spherical=3, cutoff=4.0, k_min=4, k_max=12
 )
+
+
+SHARE = 10
+"""One group in so many runs by default."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--groups",
+        choices=["tenth", "rest", "all"],
+        default="tenth",
+        help="space groups of the tests that are repeated for all 230",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests that are repeated for all groups, and leave out what was not asked for."""
+    every = set(range(1, 231))
+    values: dict[tuple[str, str], set[object]] = defaultdict(set)
+    for item in items:
+        for name, value in _parameters(item).items():
+            if type(value) is int:
+                values[_test(item), name].add(value)
+    asked = config.getoption("--groups")
+    kept, left_out = [], []
+    for item in items:
+        groups = [
+            value
+            for name, value in _parameters(item).items()
+            if values.get((_test(item), name), set()) >= every
+        ]
+        # another tenth for each test, the same in every run and process
+        first = zlib.crc32(_test(item).encode()) % SHARE
+        sampled = all(group % SHARE == first for group in groups)
+        if groups:
+            item.add_marker(pytest.mark.all_groups)
+        right = {"all": True, "tenth": sampled, "rest": bool(groups) and not sampled}[asked]
+        (kept if right else left_out).append(item)
+    items[:] = kept
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+
+
+def _test(item: pytest.Item) -> str:
+    return item.nodeid.split("[", 1)[0]
+
+
+def _parameters(item: pytest.Item) -> dict[str, object]:
+    call = getattr(item, "callspec", None)
+    return {} if call is None else dict(call.params)
 
 
 @pytest.fixture(scope="session")

@@ -183,6 +183,17 @@ class TestMetadata:
         assert __version__ in underlined
         assert underlined[0] == __version__
 
+    def test_the_citation_names_the_version(self) -> None:
+        path = ROOT / "CITATION.cff"
+        if not path.exists():
+            pytest.skip("not a source checkout")
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert f"version: {__version__}" in lines
+
+    def test_types_are_shipped(self, setup: configparser.ConfigParser) -> None:
+        assert (PACKAGE / "py.typed").exists()
+        assert "py.typed" in setup["options.package_data"]["langevin_xtal"]
+
     def test_all_packages_are_installed(self, setup: configparser.ConfigParser) -> None:
         listed = set(setup["options"]["packages"].split())
         found = {module_of(p) for p in MODULES if p.name == "__init__.py"}

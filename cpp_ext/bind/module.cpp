@@ -74,10 +74,10 @@ py::dict build(const Doubles& lattice, const Doubles& frac, const Integers& site
                const Integers& op_count, const Integers& orbit, double cutoff, std::int64_t k_min,
                std::int64_t k_max, bool all_pairs, double coincidence, double identical,
                double margin, double max_near, int threads) {
-    const lx::CrystalView view = crystal_view(lattice, frac, site_start, rotations, translations,
-                                              op_start, op_count, orbit);
-    lx::Settings settings{cutoff,    k_min,  k_max,    all_pairs, coincidence,
-                          identical, margin, max_near};
+    const lx::CrystalView view =
+        crystal_view(lattice, frac, site_start, rotations, translations, op_start, op_count, orbit);
+    lx::Settings settings{cutoff,      k_min,     k_max,  all_pairs,
+                          coincidence, identical, margin, max_near};
     lx::Multigraph graph;
     {
         py::gil_scoped_release release;
@@ -92,10 +92,8 @@ py::dict build(const Doubles& lattice, const Doubles& frac, const Integers& site
     out["edge_vec"] = to_numpy(std::move(graph.edge_vec), {edges, 3});
     out["edge_dist"] = to_numpy(std::move(graph.edge_dist), {edges});
     const py::dtype boolean = py::dtype::of<bool>();
-    out["edge_is_self_image"] =
-        to_numpy(std::move(graph.edge_is_self_image), {edges}, boolean);
-    out["edge_is_long_range"] =
-        to_numpy(std::move(graph.edge_is_long_range), {edges}, boolean);
+    out["edge_is_self_image"] = to_numpy(std::move(graph.edge_is_self_image), {edges}, boolean);
+    out["edge_is_long_range"] = to_numpy(std::move(graph.edge_is_long_range), {edges}, boolean);
     out["edge_start"] = to_numpy(std::move(graph.edge_start), {sites + 1});
     out["site_reach"] = to_numpy(std::move(graph.site_reach), {sites});
     out["multiplicity"] = to_numpy(std::move(graph.multiplicity), {sites});
@@ -111,8 +109,8 @@ py::array equivalent_edges(const Doubles& lattice, const Doubles& frac, const In
                            const Doubles& edge_vec, const Doubles& edge_dist,
                            const Booleans& edge_is_long_range, const Integers& edge_start,
                            double close) {
-    const lx::CrystalView view = crystal_view(lattice, frac, site_start, rotations, translations,
-                                              op_start, op_count, orbit);
+    const lx::CrystalView view =
+        crystal_view(lattice, frac, site_start, rotations, translations, op_start, op_count, orbit);
     lx::EdgeView edges;
     edges.edges = edge_dist.size();
     require(edge_index.size() == 2 * edges.edges, "edge_index must be (2, E)");
@@ -138,10 +136,10 @@ py::array equivalent_edges(const Doubles& lattice, const Doubles& frac, const In
 
 py::tuple distinct_images(const Doubles& lattice, const Doubles& frac, const Integers& site_start,
                           const Integers& rotations, const Doubles& translations,
-                          const Integers& op_start, const Integers& op_count,
-                          const Integers& orbit, double identical) {
-    const lx::CrystalView view = crystal_view(lattice, frac, site_start, rotations, translations,
-                                              op_start, op_count, orbit);
+                          const Integers& op_start, const Integers& op_count, const Integers& orbit,
+                          double identical) {
+    const lx::CrystalView view =
+        crystal_view(lattice, frac, site_start, rotations, translations, op_start, op_count, orbit);
     std::vector<std::int64_t> site, op;
     {
         py::gil_scoped_release release;
@@ -198,8 +196,8 @@ py::dict lay_out_triplets(const Integers& source, const Integers& target, const 
     found["out_message"] = to_numpy(std::move(layout.out_message), {of_sites, out});
     found["row_site"] = to_numpy(std::move(layout.row_site), {rows});
     found["row_edge"] = to_numpy(std::move(layout.row_edge), {rows, width});
-    found["row_of_message"] = to_numpy(std::move(layout.row_of_message),
-                                       {static_cast<py::ssize_t>(view.messages)});
+    found["row_of_message"] =
+        to_numpy(std::move(layout.row_of_message), {static_cast<py::ssize_t>(view.messages)});
     found["cosine"] = to_numpy(std::move(layout.cosine), {rows, width, out});
     found["is_triplet"] =
         to_numpy(std::move(layout.is_triplet), {rows, width, out}, py::dtype::of<bool>());
@@ -269,7 +267,7 @@ std::unique_ptr<lx::Plan> make_plan(const Integers& source, const Integers& targ
 
 /// Borrows what goes into a network, or throws where the arrays do not fit the plan.
 class Inputs {
-public:
+ public:
     lx::NetworkShape shape;
     lx::NetworkInputs in;
 
@@ -298,7 +296,7 @@ public:
         in.of_source = of_source.data(), in.of_target = of_target.data(), in.noise = noise.data();
     }
 
-private:
+ private:
     std::vector<const float*> pointers_;
 };
 
@@ -349,26 +347,25 @@ PYBIND11_MODULE(_multigraph, m) {
         try {
             if (p) std::rethrow_exception(p);
         } catch (const lx::TooManyNear& e) {
-            PyErr_SetObject(too_many.ptr(),
-                            py::make_tuple(e.crystal, e.radius, e.near).ptr());
+            PyErr_SetObject(too_many.ptr(), py::make_tuple(e.crystal, e.radius, e.near).ptr());
         }
     });
     m.def("build", &build, py::arg("lattice"), py::arg("frac"), py::arg("site_start"),
-          py::arg("rotations"), py::arg("translations"), py::arg("op_start"),
-          py::arg("op_count"), py::arg("orbit"), py::kw_only(), py::arg("cutoff"),
-          py::arg("k_min"), py::arg("k_max"), py::arg("all_pairs"), py::arg("coincidence"),
-          py::arg("identical"), py::arg("margin"), py::arg("max_near"), py::arg("threads"),
+          py::arg("rotations"), py::arg("translations"), py::arg("op_start"), py::arg("op_count"),
+          py::arg("orbit"), py::kw_only(), py::arg("cutoff"), py::arg("k_min"), py::arg("k_max"),
+          py::arg("all_pairs"), py::arg("coincidence"), py::arg("identical"), py::arg("margin"),
+          py::arg("max_near"), py::arg("threads"),
           "Edges of a batch of crystals as a dict of arrays; the GIL is released.");
     m.def("equivalent_edges", &equivalent_edges, py::arg("lattice"), py::arg("frac"),
-          py::arg("site_start"), py::arg("rotations"), py::arg("translations"),
-          py::arg("op_start"), py::arg("op_count"), py::arg("orbit"), py::kw_only(),
-          py::arg("edge_index"), py::arg("edge_vec"), py::arg("edge_dist"),
-          py::arg("edge_is_long_range"), py::arg("edge_start"), py::arg("close"),
+          py::arg("site_start"), py::arg("rotations"), py::arg("translations"), py::arg("op_start"),
+          py::arg("op_count"), py::arg("orbit"), py::kw_only(), py::arg("edge_index"),
+          py::arg("edge_vec"), py::arg("edge_dist"), py::arg("edge_is_long_range"),
+          py::arg("edge_start"), py::arg("close"),
           "The first edge equivalent to each edge, (E,); the GIL is released.");
     m.def("distinct_images", &distinct_images, py::arg("lattice"), py::arg("frac"),
-          py::arg("site_start"), py::arg("rotations"), py::arg("translations"),
-          py::arg("op_start"), py::arg("op_count"), py::arg("orbit"), py::kw_only(),
-          py::arg("identical"), "Site and operation of every distinct image, (P,) each.");
+          py::arg("site_start"), py::arg("rotations"), py::arg("translations"), py::arg("op_start"),
+          py::arg("op_count"), py::arg("orbit"), py::kw_only(), py::arg("identical"),
+          "Site and operation of every distinct image, (P,) each.");
     m.def("lay_out_triplets", &lay_out_triplets, py::arg("source"), py::arg("target"),
           py::arg("vec"), py::arg("turned"), py::arg("dist"), py::arg("sends"),
           py::arg("first_edge"), py::arg("message"), py::kw_only(), py::arg("sites"),
@@ -379,10 +376,9 @@ PYBIND11_MODULE(_multigraph, m) {
              py::arg("site_crystal"), py::arg("out_message"), py::arg("row_of_message"),
              py::arg("cosine"), py::arg("is_triplet"), py::kw_only(), py::arg("crystals"),
              py::arg("orders"))
-        .def("saved_size",
-             [](const lx::Plan& plan, const Shape& sizes) {
-                 return plan.saved_size(network_shape(sizes));
-             });
+        .def("saved_size", [](const lx::Plan& plan, const Shape& sizes) {
+            return plan.saved_size(network_shape(sizes));
+        });
     m.def("network_forward", &forward, "Fills out and, unless it is empty, saved.");
     m.def("network_backward", &backward, "Fills the gradients of the weights and inputs.");
     m.def("network_instructions", &lx::network_instructions,

@@ -18,8 +18,25 @@ struct NetworkShape {
 /// Weights of the network outside blocks, then of a block; `weight_list` in Python has this order.
 enum Shared { FROM_EDGE, EMBED, EMBED_BIAS, OUT_GATE, OUT_GATE_BIAS, OUT, OUT_BIAS, LAST, SHARED };
 enum InBlock {
-    SENT, SENT_BIAS, GATE, ANGULAR, DOWN, UP, OWN, OWN_BIAS, BEFORE_1, BEFORE_1_BIAS, BEFORE_2,
-    BEFORE_2_BIAS, SKIP, SKIP_BIAS, AFTER_1, AFTER_1_BIAS, AFTER_2, AFTER_2_BIAS, IN_BLOCK
+    SENT,
+    SENT_BIAS,
+    GATE,
+    ANGULAR,
+    DOWN,
+    UP,
+    OWN,
+    OWN_BIAS,
+    BEFORE_1,
+    BEFORE_1_BIAS,
+    BEFORE_2,
+    BEFORE_2_BIAS,
+    SKIP,
+    SKIP_BIAS,
+    AFTER_1,
+    AFTER_1_BIAS,
+    AFTER_2,
+    AFTER_2_BIAS,
+    IN_BLOCK
 };
 
 /// Rows and columns of a weight as torch stores it (a bias has one column).
@@ -31,11 +48,11 @@ std::vector<WeightSize> weight_sizes(const NetworkShape& shape);
 /// A batch's messages as the network of the plain path reads them, borrowed.
 struct MessageView {
     std::int64_t messages = 0, sites = 0, crystals = 0, out = 0;  // M, A, B, K
-    const std::int64_t* source = nullptr;          // (M,) site
-    const std::int64_t* target = nullptr;          // (M,) site
-    const std::uint8_t* sends = nullptr;           // (M,) takes part in others' sums
-    const std::int64_t* site_crystal = nullptr;    // (A,) not decreasing
-    const std::int64_t* out_message = nullptr;     // (A, K) M where none
+    const std::int64_t* source = nullptr;                         // (M,) site
+    const std::int64_t* target = nullptr;                         // (M,) site
+    const std::uint8_t* sends = nullptr;                          // (M,) takes part in others' sums
+    const std::int64_t* site_crystal = nullptr;                   // (A,) not decreasing
+    const std::int64_t* out_message = nullptr;                    // (A, K) M where none
     const std::int64_t* row_of_message = nullptr;  // (M,) place in cosine and is_triplet
     const float* cosine = nullptr;                 // (·, K)
     const std::uint8_t* is_triplet = nullptr;      // (·, K)

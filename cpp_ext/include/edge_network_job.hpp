@@ -19,9 +19,9 @@ struct NetworkJob {
     const std::int64_t* angle_start;
     const float* const* weights;  // as torch stores them
     const float* const* turned;   // input rows × output columns, where the forward pass needs it
-    const float *features;        // (M, features) in row order
-    const float *radial;          // (S, radial) in sender order
-    const float *angular;         // (S, spherical · radial)
+    const float* features;        // (M, features) in row order
+    const float* radial;          // (S, radial) in sender order
+    const float* angular;         // (S, spherical · radial)
     const float* weight;          // (M,) in row order
     const float *of_source, *of_target, *noise;
     float* out;    // (M, 2) in the order of messages

@@ -33,20 +33,20 @@ struct Settings {
 
 /// Edges of a batch, ordered by source, target, operation and shift.
 struct Multigraph {
-    std::vector<std::int64_t> edge_index;  // (2, E)
-    std::vector<std::int64_t> edge_op;     // (E,)
-    std::vector<std::int64_t> edge_shift;  // (E, 3)
-    std::vector<double> edge_vec;          // (E, 3) [Å]
-    std::vector<double> edge_dist;         // (E,) [Å]
+    std::vector<std::int64_t> edge_index;                              // (2, E)
+    std::vector<std::int64_t> edge_op;                                 // (E,)
+    std::vector<std::int64_t> edge_shift;                              // (E, 3)
+    std::vector<double> edge_vec;                                      // (E, 3) [Å]
+    std::vector<double> edge_dist;                                     // (E,) [Å]
     std::vector<std::uint8_t> edge_is_self_image, edge_is_long_range;  // (E,)
-    std::vector<std::int64_t> edge_start;    // (A + 1,)
-    std::vector<double> site_reach;          // (A,) [Å]
-    std::vector<std::int64_t> multiplicity;  // (A,)
+    std::vector<std::int64_t> edge_start;                              // (A + 1,)
+    std::vector<double> site_reach;                                    // (A,) [Å]
+    std::vector<std::int64_t> multiplicity;                            // (A,)
 };
 
 /// A search around one site that may meet more than `max_near` images.
 class TooManyNear : public std::runtime_error {
-public:
+ public:
     TooManyNear(std::int64_t crystal, double radius, double near)
         : std::runtime_error("search among too many images"),
           crystal(crystal),
@@ -62,8 +62,8 @@ public:
 Multigraph build(const CrystalView& crystals, const Settings& settings, int threads);
 
 /// Site and operation (of the table) of every image of a site that no operation before gives.
-void distinct_images(const CrystalView& crystals, double identical,
-                     std::vector<std::int64_t>& site, std::vector<std::int64_t>& op);
+void distinct_images(const CrystalView& crystals, double identical, std::vector<std::int64_t>& site,
+                     std::vector<std::int64_t>& op);
 
 /// Edges of a multigraph, borrowed.
 struct EdgeView {
@@ -97,13 +97,13 @@ struct LayoutView {
 
 /// Triplets in rows: K edges leaving a site against `row` messages that arrive there.
 struct Layout {
-    std::int64_t out = 0, rows = 0;                      // K, R
-    std::vector<std::int64_t> out_edge, out_message;     // (A, K) E and M where none
-    std::vector<std::int64_t> row_site;                  // (R,)
-    std::vector<std::int64_t> row_edge;                  // (R, row) E where none
-    std::vector<std::int64_t> row_of_message;            // (M,)
-    std::vector<double> cosine;                          // (R, row, K)
-    std::vector<std::uint8_t> is_triplet;                // (R, row, K)
+    std::int64_t out = 0, rows = 0;                   // K, R
+    std::vector<std::int64_t> out_edge, out_message;  // (A, K) E and M where none
+    std::vector<std::int64_t> row_site;               // (R,)
+    std::vector<std::int64_t> row_edge;               // (R, row) E where none
+    std::vector<std::int64_t> row_of_message;         // (M,)
+    std::vector<double> cosine;                       // (R, row, K)
+    std::vector<std::uint8_t> is_triplet;             // (R, row, K)
 };
 Layout lay_out_triplets(const LayoutView& view, std::int64_t row);
 

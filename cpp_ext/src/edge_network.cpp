@@ -47,8 +47,16 @@ void sort_by(const std::vector<std::int32_t>& items, const std::int64_t* key, st
 bool is_turned(std::int64_t index) {
     if (index < SHARED) return index != EMBED_BIAS && index != OUT_GATE_BIAS && index != OUT_BIAS;
     switch ((index - SHARED) % IN_BLOCK) {
-        case SENT: case GATE: case DOWN: case UP: case OWN: case BEFORE_1: case BEFORE_2:
-        case SKIP: case AFTER_1: case AFTER_2:
+        case SENT:
+        case GATE:
+        case DOWN:
+        case UP:
+        case OWN:
+        case BEFORE_1:
+        case BEFORE_2:
+        case SKIP:
+        case AFTER_1:
+        case AFTER_2:
             return true;
         default:
             return false;
@@ -70,7 +78,7 @@ void transpose(const float* from, std::int64_t rows, std::int64_t columns, std::
 
 /// Everything of a call that is gathered before the kernels run.
 class Call {
-public:
+ public:
     NetworkJob job{};
 
     Call(const Plan& plan, const NetworkShape& s, const NetworkInputs& in) : plan_(plan) {
@@ -112,7 +120,7 @@ public:
         return std::vector<float>(scratch_size(job.shape, rows_, senders_));
     }
 
-private:
+ private:
     const Plan& plan_;
     std::vector<std::vector<float>> turned_;
     std::vector<const float*> pointers_;
@@ -130,7 +138,8 @@ private:
 /// Calls work(item, scratch) for all items, on threads that take the next one.
 template <class Work>
 void share(const Call& call, std::int64_t items, int threads, Work&& work) {
-    threads = static_cast<int>(std::clamp<std::int64_t>(threads, 1, std::max<std::int64_t>(items, 1)));
+    threads =
+        static_cast<int>(std::clamp<std::int64_t>(threads, 1, std::max<std::int64_t>(items, 1)));
     std::atomic<std::int64_t> next{0};
     run_threads(threads, [&](int) {
         std::vector<float> scratch = call.scratch();
@@ -145,10 +154,24 @@ std::vector<WeightSize> weight_sizes(const NetworkShape& s) {
     std::vector<WeightSize> sizes = {{w, s.features}, {w, w}, {w, 1}, {w, s.features},
                                      {w, 1},          {w, w}, {w, 1}, {2, w}};
     for (std::int64_t b = 0; b < s.blocks; ++b)
-        sizes.insert(sizes.end(),
-                     {{w, w}, {w, 1}, {w, s.radial}, {s.spherical * s.radial, c}, {c, w}, {w, c},
-                      {w, w}, {w, 1}, {w, w}, {w, 1}, {w, w}, {w, 1}, {w, w}, {w, 1}, {w, w},
-                      {w, 1}, {w, w}, {w, 1}});
+        sizes.insert(sizes.end(), {{w, w},
+                                   {w, 1},
+                                   {w, s.radial},
+                                   {s.spherical * s.radial, c},
+                                   {c, w},
+                                   {w, c},
+                                   {w, w},
+                                   {w, 1},
+                                   {w, w},
+                                   {w, 1},
+                                   {w, w},
+                                   {w, 1},
+                                   {w, w},
+                                   {w, 1},
+                                   {w, w},
+                                   {w, 1},
+                                   {w, w},
+                                   {w, 1}});
     return sizes;
 }
 
@@ -244,8 +267,8 @@ void network_backward(const Plan& plan, const NetworkShape& shape, const Network
 
     // as many sums as the batch asks for, never as there are threads: rounding stays the same
     const auto sizes = weight_sizes(shape);
-    const std::int64_t lanes = std::clamp<std::int64_t>(
-        std::min(plan.messages / LANE, plan.chunks()), 1, MOST_LANES);
+    const std::int64_t lanes =
+        std::clamp<std::int64_t>(std::min(plan.messages / LANE, plan.chunks()), 1, MOST_LANES);
     std::int64_t total = 0;
     for (const WeightSize& size : sizes) total += size.rows * size.columns;
     std::vector<float> sums(lanes * total, 0.0f);

@@ -48,7 +48,7 @@ struct Edge {
 
 /// Builds crystals one after another; its buffers are reused, so each thread has one.
 class Builder {
-public:
+ public:
     Builder(const CrystalView& crystals, const Settings& settings)
         : all_(crystals), set_(settings) {}
 
@@ -83,14 +83,14 @@ public:
         }
     }
 
-private:
+ private:
     const CrystalView& all_;
     const Settings& set_;
     std::int32_t sites_ = 0;
     const double* frac_ = nullptr;  // of the current crystal's sites
     std::vector<Atom> atoms_;
     std::vector<Vec3> wrapped_;
-    std::vector<std::int32_t> label_;       // (sites,) orbits numbered from 0
+    std::vector<std::int32_t> label_;        // (sites,) orbits numbered from 0
     std::vector<std::int32_t> label_start_;  // (labels + 1,) into label_atoms_
     std::vector<std::int32_t> label_atoms_;
     std::vector<std::int32_t> order_;
@@ -180,17 +180,16 @@ private:
         const double* x = frac_ + 3 * i;
         const Vec3 delta = {atom.frac[0] - x[0], atom.frac[1] - x[1], atom.frac[2] - x[2]};
         const double skip = label_[atom.site] == label_[i] ? set_.coincidence : -1.0;
-        cell.images_within(delta, radius,
-                           [&](std::int64_t a, std::int64_t b, std::int64_t c, const Vec3& vec,
-                               double distance) {
-                               if (distance < skip) return;
-                               found.push_back({vec,
-                                                distance,
-                                                k,
-                                                {static_cast<std::int32_t>(a),
-                                                 static_cast<std::int32_t>(b),
-                                                 static_cast<std::int32_t>(c)}});
-                           });
+        cell.images_within(
+            delta, radius,
+            [&](std::int64_t a, std::int64_t b, std::int64_t c, const Vec3& vec, double distance) {
+                if (distance < skip) return;
+                found.push_back({vec,
+                                 distance,
+                                 k,
+                                 {static_cast<std::int32_t>(a), static_cast<std::int32_t>(b),
+                                  static_cast<std::int32_t>(c)}});
+            });
     }
 
     /// Rule 2: leaves the neighbours of site i in near_, in edge order, and returns its reach.
@@ -239,11 +238,10 @@ private:
     }
 
     void keep_below(double distance) {
-        near_.erase(std::remove_if(near_.begin(), near_.end(),
-                                   [distance](const Candidate& c) {
-                                       return !(c.distance < distance);
-                                   }),
-                    near_.end());
+        near_.erase(
+            std::remove_if(near_.begin(), near_.end(),
+                           [distance](const Candidate& c) { return !(c.distance < distance); }),
+            near_.end());
     }
 
     void take_distances(const std::vector<Candidate>& images) {
@@ -256,9 +254,7 @@ private:
         return sorted_[count] - sorted_[count - 1] > set_.identical;
     }
 
-    void keep_count(std::size_t count) {
-        keep_below(0.5 * (sorted_[count - 1] + sorted_[count]));
-    }
+    void keep_count(std::size_t count) { keep_below(0.5 * (sorted_[count - 1] + sorted_[count])); }
 
     /// More than k_max images: the whole shells that fit, or the first. False: none is complete.
     bool keep_fitting(double* reach) {
@@ -300,8 +296,7 @@ private:
         for (const Candidate& c : near_) seen_[label_[atoms_[c.atom].site]] = 1;
         const auto labels = static_cast<std::int32_t>(seen_.size());
         for (std::int32_t l = 0; l < labels; ++l)
-            if (!seen_[l] && label_start_[l] < label_start_[l + 1])
-                nearest_shell(b, i, l, cell);
+            if (!seen_[l] && label_start_[l] < label_start_[l + 1]) nearest_shell(b, i, l, cell);
         if (!std::is_sorted(far_.begin(), far_.end(), before))
             std::sort(far_.begin(), far_.end(), before);
     }
@@ -317,7 +312,8 @@ private:
         const double distance = norm(v[0], v[1], v[2]);
         if (label_[atoms_[k].site] != label_[i] || distance >= set_.coincidence) return distance;
         double shortest = std::numeric_limits<double>::infinity();
-        for (const auto& row : cell.row) shortest = std::min(shortest, norm(row[0], row[1], row[2]));
+        for (const auto& row : cell.row)
+            shortest = std::min(shortest, norm(row[0], row[1], row[2]));
         return distance + shortest * std::ceil((set_.coincidence + distance) / shortest);
     }
 
@@ -359,9 +355,14 @@ private:
 
     void push(std::int32_t i, const Candidate& c, bool is_long_range) {
         const Atom& atom = atoms_[c.atom];
-        edges.push_back({c.vec, c.distance, i, atom.site, atom.op,
+        edges.push_back({c.vec,
+                         c.distance,
+                         i,
+                         atom.site,
+                         atom.op,
                          {c.shift[0], c.shift[1], c.shift[2]},
-                         label_[atom.site] == label_[i], is_long_range});
+                         label_[atom.site] == label_[i],
+                         is_long_range});
     }
 };
 
@@ -407,7 +408,8 @@ Multigraph build(const CrystalView& crystals, const Settings& settings, int thre
     });
     if (error) std::rethrow_exception(error);
 
-    for (std::int64_t i = 0; i < crystals.sites; ++i) graph.edge_start[i + 1] += graph.edge_start[i];
+    for (std::int64_t i = 0; i < crystals.sites; ++i)
+        graph.edge_start[i + 1] += graph.edge_start[i];
     const std::int64_t total = graph.edge_start[crystals.sites];
     graph.edge_index.resize(2 * total);
     graph.edge_op.resize(total);
@@ -440,8 +442,8 @@ Multigraph build(const CrystalView& crystals, const Settings& settings, int thre
     return graph;
 }
 
-void distinct_images(const CrystalView& crystals, double identical,
-                     std::vector<std::int64_t>& site, std::vector<std::int64_t>& op) {
+void distinct_images(const CrystalView& crystals, double identical, std::vector<std::int64_t>& site,
+                     std::vector<std::int64_t>& op) {
     Settings settings;
     settings.identical = identical;
     Builder builder(crystals, settings);

@@ -47,12 +47,7 @@ class Stages(click.ParamType):
     help="Packed dataset.  [default: the built-in structure types]",
     metavar="FILE.lxd",
 )
-@click.option(
-    "--sampler",
-    type=click.Choice(["ancestral", "langevin"]),
-    default="ancestral",
-    show_default=True,
-)
+@options.sampler
 @click.option(
     "--levels", type=click.IntRange(min=2), help="Noise levels.  [default: the sampler's]"
 )

@@ -183,10 +183,10 @@ proposal_noise = click.option(
 )
 sampler = click.option(
     "--sampler",
-    type=click.Choice(["ancestral", "langevin"]),
     default="ancestral",
     show_default=True,
-    help="langevin is the paper's Algorithm 1, and slower.",
+    help="ancestral; langevin, which is the paper's Algorithm 1, and slower; or module:attribute.",
+    metavar="NAME",
 )
 steps = click.option("--steps", type=click.IntRange(min=1), help="Langevin steps per level.")
 

@@ -90,7 +90,7 @@ class RadialBasis(torch.nn.Module):
 def spherical_basis(orders: int, count: int, x: Tensor) -> Tensor:
     """(X, orders, count) exact values N_ln j_l(z_ln x) at x = d/c in [0, 1], float64.
 
-    Each function has unit norm on the ball: ∫ |N j_l(z_ln x)|² x² dx = 1 on [0, 1].
+    Each function has unit norm on the ball: ``∫ |N j_l(z_ln x)|² x² dx = 1`` on [0, 1].
     """
     roots = torch.from_numpy(spherical_bessel_roots(orders - 1, count).copy())
     columns = []

@@ -3,16 +3,16 @@
 The network predicts **noise**: positions were moved by σ ε, lattice coordinates by σ_L ε_L, and
 the score of either is −ε/σ.
 
-Position of site i (paper, section 4.2)
+Position of site i (paper, section 4.2)::
 
     ε_i = Σ_e w_e d_e / |d_e|        over the edges leaving i; self-images times tanh(|d_e| / σ),
 
 so that a vanishing displacement from a special position is restored linearly.
 
 Lattice (paper, section 4.3): the second output is the change of edge length, Δd_e, per unit of
-noise. With G_e = ∂|d_e| / ∂ℓ over the six lattice coordinates (three lengths, as in the paper, and
-three angles, see :mod:`langevin_xtal.symmetry.lattice`), either the mean of minimum-norm
-solutions, as in the paper,
+noise. With ``G_e = ∂|d_e| / ∂ℓ`` over the six lattice coordinates (three lengths, as in the
+paper, and three angles, see :mod:`langevin_xtal.symmetry.lattice`), either the mean of
+minimum-norm solutions, as in the paper::
 
     Δℓ = mean_e Δd_e G_e / |G_e|²,
 

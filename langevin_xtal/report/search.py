@@ -52,8 +52,8 @@ def write_report(
     ----------
     force
         Replace a file that is there.
-
-    The others are those of :func:`report_html`.
+    entries, title, date, stages, references, about
+        Those of :func:`report_html`.
 
     Raises
     ------

@@ -60,7 +60,7 @@ function lineOf(row) {
 
 function makeLine(row) {
   const cells = COLUMNS.map((column) => {
-    const classes = [column.right && "right", column.words && "words", column.same && column.same(row) && "same"].filter(Boolean).join(" ");
+    const classes = [column.right && "right", column.words && "words", column.same?.(row) && "same"].filter(Boolean).join(" ");
     return make("td", { class: classes || null }, ...column.cell(row));
   });
   const line = make("tr", { "data-uid": row.uid, onclick: () => pick(row, true) }, ...cells);

@@ -62,7 +62,9 @@ const Plots = (() => {
       box.style.left = `${Math.max(4, left)}px`;
       box.style.top = `${below + box.offsetHeight > window.innerHeight ? over : below}px`;
     });
-    node.addEventListener("pointerleave", () => (at("tip").hidden = true));
+    node.addEventListener("pointerleave", () => {
+      at("tip").hidden = true;
+    });
     return node;
   }
 
@@ -350,7 +352,7 @@ const Plots = (() => {
       draw("line", { x1: frame.left, x2: frame.right, y1: frame.bottom, y2: frame.bottom, class: "axis" }),
       text((frame.left + frame.right) / 2, height - 6, title, { "text-anchor": "middle", class: "soft" }),
     );
-    const here = picked && picked[field];
+    const here = picked?.[field];
     if (typeof here === "number" && here <= last) {
       svg.append(draw("line", { x1: x(here), x2: x(here), y1: frame.top, y2: frame.bottom, class: "mark" }));
     }

@@ -6,13 +6,14 @@ proportional to its level; ``step_size`` below is γ/σ_F².
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from langevin_xtal.errors import InputError
+from langevin_xtal.extras import named
 from langevin_xtal.sampling.chain import Chains
 
 Schedule = tuple[Tensor, Tensor]
@@ -137,8 +138,20 @@ def run(sampler: Sampler, chains: Chains) -> Iterator[int]:
         yield level + 1
 
 
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "ancestral": Ancestral,
+    "langevin": AnnealedLangevin,
+}
+"""What makes a sampler, by name; called with ``levels`` and ``steps`` where they are asked for."""
+
+
 def make_sampler(name: str, levels: int | None = None, steps: int | None = None) -> Sampler:
-    """``"ancestral"`` or ``"langevin"``, with other numbers of levels and steps if given.
+    """A sampler of :data:`SAMPLERS`, or one of your own named as ``"module:attribute"``.
+
+    Parameters
+    ----------
+    levels, steps
+        Noise levels, and steps per level; by default the sampler's own.
 
     Raises
     ------
@@ -148,11 +161,18 @@ def make_sampler(name: str, levels: int | None = None, steps: int | None = None)
     for count, what in ((levels, "noise levels"), (steps, "steps per level")):
         if count is not None and count > MOST_LEVELS:
             raise InputError(f"{count} {what} were asked for; the most is {MOST_LEVELS}")
-    changes = {"levels": levels} if levels is not None else {}
-    if name == "langevin":
-        return AnnealedLangevin(**changes, **({"steps": steps} if steps is not None else {}))
-    if name != "ancestral":
-        raise InputError(f"sampler {name!r} is not known; give ancestral or langevin")
-    if steps is not None:
+    asked = {"levels": levels, "steps": steps}
+    changes = {key: value for key, value in asked.items() if value is not None}
+    if name == "ancestral" and steps is not None:
         raise InputError("steps per level belong to the langevin sampler; ancestral takes one")
-    return Ancestral(**changes)
+    if name in SAMPLERS:
+        return SAMPLERS[name](**changes)
+    make = named(name, "sampler", " or ".join(SAMPLERS), "anything that makes a sampler")
+    try:
+        made = make(**changes)
+    except TypeError as error:
+        raise InputError(f"sampler {name!r} cannot be made: {error}") from None
+    if not callable(getattr(made, "step", None)):
+        raise InputError(f"sampler {name!r} makes no sampler: it has no method step")
+    sampler: Sampler = made
+    return sampler

@@ -14,11 +14,10 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module, metadata
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from langevin_xtal.errors import InputError
-from langevin_xtal.extras import require
+from langevin_xtal.extras import named, require
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -72,18 +71,8 @@ def load_potential(name: str = DEFAULT, device: str = "cpu") -> Potential:
             elements=CHGNET_ELEMENTS,
             calculator=lambda: _chgnet_calculator(device),
         )
-    module, colon, attribute = name.partition(":")
-    if not (colon and module and attribute):
-        raise InputError(
-            f"potential {name!r} is unknown: use 'chgnet', or 'module:attribute' for anything "
-            "that makes an ASE calculator when called without arguments"
-        )
-    try:
-        factory = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"potential {name!r} cannot be imported: {error}") from None
-    if not callable(factory):
-        raise InputError(f"potential {name!r} is not something that can be called")
+    purpose = "anything that makes an ASE calculator when called without arguments"
+    factory = named(name, "potential", "'chgnet'", purpose)
     return Potential(
         name=name,
         version=name,

@@ -4,7 +4,7 @@ The same crystal can be written down from another origin, in another basis that 
 (:mod:`langevin_xtal.symmetry.frames`), with another image of every site, in another order.
 :func:`describe` chooses. First come the frames whose labels of Wyckoff positions are smallest in
 lexicographic order: these can be told without knowing the cell. Of them, and of the images of each
-site on the representative space of its position, it takes those with the smallest
+site on the representative space of its position, it takes those with the smallest ::
 
     3 log Σ |aᵢ|² + ½ Σᵢ﹤ⱼ (log aᵢ/aⱼ)⁺ + Σᵢ﹤ⱼ (cos αᵢⱼ)⁺ + ⟨ Σₖ wₖ (1 − cos 2π(xₖ − tₖ)) ⟩,
 
@@ -149,8 +149,8 @@ def descriptions(
         Told at most.
     window
         By how much they may be worse.
-
-    For the others see :func:`describe`.
+    number, positions, frac, kinds, lattice
+        Those of :func:`describe`.
     """
     table = frames(number)
     kind, label = np.asarray(kinds), np.asarray(positions)
