@@ -7,11 +7,12 @@ proportional to its level; ``step_size`` below is γ/σ_F².
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from langevin_xtal.config.sampling import LatticeEstimate, SamplingConfig
 from langevin_xtal.errors import InputError
 from langevin_xtal.sampling.chain import Chains
 
@@ -40,8 +41,24 @@ class Sampler(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class AnnealedLangevin:
+class _Told:
+    """Shown with its fields, but for an estimate of the lattice that is the default.
+
+    Folders and stores of before it could be chosen record samplers by their representation.
+    """
+
+    def __repr__(self) -> str:
+        values = [(f, getattr(self, f.name)) for f in fields(self)]  # type: ignore[arg-type]
+        shown = ", ".join(
+            f"{f.name}={value!r}"
+            for f, value in values
+            if f.name != "lattice_estimate" or value != f.default
+        )
+        return f"{type(self).__name__}({shown})"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class AnnealedLangevin(_Told):
     """The paper's Algorithm 1: T Langevin steps per level, positions first, then the lattice.
 
     ============== =================== =====================================
@@ -59,6 +76,7 @@ class AnnealedLangevin:
     step_size: float = 0.1
     lattice_step_size: float = 0.1
     temperature: float = 0.15
+    lattice_estimate: LatticeEstimate = SamplingConfig.lattice_estimate
 
     @property
     def evaluations(self) -> int:
@@ -74,16 +92,16 @@ class AnnealedLangevin:
             drift = -0.5 * self.step_size * noise
             kick = self.step_size**0.5 * chains.streams.site_normals()
             chains.move_positions(of_sites * (drift + kick))
-            _, noise = chains.noise(sigma, sigma_lat)
+            _, noise = chains.noise(sigma, sigma_lat, self.lattice_estimate)
             drift = -0.5 * self.lattice_step_size * noise
             kick = self.lattice_step_size**0.5 * chains.streams.crystal_normals()
             chains.move_lattice(of_cells * (drift + self.temperature * kick))
         if level == self.levels - 1:
-            _denoise(chains, sigma, sigma_lat)
+            _denoise(chains, sigma, sigma_lat, self.lattice_estimate)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ancestral:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Ancestral(_Told):
     """One evaluation per level: denoise, then add back the noise of the next level.
 
     For variance-exploding noise, x' = x̂ + (σ'/σ)² (x − x̂) + σ' √(1 − (σ'/σ)²) z with x̂ = x − σ ε
@@ -94,6 +112,7 @@ class Ancestral:
     levels: int = 20
     temperature: float = 0.7
     lattice_temperature: float = 0.3
+    lattice_estimate: LatticeEstimate = SamplingConfig.lattice_estimate
 
     @property
     def evaluations(self) -> int:
@@ -104,9 +123,9 @@ class Ancestral:
         """From one noise level to the next; to none from the last."""
         sigma, sigma_lat = schedule[0][level], schedule[1][level]
         if level == self.levels - 1:
-            _denoise(chains, sigma, sigma_lat)
+            _denoise(chains, sigma, sigma_lat, self.lattice_estimate)
             return
-        noise, noise_lat = chains.noise(sigma, sigma_lat)
+        noise, noise_lat = chains.noise(sigma, sigma_lat, self.lattice_estimate)
         after, after_lat = schedule[0][level + 1], schedule[1][level + 1]
         kept, kept_lat = (after / sigma) ** 2, (after_lat / sigma_lat) ** 2
         back, kick = (kept - 1) * sigma, self.temperature * after * (1 - kept) ** 0.5
@@ -118,8 +137,8 @@ class Ancestral:
         chains.move_lattice(step + kick.unsqueeze(1) * chains.streams.crystal_normals())
 
 
-def _denoise(chains: Chains, sigma: Tensor, sigma_lat: Tensor) -> None:
-    noise, noise_lat = chains.noise(sigma, sigma_lat)
+def _denoise(chains: Chains, sigma: Tensor, sigma_lat: Tensor, estimate: LatticeEstimate) -> None:
+    noise, noise_lat = chains.noise(sigma, sigma_lat, estimate)
     chains.move_positions(_of_sites(chains, -sigma) * noise)
     chains.move_lattice(-sigma_lat.unsqueeze(1) * noise_lat)
 
@@ -137,7 +156,12 @@ def run(sampler: Sampler, chains: Chains) -> Iterator[int]:
         yield level + 1
 
 
-def make_sampler(name: str, levels: int | None = None, steps: int | None = None) -> Sampler:
+def make_sampler(
+    name: str,
+    levels: int | None = None,
+    steps: int | None = None,
+    lattice_estimate: LatticeEstimate = SamplingConfig.lattice_estimate,
+) -> Sampler:
     """``"ancestral"`` or ``"langevin"``, with other numbers of levels and steps if given.
 
     Raises
@@ -148,9 +172,10 @@ def make_sampler(name: str, levels: int | None = None, steps: int | None = None)
     for count, what in ((levels, "noise levels"), (steps, "steps per level")):
         if count is not None and count > MOST_LEVELS:
             raise InputError(f"{count} {what} were asked for; the most is {MOST_LEVELS}")
-    changes = {"levels": levels} if levels is not None else {}
+    changes: dict[str, Any] = {"lattice_estimate": lattice_estimate}
+    changes |= {"levels": levels} if levels is not None else {}
     if name == "langevin":
-        return AnnealedLangevin(**changes, **({"steps": steps} if steps is not None else {}))
+        return AnnealedLangevin(**changes | ({"steps": steps} if steps is not None else {}))
     if name != "ancestral":
         raise InputError(f"sampler {name!r} is not known; give ancestral or langevin")
     if steps is not None:

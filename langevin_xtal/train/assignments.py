@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from langevin_xtal.config.training import EpochsConfig
 from langevin_xtal.crystal.elements import period_and_group
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.model.assignment import PriorConfig, WyckoffPrior, element_rank
@@ -66,7 +67,7 @@ def assignment_table(data: PackedDataset) -> tuple[Tensor, Tensor, Tensor]:
 class PriorFitConfig(EpochConfig):
     """Settings of the fit of the prior."""
 
-    epochs: int = 20
+    epochs: int = EpochsConfig.prior
 
 
 class PriorFit(EpochFit):

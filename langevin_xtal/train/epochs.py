@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import math
 import time
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -296,7 +297,9 @@ class EpochFit(Fit[EpochRow]):
             self._order, self._place = self._draw(), int(header["place"])
         # the rates and momenta of the step follow from its number
         self.schedule.last_epoch = int(header["step"]) - 1
-        self.schedule.step()
+        with warnings.catch_warnings():  # that no step was taken yet
+            warnings.simplefilter("ignore", UserWarning)
+            self.schedule.step()
         self._set_randomness(self._now)
 
     def _randomness(self) -> Randomness:

@@ -32,8 +32,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from langevin_xtal.config.sampling import LatticeEstimate
+from langevin_xtal.config.training import Precision, TrainingConfig
 from langevin_xtal.dataset.packed import PackedDataset
-from langevin_xtal.diffusion.losses import Losses, Precision, denoising_losses
+from langevin_xtal.diffusion.losses import Losses, denoising_losses
 from langevin_xtal.diffusion.noising import Builder, Noised, NoisingConfig, noise_batch
 from langevin_xtal.errors import InputError
 from langevin_xtal.graph.snapping import all_operations
@@ -44,7 +46,7 @@ from langevin_xtal.model.checkpoint import (
     weights_hash,
 )
 from langevin_xtal.model.levels import NoiseLevels
-from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
+from langevin_xtal.model.network import SIZES, EdgeNetwork, NetworkConfig
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.runtime import keep_freed_memory
 from langevin_xtal.train.distributed import join, orderly_stop, part_of_total
@@ -70,13 +72,13 @@ FITS = "fits"
 class TrainConfig:
     """Settings of a training run; written to its folder."""
 
-    steps: int = 20_000
+    steps: int = TrainingConfig.steps
     """Optimiser steps; 0 keeps the network that is started from."""
     stop_at: int | None = None
     """Step to end at, where the rate falls as if there were more."""
-    batch_size: int = 32
+    batch_size: int = TrainingConfig.batch_size
     """Crystals in a step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = TrainingConfig.learning_rate
     """Peak rate of Adam; warmed up linearly, then a cosine to 1 % of it."""
     warmup: int = 500
     """Steps of the warm-up."""
@@ -88,16 +90,18 @@ class TrainConfig:
     """Weight of the lattice loss."""
     seed: int = 0
     """Of weights, batches and noise."""
-    log_every: int = 50
+    log_every: int = TrainingConfig.log_every
     """Steps averaged in one row of the log."""
-    validate_every: int = 1000
+    validate_every: int = TrainingConfig.validate_every
     """Steps between validations of the averaged weights."""
     validation_size: int = 512
     """Crystals of the validation set used, with the same noise each time."""
-    save_every: int = 500
+    save_every: int = TrainingConfig.save_every
     """Steps between saves."""
-    precision: Precision = "float32"
+    precision: Precision = TrainingConfig.precision
     """Of the network's matrix products, in training alone; the rest is float32."""
+    lattice_estimate: LatticeEstimate = TrainingConfig.lattice_estimate
+    """How the changes of all edges make that of the cell in the loss."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     levels: NoiseLevels = field(default_factory=NoiseLevels)
     noising: NoisingConfig = field(default_factory=NoisingConfig)
@@ -113,6 +117,25 @@ class TrainConfig:
         if self.precision not in get_args(Precision):
             known = ", ".join(get_args(Precision))
             raise InputError(f"precision {self.precision!r} is not known; give one of {known}")
+
+    @classmethod
+    def of(cls, config: TrainingConfig, *, seed: int = 0) -> TrainConfig:
+        """Settings by a configuration, such as ``TrainingConfig.preset("paper")``."""
+        return cls(
+            steps=config.steps,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            warmup=cls.warmup_of(config.steps),
+            seed=seed,
+            log_every=config.log_every,
+            validate_every=config.validate_every,
+            save_every=config.save_every,
+            precision=config.precision,
+            lattice_estimate=config.lattice_estimate,
+            network=SIZES[config.size],
+            levels=NoiseLevels.paper() if config.noise == "paper" else NoiseLevels(),
+            noising=NoisingConfig(target=config.target),
+        )
 
     @property
     def last(self) -> int:
@@ -389,7 +412,8 @@ class Trainer(Fit[LogRow]):
                 builder=self.builder,
             ).to(self.device)
             with torch.no_grad():
-                means.add(denoising_losses(self.average, noised), noised)
+                estimate = self.config.lattice_estimate
+                means.add(denoising_losses(self.average, noised, estimate=estimate), noised)
         return means
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -448,7 +472,12 @@ class Trainer(Fit[LogRow]):
         noised = noised.to(self.device)
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.rate(self.step)
-        losses = denoising_losses(self.network, noised, precision=self.config.precision)
+        losses = denoising_losses(
+            self.network,
+            noised,
+            estimate=self.config.lattice_estimate,
+            precision=self.config.precision,
+        )
         shared = self._shared_means(losses, noised)
         weight = self.config.lattice_weight
         self.optimiser.zero_grad(set_to_none=True)

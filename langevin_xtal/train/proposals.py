@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from langevin_xtal.config.training import EpochsConfig
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.model.assignment import element_rank
 from langevin_xtal.model.checkpoint import weights_hash
@@ -106,7 +107,7 @@ def _described(job: _Job) -> list[Description]:
 class ProposalFitConfig(EpochConfig):
     """Settings of the fit of one network of the proposal."""
 
-    epochs: int = 40
+    epochs: int = EpochsConfig.proposal
     rate: float = 1.5e-3
     weight_decay: float = 5e-2
     smoothing: float = 0.6

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from langevin_xtal.config.training import EpochsConfig
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import CheckpointError
 from langevin_xtal.model.checkpoint import config_from_dict, read_tensors, write_tensors
@@ -87,7 +88,7 @@ class _Example:
 class RankerFitConfig(EpochConfig):
     """Settings of the fit of the ranker."""
 
-    epochs: int = 6
+    epochs: int = EpochsConfig.ranker
     held_out: float = 0.05
     """Share of the crystals that decides which epoch is kept."""
 

@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+from langevin_xtal.config.training import Size, TrainingConfig
 from langevin_xtal.dataset.join import join, split, twins
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError
@@ -90,11 +91,11 @@ class FitStep:
     """Only crystals of so many sites."""
     steps: int = 0
     stop_at: int | None = None
-    learning_rate: float = TrainConfig.learning_rate
-    batch_size: int = TrainConfig.batch_size
+    learning_rate: float = TrainingConfig.learning_rate
+    batch_size: int = TrainingConfig.batch_size
     validation: str = ""
-    validate_every: int = TrainConfig.validate_every
-    log_every: int = TrainConfig.log_every
+    validate_every: int = TrainingConfig.validate_every
+    log_every: int = TrainingConfig.log_every
     epochs: int = 0
     members: int = 1
 
@@ -108,13 +109,13 @@ class FitStep:
     def scaled(self, scale: float) -> FitStep:
         """The same with a share of the steps and epochs, at least one."""
 
-        def some(count: int | None) -> int | None:
-            return count if not count else max(1, round(scale * count))
+        def some(count: int) -> int:
+            return max(1, round(scale * count)) if count else 0
 
         return replace(
             self,
             steps=some(self.steps),
-            stop_at=some(self.stop_at),
+            stop_at=None if self.stop_at is None else some(self.stop_at),
             epochs=some(self.epochs),
         )
 
@@ -366,24 +367,29 @@ class RecipeRun:
         self.name = name or recipe.name
         self.fits = [step.scaled(scale) for step in recipe.fit]
         self.leads = join_team(device)[0].leads
-        record = {"recipe": recipe.hash, "sources": dict(data.sources), "scale": scale}
-        path = out / RECORD
+        self._claim({"recipe": recipe.hash, "sources": dict(data.sources), "scale": scale})
+
+    def _claim(self, record: Mapping[str, Any]) -> None:
+        """Take the folder for this run, unless it holds another."""
+        path = self.out / RECORD
         try:
-            out.mkdir(parents=True, exist_ok=True)
-            if path.exists():
-                if json.loads(path.read_text(encoding="utf-8")) != record:
-                    raise InputError(
-                        f"{out} holds a run of another recipe, of other data or scale; give the "
-                        "same to continue it, or another folder"
-                    )
-            elif self.leads:
+            self.out.mkdir(parents=True, exist_ok=True)
+            text = path.read_text(encoding="utf-8") if path.exists() else None
+            if text is None and self.leads:
                 write_text(path, json.dumps(record, indent=2) + "\n")
-        except ValueError:
-            raise InputError(f"{path} is damaged; give another folder") from None
         except OSError as error:
             raise InputError(
-                f"folder {out} cannot be written ({error.strerror}); give another folder"
+                f"folder {self.out} cannot be written ({error.strerror}); give another folder"
             ) from None
+        try:
+            same = text is None or json.loads(text) == record
+        except (ValueError, RecursionError):
+            raise InputError(f"{path} is damaged; give another folder") from None
+        if not same:
+            raise InputError(
+                f"{self.out} holds a run of another recipe, of other data or scale; give the same "
+                "to continue it, or another folder"
+            )
 
     def run(
         self,
@@ -435,17 +441,15 @@ class RecipeRun:
         on_row: Callable[[LogRow, Trainer], None] | None,
         progress: Callable[[int, int], None] | None,
     ) -> ScoreModel:
-        config = TrainConfig(
+        chosen = TrainingConfig(
+            size=cast(Size, self.recipe.size),
             steps=step.steps,
-            stop_at=step.stop_at,
             batch_size=step.batch_size,
             learning_rate=step.learning_rate,
-            warmup=TrainConfig.warmup_of(step.steps),
-            seed=step.seed,
             log_every=step.log_every,
             validate_every=step.validate_every,
-            network=SIZES[self.recipe.size],
         )
+        config = replace(TrainConfig.of(chosen, seed=step.seed), stop_at=step.stop_at)
         trainer = Trainer(
             self._learned(step),
             folder,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from langevin_xtal.config.training import EpochsConfig
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.model.checkpoint import weights_hash
 from langevin_xtal.model.known import MOST_ELEMENTS, KnownCrystals, Neighbours, nearest, ordered
@@ -81,7 +82,7 @@ class _Examples:
 class SettingsFitConfig(EpochConfig):
     """Settings of the fit of the distribution over settings."""
 
-    epochs: int = 5
+    epochs: int = EpochsConfig.settings
     batch_size: int = 128
     held_out: float = 0.05
     """Share of the crystals that decides which epoch is kept."""

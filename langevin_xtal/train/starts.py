@@ -1,7 +1,7 @@
 """Fitting what says where chains start: settings, Wyckoff positions, assignments, proposals.
 
 A part of the model that is fitted beside the score network has an entry in :data:`PARTS` (how it
-is fitted), a field in :class:`StartEpochs` (how long) and one in
+is fitted), a field in :class:`~langevin_xtal.config.training.EpochsConfig` (how long) and one in
 :data:`langevin_xtal.model.checkpoint.PARTS` (how it is read).
 """
 
@@ -13,28 +13,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from langevin_xtal.config.training import EpochsConfig
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.model.proposal import Proposal
 from langevin_xtal.model.statistics import Statistics
-from langevin_xtal.train.assignments import PriorFitConfig, fit_prior
+from langevin_xtal.train.assignments import fit_prior
 from langevin_xtal.train.fit import STATE
-from langevin_xtal.train.proposals import ProposalFitConfig, describe_variants, fit_proposal
-from langevin_xtal.train.ranking import RankerFitConfig, fit_ranker
-from langevin_xtal.train.settings import SettingsFitConfig, fit_settings
+from langevin_xtal.train.proposals import describe_variants, fit_proposal
+from langevin_xtal.train.ranking import fit_ranker
+from langevin_xtal.train.settings import fit_settings
 
 OnEpoch = Callable[[str, int, int], None]
 """Called with the name of the part, epochs done and epochs planned."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class StartEpochs:
+class StartEpochs(EpochsConfig):
     """Epochs of each part; with 0 it is the given model's, or left out where none is given."""
-
-    prior: int = PriorFitConfig.epochs
-    ranker: int = RankerFitConfig.epochs
-    settings: int = SettingsFitConfig.epochs
-    proposal: int = ProposalFitConfig.epochs  #: of each member
-    members: int = 1  #: networks of the proposal, whose probabilities are averaged
 
     def planned(self, name: str) -> int:
         """Epochs of a part in all."""
