@@ -364,7 +364,7 @@ class TestTraining:
     ) -> None:
         """States without a setting that is new: it had its default."""
         from langevin_xtal.model.checkpoint import read_tensors, write_tensors
-        from langevin_xtal.train.loop import STATE_FORMAT
+        from langevin_xtal.train.fit import STATE_FORMAT
 
         run = Trainer(split[0], tmp_path, QUICK).run()
         next(run)

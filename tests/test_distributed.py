@@ -24,9 +24,10 @@ from langevin_xtal.errors import InputError, LangevinXtalError
 from langevin_xtal.graph.snapping import all_operations
 from langevin_xtal.model.checkpoint import ScoreModel, load_model, read_tensors
 from langevin_xtal.model.levels import NoiseLevels
-from langevin_xtal.train import loop
+from langevin_xtal.train import fit, loop
 from langevin_xtal.train.distributed import Team, join, part_of_total
-from langevin_xtal.train.loop import STATE_FORMAT, TrainConfig, Trainer
+from langevin_xtal.train.fit import STATE_FORMAT
+from langevin_xtal.train.loop import TrainConfig, Trainer
 from langevin_xtal.train.store import CrystalStore
 from tests.conftest import TINY
 
@@ -293,8 +294,8 @@ def in_a_process(out: Path) -> None:
     data, validation = split()
     rank = int(os.environ["RANK"])
     written = []
-    write = loop.write_tensors
-    loop.write_tensors = lambda *args: (written.append(args[0]), write(*args))  # type: ignore
+    write = fit.write_tensors
+    fit.write_tensors = lambda *args: (written.append(args[0]), write(*args))  # type: ignore
     trainer = Trainer(data, out / "run", QUICK, validation=validation)
     prepare = trainer._advance
 

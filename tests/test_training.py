@@ -20,7 +20,8 @@ from langevin_xtal.errors import CheckpointError, InputError
 from langevin_xtal.model.checkpoint import load_model, save_model
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.report.pictures import plot_losses
-from langevin_xtal.train.loop import STATE_FORMAT, LevelMeans, LogRow, TrainConfig, Trainer, train
+from langevin_xtal.train.fit import STATE_FORMAT
+from langevin_xtal.train.loop import LevelMeans, LogRow, TrainConfig, Trainer, train
 from tests.conftest import TINY
 
 QUICK = TrainConfig(

@@ -10,6 +10,7 @@ import click
 
 from langevin_xtal.cli import options
 from langevin_xtal.cli.terminal import echo
+from langevin_xtal.config.sampling import SamplingConfig
 from langevin_xtal.errors import InputError
 from langevin_xtal.files import check_target, write_text
 
@@ -47,11 +48,7 @@ class Stages(click.ParamType):
     help="Packed dataset.  [default: the built-in structure types]",
     metavar="FILE.lxd",
 )
-@options.sampler
-@click.option(
-    "--levels", type=click.IntRange(min=2), help="Noise levels.  [default: the sampler's]"
-)
-@click.option("--steps", type=click.IntRange(min=1), help="Langevin steps per level.")
+@options.of_config(SamplingConfig, "sampler", "levels", "steps")
 @click.option("--batch-size", type=click.IntRange(1, 100_000), default=64, show_default=True)
 @click.option(
     "--repeat",

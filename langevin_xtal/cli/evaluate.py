@@ -13,6 +13,7 @@ import click
 
 from langevin_xtal.cli import options, structures
 from langevin_xtal.cli.terminal import echo
+from langevin_xtal.config.sampling import PRESET_HELP, PRESETS, SamplingConfig
 from langevin_xtal.errors import InputError
 from langevin_xtal.files import clear_left
 from langevin_xtal.version import __version__
@@ -35,6 +36,8 @@ CONTROLS = {
     "training": "training crystals: the ceiling of measures of distributions",
 }
 FINGERPRINTS = ("crystalnn", "magpie", "chgnet")
+SAMPLING = ("positions", "assignment_temperature", "start", "proposals", "proposal_temperature",
+            "proposal_noise", "sampler")  # fmt: skip
 DEFAULT_TARGETS = 1000
 DEFAULT_DE_NOVO = 10_000
 DE_NOVO_PART = 500
@@ -156,19 +159,14 @@ class Names(click.ParamType):
     help="What coverage and Fréchet distances are taken on; none is much faster.",
     metavar="LIST",
 )
-@options.positions
-@options.assignment_temperature
-@options.start
-@options.proposals
-@options.proposal_temperature
-@options.proposal_noise
-@options.sampler
+@options.preset_of(PRESETS, PRESET_HELP)
+@options.of_config(SamplingConfig, *SAMPLING)
 @click.option(
     "--levels",
     help="Noise levels; several (10,25,50) give a column each.  [default: the sampler's]",
     metavar="LIST",
 )
-@options.steps
+@options.of_config(SamplingConfig, "steps", "lattice_estimate")
 @options.seed
 @click.option(
     "--workers",
@@ -198,19 +196,12 @@ def evaluate(
     relax: bool,
     relax_trials: int,
     fingerprints: tuple[str, ...],
-    positions: str,
-    assignment_temperature: float,
-    start: str,
-    proposals: int,
-    proposal_temperature: float,
-    proposal_noise: float,
-    sampler: str,
     levels: str | None,
-    steps: int | None,
     seed: int,
     workers: int | None,
     cache: Path | None,
     out: Path,
+    **sampling: Any,
 ) -> None:
     """Evaluate SAMPLES, and models, against held-out crystals.
 
@@ -274,21 +265,12 @@ def evaluate(
     folder = _Sets(out)
     evaluations: dict[str, int] = {}
     told: list[str] = []
-    sampling = {
-        "positions": positions,
-        "assignment_temperature": assignment_temperature,
-        "start": start,
-        "proposals": proposals,
-        "proposal_temperature": proposal_temperature,
-        "proposal_noise": proposal_noise,
-        "workers": workers,
-    }
     for name in models:
         if mode == "formula":
             told.append(_ranking(name, targets))
         if mode == "composition":
             told.append(_setting_ranking(name, targets))
-        for label, settings in _runs(name, sampling, sampler, levels, steps, models):
+        for label, settings in _runs(name, sampling, workers, levels, models):
             if mode == "de-novo":
                 made, count_of = _drawn(
                     folder, label, name, settings, count or DEFAULT_DE_NOVO, kept, seed
@@ -402,14 +384,12 @@ def _listed(chosen: str, sets: Sequence[StructureSet], data: PackedDataset) -> s
 def _runs(
     name: str,
     sampling: Mapping[str, Any],
-    sampler: str,
+    workers: int | None,
     levels: str | None,
-    steps: int | None,
     models: Sequence[str],
 ) -> Iterator[tuple[str, SampleOptions]]:
     """(label, options) of every number of levels asked for."""
     from langevin_xtal.sampling.sample import SampleOptions
-    from langevin_xtal.sampling.samplers import make_sampler
 
     numbers: list[int | None] = [None]
     if levels is not None:
@@ -428,7 +408,7 @@ def _runs(
         label = short if len(numbers) == 1 else f"{short}, {number} levels"
         yield (
             label,
-            SampleOptions(sampler=make_sampler(sampler, number, steps), **sampling),
+            SampleOptions.of(SamplingConfig(**sampling, levels=number), workers=workers),
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from langevin_xtal.cli.terminal import echo
+from langevin_xtal.config import fields
 from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.errors import InputError, RequestError
 from langevin_xtal.text import KEY_VARIABLE, is_address, learn_secret, printable
@@ -136,59 +137,70 @@ threads = click.option(
     metavar="N",
 )
 
-positions = click.option(
-    "--positions",
-    type=click.Choice(["assigned", "free"]),
-    default="assigned",
-    show_default=True,
-    help="Where no formula is given. assigned: Wyckoff positions are drawn first, from a learned "
-    "prior; free: as the paper.",
-)
-assignment_temperature = click.option(
-    "--assignment-temperature",
-    type=click.FloatRange(min=0.01),
-    default=1.0,
-    show_default=True,
-    help="Below 1, likelier Wyckoff positions are drawn more often: fewer different crystals.",
-)
-start = click.option(
-    "--start",
-    type=click.Choice(["proposal", "noise"]),
-    default="proposal",
-    show_default=True,
-    help="proposal: chains start from a learned guess at a middle noise level; noise: from "
-    "uniform positions at the largest, as the paper.",
-)
-proposals = click.option(
-    "--proposals",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Guesses drawn for a chain, of which the likeliest is refined.",
-    metavar="N",
-)
-proposal_temperature = click.option(
-    "--proposal-temperature",
-    type=click.FloatRange(min=0.01),
-    default=1.0,
-    show_default=True,
-    help="Below 1, likelier guesses are drawn more often.",
-)
-proposal_noise = click.option(
-    "--proposal-noise",
-    type=click.FloatRange(min=0.0, min_open=True),
-    default=0.4,
-    show_default=True,
-    help="Noise at which a guess is refined [Å].",
-)
-sampler = click.option(
-    "--sampler",
-    default="ancestral",
-    show_default=True,
-    help="ancestral; langevin, which is the paper's Algorithm 1, and slower; or module:attribute.",
-    metavar="NAME",
-)
-steps = click.option("--steps", type=click.IntRange(min=1), help="Langevin steps per level.")
+
+def of_config(
+    config: type, *names: str, flags: Mapping[str, str] | None = None
+) -> Callable[[Any], Any]:
+    """Options for fields of a configuration, in this order: default, range and help are theirs.
+
+    Parameters
+    ----------
+    names
+        Fields; all that have a setting by default.
+    flags
+        Names of options that differ from those of their fields, such as ``--prior-epochs``.
+    """
+
+    def decorate(command: Any) -> Any:
+        for name in reversed(names or fields.names(config)):
+            flag = (flags or {}).get(name, "--" + name.replace("_", "-"))
+            command = _option(config, name, flag)(command)
+        return command
+
+    return decorate
+
+
+def _option(config: type, name: str, flag: str) -> Any:
+    field, said = fields.setting_of(config, name)
+    kind: Any = float if "float" in str(field.type) else int if "int" in str(field.type) else str
+    if said.choices:
+        kind = click.Choice(said.choices)
+    elif kind is int:
+        kind = click.IntRange(_whole(said.low), _whole(said.high))
+    elif kind is float and said.above is not None:
+        kind = click.FloatRange(min=said.above, max=said.high, min_open=True)
+    elif kind is float:
+        kind = click.FloatRange(min=said.low, max=said.high)
+    return click.option(
+        flag,
+        type=kind,
+        default=field.default,
+        show_default=field.default is not None and said.shown,
+        help=said.help or None,
+        metavar=said.metavar,
+    )
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def preset_of(presets: Mapping[str, Mapping[str, Any]], help: str) -> Any:
+    """``--preset``: other defaults for the options of a command, by name."""
+
+    def apply(ctx: click.Context, param: click.Parameter, value: str) -> None:
+        ctx.default_map = {**(ctx.default_map or {}), **presets[value]}
+
+    return click.option(
+        "--preset",
+        type=click.Choice(tuple(presets)),
+        default="default",
+        show_default=True,
+        is_eager=True,
+        expose_value=False,
+        callback=apply,
+        help=help,
+    )
 
 
 def say_settings(groups: str | None) -> None:

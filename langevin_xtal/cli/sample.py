@@ -14,6 +14,7 @@ import click
 
 from langevin_xtal.cli import options
 from langevin_xtal.cli.terminal import echo
+from langevin_xtal.config.sampling import PRESET_HELP, PRESETS, SamplingConfig
 from langevin_xtal.errors import InputError, LangevinXtalError, RequestError
 
 if TYPE_CHECKING:
@@ -190,54 +191,8 @@ class Asked:
     show_default=True,
     help="One file per candidate.",
 )
-@options.positions
-@options.assignment_temperature
-@options.start
-@options.proposals
-@options.proposal_temperature
-@options.proposal_noise
-@options.sampler
-@click.option(
-    "--levels", type=click.IntRange(min=2), help="Noise levels.  [default: the sampler's]"
-)
-@options.steps
-@click.option(
-    "--attempts",
-    type=click.IntRange(min=1),
-    default=8,
-    show_default=True,
-    help="Tries for a candidate whose atoms overlap or leave their Wyckoff positions, each at "
-    "temperatures nearer to 1.",
-)
-@click.option(
-    "--min-distance",
-    type=click.FloatRange(min=0.0),
-    default=0.7,
-    show_default=True,
-    help="Shortest distance allowed between atoms [Å].",
-)
-@click.option(
-    "--merge",
-    type=click.FloatRange(min=0.0),
-    default=0.3,
-    show_default=True,
-    help="Free sites this near a special position are placed on it [Å].",
-)
-@click.option(
-    "--round-within",
-    type=click.FloatRange(min=0.0),
-    default=0.0,
-    show_default=True,
-    help="Free coordinates this near a multiple of 1/8 or 1/12 are set to it [Å].",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    help="Most chains side by side; fewer of large crystals.",
-    metavar="N",
-)
+@options.preset_of(PRESETS, PRESET_HELP)
+@options.of_config(SamplingConfig)
 @click.option("--picture", is_flag=True, help="Draw the first candidates to candidates.png.")
 @click.option(
     "--trajectory",
@@ -274,24 +229,11 @@ def sample(
     threads: int | None,
     out: Path,
     file_format: str,
-    positions: str,
-    assignment_temperature: float,
-    start: str,
-    proposals: int,
-    proposal_temperature: float,
-    proposal_noise: float,
-    sampler: str,
-    levels: int | None,
-    steps: int | None,
-    attempts: int,
-    min_distance: float,
-    round_within: float,
-    merge: float,
-    batch_size: int,
     picture: bool,
     trajectory: Path | None,
     trajectory_every: int,
     force: bool,
+    **sampling: Any,
 ) -> None:
     """Sample candidate crystals.
 
@@ -329,9 +271,7 @@ def sample(
     from langevin_xtal.sampling.draw_requests import draw_sites
     from langevin_xtal.sampling.folder import CandidateFolder
     from langevin_xtal.sampling.from_structure import read_cell
-    from langevin_xtal.sampling.postprocess import PostprocessConfig
     from langevin_xtal.sampling.sample import SampleOptions, sample_batches
-    from langevin_xtal.sampling.samplers import make_sampler
     from langevin_xtal.sampling.spread import settled
     from langevin_xtal.sampling.trajectory import TrajectoryFile
     from langevin_xtal.symmetry.groups import SpaceGroup
@@ -351,21 +291,7 @@ def sample(
         lattice=fix_lattice,
         fixed=fix_sites or (),
     )
-    chosen = SampleOptions(
-        batch_size=batch_size,
-        workers=threads,
-        attempts=attempts,
-        positions=positions,  # type: ignore[arg-type]
-        assignment_temperature=assignment_temperature,
-        start=start,  # type: ignore[arg-type]
-        proposals=proposals,
-        proposal_temperature=proposal_temperature,
-        proposal_noise=proposal_noise,
-        sampler=make_sampler(sampler, levels, steps),
-        postprocess=PostprocessConfig(
-            merge=merge, min_distance=min_distance, round_within=round_within
-        ),
-    )
+    chosen = SampleOptions.of(SamplingConfig(**sampling), workers=threads)
     # refuse what cannot be sampled before a folder is made
     options.say_settings(groups)
     named = (None,) if groups is None else [SpaceGroup(n) for n in parse_groups(groups, model)]
@@ -404,13 +330,7 @@ def sample(
             "model": weights.name,
             "weights": weights.hash,
             "model_settings": weights.settings_hash,
-            "positions": positions,
-            "assignment_temperature": assignment_temperature,
-            "start": start,
-            "proposals": [proposals, proposal_temperature, proposal_noise],
-            "sampler": repr(chosen.sampler),
-            "postprocess": repr(chosen.postprocess),
-            "attempts": attempts,
+            **chosen.record(),
         },
         file_format=file_format,
     )
@@ -418,7 +338,7 @@ def sample(
     indices = [
         k
         for k in range(count)
-        if not folder.is_done(k, attempts)
+        if not folder.is_done(k, chosen.attempts)
         or (chains is not None and k in folder.rows and k not in chains)
     ]
     turns = [by_group[k % len(by_group)] for k in range(count)]
@@ -455,7 +375,7 @@ def sample(
         draw_candidates(drawn_now[:8], out / "candidates.png")
     if chains is not None:
         chains.finish(k for k in folder.rows if k < count and k in chains)
-    _summary(folder, count, attempts, weights, seconds if indices else None)
+    _summary(folder, count, chosen.attempts, weights, seconds if indices else None)
     if trajectory is not None:
         echo(f"chains in {trajectory}")
     if not any(k < count for k in folder.rows):

@@ -9,6 +9,7 @@ import click
 
 from langevin_xtal.cli import options
 from langevin_xtal.cli.terminal import echo
+from langevin_xtal.config.sampling import PRESET_HELP, PRESETS, SamplingConfig
 from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
@@ -120,8 +121,13 @@ class Units(click.ParamType):
 @options.seed
 @click.option("--model", default="small", show_default=True, help="Shipped name or file.")
 @click.option(
-    "--levels", type=click.IntRange(min=2), help="Noise levels.  [default: the sampler's]"
+    "--preset",
+    type=click.Choice(tuple(PRESETS)),
+    default="default",
+    show_default=True,
+    help=PRESET_HELP,
 )
+@options.of_config(SamplingConfig, "levels")
 @click.option("--relax", is_flag=True, help="Relax, and rank by energy above hull.")
 @click.option(
     "--relax-best",
@@ -190,6 +196,7 @@ def search(
     max_hours: float | None,
     seed: int,
     model: str,
+    preset: str,
     levels: int | None,
     relax: bool,
     relax_best: int | None,
@@ -220,7 +227,6 @@ def search(
     from langevin_xtal.evaluation.cache import default_folder
     from langevin_xtal.model.checkpoint import load_model
     from langevin_xtal.sampling.sample import SampleOptions
-    from langevin_xtal.sampling.samplers import make_sampler
     from langevin_xtal.screen.filters import FilterOptions
     from langevin_xtal.search.campaign import RELEASE_WITHIN, Campaign
     from langevin_xtal.search.space import SearchSpace
@@ -254,7 +260,7 @@ def search(
         release_within=RELEASE_WITHIN if release_within is None else release_within,
         potential=potential,
         filters=FilterOptions(charge_neutral=charge_neutral, max_atoms=max_atoms),
-        sampling=SampleOptions(sampler=make_sampler("ancestral", levels, None)),
+        sampling=SampleOptions.preset(preset, **({} if levels is None else {"levels": levels})),
         reference=reference,
         phonons=phonons,
         workers=workers,

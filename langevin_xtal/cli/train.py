@@ -1,85 +1,69 @@
-"""``langevin-xtal train``: a score model from a packed dataset."""
+"""``langevin-xtal train``: a score model from a packed dataset, or by a recipe."""
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import replace
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from langevin_xtal.cli import options
 from langevin_xtal.cli.terminal import echo
+from langevin_xtal.config.fields import names
+from langevin_xtal.config.training import TRAINING_PRESETS, EpochsConfig, TrainingConfig
 from langevin_xtal.errors import InputError
 
 if TYPE_CHECKING:
-    from langevin_xtal.train.loop import LogRow, Trainer
+    from langevin_xtal.train.loop import LogRow
+
+EPOCHS = {name: f"--{name}-epochs" for name in names(EpochsConfig, without=("members",))} | {
+    "members": "--proposal-members"
+}
+WITH_RECIPE = {"recipe", "data", "scale", "out", "name", "device", "threads", "max_minutes"}
+"""Parameters that go with a recipe; it says everything else."""
 
 
 @click.command()
 @click.option(
     "--data",
+    "files",
     type=options.LocalPath(),
-    help="Packed dataset.  [default: the built-in structure types]",
+    multiple=True,
+    help="Packed dataset.  [default: the built-in structure types]  With --recipe, the recipe's "
+    "sources, each as NAME=FILE, or one file that stands for all of them.",
     metavar="FILE.lxd",
 )
 @click.option("--validation", type=options.LocalPath(), help="Packed dataset.", metavar="FILE.lxd")
 @options.output_folder("run")
-@click.option("--size", default="small", show_default=True, type=click.Choice(["small", "base"]))
 @click.option(
-    "--steps",
-    type=click.IntRange(min=0),
-    default=20_000,
-    show_default=True,
-    help="Of the score network; 0 keeps that of --init and fits only where chains start.",
-)
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
-@click.option("--learning-rate", type=click.FloatRange(min=0.0, min_open=True), default=1e-3)
-@click.option(
-    "--target",
-    type=click.Choice(["orbit", "plain"]),
-    default="orbit",
-    show_default=True,
-    help="Noise averaged over equivalent images, or as in the paper.",
-)
-@click.option("--prior-epochs", type=click.IntRange(min=0), default=20, show_default=True)
-@click.option("--ranker-epochs", type=click.IntRange(min=0), default=6, show_default=True)
-@click.option(
-    "--settings-epochs",
-    type=click.IntRange(min=0),
-    default=5,
-    show_default=True,
-    help="Of the distribution over space groups, cell contents and stoichiometries.",
+    "--recipe",
+    help="Make a model from nothing by a recipe, card included: small, mp20, base, or a .toml "
+    "file.",
+    metavar="NAME",
 )
 @click.option(
-    "--proposal-epochs",
-    type=click.IntRange(min=0),
-    default=40,
+    "--scale",
+    type=click.FloatRange(min=0.0, max=1.0, min_open=True),
+    default=1.0,
     show_default=True,
-    help="Epochs of the networks that say where chains start, fitted after the last step: the "
-    "prior over Wyckoff positions, the ranker of assignments, the proposal of coordinates. With 0 "
-    "that of --init is kept.",
+    help="With --recipe: share of its steps and epochs, to try it out.",
 )
-@click.option(
-    "--proposal-members",
-    type=click.IntRange(1, 16),
-    default=1,
-    show_default=True,
-    help="Proposals fitted, of which the mean is used.",
+@options.preset_of(
+    TRAINING_PRESETS,
+    "Settings by name, which options change. paper: plain targets, its noise levels, learning "
+    "rate and mean lattice estimate.",
 )
+@options.of_config(TrainingConfig)
+@options.of_config(EpochsConfig, flags=EPOCHS)
 @click.option(
     "--init",
     metavar="MODEL",
     help="Weights to start from, those of where chains start too: a shipped name or a file.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["float32", "tf32", "bf16"]),
-    default="float32",
-    show_default=True,
-    help="Of the network's matrix products; tf32 on CUDA only.",
 )
 @click.option(
     "--max-minutes",
@@ -87,95 +71,110 @@ if TYPE_CHECKING:
     help="Stop after this time, to go on by the same command.",
     metavar="M",
 )
-@click.option("--log-every", type=click.IntRange(min=1), default=100, show_default=True)
-@click.option("--validate-every", type=click.IntRange(min=1), default=2000, show_default=True)
-@click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True)
-@click.option("--name", default="model", show_default=True, help="Name stored with the weights.")
+@click.option(
+    "--name",
+    help="Name stored with the weights.  [default: model; with --recipe, the recipe's]",
+)
 @options.seed
 @options.device
 @options.threads
 def train(
-    data: Path | None,
+    files: tuple[Path, ...],
     validation: Path | None,
     out: Path,
-    size: str,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    target: str,
-    prior_epochs: int,
-    ranker_epochs: int,
-    settings_epochs: int,
-    proposal_epochs: int,
-    proposal_members: int,
+    recipe: str | None,
+    scale: float,
     init: str | None,
-    precision: str,
     max_minutes: float | None,
-    log_every: int,
-    validate_every: int,
-    save_every: int,
-    name: str,
+    name: str | None,
     seed: int,
     device: str,
     threads: int | None,
+    **settings: Any,
 ) -> None:
     """Train a score model.
 
     Writes model.safetensors (to sample from), log.csv and loss.png to the folder, and enough to
-    resume: the same command goes on where it stopped, with the same losses as if it had not.
+    resume: the same command goes on where it stopped, with the same losses as if it had not. With
+    --recipe, every fit has a folder of its own, and model.safetensors and card.md come last.
 
     \b
     Examples:
       langevin-xtal train --data mine.lxd --validation held_out.lxd --out run/
       langevin-xtal sample --model run/model.safetensors --elements Mg,O --sg 225
+      langevin-xtal train --recipe small --data mine.lxd --out mine/
     """
-    from langevin_xtal.dataset.packed import PackedDataset
-    from langevin_xtal.dataset.reference import reference_dataset
-    from langevin_xtal.diffusion.noising import NoisingConfig
-    from langevin_xtal.model.checkpoint import load_model
-    from langevin_xtal.model.device import resolved_device
-    from langevin_xtal.model.network import SIZES
-    from langevin_xtal.report.pictures import plot_losses
-    from langevin_xtal.train.loop import TrainConfig, Trainer
-    from langevin_xtal.train.starts import StartEpochs
-
-    if steps == 0 and init is None:
-        raise InputError("with --steps 0 there is no network: give one by --init")
     # the next batch is prepared on a core of its own; sharing it costs far more than it gains
     options.set_threads(threads or max(1, (os.cpu_count() or 1) - 1))
-    crystals = reference_dataset() if data is None else PackedDataset.load(data)
-    held_out = None if validation is None else PackedDataset.load(validation)
-    config = replace(
-        TrainConfig(),
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        warmup=min(500, max(1, steps // 10)),
-        log_every=log_every,
-        validate_every=validate_every,
-        save_every=save_every,
-        precision=precision,  # type: ignore[arg-type]
-        network=SIZES[size],
-        noising=NoisingConfig(target=target),  # type: ignore[arg-type]
+    limit = math.inf if max_minutes is None else 60.0 * max_minutes
+    if recipe is not None:
+        _check_recipe(click.get_current_context())
+        _by_recipe(recipe, files, out, scale, device, name, limit)
+        return
+    if scale != 1.0:
+        raise InputError("--scale is of recipes; name one by --recipe")
+    if len(files) > 1:
+        raise InputError(
+            f"{len(files)} files were given by --data; give one (data join puts them together), "
+            "or --recipe"
+        )
+    config = TrainingConfig(**{k: settings[k] for k in names(TrainingConfig)})
+    epochs = {field: settings[flag[2:].replace("-", "_")] for field, flag in EPOCHS.items()}
+    if config.steps == 0 and init is None:
+        raise InputError("with --steps 0 there is no network: give one by --init")
+    _plainly(
+        config,
+        epochs,
+        files[0] if files else None,
+        validation,
+        out,
+        init,
+        device,
+        name or "model",
+        seed,
+        limit,
     )
+
+
+def _plainly(
+    config: TrainingConfig,
+    epochs: dict[str, int],
+    data: Path | None,
+    validation: Path | None,
+    out: Path,
+    init: str | None,
+    device: str,
+    name: str,
+    seed: int,
+    limit: float,
+) -> None:
+    from langevin_xtal.dataset.packed import PackedDataset
+    from langevin_xtal.dataset.reference import reference_dataset
+    from langevin_xtal.model.checkpoint import load_model
+    from langevin_xtal.model.device import resolved_device
+    from langevin_xtal.report.pictures import plot_losses
+    from langevin_xtal.train.loop import TrainConfig, Trainer
+    from langevin_xtal.train.starts import PARTS, StartEpochs
+
+    crystals = reference_dataset() if data is None else PackedDataset.load(data)
     trainer = Trainer(
         crystals,
         out,
-        config,
-        validation=held_out,
+        TrainConfig.of(config, seed=seed),
+        validation=None if validation is None else PackedDataset.load(validation),
         device=resolved_device(device),
         name=name,
         start=None if init is None else load_model(init),
     )
+    steps = config.steps
     if trainer.step and trainer.team.leads:
         echo(f"resuming {out} at step {trainer.step} of {steps}", err=True)
-    limit = math.inf if max_minutes is None else 60.0 * max_minutes
+    end = time.perf_counter() + limit
     try:
         with options.progress_bar("training", "step") as update:
             for row in trainer.run(limit):
                 update(row.step, steps)
-                _say(row, trainer)
+                _say(row)
     finally:
         if trainer.team.leads:
             plot_losses(out / "log.csv", out / "loss.png")
@@ -183,23 +182,84 @@ def train(
         done = f"{trainer.step} of {steps} steps when the time was over"
         echo(f"{done}; the same command goes on; weights in {out / 'model.safetensors'}")
         return
-    epochs = StartEpochs(
-        prior=prior_epochs,
-        ranker=ranker_epochs,
-        settings=settings_epochs,
-        proposal=proposal_epochs,
-        members=proposal_members,
-    )
-    before = prior_epochs + ranker_epochs
-    planned = {"prior": 0, "ranker": prior_epochs, "settings": before}
-    planned["proposal"] = before + settings_epochs
+    chosen = StartEpochs(**epochs)
+    before, total = {}, 0
+    for part in PARTS:
+        before[part] = total
+        total += chosen.planned(part)
     with options.progress_bar("where chains start", "epoch") as update:
-        total = planned["proposal"] + proposal_members * proposal_epochs
-        trainer.fit_starts(epochs, lambda part, done, _: update(planned[part] + done, total))
-    echo(f"{trainer.step} steps; weights in {out / 'model.safetensors'}")
+        complete = trainer.fit_starts(
+            chosen,
+            lambda part, done, _: update(before[part] + done, total),
+            end - time.perf_counter(),
+        )
+    over = "" if complete else ", where chains start not fitted when the time was over"
+    again = "" if complete else "; the same command goes on"
+    echo(f"{trainer.step} steps{over}{again}; weights in {out / 'model.safetensors'}")
 
 
-def _say(row: LogRow, trainer: Trainer) -> None:
+def _check_recipe(context: click.Context) -> None:
+    """Refuse options of which the recipe has its own."""
+    for param in context.command.params:
+        given = context.get_parameter_source(param.name or "") == ParameterSource.COMMANDLINE
+        if given and param.name not in WITH_RECIPE | {"files"}:
+            raise InputError(
+                f"{param.opts[0]} does not go with --recipe, which says it for every fit; leave "
+                "it out, or change a copy of the recipe"
+            )
+
+
+def _by_recipe(
+    name: str,
+    files: Sequence[Path],
+    out: Path,
+    scale: float,
+    device: str,
+    model_name: str | None,
+    limit: float,
+) -> None:
+    from langevin_xtal.model.device import resolved_device
+    from langevin_xtal.train.recipe import (
+        CARD,
+        RecipeRun,
+        load_recipe,
+        named_files,
+        prepared,
+    )
+
+    recipe = load_recipe(name)
+    if not files:
+        sources = "; ".join(f"{k}: {source.what}" for k, source in recipe.sources.items())
+        raise InputError(
+            f"recipe {recipe.name} learns from your files; give --data NAME=FILE for each of its "
+            f"sources ({sources}), or one --data FILE"
+        )
+    named = named_files(recipe, [str(file) for file in files])
+    data = prepared(recipe, named)
+    if data.note:
+        echo(data.note, err=True)
+    given = " ".join(f"--data {source}={p.name}" if source else f"--data {p.name}"
+                     for source, p in named.items())  # fmt: skip
+    share = f" --scale {scale:g}" if scale != 1.0 else ""
+    run = RecipeRun(
+        recipe,
+        data,
+        out,
+        scale=scale,
+        device=resolved_device(device),
+        name=model_name,
+        command=f"langevin-xtal train --recipe {Path(name).stem} {given}{share}",
+    )
+    with options.stage_bars() as progress:
+        model = run.run(max_seconds=limit, on_row=lambda row, _: _say(row), progress=progress)
+    if model is None:
+        if run.leads:
+            echo("the time was over; the same command goes on")
+        return
+    echo(f"{model!r} in {out / 'model.safetensors'}; its card in {out / CARD}")
+
+
+def _say(row: LogRow) -> None:
     """A line for the log where there is no terminal, and above the bar where there is one."""
     from tqdm import tqdm
 

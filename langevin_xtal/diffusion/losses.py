@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from langevin_xtal.config.sampling import LatticeEstimate
+from langevin_xtal.config.training import Precision, TrainingConfig
 from langevin_xtal.diffusion.noising import Noised
 from langevin_xtal.model.network import EdgeNetwork
-from langevin_xtal.model.scores import LatticeEstimate, lattice_noise, position_noise
-
-Precision = Literal["float32", "tf32", "bf16"]
-"""Of matrix products: as they are; factors of 10 bits (CUDA only); of 7, by autocast."""
+from langevin_xtal.model.scores import lattice_noise, position_noise
 
 
 class Losses(NamedTuple):
@@ -32,14 +31,14 @@ class Losses(NamedTuple):
 def denoising_losses(
     network: EdgeNetwork,
     noised: Noised,
-    estimate: LatticeEstimate = "least_squares",
-    precision: Precision = "float32",
+    estimate: LatticeEstimate = TrainingConfig.lattice_estimate,
+    precision: Precision = TrainingConfig.precision,
 ) -> Losses:
     """Losses of every crystal of a noised batch.
 
     The σ² weight of the score's squared error makes this the squared error of the unit noise.
-    With ``precision`` ``bf16`` the matrix products of the network round their factors; distances,
-    bases and losses do not.
+    With ``precision`` ``bf16`` the matrix products of the network round their factors to 7 bits,
+    by autocast; distances, bases and losses do not. ``tf32`` rounds them to 10 (CUDA only).
     """
     g = noised.graph
     device = noised.sigma_pos.device.type

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from langevin_xtal.config.training import Target, TrainingConfig
 from langevin_xtal.diffusion.targets import orbit_noise
 from langevin_xtal.graph import torch_builder
 from langevin_xtal.graph.backends import build_multigraph
@@ -30,8 +31,6 @@ from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.scores import cell_frame
 from langevin_xtal.symmetry.lattice import COORDINATES
 
-Target = Literal["orbit", "plain"]
-
 Builder = Literal["host", "torch"]
 """``host``: C++ or numba, through numpy; ``torch``: on the device of the tensors."""
 
@@ -40,7 +39,7 @@ Builder = Literal["host", "torch"]
 class NoisingConfig:
     """How crystals are noised in training."""
 
-    target: Target = "orbit"
+    target: Target = TrainingConfig.target
     """``orbit``: mean over equivalent images; ``plain``: as in the paper."""
     clean_lattice: float = 0.2
     """Share of crystals whose lattice stays clean."""

@@ -44,7 +44,7 @@ SUFFIX = ".safetensors"
 
 ConfigT = TypeVar("ConfigT")
 
-_PARTS: dict[str, tuple[Any, Any]] = {
+PARTS: dict[str, tuple[Any, Any]] = {
     "prior": (WyckoffPrior, PriorConfig),
     "ranker": (AssignmentRanker, RankerConfig),
     "proposal": (Proposal, ProposalConfig),
@@ -154,7 +154,7 @@ class ScoreModel:
 
     def parts(self) -> dict[str, Any]:
         """The networks beside the score network, by the name of their field."""
-        found = {name: getattr(self, name) for name in _PARTS}
+        found = {name: getattr(self, name) for name in PARTS}
         return {name: part for name, part in found.items() if part is not None}
 
     def _part_tensors(self) -> dict[str, torch.Tensor]:
@@ -365,12 +365,12 @@ def _read_model(path: Path) -> ScoreModel:
 
 def _part_configs(table: Any, where: str) -> dict[str, Any]:
     """Configurations of the parts a header names."""
-    if not isinstance(table, dict) or not set(table) <= set(_PARTS):
+    if not isinstance(table, dict) or not set(table) <= set(PARTS):
         raise CheckpointError(
-            f"{where}: its parts should be a table with some of {', '.join(_PARTS)}"
+            f"{where}: its parts should be a table with some of {', '.join(PARTS)}"
         )
     return {
-        name: config_from_dict(_PARTS[name][1], values, f"{where}, {name}")
+        name: config_from_dict(PARTS[name][1], values, f"{where}, {name}")
         for name, values in table.items()
     }
 
@@ -379,8 +379,8 @@ def _read_part(name: str, config: Any, tensors: Mapping[str, torch.Tensor]) -> A
     prefix = f"{name}."
     state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     if name in _REMEMBERING:
-        return _PARTS[name][0].from_tensors(config, state)
-    part = _PARTS[name][0](config)
+        return PARTS[name][0].from_tensors(config, state)
+    part = PARTS[name][0](config)
     part.load_state_dict(state)
     return part.eval().requires_grad_(False)
 

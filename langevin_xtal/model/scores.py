@@ -23,16 +23,15 @@ edge counts once for every image of its source.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from langevin_xtal.config.sampling import LatticeEstimate, SamplingConfig
 from langevin_xtal.graph.batch import GraphBatch
 from langevin_xtal.model.network import edge_weight
 from langevin_xtal.symmetry.lattice import ANGLE_LENGTH, COORDINATES, SOFTPLUS_LENGTH
-
-LatticeEstimate = Literal["least_squares", "mean"]
 
 RIDGE = 1e-4
 """Relative ridge of the least-squares lattice estimate: keeps undetermined directions at zero."""
@@ -122,7 +121,7 @@ def lattice_noise(
     coordinates: Tensor,
     driver: Tensor,
     free: Tensor,
-    estimate: LatticeEstimate = "least_squares",
+    estimate: LatticeEstimate = SamplingConfig.lattice_estimate,
 ) -> Tensor:
     """(B, 6) predicted noise of the lattice coordinates in units of σ_L; 0 where not ``free``.
 

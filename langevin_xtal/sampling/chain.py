@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from langevin_xtal.config.sampling import LatticeEstimate, SamplingConfig
 from langevin_xtal.diffusion.noising import Crystals, crystal_arrays, graph_of, moved_lattice
 from langevin_xtal.errors import GraphError
 from langevin_xtal.graph import build_multigraph
@@ -121,7 +122,12 @@ class Chains:
         """(A,) crystal of each site."""
         return self.crystals.site_crystal
 
-    def noise(self, sigma_pos: Tensor, sigma_lat: Tensor) -> tuple[Tensor, Tensor]:
+    def noise(
+        self,
+        sigma_pos: Tensor,
+        sigma_lat: Tensor,
+        estimate: LatticeEstimate = SamplingConfig.lattice_estimate,
+    ) -> tuple[Tensor, Tensor]:
         """Predicted noise at levels (B,): positions (A, 3) in σ, lattice (B, 6) in σ_L."""
         told_lat = torch.where(self._given, 0.0, sigma_lat)
         with torch.inference_mode():
@@ -138,6 +144,7 @@ class Chains:
                 self.coordinates.float(),
                 self.crystals.driver,
                 self.crystals.free,
+                estimate,
             ).double()
         self.evaluations += 1
         return shift, change

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from langevin_xtal.config.sampling import SamplingConfig
 from langevin_xtal.crystal.candidate import SYMPRECS, Candidate
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import Request
@@ -32,11 +33,11 @@ FRACTIONS = np.unique(np.concatenate([np.arange(9) / 8, np.arange(13) / 12]))
 class PostprocessConfig:
     """When sites merge and when a crystal is rejected."""
 
-    merge: float = 0.3
+    merge: float = SamplingConfig.merge
     """A site this near to a special position is placed on it [Å]."""
-    min_distance: float = 0.7
+    min_distance: float = SamplingConfig.min_distance
     """Reject crystals with two atoms closer than this [Å]."""
-    round_within: float = 0.0
+    round_within: float = SamplingConfig.round_within
     """Each free coordinate of a site with a Wyckoff position is set to a simple fraction, of
     :data:`FRACTIONS`, where that moves the site no further than this [Å]."""
 

@@ -14,10 +14,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any
 
 import torch
 
+from langevin_xtal.config.sampling import Positions, SamplingConfig, Start
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.errors import InputError, SamplingError
@@ -26,9 +27,9 @@ from langevin_xtal.model.device import resolved_device
 from langevin_xtal.runtime import keep_freed_memory
 from langevin_xtal.sampling.chain import LONGEST, LONGEST_STEP, SHARPEST, SHORTEST, Chains
 from langevin_xtal.sampling.postprocess import PostprocessConfig, Rejection, finish
-from langevin_xtal.sampling.samplers import Ancestral, Sampler, run
+from langevin_xtal.sampling.samplers import Ancestral, Sampler, make_sampler, run
 from langevin_xtal.sampling.spread import settled
-from langevin_xtal.sampling.start import MOST_PROPOSALS, Positions, StartOptions, start_chains
+from langevin_xtal.sampling.start import MOST_PROPOSALS, StartOptions, start_chains
 from langevin_xtal.sampling.streams import stream_keys
 from langevin_xtal.sampling.trajectory import Recorder, Trajectory
 from langevin_xtal.version import __version__
@@ -60,27 +61,27 @@ DIVERGED = (
 class SampleOptions:
     """How requests are sampled; batch size and workers change no candidate."""
 
-    batch_size: int = 64
+    batch_size: int = SamplingConfig.batch_size
     """Most chains in one batch; large crystals fill it sooner, see ``MOST_EDGES``."""
     workers: int | None = None
     """Batches side by side; by default one per CPU."""
-    attempts: int = 8
+    attempts: int = SamplingConfig.attempts
     """Streams tried for a request whose chains are rejected, at temperatures nearer to 1."""
-    positions: Positions = "assigned"
+    positions: Positions = SamplingConfig.positions
     """``assigned``: draw a Wyckoff position for every site from the model's prior and stay on it;
     ``free``: sites find their positions as they go, as in the paper. A model without a prior
     samples freely."""
-    assignment_temperature: float = 1.0
+    assignment_temperature: float = SamplingConfig.assignment_temperature
     """Below 1, likelier assignments of Wyckoff positions are drawn more often."""
-    start: Literal["proposal", "noise"] = "proposal"
+    start: Start = SamplingConfig.start
     """``proposal``: chains with Wyckoff positions start from the model's proposal, at a middle
     noise level; ``noise``: from uniform positions at the largest, as in the paper. A model
     without a proposal starts from noise."""
-    proposal_temperature: float = 1.0
+    proposal_temperature: float = SamplingConfig.proposal_temperature
     """Below 1, likelier proposals are drawn more often."""
-    proposal_noise: float = 0.4
+    proposal_noise: float = SamplingConfig.proposal_noise
     """Noise of the positions at which a proposal is refined [Å]; the cell's goes with it."""
-    proposals: int = 1
+    proposals: int = SamplingConfig.proposals
     """Drawn for a chain, of which the likeliest is refined."""
     sampler: Sampler = field(default_factory=Ancestral)
     """:class:`~langevin_xtal.sampling.samplers.AnnealedLangevin` is the paper's."""
@@ -99,6 +100,58 @@ class SampleOptions:
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise InputError(f"{name} is {value}; it must be positive and finite")
+
+    @classmethod
+    def of(cls, config: SamplingConfig, *, workers: int | None = None) -> SampleOptions:
+        """Options by a configuration, such as ``SamplingConfig.preset("accurate")``.
+
+        Raises
+        ------
+        InputError
+            For values that do not go together.
+        """
+        return cls(
+            batch_size=config.batch_size,
+            workers=workers,
+            attempts=config.attempts,
+            positions=config.positions,
+            assignment_temperature=config.assignment_temperature,
+            start=config.start,
+            proposals=config.proposals,
+            proposal_temperature=config.proposal_temperature,
+            proposal_noise=config.proposal_noise,
+            sampler=make_sampler(
+                config.sampler, config.levels, config.steps, config.lattice_estimate
+            ),
+            postprocess=PostprocessConfig(
+                merge=config.merge,
+                min_distance=config.min_distance,
+                round_within=config.round_within,
+            ),
+        )
+
+    @classmethod
+    def preset(cls, name: str, *, workers: int | None = None, **changes: Any) -> SampleOptions:
+        """Options by the name of a preset (``default``, ``accurate``, ``paper``), with changes.
+
+        Raises
+        ------
+        InputError
+            For an unknown preset, and for values out of range.
+        """
+        return cls.of(SamplingConfig.preset(name, **changes), workers=workers)
+
+    def record(self) -> dict[str, Any]:
+        """All that makes a difference to candidates, to be kept beside them."""
+        return {
+            "positions": self.positions,
+            "assignment_temperature": self.assignment_temperature,
+            "start": self.start,
+            "proposals": [self.proposals, self.proposal_temperature, self.proposal_noise],
+            "sampler": repr(self.sampler),
+            "postprocess": repr(self.postprocess),
+            "attempts": self.attempts,
+        }
 
     def start_options(self) -> StartOptions:
         """What concerns the start of chains."""

@@ -7,11 +7,12 @@ proportional to its level; ``step_size`` below is γ/σ_F².
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from langevin_xtal.config.sampling import LatticeEstimate, SamplingConfig
 from langevin_xtal.errors import InputError
 from langevin_xtal.extras import named
 from langevin_xtal.sampling.chain import Chains
@@ -41,8 +42,24 @@ class Sampler(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class AnnealedLangevin:
+class _Told:
+    """Shown with its fields, but for an estimate of the lattice that is the default.
+
+    Folders and stores of before it could be chosen record samplers by their representation.
+    """
+
+    def __repr__(self) -> str:
+        values = [(f, getattr(self, f.name)) for f in fields(self)]  # type: ignore[arg-type]
+        shown = ", ".join(
+            f"{f.name}={value!r}"
+            for f, value in values
+            if f.name != "lattice_estimate" or value != f.default
+        )
+        return f"{type(self).__name__}({shown})"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class AnnealedLangevin(_Told):
     """The paper's Algorithm 1: T Langevin steps per level, positions first, then the lattice.
 
     ============== =================== =====================================
@@ -60,6 +77,7 @@ class AnnealedLangevin:
     step_size: float = 0.1
     lattice_step_size: float = 0.1
     temperature: float = 0.15
+    lattice_estimate: LatticeEstimate = SamplingConfig.lattice_estimate
 
     @property
     def evaluations(self) -> int:
@@ -75,16 +93,16 @@ class AnnealedLangevin:
             drift = -0.5 * self.step_size * noise
             kick = self.step_size**0.5 * chains.streams.site_normals()
             chains.move_positions(of_sites * (drift + kick))
-            _, noise = chains.noise(sigma, sigma_lat)
+            _, noise = chains.noise(sigma, sigma_lat, self.lattice_estimate)
             drift = -0.5 * self.lattice_step_size * noise
             kick = self.lattice_step_size**0.5 * chains.streams.crystal_normals()
             chains.move_lattice(of_cells * (drift + self.temperature * kick))
         if level == self.levels - 1:
-            _denoise(chains, sigma, sigma_lat)
+            _denoise(chains, sigma, sigma_lat, self.lattice_estimate)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ancestral:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Ancestral(_Told):
     """One evaluation per level: denoise, then add back the noise of the next level.
 
     For variance-exploding noise, x' = x̂ + (σ'/σ)² (x − x̂) + σ' √(1 − (σ'/σ)²) z with x̂ = x − σ ε
@@ -95,6 +113,7 @@ class Ancestral:
     levels: int = 20
     temperature: float = 0.7
     lattice_temperature: float = 0.3
+    lattice_estimate: LatticeEstimate = SamplingConfig.lattice_estimate
 
     @property
     def evaluations(self) -> int:
@@ -105,9 +124,9 @@ class Ancestral:
         """From one noise level to the next; to none from the last."""
         sigma, sigma_lat = schedule[0][level], schedule[1][level]
         if level == self.levels - 1:
-            _denoise(chains, sigma, sigma_lat)
+            _denoise(chains, sigma, sigma_lat, self.lattice_estimate)
             return
-        noise, noise_lat = chains.noise(sigma, sigma_lat)
+        noise, noise_lat = chains.noise(sigma, sigma_lat, self.lattice_estimate)
         after, after_lat = schedule[0][level + 1], schedule[1][level + 1]
         kept, kept_lat = (after / sigma) ** 2, (after_lat / sigma_lat) ** 2
         back, kick = (kept - 1) * sigma, self.temperature * after * (1 - kept) ** 0.5
@@ -119,8 +138,8 @@ class Ancestral:
         chains.move_lattice(step + kick.unsqueeze(1) * chains.streams.crystal_normals())
 
 
-def _denoise(chains: Chains, sigma: Tensor, sigma_lat: Tensor) -> None:
-    noise, noise_lat = chains.noise(sigma, sigma_lat)
+def _denoise(chains: Chains, sigma: Tensor, sigma_lat: Tensor, estimate: LatticeEstimate) -> None:
+    noise, noise_lat = chains.noise(sigma, sigma_lat, estimate)
     chains.move_positions(_of_sites(chains, -sigma) * noise)
     chains.move_lattice(-sigma_lat.unsqueeze(1) * noise_lat)
 
@@ -145,13 +164,20 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 """What makes a sampler, by name; called with ``levels`` and ``steps`` where they are asked for."""
 
 
-def make_sampler(name: str, levels: int | None = None, steps: int | None = None) -> Sampler:
+def make_sampler(
+    name: str,
+    levels: int | None = None,
+    steps: int | None = None,
+    lattice_estimate: LatticeEstimate = SamplingConfig.lattice_estimate,
+) -> Sampler:
     """A sampler of :data:`SAMPLERS`, or one of your own named as ``"module:attribute"``.
 
     Parameters
     ----------
     levels, steps
         Noise levels, and steps per level; by default the sampler's own.
+    lattice_estimate
+        Of the samplers here, see :class:`~langevin_xtal.config.sampling.SamplingConfig`.
 
     Raises
     ------
@@ -162,11 +188,11 @@ def make_sampler(name: str, levels: int | None = None, steps: int | None = None)
         if count is not None and count > MOST_LEVELS:
             raise InputError(f"{count} {what} were asked for; the most is {MOST_LEVELS}")
     asked = {"levels": levels, "steps": steps}
-    changes = {key: value for key, value in asked.items() if value is not None}
+    changes: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     if name == "ancestral" and steps is not None:
         raise InputError("steps per level belong to the langevin sampler; ancestral takes one")
     if name in SAMPLERS:
-        return SAMPLERS[name](**changes)
+        return SAMPLERS[name](lattice_estimate=lattice_estimate, **changes)
     make = named(name, "sampler", " or ".join(SAMPLERS), "anything that makes a sampler")
     try:
         made = make(**changes)

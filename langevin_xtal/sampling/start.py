@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from langevin_xtal.config.sampling import Positions
 from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.crystal.request import Request, cell_coordinates
 from langevin_xtal.errors import RequestError
@@ -43,7 +43,6 @@ from langevin_xtal.symmetry.wyckoff import WyckoffPosition, locate, wyckoff_posi
 
 FloatArray = NDArray[np.float64]
 
-Positions = Literal["assigned", "free"]
 
 PERIODS = 24.0
 """Cells spanned by the uniform start of a site confined to its Wyckoff position."""

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from langevin_xtal.config.training import EpochsConfig
 from langevin_xtal.crystal.elements import period_and_group
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.model.assignment import PriorConfig, WyckoffPrior, element_rank
 from langevin_xtal.model.network import ELEMENTS
 from langevin_xtal.symmetry.wyckoff import locate, origin_shifts, table_start
+from langevin_xtal.train.epochs import EpochConfig, EpochFit, starting_point
 
-BATCH = 64
 POOL = 32  # batches sorted by size together
-RATE = 2e-3
-REFIT = 2 / 3  # share of the rate at which given weights are fitted anew
-DROPOUT = 0.1
-WEIGHT_DECAY = 2e-2
 SUBSTITUTED = 0.15  # share of the elements that may be shown as one of their kin in a batch
 
 
@@ -63,14 +63,73 @@ def assignment_table(data: PackedDataset) -> tuple[Tensor, Tensor, Tensor]:
     return *told, _smallest(*told, torch.from_numpy(chosen))
 
 
+@dataclass(frozen=True, kw_only=True)
+class PriorFitConfig(EpochConfig):
+    """Settings of the fit of the prior."""
+
+    epochs: int = EpochsConfig.prior
+
+
+class PriorFit(EpochFit):
+    """Fit of the prior over Wyckoff positions, see :func:`fit_prior`."""
+
+    config: PriorFitConfig
+
+    def __init__(
+        self,
+        data: PackedDataset,
+        config: PriorFitConfig,
+        *,
+        network: PriorConfig | None = None,
+        init: WyckoffPrior | None = None,
+        out: Path | None = None,
+    ) -> None:
+        torch.manual_seed(config.seed)
+        if init is None:
+            self.prior = WyckoffPrior(network)
+        else:
+            self.prior = copy.deepcopy(init).requires_grad_(True)
+        self.crystals = len(data)
+        self.group, self.numbers, self.chosen = assignment_table(data)
+        self.sites = (self.numbers > 0).sum(1)
+        # where a group has one position there is nothing to learn
+        choice = np.diff(table_start())[data.group - 1] > 1
+        self.open_to_choice = torch.from_numpy(np.flatnonzero(choice))
+        steps = max(1, -(-len(self.open_to_choice) // config.batch_size)) * config.epochs
+        super().__init__(
+            self.prior,
+            config,
+            data.content_hash,
+            out,
+            rate=config.peak(init is not None),
+            total_steps=steps + 1,
+            facts=starting_point(self.prior, init),
+        )
+        self.begin()
+
+    def _draw(self) -> list[Tensor]:
+        return list(batches(self.open_to_choice, self.sites, self.config.batch_size))
+
+    def _loss(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        longest = int(self.sites[batch].max())
+        asked = self.group[batch], self.numbers[batch, :longest], self.chosen[batch, :longest]
+        loss = -self.prior.log_likelihood(*asked, self.config.dropout, substitution()).mean()
+        return loss, loss.detach() * len(batch)
+
+    def _epoch_losses(self) -> tuple[float, ...]:
+        return (float(self._sums[0]) / self.crystals,)
+
+
 def fit_prior(
     data: PackedDataset,
     *,
-    epochs: int = 20,
+    epochs: int = PriorFitConfig.epochs,
     seed: int = 0,
     config: PriorConfig | None = None,
     init: WyckoffPrior | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
+    out: Path | None = None,
+    until: float = math.inf,
 ) -> WyckoffPrior:
     """Maximum likelihood by AdamW with dropout and a one-cycle rate.
 
@@ -83,32 +142,17 @@ def fit_prior(
         A prior whose weights are where the fit starts, in place of random ones.
     on_epoch
         Called with the number of epochs done and the mean negative log-likelihood of a crystal.
+    out
+        Folder that keeps the fit, to go on from where it was stopped.
+    until
+        Reading of :func:`time.perf_counter` at which the fit stops
+        (:class:`~langevin_xtal.train.fit.TimeIsOverError`).
     """
-    torch.manual_seed(seed)
-    prior = WyckoffPrior(config) if init is None else copy.deepcopy(init).requires_grad_(True)
-    rate = RATE if init is None else REFIT * RATE
-    group, numbers, chosen = assignment_table(data)
-    sites = (numbers > 0).sum(1)
-    # where a group has one position there is nothing to learn
-    open_to_choice = torch.from_numpy(np.flatnonzero(np.diff(table_start())[data.group - 1] > 1))
-    steps = max(1, -(-len(open_to_choice) // BATCH)) * epochs
-    optimiser = torch.optim.AdamW(prior.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + 1)
-    for epoch in range(epochs):
-        total = 0.0
-        for pick in batches(open_to_choice, sites):
-            longest = int(sites[pick].max())
-            told = group[pick], numbers[pick, :longest], chosen[pick, :longest]
-            loss = -prior.log_likelihood(*told, DROPOUT, substitution()).mean()
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
-            total += float(loss.detach()) * len(pick)
-        if on_epoch is not None:
-            on_epoch(epoch + 1, total / len(data))
-    return prior.eval().requires_grad_(False)
+    fit = PriorFit(
+        data, PriorFitConfig(epochs=epochs, seed=seed), network=config, init=init, out=out
+    )
+    fit.finish(on_epoch, until)
+    return fit.prior
 
 
 @cache
@@ -134,11 +178,11 @@ def mean_log_likelihood(prior: WyckoffPrior, data: PackedDataset) -> float:
     return float(torch.cat(parts).mean())
 
 
-def batches(crystals: Tensor, sites: Tensor) -> Iterator[Tensor]:
+def batches(crystals: Tensor, sites: Tensor, size: int) -> Iterator[Tensor]:
     """Random batches of crystals with similar numbers of sites, which need little padding."""
     parts: list[Tensor] = []
-    for pool in crystals[torch.randperm(len(crystals))].split(BATCH * POOL):
-        parts += pool[sites[pool].argsort(stable=True)].split(BATCH)
+    for pool in crystals[torch.randperm(len(crystals))].split(size * POOL):
+        parts += pool[sites[pool].argsort(stable=True)].split(size)
     return (parts[k] for k in torch.randperm(len(parts)).tolist() if len(parts[k]))
 
 

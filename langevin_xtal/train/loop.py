@@ -10,20 +10,19 @@ draws other noise than that of the CPU for the same seed: the two train on the s
 same order, under other noise. Each repeats its own, also when resumed; on a GPU only sums whose
 order is not fixed then differ, by rounding.
 
-A run folder holds ``config.json``, ``log.csv``, ``state.safetensors`` (to resume) and
-``model.safetensors`` (the averaged weights, to sample from).
+A run folder holds ``config.json``, ``log.csv``, ``state.safetensors`` (to resume),
+``model.safetensors`` (the averaged weights, to sample from) and ``fits`` (configurations and logs
+of what says where chains start).
 """
 
 from __future__ import annotations
 
 import copy
-import csv
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,41 +32,53 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from langevin_xtal.config.sampling import LatticeEstimate
+from langevin_xtal.config.training import Precision, TrainingConfig
 from langevin_xtal.dataset.packed import PackedDataset
-from langevin_xtal.diffusion.losses import Losses, Precision, denoising_losses
+from langevin_xtal.diffusion.losses import Losses, denoising_losses
 from langevin_xtal.diffusion.noising import Builder, Noised, NoisingConfig, noise_batch
-from langevin_xtal.errors import CheckpointError, InputError
-from langevin_xtal.files import clear_left, replacing, write_text
+from langevin_xtal.errors import InputError
 from langevin_xtal.graph.snapping import all_operations
 from langevin_xtal.model.checkpoint import (
     ScoreModel,
     load_model,
-    read_tensors,
     save_model,
     weights_hash,
-    write_tensors,
 )
 from langevin_xtal.model.levels import NoiseLevels
-from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
+from langevin_xtal.model.network import SIZES, EdgeNetwork, NetworkConfig
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.runtime import keep_freed_memory
 from langevin_xtal.train.distributed import join, orderly_stop, part_of_total
+from langevin_xtal.train.fit import (
+    Fit,
+    TimeIsOverError,
+    load_module,
+    load_moments,
+    module_tensors,
+    moment_tensors,
+)
 from langevin_xtal.train.starts import OnEpoch, StartEpochs, fit_starts
 from langevin_xtal.train.store import CrystalStore
 
-STATE_FORMAT = "langevin-xtal training state 1"
 LEVEL_BINS = 10
+MODEL = "model.safetensors"
+"""The averaged weights and all that is fitted beside them."""
+FITS = "fits"
+"""Folder of the fits of what says where chains start."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Settings of a training run; written to its folder."""
 
-    steps: int = 20_000
+    steps: int = TrainingConfig.steps
     """Optimiser steps; 0 keeps the network that is started from."""
-    batch_size: int = 32
+    stop_at: int | None = None
+    """Step to end at, where the rate falls as if there were more."""
+    batch_size: int = TrainingConfig.batch_size
     """Crystals in a step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = TrainingConfig.learning_rate
     """Peak rate of Adam; warmed up linearly, then a cosine to 1 % of it."""
     warmup: int = 500
     """Steps of the warm-up."""
@@ -79,16 +90,18 @@ class TrainConfig:
     """Weight of the lattice loss."""
     seed: int = 0
     """Of weights, batches and noise."""
-    log_every: int = 50
+    log_every: int = TrainingConfig.log_every
     """Steps averaged in one row of the log."""
-    validate_every: int = 1000
+    validate_every: int = TrainingConfig.validate_every
     """Steps between validations of the averaged weights."""
     validation_size: int = 512
     """Crystals of the validation set used, with the same noise each time."""
-    save_every: int = 500
+    save_every: int = TrainingConfig.save_every
     """Steps between saves."""
-    precision: Precision = "float32"
+    precision: Precision = TrainingConfig.precision
     """Of the network's matrix products, in training alone; the rest is float32."""
+    lattice_estimate: LatticeEstimate = TrainingConfig.lattice_estimate
+    """How the changes of all edges make that of the cell in the loss."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     levels: NoiseLevels = field(default_factory=NoiseLevels)
     noising: NoisingConfig = field(default_factory=NoisingConfig)
@@ -104,6 +117,35 @@ class TrainConfig:
         if self.precision not in get_args(Precision):
             known = ", ".join(get_args(Precision))
             raise InputError(f"precision {self.precision!r} is not known; give one of {known}")
+
+    @classmethod
+    def of(cls, config: TrainingConfig, *, seed: int = 0) -> TrainConfig:
+        """Settings by a configuration, such as ``TrainingConfig.preset("paper")``."""
+        return cls(
+            steps=config.steps,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            warmup=cls.warmup_of(config.steps),
+            seed=seed,
+            log_every=config.log_every,
+            validate_every=config.validate_every,
+            save_every=config.save_every,
+            precision=config.precision,
+            lattice_estimate=config.lattice_estimate,
+            network=SIZES[config.size],
+            levels=NoiseLevels.paper() if config.noise == "paper" else NoiseLevels(),
+            noising=NoisingConfig(target=config.target),
+        )
+
+    @property
+    def last(self) -> int:
+        """Steps that are taken."""
+        return self.steps if self.stop_at is None else min(self.steps, self.stop_at)
+
+    @staticmethod
+    def warmup_of(steps: int) -> int:
+        """Steps of the warm-up of a run of so many."""
+        return min(TrainConfig.warmup, max(1, steps // 10))
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
@@ -181,8 +223,8 @@ class LevelMeans:
         return tuple((self.sums[kind] / self.counts[kind]).tolist())
 
 
-class Trainer:
-    """A training run in a folder; iterate :meth:`run` to advance it.
+class Trainer(Fit[LogRow]):
+    """Fit of the score network in a folder; iterate :meth:`run` to advance it.
 
     Parameters
     ----------
@@ -209,7 +251,16 @@ class Trainer:
         if not len(data):
             raise InputError("the training set holds no crystals")
         keep_freed_memory()
-        self.team, device = join(device)
+        team, device = join(device)
+        super().__init__(
+            config,
+            data.content_hash,
+            out,
+            save_every=config.save_every,
+            device=device,
+            team=team,
+        )
+        self.out: Path = out
         if config.batch_size < self.team.size:
             raise InputError(
                 f"batch_size {config.batch_size} is smaller than the {self.team.size} processes "
@@ -218,8 +269,7 @@ class Trainer:
         on_cuda = device.startswith("cuda")
         if config.precision == "tf32" and not on_cuda:
             raise InputError("precision tf32 is of CUDA devices; give float32 or bf16 on a CPU")
-        self.config, self.out, self.device, self.name = config, out, device, name
-        self.card = card or {}
+        self.name, self.card = name, card or {}
         self.data = data
         self.builder: Builder = builder or ("torch" if on_cuda else "host")
         self.noised_on = device if self.builder == "torch" else "cpu"
@@ -241,24 +291,11 @@ class Trainer:
         )
         self.starts: dict[str, Any] = {}  #: parts of the model beside the network
         self.given = {} if start is None else start.parts()  #: those that their fits start from
-        self.step = 0
-        self.seconds = 0.0
         self.means = LevelMeans(device)  #: of the steps since the last row of the log
-        self._changing = False
         self._orders: dict[int, Tensor] = {}
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            if self.team.leads:
-                clear_left(out)
-            if self._state_path.exists():
-                self._resume()
-            elif self.team.leads:
-                self._write_config()
-        except OSError as error:
-            raise InputError(
-                f"folder {out} cannot be written ({error.strerror}); give another folder"
-            ) from None
-        self.team.check_same(self.step)
+        self._pool: ThreadPoolExecutor | None = None
+        self._ahead: Future[Noised] | None = None  #: the next batch, being prepared
+        self.open()
 
     def _start_from(self, start: ScoreModel) -> None:
         if start.network.config != self.config.network:
@@ -271,59 +308,37 @@ class Trainer:
 
     # -- the run
 
-    def run(self, max_seconds: float = math.inf) -> Iterator[LogRow]:
-        """Train to the last step, yielding a row for the log every ``log_every`` steps.
+    @property
+    def done(self) -> bool:
+        """Whether the last step was taken."""
+        return self.step >= self.config.last
 
-        Saves regularly, and when the generator is closed or interrupted; an interrupt amid the
-        update of the weights leaves the last save, from which the steps since are repeated. Of
-        several processes the first yields and saves, and an interrupt of any stops all of them
-        after the step.
+    def columns(self) -> list[str]:
+        """Header of the log."""
+        return LogRow.columns()
 
-        Parameters
-        ----------
-        max_seconds
-            Stop after the step in which this time is over; the run can be resumed.
-        """
-        config = self.config
-        last, last_step = time.perf_counter(), self.step
-        end = last + max_seconds
-        self.team.time_is_over = self.team.ending = False
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Rounding of products, an orderly stop, and a thread that prepares the next batch."""
         with (
-            _products(config.precision),
+            _products(self.config.precision),
             orderly_stop(self.team),
             ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool,
         ):
-            ahead = pool.submit(self._prepare, self.step)
+            self._pool, self._ahead = pool, pool.submit(self._prepare, self.step)
             try:
-                while True:
-                    # at once where a run stopped between step and row
-                    if self._row_is_due and self.team.leads:
-                        self._synchronise()
-                        now = time.perf_counter()
-                        self.seconds += now - last
-                        rate = (self.step - last_step) * config.batch_size / (now - last)
-                        row = self._row(self.means, rate)
-                        self._log(row)
-                        self.means, last_step = LevelMeans(self.device), self.step
-                        yield row
-                        last = time.perf_counter()
-                    if self.step >= config.steps or self.team.ending:
-                        break
-                    self.team.time_is_over = time.perf_counter() >= end
-                    if self.team.time_is_over and self.team.size == 1:
-                        break
-                    noised = ahead.result()
-                    if self.step + 1 < config.steps:
-                        ahead = pool.submit(self._prepare, self.step + 1)
-                    self._advance(noised)
-                    if self.team.stopping:
-                        raise KeyboardInterrupt
-                    if self.step % config.save_every == 0 and self.step < config.steps:
-                        self.save()
+                yield
             finally:
-                ahead.cancel()
-                if not self._changing:
-                    self.save()
+                self._ahead.cancel()
+                self._pool = self._ahead = None
+
+    def _batch(self) -> Noised:
+        if self._pool is None or self._ahead is None:
+            return self._prepare(self.step)
+        noised = self._ahead.result()
+        if self.step + 1 < self.config.last:
+            self._ahead = self._pool.submit(self._prepare, self.step + 1)
+        return noised
 
     def model(self) -> ScoreModel:
         """The averaged weights with the statistics of the training set."""
@@ -341,26 +356,43 @@ class Trainer:
         network = copy.deepcopy(self.average).cpu().eval()
         return ScoreModel(self.name, network, self.config.levels, statistics, card, **self.starts)
 
-    def fit_starts(self, epochs: StartEpochs, on_epoch: OnEpoch | None = None) -> None:
+    def fit_starts(
+        self,
+        epochs: StartEpochs,
+        on_epoch: OnEpoch | None = None,
+        max_seconds: float = math.inf,
+    ) -> bool:
         """Fit what says where chains start to the training set and save the model with it.
 
-        Saved after each part; what a run of before has done is not done again.
+        Saved after each part; what a run of before has done is not done again, and a fit that was
+        stopped goes on.
+
+        Returns
+        -------
+        bool
+            Whether all was done before the time was over.
         """
         if not self.team.leads:
-            return
+            return True
         self.card["start_epochs"] = dataclasses.asdict(epochs)
-        for name, part in fit_starts(
-            self.data,
-            self.model().statistics,
-            epochs,
-            self.starts,
-            init=self.given,
-            seed=self.config.seed,
-            device=self.device,
-            on_epoch=on_epoch,
-        ):
-            self.starts[name] = part
-            save_model(self.out / "model.safetensors", self.model())
+        try:
+            for name, part in fit_starts(
+                self.data,
+                self.model().statistics,
+                epochs,
+                self.starts,
+                init=self.given,
+                seed=self.config.seed,
+                device=self.device,
+                on_epoch=on_epoch,
+                folder=self.out / FITS,
+                until=time.perf_counter() + max_seconds,
+            ):
+                self.starts[name] = part
+                save_model(self.out / MODEL, self.model())
+        except TimeIsOverError:
+            return False
+        return True
 
     def validate(self) -> LevelMeans:
         """Losses of the averaged weights on the validation set, the same noise each time."""
@@ -380,30 +412,32 @@ class Trainer:
                 builder=self.builder,
             ).to(self.device)
             with torch.no_grad():
-                means.add(denoising_losses(self.average, noised), noised)
+                estimate = self.config.lattice_estimate
+                means.add(denoising_losses(self.average, noised, estimate=estimate), noised)
         return means
 
-    def save(self) -> None:
-        """Write the state to resume from and the model to sample from."""
-        if not self.team.leads:
-            return
-        tensors: dict[str, Tensor] = {}
-        for kind, module in (("network", self.network), ("average", self.average)):
-            tensors |= {f"{kind}.{k}": v for k, v in module.state_dict().items()}
-        state = self.optimiser.state_dict()["state"]
-        for index, values in state.items():
-            tensors |= {f"adam.{index}.{k}": v for k, v in values.items()}
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = module_tensors("network", self.network)
+        tensors |= module_tensors("average", self.average) | moment_tensors(self.optimiser)
         for kind in ("sums", "counts"):
             tensors[f"means.{kind}"] = getattr(self.means, kind)
-        header = {
-            "format": STATE_FORMAT,
-            "step": self.step,
-            "seconds": self.seconds,
-            "config": dataclasses.asdict(self.config),
-            "data_hash": self.data.content_hash,
-        }
-        write_tensors(self._state_path, tensors, header)
-        save_model(self.out / "model.safetensors", self.model())
+        return tensors, {}
+
+    def _saved(self) -> None:
+        """The model to sample from goes with the state."""
+        save_model(self.out / MODEL, self.model())
+
+    def _restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+        load_module("network", self.network, tensors)
+        load_module("average", self.average, tensors)
+        load_moments(self.optimiser, tensors)
+        for kind in ("sums", "counts"):
+            saved = tensors.get(f"means.{kind}", torch.zeros(2, LEVEL_BINS))
+            saved = saved.double().reshape(2, LEVEL_BINS).to(self.device)
+            setattr(self.means, kind, saved)
+        finished = self.out / MODEL
+        if int(header["step"]) >= self.config.last and finished.exists():
+            self.starts = load_model(finished).parts()
 
     # -- one step
 
@@ -438,7 +472,12 @@ class Trainer:
         noised = noised.to(self.device)
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.rate(self.step)
-        losses = denoising_losses(self.network, noised, precision=self.config.precision)
+        losses = denoising_losses(
+            self.network,
+            noised,
+            estimate=self.config.lattice_estimate,
+            precision=self.config.precision,
+        )
         shared = self._shared_means(losses, noised)
         weight = self.config.lattice_weight
         self.optimiser.zero_grad(set_to_none=True)
@@ -473,40 +512,26 @@ class Trainer:
         means.sums, means.counts = (torch.from_numpy(a).to(self.device) for a in (sums, counts))
         return means
 
-    def _synchronise(self) -> None:
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize()
-
-    # -- files
+    # -- the log
 
     @property
     def _row_is_due(self) -> bool:
-        at_end = self.step == self.config.steps
+        at_end = self.step == self.config.last
         return (at_end or self.step % self.config.log_every == 0) and bool(self.means)
 
     @property
-    def _state_path(self) -> Path:
-        return self.out / "state.safetensors"
+    def _rows_written(self) -> int:
+        return self.step - self._row_is_due
 
-    def _write_config(self) -> None:
-        text = json.dumps(dataclasses.asdict(self.config), indent=2)
-        write_text(self.out / "config.json", text + "\n")
-        with replacing(self.out / "log.csv", newline="") as handle:
-            csv.writer(handle).writerow(LogRow.columns())
-
-    def _log(self, row: LogRow) -> None:
-        with (self.out / "log.csv").open("a", newline="") as handle:
-            step, *rest = row.values()
-            csv.writer(handle).writerow([f"{step:.0f}", *(f"{v:.6g}" for v in rest)])
-
-    def _row(self, means: LevelMeans, rate: float) -> LogRow:
-        due = self.step % self.config.validate_every == 0 or self.step == self.config.steps
+    def _row(self, steps_per_second: float) -> LogRow:
+        means = self.means
+        due = self.step % self.config.validate_every == 0 or self.done
         checked = self.validate() if due else LevelMeans()
         return LogRow(
             step=self.step,
             epoch=self.step * self.config.batch_size / len(self.store),
             seconds=self.seconds,
-            crystals_per_second=rate,
+            crystals_per_second=steps_per_second * self.config.batch_size,
             rate=self.config.rate(self.step - 1),
             position=means.mean(0),
             lattice=means.mean(1),
@@ -516,55 +541,8 @@ class Trainer:
             lattice_by_level=means.by_level(1),
         )
 
-    def _resume(self) -> None:
-        tensors, header = read_tensors(self._state_path, STATE_FORMAT)
-        mine, default = (
-            json.loads(json.dumps(dataclasses.asdict(c))) for c in (self.config, TrainConfig())
-        )
-        theirs = header.get("config")
-        # runs of older versions do not know of every setting
-        found = default | theirs if isinstance(theirs, dict) else {}
-        differing = sorted(key for key, value in mine.items() if found.get(key) != value)
-        if differing:
-            raise InputError(
-                f"{self.out} holds a run with other settings ({', '.join(differing)}); "
-                "use the same settings to resume it, or another folder"
-            )
-        if header.get("data_hash") != self.data.content_hash:
-            raise InputError(
-                f"{self.out} holds a run on other training data; give the same packed file to "
-                "resume it, or use another folder"
-            )
-        try:
-            for kind, module in (("network", self.network), ("average", self.average)):
-                start = f"{kind}."
-                module.load_state_dict(
-                    {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
-                )
-            state: dict[int, dict[str, Tensor]] = {}
-            for key, value in tensors.items():
-                if key.startswith("adam."):
-                    _, index, name = key.split(".")
-                    state.setdefault(int(index), {})[name] = value
-            for place, parameter in enumerate(self.network.parameters()):
-                moments = [state[place][k] for k in ("exp_avg", "exp_avg_sq")] if state else []
-                if any(moment.shape != parameter.shape for moment in moments):
-                    raise ValueError("the optimiser's moments do not fit the weights")
-            full = self.optimiser.state_dict() | {"state": state}
-            self.optimiser.load_state_dict(full)
-            for kind in ("sums", "counts"):
-                saved = tensors.get(f"means.{kind}", torch.zeros(2, LEVEL_BINS))
-                saved = saved.double().reshape(2, LEVEL_BINS).to(self.device)
-                setattr(self.means, kind, saved)
-            self.step, self.seconds = int(header["step"]), float(header["seconds"])
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{self._state_path} cannot be resumed ({reason})") from None
-        if self.team.leads:
-            _drop_rows_after(self.out / "log.csv", self.step - self._row_is_due)
-        finished = self.out / "model.safetensors"
-        if self.step >= self.config.steps and finished.exists():
-            self.starts = load_model(finished).parts()
+    def _begin_row(self) -> None:
+        self.means = LevelMeans(self.device)
 
     def __repr__(self) -> str:
         return (
@@ -617,15 +595,3 @@ def _products(precision: Precision) -> Iterator[None]:
         yield
     finally:
         flags.allow_tf32 = before
-
-
-def _drop_rows_after(path: Path, step: int) -> None:
-    """Rows written after the state was saved are written again by the resumed run."""
-    rows = []
-    if path.exists():
-        with path.open(newline="") as handle:
-            rows = list(csv.reader(handle))[1:]
-    with replacing(path, newline="") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(LogRow.columns())
-        writer.writerows(r for r in rows if r and r[0].isdigit() and int(r[0]) <= step)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from langevin_xtal.config.training import EpochsConfig
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.model.assignment import element_rank
+from langevin_xtal.model.checkpoint import weights_hash
 from langevin_xtal.model.proposal import (
     Descriptions,
     Proposal,
@@ -25,22 +30,11 @@ from langevin_xtal.parallel import parallel_map
 from langevin_xtal.symmetry.description import Description, descriptions
 from langevin_xtal.symmetry.lattice import lattice_coordinates
 from langevin_xtal.symmetry.wyckoff import table_start
-from langevin_xtal.train.assignments import (
-    BATCH,
-    REFIT,
-    batches,
-    site_positions,
-    substitution,
-)
+from langevin_xtal.train.assignments import batches, site_positions, substitution
+from langevin_xtal.train.epochs import EpochConfig, EpochFit, starting_point
 
-RATE = 1.5e-3
-DROPOUT = 0.1
-WEIGHT_DECAY = 5e-2
-SMOOTHING = 0.6
-LATTICE_WEIGHT = 0.5
-
-REVISIONS = (0.25, 0.5)
-"""Shares of all epochs after which the variant learned of each crystal is chosen anew."""
+TOGETHER = 256
+"""Descriptions whose likelihoods are taken in one go."""
 
 VARIANTS, VARIANTS_P1 = 8, 3
 """Descriptions of a crystal from which the one learned is chosen; fewer in P1, where there are
@@ -109,17 +103,118 @@ def _described(job: _Job) -> list[Description]:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProposalFitConfig(EpochConfig):
+    """Settings of the fit of one network of the proposal."""
+
+    epochs: int = EpochsConfig.proposal
+    rate: float = 1.5e-3
+    weight_decay: float = 5e-2
+    smoothing: float = 0.6
+    """Of the bins of parameters."""
+    lattice_weight: float = 0.5
+    """Weight of the cell's likelihood beside that of the parameters."""
+    revisions: tuple[float, ...] = (0.25, 0.5)
+    """Shares of all epochs after which the variant learned of each crystal is chosen anew."""
+
+
+class ProposalFit(EpochFit):
+    """Fit of one network of the proposal, see :func:`fit_proposal`."""
+
+    config: ProposalFitConfig
+    losses = ("parameters", "lattice")
+
+    def __init__(
+        self,
+        data: Descriptions,
+        owner: NDArray[np.int64] | None,
+        config: ProposalFitConfig,
+        *,
+        network: ProposalConfig | None = None,
+        init: Proposal | None = None,
+        like: Proposal | None = None,
+        device: str = "cpu",
+        out: Path | None = None,
+    ) -> None:
+        torch.manual_seed(config.seed)
+        if init is None:
+            self.proposal = Proposal(network or ProposalConfig(frames=True)).to(device)
+        else:
+            self.proposal = Proposal(dataclasses.replace(init.config, frames=True))
+            self.proposal.load_state_dict(init.state_dict())
+            self.proposal.to(device)
+        data_hash = weights_hash({f.name: getattr(data, f.name) for f in fields(data)})
+        self.owner = np.arange(len(data)) if owner is None else owner
+        first = np.unique(self.owner, return_index=True)[1]
+        self.data = data.to(torch.device(device), torch.float32)
+        self.chosen = torch.from_numpy(first)  #: description that is learned of each crystal
+        several = len(self.chosen) < len(data)
+        guide = like or init
+        if guide is not None and several:
+            guide = copy.deepcopy(guide).to(device)
+            self.chosen = likeliest_variants(guide, self.data, self.owner)
+        self.sites = (self.data.numbers > 0).sum(1).cpu()
+        self.revisions: set[int] = set()  #: epochs after which they are chosen anew
+        if like is None and several:
+            self.revisions = {round(share * config.epochs) for share in config.revisions}
+        facts = starting_point(self.proposal, init)
+        facts["like"] = None if like is None else weights_hash(like.state_dict())
+        super().__init__(
+            self.proposal,
+            config,
+            data_hash,
+            out,
+            rate=config.peak(init is not None),
+            total_steps=(-(-len(self.chosen) // config.batch_size) + 1) * config.epochs + 1,
+            device=device,
+            fused=True,
+            facts=facts,
+        )
+        self.begin()
+
+    def _draw(self) -> list[Tensor]:
+        return list(batches(self.chosen, self.sites, self.config.batch_size))
+
+    def _loss(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        some = self.data.pick(batch.to(self.device))
+        shown = substitution().to(self.device)
+        config = self.config
+        places, lattice = self.proposal.log_likelihood(
+            some, config.dropout, shown, config.smoothing
+        )
+        loss = -(places + config.lattice_weight * lattice).mean()
+        return loss, -torch.stack([places.detach().sum(), lattice.detach().sum()])
+
+    def _epoch_losses(self) -> tuple[float, ...]:
+        return tuple((self._sums / len(self.chosen)).tolist())
+
+    def _epoch_ends(self) -> None:
+        if self.epoch + 1 in self.revisions:
+            self.chosen = likeliest_variants(self.proposal, self.data, self.owner)
+
+    def _more_state(self) -> dict[str, Tensor]:
+        return {"chosen": self.chosen}
+
+    def _restore_more(self, tensors: Mapping[str, Tensor]) -> None:
+        chosen = tensors["chosen"]
+        if chosen.shape != self.chosen.shape:
+            raise ValueError("the descriptions chosen do not fit the crystals")
+        self.chosen = chosen
+
+
 def fit_proposal(
     data: Descriptions,
     owner: NDArray[np.int64] | None = None,
     *,
-    epochs: int = 40,
+    epochs: int = ProposalFitConfig.epochs,
     seed: int = 0,
     config: ProposalConfig | None = None,
     init: Proposal | None = None,
     like: Proposal | None = None,
     device: str = "cpu",
     on_epoch: Callable[[int, float, float], None] | None = None,
+    out: Path | None = None,
+    until: float = math.inf,
 ) -> Proposal:
     """Maximum likelihood by AdamW with dropout, a one-cycle rate and elements shown as their kin.
 
@@ -128,8 +223,8 @@ def fit_proposal(
     data, owner
         Descriptions, and the crystal of each, as by :func:`describe_variants`; without ``owner``
         each is a crystal. Of the variants of a crystal the first is learned, until after the
-        epochs of :data:`REVISIONS` that which the network finds likeliest takes its place: so
-        crystals of one structure type come to be described alike.
+        epochs of :attr:`ProposalFitConfig.revisions` that which the network finds likeliest takes
+        its place: so crystals of one structure type come to be described alike.
     init
         A single network whose weights are where the fit starts, in place of random ones; it
         chooses the variants learned first, too.
@@ -139,48 +234,15 @@ def fit_proposal(
     on_epoch
         Called with the number of epochs done and the mean negative log-likelihoods of a crystal:
         of its parameters and of its lattice.
+    out, until
+        As for :func:`~langevin_xtal.train.assignments.fit_prior`.
     """
-    torch.manual_seed(seed)
-    if init is None:
-        proposal = Proposal(config or ProposalConfig(frames=True)).to(device)
-    else:
-        proposal = Proposal(dataclasses.replace(init.config, frames=True))
-        proposal.load_state_dict(init.state_dict())
-        proposal.to(device)
-    owner = np.arange(len(data)) if owner is None else owner
-    first = np.unique(owner, return_index=True)[1]
-    data = data.to(torch.device(device), torch.float32)
-    chosen = torch.from_numpy(first)
-    guide = like or init
-    if guide is not None and len(chosen) < len(data):
-        chosen = likeliest_variants(copy.deepcopy(guide).to(device), data, owner)
-    sites = (data.numbers > 0).sum(1).cpu()
-    steps = -(-len(chosen) // BATCH) * epochs
-    rate = RATE if init is None else REFIT * RATE
-    optimiser = torch.optim.AdamW(
-        proposal.parameters(), lr=rate, weight_decay=WEIGHT_DECAY, fused=True
+    chosen = ProposalFitConfig(epochs=epochs, seed=seed)
+    fit = ProposalFit(
+        data, owner, chosen, network=config, init=init, like=like, device=device, out=out
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + epochs + 1)
-    revised = like is None and len(chosen) < len(data)
-    revisions = {round(share * epochs) for share in REVISIONS} if revised else ()
-    for epoch in range(epochs):
-        totals = torch.zeros(2, device=device)
-        for pick in batches(chosen, sites):
-            some = data.pick(pick.to(device))
-            shown = substitution().to(device)
-            places, lattice = proposal.log_likelihood(some, DROPOUT, shown, SMOOTHING)
-            loss = -(places + LATTICE_WEIGHT * lattice).mean()
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(proposal.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
-            totals -= torch.stack([places.detach().sum(), lattice.detach().sum()])
-        if epoch + 1 in revisions:
-            chosen = likeliest_variants(proposal, data, owner)
-        if on_epoch is not None:
-            on_epoch(epoch + 1, *(totals / len(chosen)).tolist())
-    return proposal.cpu().eval().requires_grad_(False)
+    fit.finish(on_epoch, until)
+    return fit.proposal.cpu()
 
 
 @torch.inference_mode()
@@ -191,8 +253,8 @@ def likeliest_variants(proposal: Proposal, data: Descriptions, owner: NDArray[np
     score = torch.zeros(len(data))
     # only where there is a choice; crystals of one size together
     several = torch.from_numpy(np.flatnonzero(np.bincount(owner)[owner] > 1))
-    for pick in several[sites[several].argsort(stable=True)].split(4 * BATCH):
+    for pick in several[sites[several].argsort(stable=True)].split(TOGETHER):
         places, lattice = proposal.log_likelihood(data.pick(pick.to(device)))
-        score[pick] = (places + LATTICE_WEIGHT * lattice).cpu()
+        score[pick] = (places + ProposalFitConfig.lattice_weight * lattice).cpu()
     order = np.lexsort((-score.numpy(), owner))
     return torch.from_numpy(order[np.unique(owner[order], return_index=True)[1]])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from langevin_xtal.config.training import EpochsConfig
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import CheckpointError
 from langevin_xtal.model.checkpoint import config_from_dict, read_tensors, write_tensors
@@ -29,16 +30,13 @@ from langevin_xtal.model.ranking import (
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.symmetry.assignments import Assignment, assignments, canonical_all
 from langevin_xtal.symmetry.wyckoff import table_start
-from langevin_xtal.train.assignments import REFIT, site_positions, substitution
+from langevin_xtal.train.assignments import site_positions, substitution
+from langevin_xtal.train.epochs import EpochConfig, EpochFit, starting_point
 
 RANKER_FORMAT = "langevin-xtal ranker 1"
 
-BATCH = 64
 POOL = 16  # batches of requests with similar numbers of assignments
-RATE = 2e-3
-DROPOUT = 0.1
-WEIGHT_DECAY = 2e-2
-HELD_OUT = 0.05  # share of the crystals that decides which epoch is kept
+TOGETHER = 64  # requests whose losses are taken in one go
 ENUMERATED = 2_000  # assignments of a request to learn from
 SAMPLED = 160  # of them, a random choice of this size stands for all
 
@@ -86,15 +84,86 @@ class _Example:
     row: int  #: of the crystal in the memory
 
 
+@dataclass(frozen=True, kw_only=True)
+class RankerFitConfig(EpochConfig):
+    """Settings of the fit of the ranker."""
+
+    epochs: int = EpochsConfig.ranker
+    held_out: float = 0.05
+    """Share of the crystals that decides which epoch is kept."""
+
+
+class RankerFit(EpochFit):
+    """Fit of the ranking of assignments, see :func:`fit_ranker`."""
+
+    config: RankerFitConfig
+    losses = ("held_out",)
+    keeps_best = True
+
+    def __init__(
+        self,
+        data: PackedDataset,
+        config: RankerFitConfig,
+        *,
+        network: RankerConfig | None = None,
+        init: AssignmentRanker | None = None,
+        workers: int | None = 1,
+        out: Path | None = None,
+    ) -> None:
+        torch.manual_seed(config.seed)
+        rng = np.random.default_rng(config.seed)
+        # where a group has one position there is nothing to rank, and nothing to remember
+        choice = np.diff(table_start()) > 1
+        crystals = [c for c in labelled(data) if choice[c.number - 1]]
+        memory, rows = remember([(c.number, c.elements, c.assignment) for c in crystals])
+        self.ranker = AssignmentRanker(network if init is None else init.config, memory)
+        if init is not None:
+            self.ranker.load_state_dict(init.state_dict())
+        self.examples = _examples(self.ranker, crystals, rows, config.seed, workers)
+        order = rng.permutation(len(self.examples))
+        self.held_out = order[: int(config.held_out * len(order))]
+        self.holds_out = bool(len(self.held_out))
+        rest = order[len(self.held_out) :]
+        several = [k for k in rest if len(self.examples[k].encoded.units) > 1]
+        self.chosen = np.array(several, dtype=np.int64)
+        size = config.batch_size
+        most = len(several) // size + len(several) // (size * POOL) + 2
+        super().__init__(
+            self.ranker,
+            config,
+            data.content_hash,
+            out,
+            rate=config.peak(init is not None),
+            total_steps=config.epochs * most + 1,
+            rng=rng,
+            facts=starting_point(self.ranker, init),
+        )
+        self.begin()
+
+    def _draw(self) -> list[NDArray[np.int64]]:
+        assert self.rng is not None
+        return list(_batches(self.chosen, self.examples, self.rng, self.config.batch_size))
+
+    def _loss(self, batch: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        some = [self.examples[k] for k in batch]
+        loss = _loss(self.ranker, some, self.config.dropout, substitution()).mean()
+        return loss, loss.detach()
+
+    def _epoch_losses(self) -> tuple[float, ...]:
+        return (_mean_loss(self.ranker, [self.examples[k] for k in self.held_out]),)
+
+
 def fit_ranker(
     data: PackedDataset,
     *,
     seed: int = 0,
-    epochs: int = 6,
+    epochs: int = RankerFitConfig.epochs,
     config: RankerConfig | None = None,
     init: AssignmentRanker | None = None,
     workers: int | None = 1,
     on_epoch: Callable[[int, float], None] | None = None,
+    out: Path | None = None,
+    until: float = math.inf,
 ) -> AssignmentRanker:
     """Maximum likelihood of the true assignments among all those of their requests.
 
@@ -112,41 +181,13 @@ def fit_ranker(
     on_epoch
         Called with the number of epochs done and the mean negative log-likelihood of the
         crystals held out.
+    out, until
+        As for :func:`~langevin_xtal.train.assignments.fit_prior`.
     """
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    # where a group has one position there is nothing to rank, and nothing to remember
-    choice = np.diff(table_start()) > 1
-    crystals = [c for c in labelled(data) if choice[c.number - 1]]
-    memory, rows = remember([(c.number, c.elements, c.assignment) for c in crystals])
-    ranker = AssignmentRanker(config if init is None else init.config, memory)
-    if init is not None:
-        ranker.load_state_dict(init.state_dict())
-    rate = RATE if init is None else REFIT * RATE
-    examples = _examples(ranker, crystals, rows, seed, workers)
-    order = rng.permutation(len(examples))
-    held_out = order[: int(HELD_OUT * len(order))]
-    open_to_choice = [k for k in order[len(held_out) :] if len(examples[k].encoded.units) > 1]
-    chosen = np.array(open_to_choice, dtype=np.int64)
-    steps = epochs * (len(chosen) // BATCH + len(chosen) // (BATCH * POOL) + 2)
-    optimiser = torch.optim.AdamW(ranker.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + 1)
-    best, best_loss = copy.deepcopy(ranker.state_dict()), np.inf
-    for epoch in range(epochs):
-        for pick in _batches(chosen, examples, rng):
-            loss = _loss(ranker, [examples[k] for k in pick], DROPOUT, substitution()).mean()
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(ranker.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
-        loss_held_out = _mean_loss(ranker, [examples[k] for k in held_out])
-        if loss_held_out < best_loss or not len(held_out):
-            best, best_loss = copy.deepcopy(ranker.state_dict()), loss_held_out
-        if on_epoch is not None:
-            on_epoch(epoch + 1, loss_held_out)
-    ranker.load_state_dict(best)
-    return ranker.eval().requires_grad_(False)
+    chosen = RankerFitConfig(epochs=epochs, seed=seed)
+    fit = RankerFit(data, chosen, network=config, init=init, workers=workers, out=out)
+    fit.finish(on_epoch, until)
+    return fit.ranker
 
 
 def save_ranker(path: Path, ranker: AssignmentRanker) -> None:
@@ -241,19 +282,24 @@ def _mean_loss(ranker: AssignmentRanker, examples: Sequence[_Example]) -> float:
     if not examples:
         return float("nan")
     with torch.inference_mode():
-        parts = [_loss(ranker, examples[k : k + BATCH]) for k in range(0, len(examples), BATCH)]
+        parts = [
+            _loss(ranker, examples[k : k + TOGETHER]) for k in range(0, len(examples), TOGETHER)
+        ]
     return float(torch.cat(parts).mean())
 
 
 def _batches(
-    chosen: NDArray[np.int64], examples: Sequence[_Example], rng: np.random.Generator
+    chosen: NDArray[np.int64],
+    examples: Sequence[_Example],
+    rng: np.random.Generator,
+    count: int,
 ) -> Iterator[NDArray[np.int64]]:
     """Random batches of requests with similar numbers of assignments."""
     size = np.array([len(examples[k].encoded.units) for k in chosen], dtype=np.int64)
     order = rng.permutation(len(chosen))
     parts: list[NDArray[np.int64]] = []
-    for start in range(0, len(order), BATCH * POOL):
-        pool = order[start : start + BATCH * POOL]
+    for start in range(0, len(order), count * POOL):
+        pool = order[start : start + count * POOL]
         pool = pool[np.argsort(size[pool], kind="stable")]
-        parts += [chosen[pool[k : k + BATCH]] for k in range(0, len(pool), BATCH)]
+        parts += [chosen[pool[k : k + count]] for k in range(0, len(pool), count)]
     return (parts[k] for k in rng.permutation(len(parts)))

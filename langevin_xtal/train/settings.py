@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from langevin_xtal.config.training import EpochsConfig
 from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.model.checkpoint import weights_hash
 from langevin_xtal.model.known import MOST_ELEMENTS, KnownCrystals, Neighbours, nearest, ordered
 from langevin_xtal.model.settings import (
     MOST_UNITS,
@@ -24,17 +28,10 @@ from langevin_xtal.model.settings import (
 )
 from langevin_xtal.model.voting import Ballot, VotingClassifier
 from langevin_xtal.symmetry import SpaceGroup
-from langevin_xtal.train.assignments import REFIT, substitution
+from langevin_xtal.train.assignments import substitution
+from langevin_xtal.train.epochs import EpochConfig, EpochFit
 
-BATCH = 128
-RATE = 2e-3
-WEIGHT_DECAY = 2e-2
-DROPOUT = 0.1
-HELD_OUT = 0.05  # share of the crystals that decides which epoch is kept
-FORGOTTEN = 0.6  # most of the neighbours hidden at a time: each crystal lacks just itself
-FAR_ABOVE = (
-    0.25  # share of the crystals far above the hull that are learned from; all of them vote
-)
+TOGETHER = 128  # crystals whose losses are taken in one go
 
 
 def known_crystals(data: PackedDataset) -> tuple[KnownCrystals, NDArray[np.int64]]:
@@ -81,15 +78,101 @@ class _Examples:
     kind_of: Tensor  #: (C, K)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SettingsFitConfig(EpochConfig):
+    """Settings of the fit of the distribution over settings."""
+
+    epochs: int = EpochsConfig.settings
+    batch_size: int = 128
+    held_out: float = 0.05
+    """Share of the crystals that decides which epoch is kept."""
+    forgotten: float = 0.6
+    """Most of the neighbours hidden at a time: each crystal lacks just itself."""
+    far_above: float = 0.25
+    """Share of the crystals far above the hull that are learned from; all of them vote."""
+
+
+class ClassifierFit(EpochFit):
+    """Fit of one of the two classifiers, see :func:`fit_settings`; torch is seeded outside.
+
+    Parameters
+    ----------
+    name
+        Of the classifier in the model: ``group`` or ``units``.
+    rows
+        Crystals learned from.
+    """
+
+    config: SettingsFitConfig
+    losses = ("held_out",)
+    keeps_best = True
+
+    def __init__(
+        self,
+        name: str,
+        model: SettingModel,
+        rows: NDArray[np.int64],
+        config: SettingsFitConfig,
+        data_hash: str,
+        *,
+        init: VotingClassifier | None = None,
+        out: Path | None = None,
+    ) -> None:
+        self.model = model
+        self.classifier: VotingClassifier = getattr(model, name)
+        if init is not None:
+            self.classifier.load_state_dict(init.state_dict())
+        else:
+            with torch.no_grad():
+                self.classifier.resemble.weight.copy_(model.resemblance)
+                self.classifier.resemble_described.weight.zero_()
+                self.classifier.resemble_described.bias.zero_()
+        self.examples = _examples(model, name, rows)
+        rng = np.random.default_rng(config.seed)
+        order = rng.permutation(len(self.examples.row))
+        self.held_out, self.chosen = np.split(order, [int(config.held_out * len(order))])
+        self.holds_out = bool(len(self.held_out))
+        super().__init__(
+            self.classifier,
+            config,
+            data_hash,
+            out,
+            rate=config.peak(init is not None),
+            total_steps=config.epochs * -(-len(self.chosen) // config.batch_size) + 1,
+            rng=rng,
+            facts={
+                "network": dataclasses.asdict(model.config),
+                "starts_from": weights_hash(self.classifier.state_dict()),
+            },
+        )
+        self.begin()
+
+    def _draw(self) -> list[NDArray[np.int64]]:
+        assert self.rng is not None
+        return list(_batches(self.rng.permutation(self.chosen), self.config.batch_size))
+
+    def _loss(self, batch: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        assert self.rng is not None
+        ballot = _ballot(self.model, self.examples, batch, self.rng, self.config.forgotten)
+        logits = self.classifier(ballot, dropout=self.config.dropout, shown=substitution())
+        loss = functional.cross_entropy(logits, self.examples.label[batch])
+        return loss, loss.detach()
+
+    def _epoch_losses(self) -> tuple[float, ...]:
+        return (_mean_loss(self.classifier, self.model, self.examples, self.held_out),)
+
+
 def fit_settings(
     data: PackedDataset,
     resemblance: Tensor,
     *,
     seed: int = 0,
-    epochs: int = 5,
+    epochs: int = SettingsFitConfig.epochs,
     config: SettingConfig | None = None,
     init: SettingModel | None = None,
     on_epoch: Callable[[str, int, float], None] | None = None,
+    out: Path | None = None,
+    until: float = math.inf,
 ) -> SettingModel:
     """Maximum likelihood of the groups and of the cell contents of a dataset's compositions.
 
@@ -109,69 +192,32 @@ def fit_settings(
     on_epoch
         Called with the name of the part, the epochs done and the mean negative log-likelihood of
         the crystals held out.
+    out, until
+        As for :func:`~langevin_xtal.train.assignments.fit_prior`; each classifier has a folder in
+        this one.
     """
     torch.manual_seed(seed)
     known, _ = known_crystals(data)
     config = (config or SettingConfig()) if init is None else init.config
     if resemblance.shape[1] != config.similarity:
         config = replace(config, similarity=resemblance.shape[1])
+    chosen = SettingsFitConfig(epochs=epochs, seed=seed)
     model = SettingModel(known, resemblance, config)
     rng = np.random.default_rng(seed)
-    learned = (known.stable > 0) | (rng.random(len(known)) < FAR_ABOVE)
+    learned = (known.stable > 0) | (rng.random(len(known)) < chosen.far_above)
     rows = np.flatnonzero(learned)
-    for name, classifier in (("group", model.group), ("units", model.units)):
-        if init is not None:
-            classifier.load_state_dict(getattr(init, name).state_dict())
-        else:
-            with torch.no_grad():
-                classifier.resemble.weight.copy_(resemblance)
-                classifier.resemble_described.weight.zero_()
-                classifier.resemble_described.bias.zero_()
-        _fit(
-            classifier,
+    for name in ("group", "units"):
+        fit = ClassifierFit(
+            name,
             model,
-            _examples(model, name, rows),
-            epochs,
-            RATE if init is None else REFIT * RATE,
-            seed,
-            None if on_epoch is None else partial(on_epoch, name),
+            rows,
+            chosen,
+            data.content_hash,
+            init=None if init is None else getattr(init, name),
+            out=None if out is None else out / name,
         )
+        fit.finish(None if on_epoch is None else partial(on_epoch, name), until)
     return model.eval().requires_grad_(False)
-
-
-def _fit(
-    classifier: VotingClassifier,
-    model: SettingModel,
-    examples: _Examples,
-    epochs: int,
-    rate: float,
-    seed: int,
-    report: Callable[[int, float], None] | None,
-) -> None:
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(examples.row))
-    held_out, chosen = np.split(order, [int(HELD_OUT * len(order))])
-    steps = epochs * (-(-len(chosen) // BATCH))
-    optimiser = torch.optim.AdamW(classifier.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + 1)
-    best, best_loss = copy.deepcopy(classifier.state_dict()), np.inf
-    for epoch in range(epochs):
-        for pick in _batches(rng.permutation(chosen)):
-            logits = classifier(
-                _ballot(model, examples, pick, rng), dropout=DROPOUT, shown=substitution()
-            )
-            loss = functional.cross_entropy(logits, examples.label[pick])
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
-        loss_held_out = _mean_loss(classifier, model, examples, held_out)
-        if loss_held_out < best_loss or not len(held_out):
-            best, best_loss = copy.deepcopy(classifier.state_dict()), loss_held_out
-        if report is not None:
-            report(epoch + 1, loss_held_out)
-    classifier.load_state_dict(best)
 
 
 def _mean_loss(
@@ -184,14 +230,14 @@ def _mean_loss(
         return float("nan")
     total = 0.0
     with torch.inference_mode():
-        for pick in _batches(rows):
+        for pick in _batches(rows, TOGETHER):
             logits = classifier(_ballot(model, examples, pick, None))
             total += float(functional.cross_entropy(logits, examples.label[pick], reduction="sum"))
     return total / len(rows)
 
 
-def _batches(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    return (rows[k : k + BATCH] for k in range(0, len(rows), BATCH))
+def _batches(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    return (rows[k : k + size] for k in range(0, len(rows), size))
 
 
 def _ballot(
@@ -199,10 +245,11 @@ def _ballot(
     examples: _Examples,
     pick: NDArray[np.int64],
     rng: np.random.Generator | None,
+    forgotten: float = 0.0,
 ) -> Ballot:
     row = examples.neighbours.row[pick]
     if rng is not None:
-        share = FORGOTTEN * rng.random((len(pick), 1))
+        share = forgotten * rng.random((len(pick), 1))
         row = np.where(rng.random(row.shape) < share, -1, row)
     rows = torch.from_numpy(row)
     here = rows.clamp(min=0)

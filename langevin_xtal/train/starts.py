@@ -1,15 +1,24 @@
-"""Fitting what says where chains start: settings, Wyckoff positions, assignments, proposals."""
+"""Fitting what says where chains start: settings, Wyckoff positions, assignments, proposals.
+
+A part of the model that is fitted beside the score network has an entry in :data:`PARTS` (how it
+is fitted), a field in :class:`~langevin_xtal.config.training.EpochsConfig` (how long) and one in
+:data:`langevin_xtal.model.checkpoint.PARTS` (how it is read).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from langevin_xtal.config.training import EpochsConfig
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.model.proposal import Proposal
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.train.assignments import fit_prior
+from langevin_xtal.train.fit import STATE
 from langevin_xtal.train.proposals import describe_variants, fit_proposal
 from langevin_xtal.train.ranking import fit_ranker
 from langevin_xtal.train.settings import fit_settings
@@ -19,14 +28,111 @@ OnEpoch = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StartEpochs:
+class StartEpochs(EpochsConfig):
     """Epochs of each part; with 0 it is the given model's, or left out where none is given."""
 
-    prior: int = 20
-    ranker: int = 6
-    proposal: int = 40  #: of each member
-    members: int = 1  #: networks of the proposal, whose probabilities are averaged
-    settings: int = 5
+    def planned(self, name: str) -> int:
+        """Epochs of a part in all."""
+        epochs: int = getattr(self, name)
+        return self.members * epochs if name == "proposal" else epochs
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What the fit of a part may go by."""
+
+    data: PackedDataset
+    statistics: Statistics
+    epochs: StartEpochs
+    done: Mapping[str, Any]  #: parts fitted so far
+    given: Mapping[str, Any]  #: parts of another model, where fits start
+    seed: int = 0
+    device: str = "cpu"
+    folder: Path | None = None  #: where fits keep themselves
+    until: float = math.inf
+    on_epoch: OnEpoch | None = field(default=None, repr=False)
+
+    def options(self, name: str, *, fit: str = "", before: int = 0) -> dict[str, Any]:
+        """Arguments that all fits have: where to be kept, when to stop, whom to tell.
+
+        Parameters
+        ----------
+        fit
+            Folder, where a part has several fits; by default the part's name.
+        before
+            Epochs of the part that earlier fits have done.
+        """
+
+        def told(done: int, *losses: float) -> None:
+            if self.on_epoch is not None:
+                self.on_epoch(name, before + done, self.epochs.planned(name))
+
+        return {
+            "epochs": getattr(self.epochs, name),
+            "out": None if self.folder is None else self.folder / (fit or name),
+            "until": self.until,
+            "on_epoch": told,
+        }
+
+
+def _prior(fitting: Fitting) -> Iterator[Any]:
+    given = fitting.given.get("prior")
+    yield fit_prior(fitting.data, seed=fitting.seed, init=given, **fitting.options("prior"))
+
+
+def _ranker(fitting: Fitting) -> Iterator[Any]:
+    given = fitting.given.get("ranker")
+    yield fit_ranker(fitting.data, seed=fitting.seed, init=given, **fitting.options("ranker"))
+
+
+def _settings(fitting: Fitting) -> Iterator[Any]:
+    ranker = fitting.done.get("ranker", fitting.given.get("ranker"))
+    if ranker is None:  # nothing says which elements resemble each other
+        return
+    options = fitting.options("settings")
+    told = options.pop("on_epoch")
+    yield fit_settings(
+        fitting.data,
+        ranker.resemblance(),
+        seed=fitting.seed,
+        init=fitting.given.get("settings"),
+        on_epoch=lambda part, done, _: told(done) if part == "units" else None,
+        **options,
+    )
+
+
+def _proposal(fitting: Fitting) -> Iterator[Any]:
+    """Member after member; the whole with each that it gains."""
+    epochs = fitting.epochs
+    members = fitting.done["proposal"].singles() if "proposal" in fitting.done else []
+    if len(members) >= epochs.members:
+        return
+    described = describe_variants(fitting.data, fitting.statistics)
+    # a member more than the other model has starts from random weights
+    given = fitting.given.get("proposal")
+    fits_from = dict(enumerate(() if given is None else given.singles()))
+    for k in range(len(members), epochs.members):
+        members.append(
+            fit_proposal(
+                *described,
+                seed=fitting.seed + k,
+                config=members[0].config if members else None,
+                init=fits_from.get(k),
+                like=members[0] if members else None,
+                device=fitting.device,
+                **fitting.options("proposal", fit=f"proposal-{k}", before=k * epochs.proposal),
+            )
+        )
+        yield Proposal.of_members(members)
+
+
+PARTS: dict[str, Callable[[Fitting], Iterator[Any]]] = {
+    "prior": _prior,
+    "ranker": _ranker,
+    "settings": _settings,
+    "proposal": _proposal,
+}
+"""How each part is fitted, in the order of the fits."""
 
 
 def fit_starts(
@@ -39,6 +145,8 @@ def fit_starts(
     seed: int = 0,
     device: str = "cpu",
     on_epoch: OnEpoch | None = None,
+    folder: Path | None = None,
+    until: float = math.inf,
 ) -> Iterator[tuple[str, Any]]:
     """The parts of a :class:`~langevin_xtal.model.checkpoint.ScoreModel` beside its network.
 
@@ -51,69 +159,43 @@ def fit_starts(
         crystals is not taken over.
     device
         Where the proposal is fitted; the others are smaller, and stay on the host.
+    folder
+        Where fits keep themselves, to go on in the midst of an epoch. Only configurations and
+        logs stay there once a part was taken.
+    until
+        Reading of :func:`time.perf_counter` at which to stop.
 
     Yields
     ------
     tuple
         Name and part, as each is done; the proposal with every member it gains.
+
+    Raises
+    ------
+    TimeIsOverError
+        When ``until`` comes first.
     """
     given = init or {}
-
-    def report(name: str, planned: int, before: int = 0) -> Callable[..., None]:
-        return lambda done, *_: on_epoch(name, before + done, planned) if on_epoch else None
-
-    planned = {
-        "prior": epochs.prior,
-        "ranker": epochs.ranker,
-        "settings": epochs.settings,
-        "proposal": epochs.proposal,
-    }
+    done = dict(known)
     for name, part in given.items():
-        if not planned[name] and name not in known:
+        if not getattr(epochs, name) and name not in known:
+            done[name] = part
             yield name, part
-    ranker = known.get("ranker", given.get("ranker"))
-    for name in ("prior", "ranker"):
-        if planned[name] and name not in known:
-            fit: Callable[..., Any] = fit_prior if name == "prior" else fit_ranker
-            told = report(name, planned[name])
-            start = given.get(name)
-            part = fit(data, epochs=planned[name], seed=seed, init=start, on_epoch=told)
-            ranker = part if name == "ranker" else ranker
-            yield name, part
-    if epochs.settings and "settings" not in known and ranker is not None:
-        yield (
-            "settings",
-            fit_settings(
-                data,
-                ranker.resemblance(),
-                epochs=epochs.settings,
-                seed=seed,
-                init=given.get("settings"),
-                on_epoch=lambda part, done, _: (
-                    on_epoch("settings", done, epochs.settings)
-                    if on_epoch and part == "units"
-                    else None
-                ),
-            ),
+    for name, fit in PARTS.items():
+        # a proposal may lack members yet
+        if not getattr(epochs, name) or (name in known and name != "proposal"):
+            continue
+        fitting = Fitting(
+            data, statistics, epochs, done, given, seed, device, folder, until, on_epoch
         )
-    members = known["proposal"].singles() if "proposal" in known else []
-    if epochs.proposal and len(members) < epochs.members:
-        described = describe_variants(data, statistics)
-        # a member more than the other model has starts from random weights
-        fits_from = dict(enumerate(given["proposal"].singles() if "proposal" in given else ()))
-        for k in range(len(members), epochs.members):
-            members.append(
-                fit_proposal(
-                    *described,
-                    epochs=epochs.proposal,
-                    seed=seed + k,
-                    config=members[0].config if members else None,
-                    init=fits_from.get(k),
-                    like=members[0] if members else None,
-                    device=device,
-                    on_epoch=report(
-                        "proposal", epochs.members * epochs.proposal, k * epochs.proposal
-                    ),
-                )
-            )
-            yield "proposal", Proposal.of_members(members)
+        for part in fit(fitting):
+            done[name] = part
+            yield name, part
+            clear_states(folder)
+
+
+def clear_states(folder: Path | None) -> None:
+    """States of fits that are done: what they gave is in the model."""
+    if folder is not None and folder.is_dir():
+        for path in folder.rglob(STATE):
+            path.unlink()
