@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
+from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import CheckpointError, InputError
 from langevin_xtal.model.checkpoint import load_model, save_model
@@ -33,6 +34,7 @@ from langevin_xtal.model.voting import VotingConfig
 from langevin_xtal.symmetry import SpaceGroup
 from langevin_xtal.symmetry.wyckoff import wyckoff_positions
 from langevin_xtal.train.settings import fit_settings, known_crystals
+from langevin_xtal.train.starts import StartEpochs, fit_starts
 
 
 @pytest.fixture(scope="module")
@@ -233,3 +235,38 @@ def test_sizes_are_checked(change: dict[str, int]) -> None:
         VotingConfig(**change)
     with pytest.raises(InputError):
         SettingConfig(neighbours=0)
+
+
+def test_members_are_averaged(setting_model: SettingModel, reference: PackedDataset) -> None:
+    config = setting_model.config
+    other = fit_settings(reference, setting_model.resemblance, epochs=1, seed=5, config=config)
+    both = SettingModel.of_members([setting_model, other])
+    assert both.config == dataclasses.replace(config, members=2)
+    composition = Composition.of({22: 1, 8: 2})
+    for name in ("log_units", "log_groups"):
+        asked = (composition,) if name == "log_units" else (composition, [1, 2])
+        each = [np.exp(getattr(m, name)(*asked)) for m in (setting_model, other)]
+        np.testing.assert_allclose(np.exp(getattr(both, name)(*asked)), sum(each) / 2, atol=1e-12)
+    read = SettingModel.from_tensors(both.config, both.to_tensors())
+    np.testing.assert_array_equal(read.log_units(composition), both.log_units(composition))
+    for one, given in zip(both.singles(), (setting_model, other), strict=True):
+        np.testing.assert_array_equal(one.log_units(composition), given.log_units(composition))
+    with pytest.raises(InputError, match="single networks"):
+        SettingModel.of_members([both, both])
+
+
+def test_settings_gain_members_one_by_one(
+    setting_model: SettingModel, reference: PackedDataset
+) -> None:
+    statistics = load_model("small").statistics
+    epochs = StartEpochs(prior=0, ranker=0, settings=1, types=1, proposal=0, settings_members=2)
+    given = {"ranker": load_model("small").ranker}
+    told = list(fit_starts(reference, statistics, epochs, {}, init=given))
+    assert [name for name, _ in told] == ["ranker", "settings", "settings", "types"]
+    assert [part.config.members for name, part in told if name == "settings"] == [1, 2]
+    assert len(told[-1][1].type) == len(reference)
+    known = {"ranker": given["ranker"], "settings": told[1][1]}
+    more = list(fit_starts(reference, statistics, epochs, known, init=given))
+    assert [name for name, _ in more] == ["settings", "types"]
+    for name, values in told[2][1].state_dict().items():
+        assert torch.equal(values, more[0][1].state_dict()[name])

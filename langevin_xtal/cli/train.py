@@ -21,9 +21,12 @@ from langevin_xtal.errors import InputError
 if TYPE_CHECKING:
     from langevin_xtal.train.loop import LogRow
 
-EPOCHS = {name: f"--{name}-epochs" for name in names(EpochsConfig, without=("members",))} | {
-    "members": "--proposal-members"
+OTHER = {
+    "types": "--structure-types",
+    "members": "--proposal-members",
+    "settings_members": "--settings-members",
 }
+EPOCHS = {name: f"--{name}-epochs" for name in names(EpochsConfig, without=tuple(OTHER))} | OTHER
 WITH_RECIPE = {"recipe", "data", "scale", "out", "name", "device", "threads", "max_minutes"}
 """Parameters that go with a recipe; it says everything else."""
 

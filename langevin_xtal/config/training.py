@@ -99,7 +99,17 @@ class EpochsConfig:
         "the last step; with 0 that of --init is kept.",
         low=0,
     )
+    types: int = setting(
+        1, "1 gathers the structure types of the data; 0 keeps those of --init.", low=0, high=1
+    )
     members: int = setting(1, "Proposals fitted, of which the mean is used.", low=1, high=16)
+    settings_members: int = setting(
+        1, "Distributions over settings fitted, of which the mean is used.", low=1, high=16
+    )
+
+    def members_of(self, part: str) -> int:
+        """Networks of a part."""
+        return {"proposal": self.members, "settings": self.settings_members}.get(part, 1)
 
     def __post_init__(self) -> None:
         check(self)

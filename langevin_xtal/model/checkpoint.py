@@ -33,7 +33,7 @@ from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
 from langevin_xtal.model.proposal import Proposal, ProposalConfig
 from langevin_xtal.model.ranking import AssignmentRanker, RankerConfig
-from langevin_xtal.model.settings import SettingConfig, SettingModel
+from langevin_xtal.model.settings import SettingConfig, SettingModel, squared_distances
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.model.structure_types import StructureTypes, TypesConfig
 
@@ -137,9 +137,7 @@ class ScoreModel:
             raise InputError(
                 f"model {self.name} has no ranker, which knows how alike elements are"
             )
-        place = self.ranker.resemblance().detach().float()
-        apart = (place.unsqueeze(0) - place.unsqueeze(1)).square().sum(2)
-        return apart.cpu().numpy().astype(np.float32)
+        return squared_distances(self.ranker.resemblance())
 
     def to(self, device: str) -> ScoreModel:
         """With its networks on a device; the host ranks assignments, wherever chains run."""

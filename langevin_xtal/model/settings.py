@@ -136,6 +136,13 @@ def units_mask(counts: Sequence[int]) -> NDArray[np.bool_]:
     return (units == 1) | ((units > 0) & (units * sum(counts) <= MOST_CELL))
 
 
+def squared_distances(place: Tensor) -> NDArray[np.float32]:
+    """(N, N) between places (N, D)."""
+    place = place.detach().float()
+    apart = (place.unsqueeze(0) - place.unsqueeze(1)).square().sum(2)
+    return apart.cpu().numpy().astype(np.float32)
+
+
 class SettingModel(nn.Module):
     """Distributions over elements, stoichiometries, cell contents and space groups.
 
@@ -184,12 +191,23 @@ class SettingModel(nn.Module):
                 network.load_state_dict(getattr(member, name).state_dict())
         return found.eval().requires_grad_(False)
 
+    def singles(self) -> list[SettingModel]:
+        """The networks whose probabilities are averaged, each as a model of its own."""
+        config = replace(self.config, members=1)
+        found = []
+        for group, units in zip(
+            [self.group, *self.other_groups], [self.units, *self.other_units], strict=True
+        ):
+            one = SettingModel(self.known, self.resemblance, config)
+            one.group.load_state_dict(group.state_dict())
+            one.units.load_state_dict(units.state_dict())
+            found.append(one.eval().requires_grad_(False))
+        return found
+
     @cached_property
     def distances(self) -> NDArray[np.float32]:
         """(119, 119) squared distance of the elements."""
-        place = self.resemblance.float()
-        apart = (place.unsqueeze(0) - place.unsqueeze(1)).square().sum(2)
-        return apart.numpy().astype(np.float32)
+        return squared_distances(self.resemblance)
 
     def unknown_elements(self, elements: Sequence[int]) -> list[int]:
         """Those that no training crystal has."""

@@ -480,14 +480,18 @@ class RecipeRun:
     ) -> ScoreModel:
         path = folder / MODEL
         kept = load_model(path).parts().get(step.part) if path.exists() else None
-        members = kept.config.members if step.part == "proposal" and kept is not None else 1
-        if kept is not None and members >= (step.members if step.part == "proposal" else 1):
+        if kept is not None and getattr(kept.config, "members", 1) >= step.members:
             return replace(model, **{step.part: kept})
         done = {name: part for name, part in model.parts().items() if name != step.part}
         fitting = Fitting(
             self._learned(step),
             self._statistics(),
-            replace(NOTHING, **{step.part: step.epochs}, members=step.members),
+            replace(
+                NOTHING,
+                **{step.part: step.epochs},
+                members=step.members,
+                settings_members=step.members,
+            ),
             done=done if kept is None else done | {step.part: kept},
             given=model.parts(),
             seed=step.seed,
@@ -496,6 +500,7 @@ class RecipeRun:
             until=until,
             on_epoch=None if progress is None else lambda _, made, most: progress(made, most),
         )
+        folder.mkdir(parents=True, exist_ok=True)
         for part in PARTS[step.part](fitting):
             model = replace(model, **{step.part: part})
             save_model(path, model)

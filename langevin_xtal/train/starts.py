@@ -10,18 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from langevin_xtal.config.training import EpochsConfig
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.model.proposal import Proposal
+from langevin_xtal.model.settings import SettingModel, squared_distances
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.train.assignments import fit_prior
 from langevin_xtal.train.fit import STATE
 from langevin_xtal.train.proposals import describe_variants, fit_proposal
 from langevin_xtal.train.ranking import fit_ranker
 from langevin_xtal.train.settings import fit_settings
+from langevin_xtal.train.structure_types import structure_types
 
 OnEpoch = Callable[[str, int, int], None]
 """Called with the name of the part, epochs done and epochs planned."""
@@ -34,7 +37,7 @@ class StartEpochs(EpochsConfig):
     def planned(self, name: str) -> int:
         """Epochs of a part in all."""
         epochs: int = getattr(self, name)
-        return self.members * epochs if name == "proposal" else epochs
+        return self.members_of(name) * epochs
 
 
 @dataclass(frozen=True)
@@ -89,16 +92,40 @@ def _settings(fitting: Fitting) -> Iterator[Any]:
     ranker = fitting.done.get("ranker", fitting.given.get("ranker"))
     if ranker is None:  # nothing says which elements resemble each other
         return
-    options = fitting.options("settings")
-    told = options.pop("on_epoch")
-    yield fit_settings(
-        fitting.data,
-        ranker.resemblance(),
-        seed=fitting.seed,
-        init=fitting.given.get("settings"),
-        on_epoch=lambda part, done, _: told(done) if part == "units" else None,
-        **options,
-    )
+    epochs = fitting.epochs
+    members = fitting.done["settings"].singles() if "settings" in fitting.done else []
+    given = fitting.given.get("settings")
+    fits_from = dict(enumerate(() if given is None else given.singles()))
+    for k in range(len(members), epochs.settings_members):
+        folder = f"settings-{k}" if epochs.settings_members > 1 else ""
+        options = fitting.options("settings", fit=folder, before=k * epochs.settings)
+        told = options.pop("on_epoch")
+        fit = fit_settings(
+            fitting.data,
+            ranker.resemblance(),
+            seed=fitting.seed + k,
+            init=fits_from.get(k),
+            on_epoch=partial(_of_units, told),
+            **options,
+        )
+        members.append(fit)
+        yield SettingModel.of_members(members)
+
+
+def _of_units(told: Callable[[int], None], classifier: str, done: int, _: float) -> None:
+    """Tell the epochs of the second of the two classifiers, which end a member's fit."""
+    if classifier == "units":
+        told(done)
+
+
+def _types(fitting: Fitting) -> Iterator[Any]:
+    ranker = fitting.done.get("ranker", fitting.given.get("ranker"))
+    if ranker is None:
+        return
+    distances = squared_distances(ranker.resemblance())
+    yield structure_types(fitting.data, fitting.statistics, distances, seed=fitting.seed)
+    if fitting.on_epoch is not None:
+        fitting.on_epoch("types", 1, 1)
 
 
 def _proposal(fitting: Fitting) -> Iterator[Any]:
@@ -130,6 +157,7 @@ PARTS: dict[str, Callable[[Fitting], Iterator[Any]]] = {
     "prior": _prior,
     "ranker": _ranker,
     "settings": _settings,
+    "types": _types,
     "proposal": _proposal,
 }
 """How each part is fitted, in the order of the fits."""
@@ -182,8 +210,9 @@ def fit_starts(
             done[name] = part
             yield name, part
     for name, fit in PARTS.items():
-        # a proposal may lack members yet
-        if not getattr(epochs, name) or (name in known and name != "proposal"):
+        # what has several members may lack some yet
+        complete = name in known and epochs.members_of(name) == 1
+        if not getattr(epochs, name) or complete:
             continue
         fitting = Fitting(
             data, statistics, epochs, done, given, seed, device, folder, until, on_epoch
