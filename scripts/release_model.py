@@ -4,8 +4,8 @@
         --validation validation.json
 
 A model made by a recipe (langevin-xtal train --recipe) says itself what it was made of: give only
---name and --validation then. With --starts what says where chains start is another model's. With --halve the weights of a part
-are rounded to half precision, which takes half the space.
+--name and --validation then. With --starts what says where chains start is another model's. With
+--halve the weights of a part are rounded to half precision, which takes half the space.
 """
 
 import dataclasses
