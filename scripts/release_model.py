@@ -3,8 +3,9 @@
     python scripts/release_model.py run/model.safetensors --name small --command "…" \
         --validation validation.json
 
-With --starts what says where chains start is another model's. With --halve the weights of a part
-are rounded to half precision, which takes half the space.
+A model made by a recipe (langevin-xtal train --recipe) says itself what it was made of: give only
+--name and --validation then. With --starts what says where chains start is another model's. With
+--halve the weights of a part are rounded to half precision, which takes half the space.
 """
 
 import dataclasses
@@ -14,20 +15,22 @@ from pathlib import Path
 import click
 
 from langevin_xtal.model.checkpoint import load_model, save_model
+from langevin_xtal.train.card import page
 
+NEEDED = ("command", "data", "split", "licence", "attribution", "revision", "weaknesses")
 WEIGHTS = Path(__file__).parents[1] / "langevin_xtal" / "weights"
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True))
 @click.option("--name", required=True)
-@click.option("--command", required=True, help="The exact training command.")
-@click.option("--data", required=True)
-@click.option("--split", required=True)
-@click.option("--licence", required=True)
-@click.option("--attribution", required=True)
-@click.option("--revision", required=True, help="Git revision of the code that trained it.")
-@click.option("--weakness", "weaknesses", multiple=True, required=True)
+@click.option("--command", help="The exact training command.")
+@click.option("--data")
+@click.option("--split")
+@click.option("--licence")
+@click.option("--attribution")
+@click.option("--revision", help="Git revision of the code that trained it.")
+@click.option("--weakness", "weaknesses", multiple=True)
 @click.option(
     "--validation", type=click.Path(path_type=Path, exists=True), multiple=True, required=True
 )
@@ -40,7 +43,7 @@ def main(
     weaknesses: tuple[str, ...],
     starts: str | None,
     halve: tuple[str, ...],
-    **facts: str,
+    **facts: str | None,
 ) -> None:
     model = dataclasses.replace(load_model(run), name=name)
     if starts is not None:
@@ -49,23 +52,15 @@ def main(
         for weights in getattr(model, part).parameters():
             weights.copy_(weights.half())
     metrics = {path.stem: json.loads(path.read_text()) for path in validation}
-    card = model.card | facts | {"weaknesses": list(weaknesses), "metrics": metrics}
+    given = {key: value for key, value in facts.items() if value is not None}
+    given |= {"weaknesses": list(weaknesses)} if weaknesses else {}
+    card = model.card | given | {"metrics": metrics}
+    missing = [key for key in NEEDED if key not in card]
+    if missing:
+        raise click.UsageError(f"the card lacks {', '.join(missing)}; give them as options")
     card["weights"] = model.hash
     save_model(WEIGHTS / f"{name}.safetensors", dataclasses.replace(model, card=card))
     (WEIGHTS / f"{name}.md").write_text(page(name, card))
-
-
-def page(name: str, card: dict[str, object]) -> str:
-    """The model card as a page."""
-    lines = [f"# Model card: {name}", ""]
-    for key in ("data", "split", "licence", "attribution", "command", "revision", "weights"):
-        lines.append(f"- **{key}**: {card[key]}")
-    for key in ("steps", "crystals_seen", "training_seconds", "data_hash"):
-        lines.append(f"- **{key.replace('_', ' ')}**: {card[key]}")
-    lines += ["", "## Known weaknesses", ""]
-    lines += [f"- {text}" for text in card["weaknesses"]]  # type: ignore[union-attr]
-    lines += ["", "## Validation", "", "```json", json.dumps(card["metrics"], indent=1), "```"]
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

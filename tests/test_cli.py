@@ -690,6 +690,7 @@ class TestTrain:
         assert run(command) == 0
         assert {p.name for p in out.iterdir()} == {
             "config.json",
+            "fits",
             "log.csv",
             "loss.png",
             "model.safetensors",

@@ -36,6 +36,9 @@ from langevin_xtal.train.epochs import EpochConfig, EpochFit, starting_point
 TOGETHER = 256
 """Descriptions whose likelihoods are taken in one go."""
 
+CHUNK = 256
+"""Crystals that a worker describes at a time."""
+
 VARIANTS, VARIANTS_P1 = 8, 3
 """Descriptions of a crystal from which the one learned is chosen; fewer in P1, where there are
 many and sites are many too."""
@@ -79,7 +82,9 @@ def describe_variants(
         group = int(data.group[k])
         told = local[own], data.frac[own], kinds[own], data.lattice[k]
         jobs.append((group, *told, min(most, VARIANTS_P1) if group == 1 else most))
-    every = list(parallel_map(_described, jobs, workers=workers, chunk=256))
+    if len(jobs) <= CHUNK:  # one worker's share: others would only be started
+        workers = 1
+    every = list(parallel_map(_described, jobs, workers=workers, chunk=CHUNK))
     owner = np.repeat(np.arange(len(data)), [len(found) for found in every])
     found = [f for one in every for f in one]
     numbers = [
