@@ -268,7 +268,7 @@ class TestSites:
             lx.Request(62, sites)
         sentence(error)
 
-    @pytest.mark.parametrize("group", [0, 231, -1, "Pnam_", "", "999999999999"])
+    @pytest.mark.parametrize("group", [0, 231, -1, "Pnaq_", "", "999999999999"])
     def test_groups(self, group: int | str) -> None:
         with pytest.raises(SymmetryError) as error:
             lx.Request(group, {"Cu": 1})
