@@ -39,7 +39,7 @@ def test_options_are_the_fields() -> None:
         assert values[field.name] == field.default
     for name, flag in EPOCHS.items():
         assert values[flag[2:].replace("-", "_")] == getattr(EpochsConfig(), name)
-    assert set(EPOCHS) == {*PARTS, "members"}
+    assert set(EPOCHS) == {*PARTS, "members", "settings_members"}
 
 
 def test_defaults_are_those_of_python() -> None:
