@@ -154,14 +154,14 @@ def answers(model: str) -> Iterator[tuple[str, str]]:
         }
         for k in range(len(requests)):
             c = found.get(k)
-            told = "none"
+            recorded = "none"
             if c is not None:
                 arrays = (c.numbers, c.frac, c.lattice, c.atom_site, c.atom_frac)
-                told = digest(
+                recorded = digest(
                     f"{c.request} {c.attempt} {dict(c.detected)}".encode(),
                     *(a.tobytes() for a in arrays),
                 )
-            yield f"{title} {k}", told
+            yield f"{title} {k}", recorded
 
 
 def tables(model: str) -> Iterator[tuple[str, str]]:
@@ -183,8 +183,8 @@ def record(checkout: Path, model: str, out: Path) -> dict[str, str]:
     here = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
     command = [sys.executable, __file__, "--out", str(out), "--model", model]
     subprocess.run(command, env=here, check=True)
-    told: dict[str, str] = json.loads(out.read_text())
-    return told
+    recorded: dict[str, str] = json.loads(out.read_text())
+    return recorded
 
 
 def differing(first: dict[str, str], second: dict[str, str]) -> list[str]:

@@ -410,10 +410,10 @@ class Arena:
                 child.ended(60)
                 fault = "hang"
                 break
-            _, told = child.printed()
+            _, printed = child.printed()
             expected = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[which]
-            if found[0] not in (0, expected) or "Traceback" in told:
-                fault = f"code {found[0]}: {told[-300:]}"
+            if found[0] not in (0, expected) or "Traceback" in printed:
+                fault = f"code {found[0]}: {printed[-300:]}"
         done = command(kind, line, folder, codes=(0,))
         fault = fault or done.fault
         if not fault and what == "search" and rows_of(folder / STORE) != self.rows:
@@ -445,9 +445,9 @@ class Arena:
                 child.ended(60)
                 fault = "hang"
                 continue
-            _, told = child.printed()
-            if found[0] not in (0, -9) or "Traceback" in told:
-                fault = f"code {found[0]}: {told[-300:]}"
+            _, printed = child.printed()
+            if found[0] not in (0, -9) or "Traceback" in printed:
+                fault = f"code {found[0]}: {printed[-300:]}"
         done = command("several processes", line, folder, codes=(0,))
         fault = fault or done.fault
         if not fault and what == "search" and rows_of(folder / STORE) != self.rows:
@@ -482,10 +482,10 @@ class Arena:
                 child.ended(60)
                 fault = "hang"
                 continue
-            _, told = child.printed()
+            _, printed = child.printed()
             codes = {"killed": (0, -9, 130, 143), "two processes": (0,), "server lost": (0, 1, 2)}
-            if found[0] not in codes[what] or "Traceback" in told:
-                fault = f"code {found[0]}: {told[-300:]}"
+            if found[0] not in codes[what] or "Traceback" in printed:
+                fault = f"code {found[0]}: {printed[-300:]}"
         done = command("PostgreSQL", line, folder, codes=(0,))
         fault = fault or done.fault
         if not fault and rows_of(address) != self.rows:

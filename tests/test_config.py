@@ -52,8 +52,8 @@ def test_defaults_are_those_of_python() -> None:
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_presets_of_sampling(name: str) -> None:
     values = parsed(sample, "--preset", name, "--formula", "NaCl")
-    told = SamplingConfig(**{f.name: values[f.name] for f in dataclasses.fields(SamplingConfig)})
-    assert told == SamplingConfig.preset(name)
+    given = SamplingConfig(**{f.name: values[f.name] for f in dataclasses.fields(SamplingConfig)})
+    assert given == SamplingConfig.preset(name)
     values = parsed(evaluate, "--preset", name, "--reference", "a.lxd")
     for key, value in PRESETS[name].items():
         assert values[key] == value

@@ -261,12 +261,12 @@ def test_settings_gain_members_one_by_one(
     statistics = load_model("small").statistics
     epochs = StartEpochs(prior=0, ranker=0, settings=1, types=1, proposal=0, settings_members=2)
     given = {"ranker": load_model("small").ranker}
-    told = list(fit_starts(reference, statistics, epochs, {}, init=given))
-    assert [name for name, _ in told] == ["ranker", "settings", "settings", "types"]
-    assert [part.config.members for name, part in told if name == "settings"] == [1, 2]
-    assert len(told[-1][1].type) == len(reference)
-    known = {"ranker": given["ranker"], "settings": told[1][1]}
+    parts = list(fit_starts(reference, statistics, epochs, {}, init=given))
+    assert [name for name, _ in parts] == ["ranker", "settings", "settings", "types"]
+    assert [part.config.members for name, part in parts if name == "settings"] == [1, 2]
+    assert len(parts[-1][1].type) == len(reference)
+    known = {"ranker": given["ranker"], "settings": parts[1][1]}
     more = list(fit_starts(reference, statistics, epochs, known, init=given))
     assert [name for name, _ in more] == ["settings", "types"]
-    for name, values in told[2][1].state_dict().items():
+    for name, values in parts[2][1].state_dict().items():
         assert torch.equal(values, more[0][1].state_dict()[name])

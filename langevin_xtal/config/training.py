@@ -17,7 +17,7 @@ Size = Literal["small", "base"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What ``langevin-xtal train`` may be told of the score network.
+    """Options of ``langevin-xtal train`` for the score network.
 
     :meth:`langevin_xtal.train.loop.TrainConfig.of` makes what training takes of it.
     """

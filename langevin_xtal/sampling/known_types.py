@@ -22,7 +22,7 @@ FloatArray = NDArray[np.float64]
 
 LEARNED = 0.25
 """Chance that a chain starts from the proposal where structure types are known too, at temperature
-1. The proposal is right for a third of those for which the likeliest type is not."""
+1. Of validation targets that the likeliest type misses, the proposal finds a tenth."""
 
 LEAST_SHARE = 0.02
 """Weight of the known types, beside that of something new, below which chains start from the

@@ -130,8 +130,8 @@ def start_chains(
         else options.proposal_temperature
         for request in requests
     ]
-    warmth = torch.tensor(base, dtype=torch.float64) ** share
-    remembered = _known_types(requests, assigned, model, keys, options, warmth, attempts)
+    temperatures = torch.tensor(base, dtype=torch.float64) ** share
+    remembered = _known_types(requests, assigned, model, keys, options, temperatures, attempts)
     starts: list[Start | None] = [None] * len(requests)
     room = [0.0] * len(requests)
     waiting = list(range(len(requests)))
@@ -145,7 +145,7 @@ def start_chains(
             model,
             keys[own],
             options,
-            warmth[own] ** warmer,
+            temperatures[own] ** warmer,
             [turn for _, turn in trials],
             [None if turn else remembered[k] for k, turn in trials],
         )

@@ -191,7 +191,7 @@ def _of_format(found: Found, stem: str, file_format: str) -> tuple[Iterator[Reco
 
 
 def _of_file(found: Found, stem: str, otherwise: str = "") -> tuple[Iterator[Record], int | None]:
-    """Records of one file, its format told by name and content, or else named.
+    """Records of one file, its format known from name and content, or else given.
 
     Raises
     ------

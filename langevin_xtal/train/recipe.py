@@ -411,16 +411,16 @@ class RecipeRun:
         model: ScoreModel | None = None
         for k, step in enumerate(self.fits):
             title = f"fit {k + 1} of {len(self.fits)}: {step.part}"
-            told = None if progress is None else _titled(progress, title)
+            report = None if progress is None else _titled(progress, title)
             folder = self.out / f"{k + 1:02d}-{step.part}"
             try:
                 if step.part == SCORE:
-                    model = self._score(step, folder, model, until, on_row, told)
+                    model = self._score(step, folder, model, until, on_row, report)
                 elif not self.leads:
                     return None
                 else:
                     assert model is not None  # the first fit is of the score network
-                    model = self._part(step, folder, model, until, told)
+                    model = self._part(step, folder, model, until, report)
             except TimeIsOverError:
                 return None
         assert model is not None

@@ -66,7 +66,7 @@ class Fitting:
             Epochs of the part that earlier fits have done.
         """
 
-        def told(done: int, *losses: float) -> None:
+        def report(done: int, *losses: float) -> None:
             if self.on_epoch is not None:
                 self.on_epoch(name, before + done, self.epochs.planned(name))
 
@@ -74,7 +74,7 @@ class Fitting:
             "epochs": getattr(self.epochs, name),
             "out": None if self.folder is None else self.folder / (fit or name),
             "until": self.until,
-            "on_epoch": told,
+            "on_epoch": report,
         }
 
 
@@ -99,23 +99,23 @@ def _settings(fitting: Fitting) -> Iterator[Any]:
     for k in range(len(members), epochs.settings_members):
         folder = f"settings-{k}" if epochs.settings_members > 1 else ""
         options = fitting.options("settings", fit=folder, before=k * epochs.settings)
-        told = options.pop("on_epoch")
+        report = options.pop("on_epoch")
         fit = fit_settings(
             fitting.data,
             ranker.resemblance(),
             seed=fitting.seed + k,
             init=fits_from.get(k),
-            on_epoch=partial(_of_units, told),
+            on_epoch=partial(_of_units, report),
             **options,
         )
         members.append(fit)
         yield SettingModel.of_members(members)
 
 
-def _of_units(told: Callable[[int], None], classifier: str, done: int, _: float) -> None:
+def _of_units(report: Callable[[int], None], classifier: str, done: int, _: float) -> None:
     """Tell the epochs of the second of the two classifiers, which end a member's fit."""
     if classifier == "units":
-        told(done)
+        report(done)
 
 
 def _types(fitting: Fitting) -> Iterator[Any]:

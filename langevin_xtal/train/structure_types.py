@@ -89,9 +89,9 @@ def structure_types(
     for job, found in zip(jobs, every, strict=True):
         if found is None:
             continue
-        key, roles, told = found
-        parameters = np.concatenate([*told.parameters, np.zeros(0)])
-        cell = told.basis.T @ job.lattice
+        key, roles, description = found
+        parameters = np.concatenate([*description.parameters, np.zeros(0)])
+        cell = description.basis.T @ job.lattice
         coordinates = torch.from_numpy(lattice_coordinates(cell[None]))
         multiplicity = data.multiplicity[data.sites_of(job.row)]
         volume = torch.tensor([expected_log_volume(job.numbers, multiplicity, statistics)])
@@ -99,9 +99,9 @@ def structure_types(
         features = np.where(lattice_freedom(job.group), features, 0.0)
         families.setdefault((job.group, key), []).append(
             _Member(
-                roles, tuple(told.positions), parameters,
+                roles, tuple(description.positions), parameters,
                 float(np.cbrt(multiplicity.sum())), features,
-                bool(flag[job.row] != 0), told.order, job,
+                bool(flag[job.row] != 0), description.order, job,
             )
         )  # fmt: skip
     return _weighed(_table(families), distances, seed)
@@ -113,11 +113,11 @@ def _described(job: _Job) -> tuple[object, tuple[int, ...], Description] | None:
     template, orders = template_orders(job.group, assignment)
     role_of = {int(kinds[k]): role for role, k in enumerate(orders[0])}
     role = [role_of[z] for z in job.numbers.tolist()]
-    told = describe(job.group, job.positions.tolist(), job.frac, role, job.lattice)
-    if sum(map(len, told.parameters)) > MOST_PARAMETERS:
+    description = describe(job.group, job.positions.tolist(), job.frac, role, job.lattice)
+    if sum(map(len, description.parameters)) > MOST_PARAMETERS:
         return None
     elements = tuple(int(kinds[k]) for k in orders[0])
-    return template, elements, told
+    return template, elements, description
 
 
 @dataclass(frozen=True, eq=False)
