@@ -477,7 +477,10 @@ class TestSample:
 
         library = SampleOptions()
         for parameter in sample.params:
-            if hasattr(library, parameter.name or "") and parameter.name != "sampler":
+            if hasattr(library, parameter.name or "") and parameter.name not in (
+                "sampler",
+                "preset",
+            ):
                 assert parameter.default == getattr(library, parameter.name), parameter.name
         of = {parameter.name: parameter.default for parameter in sample.params}
         assert of["merge"] == library.postprocess.merge
@@ -683,6 +686,7 @@ class TestTrain:
     COMMAND = ("train", "--steps", "4", "--batch-size", "4", "--log-every", "2", "--threads", "1")
     PARTS = ("prior", "ranker", "settings", "proposal")
     EPOCHS = tuple(x for part in PARTS for x in (f"--{part}-epochs", "1"))
+    ALL = {*PARTS, "types"}  # structure types are gathered, not fitted
 
     def test_train_resume_sample(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out = tmp_path / "run"
@@ -697,7 +701,7 @@ class TestTrain:
             "state.safetensors",
         }
         first = load_model(out / "model.safetensors")
-        assert set(first.parts()) == set(self.PARTS)
+        assert set(first.parts()) == self.ALL
         capsys.readouterr()
         assert run(command) == 0
         assert "resuming" in capsys.readouterr().err
@@ -731,7 +735,7 @@ class TestTrain:
             patch.setattr(starts, "fit_proposal", cut)
             assert run([*command, str(tmp_path / "cut")]) == 130
         kept = load_model(tmp_path / "cut" / "model.safetensors")
-        assert set(kept.parts()) == set(self.PARTS)
+        assert set(kept.parts()) == self.ALL
         assert kept.proposal is not None
         assert kept.proposal.config.members == 1
         for name in ("fit_prior", "fit_ranker", "fit_settings"):
@@ -756,16 +760,20 @@ class TestTrain:
 
             monkeypatch.setattr(starts, f"fit_{name}", fit)
         again = [*self.COMMAND, "--init", path, "--out"]
-        none = [x for name in given for x in (f"--{name}-epochs", "0")]
+        assert set(given) == self.ALL
+        none = [x for name in self.PARTS for x in (f"--{name}-epochs", "0")]
+        none += ["--structure-types", "0"]
         assert run([*again, str(tmp_path / "b"), *none]) == 0
         assert not seen
         kept = load_model(tmp_path / "b" / "model.safetensors").parts()
         assert set(kept) == set(given)
+        for key, value in kept.pop("types").to_tensors().items():
+            assert torch.equal(value, given["types"].to_tensors()[key])
         for name, part in kept.items():
             for key, value in part.state_dict().items():
                 assert torch.equal(value, given[name].state_dict()[key])
         assert run([*again, str(tmp_path / "c"), *self.EPOCHS]) == 0
-        assert set(seen) == set(given)
+        assert set(seen) == set(self.PARTS)
         for name, part in seen.items():
             for key, value in part.state_dict().items():
                 assert torch.equal(value, given[name].state_dict()[key])

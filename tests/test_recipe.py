@@ -272,7 +272,7 @@ class TestCommand:
         assert "one file stands for all sources" in said.err
         model = load_model(out / "model.safetensors")
         assert model.name == "small"
-        assert set(model.parts()) == {"prior", "ranker", "settings", "proposal"}
+        assert set(model.parts()) == {"prior", "ranker", "settings", "types", "proposal"}
         page = (out / "card.md").read_text(encoding="utf-8")
         assert model.hash in page
         assert "0.0003 of its steps and epochs" in page
