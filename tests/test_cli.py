@@ -686,7 +686,7 @@ class TestTrain:
     COMMAND = ("train", "--steps", "4", "--batch-size", "4", "--log-every", "2", "--threads", "1")
     PARTS = ("prior", "ranker", "settings", "proposal")
     EPOCHS = tuple(x for part in PARTS for x in (f"--{part}-epochs", "1"))
-    ALL = {*PARTS, "types"}  # structure types are gathered, not fitted
+    ALL = frozenset({*PARTS, "types"})  # structure types are gathered, not fitted
 
     def test_train_resume_sample(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out = tmp_path / "run"
