@@ -1,4 +1,7 @@
-"""Independent items of work in parallel processes, in order, with bounded memory."""
+"""Independent items of work, in order, with bounded memory: in parallel processes, or elsewhere.
+
+An :class:`Engine` does the work somewhere else, as on a cluster (:mod:`langevin_xtal.cluster`).
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from langevin_xtal.errors import LangevinXtalError
 from langevin_xtal.runtime import follow_parent
@@ -27,6 +31,29 @@ ENVIRONMENT = {
     "SPGLIB_WARNING": "OFF",  # spglib's C code writes each retry to stderr
 }
 """Environment of the work."""
+
+
+class Engine(Protocol):
+    """Does work in another place than this computer's processes."""
+
+    def map(
+        self, function: Callable[[Item], Result], items: Iterable[Item], chunk: int
+    ) -> Iterator[Result]:
+        """As :func:`parallel_map`; a piece whose worker is lost is done again by another."""
+        ...
+
+
+_ENGINE: ContextVar[Engine | None] = ContextVar("engine", default=None)
+
+
+@contextmanager
+def use_engine(engine: Engine) -> Iterator[None]:
+    """Let :func:`parallel_map` do its work there in this block."""
+    token = _ENGINE.set(engine)
+    try:
+        yield
+    finally:
+        _ENGINE.reset(token)
 
 
 def parallel_map(
@@ -45,7 +72,7 @@ def parallel_map(
     workers
         Processes; one per CPU by default. One worker runs in this process. Processes are spawned:
         a script that uses more than one must guard its entry point with
-        ``if __name__ == "__main__"``.
+        ``if __name__ == "__main__"``. Of no meaning where an :class:`Engine` is in use.
     chunk
         Items sent to a worker at a time.
 
@@ -57,6 +84,10 @@ def parallel_map(
     Workers end with this process, however it ends, and when the iterator is closed or an exception
     passes through it: at once then, whatever they are doing. SIGINT and SIGTERM do not reach them.
     """
+    engine = _ENGINE.get()
+    if engine is not None:
+        yield from engine.map(function, items, chunk)
+        return
     workers = workers or os.cpu_count() or 1
     with _environment(ENVIRONMENT):
         if workers == 1:
@@ -70,7 +101,7 @@ def _spawned(
 ) -> Iterator[Result]:
     source = iter(items)
     chunks = iter(lambda: list(islice(source, chunk)), [])
-    apply = partial(_apply, function)
+    apply = partial(apply_to, function)
     in_main = threading.current_thread() is threading.main_thread()
     pool = ProcessPoolExecutor(
         workers,
@@ -110,7 +141,8 @@ def _spawned(
                 process.kill()
 
 
-def _apply(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
+def apply_to(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
+    """``function`` of every item."""
     return [function(item) for item in items]
 
 

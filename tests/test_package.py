@@ -24,6 +24,7 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py"))
 LAYERS = [
     ("errors", "version", "runtime", "text", "signals"),
     ("parallel", "extras", "files", "config"),
+    ("cluster",),
     ("symmetry",),
     ("crystal", "graph"),
     ("structures",),

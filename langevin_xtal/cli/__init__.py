@@ -19,6 +19,7 @@ from langevin_xtal.version import __version__
 COMMANDS = {
     "sample": "langevin_xtal.cli.sample:sample",
     "search": "langevin_xtal.cli.search:search",
+    "campaign": "langevin_xtal.cli.campaign:campaign",
     "relax": "langevin_xtal.cli.relax:relax",
     "hull": "langevin_xtal.cli.hull:hull",
     "phonons": "langevin_xtal.cli.phonons:phonons",

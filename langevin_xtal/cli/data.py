@@ -47,6 +47,7 @@ def data() -> None:
 @structures.file_format
 @click.option("--licence", default="", help="Licence of the source, stored with the data.")
 @click.option("--attribution", default="", help="Whom to credit, stored with the data.")
+@options.on_engine
 def prepare(
     source: Path,
     out: Path,

@@ -181,6 +181,7 @@ class Names(click.ParamType):
     metavar="FOLDER",
 )
 @options.output_folder("evaluation")
+@options.on_engine
 def evaluate(
     samples: tuple[Path, ...],
     reference: Path,

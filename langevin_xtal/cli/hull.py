@@ -60,6 +60,7 @@ References = dict[frozenset[str], "HullReferences"]
     metavar="FILE",
 )
 @structures.force
+@options.on_engine
 def hull(
     files: tuple[Path, ...],
     relax: bool,

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from langevin_xtal.errors import InputError, RequestError
 from langevin_xtal.text import KEY_VARIABLE, is_address, learn_secret, printable
 
 if TYPE_CHECKING:
+    from langevin_xtal.cluster import DaskEngine
     from langevin_xtal.model.checkpoint import ScoreModel
 
 MOST_WORKERS = 1024
@@ -261,6 +263,82 @@ def secret(key: str) -> str:
     if not found:
         raise InputError(f"--key env needs the environment variable {KEY_VARIABLE}; it is not set")
     return found
+
+
+def engine(command: Any) -> Any:
+    """``--engine``, ``--scheduler`` and ``--cluster``: where work is done; see
+    :func:`chosen_engine`."""
+    for option in (
+        click.option(
+            "--cluster",
+            type=LocalPath(exists=True, dir_okay=False),
+            help="With dask: a TOML file that says which jobs to submit to SLURM, PBS, LSF or SGE.",
+            metavar="FILE",
+        ),
+        click.option(
+            "--scheduler",
+            help="With dask: address of a running scheduler, such as tcp://10.0.0.1:8786.",
+            metavar="ADDRESS",
+        ),
+        click.option(
+            "--engine",
+            type=click.Choice(["local", "dask"]),
+            default="local",
+            show_default=True,
+            help="Where work is done. local: processes of this computer; dask: workers of a Dask "
+            "scheduler.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def on_engine(command: Any) -> Any:
+    """The options of :func:`engine`; the command's parallel work is done where they say."""
+
+    @wraps(command)
+    def run(
+        *args: Any, engine: str, scheduler: str | None, cluster: Path | None, **given: Any
+    ) -> Any:
+        with chosen_engine(engine, scheduler, cluster):
+            return command(*args, **given)
+
+    return engine(run)
+
+
+@contextmanager
+def chosen_engine(
+    engine: str, scheduler: str | None, cluster: Path | None
+) -> Iterator[DaskEngine | None]:
+    """The engine of the options; work of the block is done there. None for this computer.
+
+    Raises
+    ------
+    InputError
+        For options that contradict each other, and where no scheduler can be had.
+    """
+    if engine == "local":
+        for name, value in (("--scheduler", scheduler), ("--cluster", cluster)):
+            if value is not None:
+                raise InputError(f"{name} needs --engine dask")
+        yield None
+        return
+    if (scheduler is None) == (cluster is None):
+        raise InputError("--engine dask needs one of --scheduler ADDRESS and --cluster FILE")
+    import logging
+
+    from langevin_xtal.cluster import dask_engine, load_cluster
+    from langevin_xtal.parallel import use_engine
+
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said in words
+    config = None if cluster is None else load_cluster(cluster)
+    with dask_engine(scheduler, config) as workers, use_engine(workers):
+        if not workers.workers():
+            echo("waiting for a worker; Ctrl-C ends it", err=True)
+        workers.wait()
+        if workers.dashboard:
+            echo(f"{workers.workers()} workers; dashboard at {workers.dashboard}", err=True)
+        yield workers
 
 
 def output_folder(default: str) -> Any:

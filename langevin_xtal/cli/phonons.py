@@ -61,6 +61,7 @@ TABLE = ("name", "formula", "imaginary", "minimum", "at", "supercell", "atoms", 
 @structures.workers
 @structures.cache
 @structures.force
+@options.on_engine
 def phonons(
     files: tuple[Path, ...],
     out: Path,

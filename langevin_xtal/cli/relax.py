@@ -37,6 +37,7 @@ TABLE = ("name", "formula", "energy", "change", "steps", "group_before", "group"
 @structures.workers
 @structures.cache
 @structures.force
+@options.on_engine
 def relax(
     files: tuple[Path, ...],
     out: Path,

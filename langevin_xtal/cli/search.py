@@ -181,6 +181,7 @@ class Units(click.ParamType):
     help="ASE database to keep the search in: a file, or postgresql://…",
     metavar="STORE",
 )
+@options.on_engine
 def search(
     elements: tuple[str, ...] | None,
     groups: str | None,

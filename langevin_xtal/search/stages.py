@@ -41,7 +41,7 @@ from langevin_xtal.search.allocation import Allocation
 from langevin_xtal.search.duplicates import Known, group_duplicates
 from langevin_xtal.search.entries import entry_of, rank_key
 from langevin_xtal.search.space import SearchSpace
-from langevin_xtal.search.store import Change, Row, Store
+from langevin_xtal.search.store import FINISHED, FINISHED_RELAXED, Change, Row, Store
 from langevin_xtal.version import __version__
 
 Progress = Callable[[str, int, int], None]
@@ -112,6 +112,13 @@ class _Run:
 
     def all_stages(self) -> None:
         """From the first to the last; each waits for what other processes still do."""
+        self._work()
+        if not self._late():
+            plan = self.plan
+            stage = FINISHED_RELAXED if plan.relax else FINISHED
+            self._at_once(stage, lambda: (plan.total, dict))
+
+    def _work(self) -> None:
         plan = self.plan
         self._sample()
         self._each("filter", "filtering", self._with_cells(), self._filter)

@@ -66,15 +66,19 @@ from langevin_xtal.search.rows import (
 from langevin_xtal.structures.databases import read_only
 
 __all__ = [
+    "FINISHED",
+    "FINISHED_RELAXED",
     "STATES",
     "Change",
     "Claim",
+    "NoStoreError",
     "Row",
     "Store",
     "Summary",
     "is_address",
     "is_store",
     "plain_address",
+    "read_finished",
     "read_rows",
     "read_summary",
 ]
@@ -83,6 +87,8 @@ Item = TypeVar("Item")
 
 FORMAT = 2
 """Version of the store's layout; others are refused."""
+FINISHED, FINISHED_RELAXED = "finished", "finished relaxed"
+"""Stages whose units are numbers of candidates for which everything asked for was done."""
 LEASE_SECONDS = 120.0
 """A process whose heartbeat stood still so long is taken for dead."""
 BEAT_SECONDS = 10.0
@@ -140,6 +146,10 @@ class _Turn:
     units: Sequence[int]
     ahead: deque[int] | None = None  #: neither done nor handed out as far as is known
     behind: deque[int] = field(default_factory=deque)  #: handed out, to whomever
+
+
+class NoStoreError(DataError):
+    """A database that no search has used."""
 
 
 class Claim(NamedTuple):
@@ -516,7 +526,10 @@ class Store:
             try:
                 cursor = connection.cursor()
                 if self._is_postgres:
-                    cursor.execute(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})")
+                    cursor.execute(
+                        f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK}, "
+                        "hashtext(current_schema()))"  # other schemas are other stores
+                    )
                 else:
                     begin(cursor)
                 yield cursor
@@ -746,6 +759,29 @@ def read_summary(source: str | os.PathLike[str]) -> Summary:
         return _summary(cursor)
 
 
+def read_finished(source: str | os.PathLike[str], relaxed: bool) -> int:
+    """Candidates of the largest search that was done to its end in this store; 0 without one.
+
+    Parameters
+    ----------
+    relaxed
+        Whether it is to have relaxed them.
+
+    Raises
+    ------
+    DataError
+        When there is no store, or it is of another version.
+    """
+    stages = (FINISHED_RELAXED,) if relaxed else (FINISHED, FINISHED_RELAXED)
+    with _opened(source) as cursor:
+        cursor.execute(
+            "SELECT MAX(unit) FROM langevin_xtal_work WHERE done = 1 AND stage IN "
+            f"({_marks(stages)})",
+            stages,
+        )
+        return _whole(cursor.fetchone()[0] or 0, "work")
+
+
 def _check_format(address: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
     if settings.get("format") != FORMAT:
         raise DataError(
@@ -764,6 +800,6 @@ def _opened(source: str | os.PathLike[str]) -> Iterator[Any]:
         cursor = connection.cursor()
         settings = settings_of(cursor)
         if settings is None:
-            raise DataError(f"{name} is not the store of a search")
+            raise NoStoreError(f"{name} is not the store of a search")
         _check_format(source, settings)
         yield cursor

@@ -14,13 +14,13 @@ import hashlib
 import json
 import math
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
+from langevin_xtal.config.tables import from_table, list_of, parse_toml, table_of
 from langevin_xtal.config.training import Size, TrainingConfig
 from langevin_xtal.dataset.join import join, split, twins
 from langevin_xtal.dataset.packed import PackedDataset
@@ -43,8 +43,6 @@ RECORD = "recipe.json"
 HELD_OUT = 0.05
 """Share of a single file that is held out."""
 NOTHING = StartEpochs(**dict.fromkeys(PARTS, 0))
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,60 +202,21 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
     InputError
         Naming the place.
     """
+    table = parse_toml(text, where)
     try:
-        table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InputError(f"{where} is not TOML ({error})") from None
-    try:
-        sources = _table(table.get("sources", {}), "sources")
-        return _made(
+        sources = table_of(table.get("sources", {}), "sources")
+        return from_table(
             Recipe,
             table
             | {
-                "sources": {k: _made(Source, v, f"sources.{k}") for k, v in sources.items()},
-                "data": tuple(_made(DataStep, v, "data") for v in _list(table.get("data", []))),
-                "fit": tuple(_made(FitStep, v, "fit") for v in _list(table.get("fit", []))),
+                "sources": {k: from_table(Source, v, f"sources.{k}") for k, v in sources.items()},
+                "data": tuple(from_table(DataStep, v, "data") for v in list_of(table.get("data", []))),
+                "fit": tuple(from_table(FitStep, v, "fit") for v in list_of(table.get("fit", []))),
             },
             "top",
         )
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-
-
-def _table(value: Any, place: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InputError(f"{place}: expected a table, got {value!r}")
-    return value
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _made(kind: type[T], values: Any, place: str) -> T:
-    """A dataclass from a table."""
-    table = _table(values, place)
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(table) - set(fields))
-    if unknown:
-        raise InputError(f"{place}: unknown keys {unknown}; known: {sorted(fields)}")
-    missing = [
-        name
-        for name, f in fields.items()
-        if f.default is dataclasses.MISSING and name not in table
-    ]
-    if missing:
-        raise InputError(f"{place}: {', '.join(missing)} missing")
-    wanted = {"int": int, "int | None": int, "float": (int, float), "str": str, "bool": bool,
-              "Sequence[str]": list}  # fmt: skip
-    for name, value in table.items():
-        expected: Any = wanted.get(str(fields[name].type))
-        wrong = expected is not None and not isinstance(value, expected)
-        if wrong or (isinstance(value, bool) and expected is not bool) or (
-            expected is list and not all(isinstance(v, str) for v in value)
-        ):  # fmt: skip
-            raise InputError(f"{place}: {name} = {value!r} should be {fields[name].type}")
-    return kind(**table)
 
 
 @dataclass(frozen=True)

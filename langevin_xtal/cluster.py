@@ -1,0 +1,357 @@
+"""Work on a cluster, by Dask: a running scheduler, or jobs of SLURM, PBS, LSF or SGE.
+
+A worker is one process with one thread, and has the same version of this package and of its
+weights as the process that hands out the work; others are refused. What a worker was doing when it
+was lost is done again by another. Source of the job systems: the package dask-jobqueue.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from langevin_xtal.config.tables import from_table, read_toml
+from langevin_xtal.errors import InputError, LangevinXtalError
+from langevin_xtal.extras import require
+from langevin_xtal.parallel import ENVIRONMENT, apply_to
+from langevin_xtal.version import __version__
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+CLUSTERS = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster"}
+"""Classes of dask-jobqueue by the name in a cluster file."""
+LOCAL = "local"
+CONNECT_SECONDS = 10.0
+"""A scheduler that does not answer for so long is taken for absent."""
+AHEAD = 4
+"""Chunks handed out for each worker; more would only fill memory."""
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """Workers to ask a job system for, as a cluster file (TOML) has it."""
+
+    scheduler: str  #: slurm, pbs, lsf, sge, or local: processes of this computer
+    jobs: int = 1
+    processes: int = 1  #: workers of a job, one core each
+    memory: str = "4GB"  #: of a job
+    walltime: str = "01:00:00"  #: of a job
+    queue: str = ""  #: or partition
+    account: str = ""
+    interface: str = ""  #: of the network, such as ib0
+    directives: Sequence[str] = ()  #: more lines of the job's head, such as "--exclusive"
+    prologue: Sequence[str] = ()  #: lines of the shell before the worker starts
+    log_folder: str = ""  #: for what jobs print
+
+    def __post_init__(self) -> None:
+        known = (*CLUSTERS, LOCAL)
+        if self.scheduler not in known:
+            raise InputError(
+                f"scheduler {self.scheduler!r} is not known; give one of {', '.join(known)}"
+            )
+        for name in ("jobs", "processes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; the least is 1")
+
+    def job_options(self) -> dict[str, Any]:
+        """Options of the classes of dask-jobqueue."""
+        threads = [f"export {name}={value}" for name, value in ENVIRONMENT.items()]
+        given = {
+            "queue": self.queue,
+            "account": self.account,
+            "interface": self.interface,
+            "log_directory": self.log_folder,
+            "job_extra_directives": list(self.directives),
+        }
+        return {
+            "cores": self.processes,
+            "processes": self.processes,
+            "memory": self.memory,
+            "walltime": self.walltime,
+            "job_script_prologue": [*threads, *self.prologue],
+            **{name: value for name, value in given.items() if value},
+        }
+
+
+def load_cluster(path: str | Path) -> ClusterConfig:
+    """A cluster file.
+
+    Raises
+    ------
+    InputError
+        When it cannot be read, for unknown keys and for values out of range; names the place.
+    """
+    where = f"cluster file {path}"
+    table = read_toml(Path(path), where)
+    try:
+        return from_table(ClusterConfig, table, "top")
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+@cache
+def facts() -> tuple[str, str]:
+    """Version of this package, and the first digits of a hash of the weights that it ships."""
+    digest = hashlib.sha256()
+    for entry in sorted(resources.files("langevin_xtal.weights").iterdir(), key=lambda e: e.name):
+        if entry.name.endswith(".safetensors"):
+            digest.update(entry.name.encode())
+            digest.update(entry.read_bytes())
+    return __version__, digest.hexdigest()[:16]
+
+
+def _apply_checked(
+    expected: tuple[str, str], function: Callable[[Item], Result], items: list[Item]
+) -> list[Result]:
+    """On the worker: refuse to work with another version or other weights."""
+    if (problem := difference(expected, facts())) is not None:
+        raise InputError(problem)
+    return apply_to(function, items)
+
+
+def difference(expected: tuple[str, str], found: tuple[str, str]) -> str | None:
+    """A sentence on what a worker has of other kind; None where all is the same."""
+    if expected[0] != found[0]:
+        return (
+            f"a worker has langevin-xtal {found[0]}, this process {expected[0]}: install the same "
+            "version for the workers"
+        )
+    if expected[1] != found[1]:
+        return (
+            f"a worker has other weights ({found[1]}) than this process ({expected[1]}): install "
+            "the same package for the workers"
+        )
+    return None
+
+
+class DaskEngine:
+    """An engine of :func:`~langevin_xtal.parallel.parallel_map` on the workers of a scheduler.
+
+    Parameters
+    ----------
+    client
+        Of ``distributed``; see :func:`dask_engine`, which makes one.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+    @property
+    def dashboard(self) -> str:
+        """Address of Dask's page on what is going on; empty without one."""
+        return str(self.client.dashboard_link or "")
+
+    def workers(self) -> int:
+        """Workers there are now."""
+        return len(self._workers())
+
+    def _workers(self) -> dict[str, Any]:
+        with _scheduler_errors():
+            info = self.client.scheduler_info(n_workers=-1)
+        return dict(info.get("workers", {}))
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Until there is a worker; then look at all there are.
+
+        Raises
+        ------
+        LangevinXtalError
+            When there is none after so many seconds.
+        InputError
+            For a worker with several threads, another version of the package or other weights.
+        """
+        begin = time.monotonic()
+        while not self.workers():
+            if seconds is not None and time.monotonic() - begin > seconds:
+                raise LangevinXtalError(
+                    f"the scheduler has had no worker for {seconds:g} s; start one with: "
+                    "dask worker ADDRESS --nthreads 1"
+                )
+            time.sleep(POLL_SECONDS)
+        for name, worker in self._workers().items():
+            if worker["nthreads"] != 1:
+                raise InputError(
+                    f"worker {name} has {worker['nthreads']} threads; start workers with "
+                    "--nthreads 1, and more of them with --nworkers"
+                )
+        with _scheduler_errors():
+            found = self.client.run(facts, on_error="return")
+        for name, value in found.items():
+            if isinstance(value, BaseException):
+                raise InputError(
+                    f"worker {name} cannot import this version of langevin-xtal ({value}): install "
+                    "the same package for the workers"
+                )
+            if (problem := difference(facts(), value)) is not None:
+                raise InputError(problem)
+
+    def map(
+        self, function: Callable[[Item], Result], items: Iterable[Item], chunk: int = 1
+    ) -> Iterator[Result]:
+        """``function`` of every item, in the order of the items.
+
+        Raises
+        ------
+        LangevinXtalError
+            When the scheduler is lost, or a piece has ended several workers. What ``function``
+            raises is passed on.
+        """
+        source = iter(items)
+        waiting: deque[Any] = deque()
+        try:
+            while True:
+                self._hand_out(function, source, chunk, waiting)
+                if not waiting:
+                    return
+                yield from self._result(waiting[0])
+                waiting.popleft()
+        finally:
+            self._cancel(waiting)
+
+    def as_done(
+        self, function: Callable[[Item], Result], items: Sequence[Item]
+    ) -> Iterator[tuple[Item, Result]]:
+        """Each item with ``function`` of it, as they are done; for pieces of minutes or hours."""
+        distributed = require("distributed", "cluster", "the engine dask")
+        apply = partial(_apply_checked, facts(), function)
+        with _scheduler_errors():
+            of = {self.client.submit(apply, [item], pure=False): item for item in items}
+        try:
+            for future in distributed.as_completed(list(of), loop=self.client.loop):
+                yield of[future], self._result(future)[0]
+        finally:
+            self._cancel(of)
+
+    def _hand_out(
+        self,
+        function: Callable[[Item], Result],
+        source: Iterator[Item],
+        chunk: int,
+        waiting: deque[Any],
+    ) -> None:
+        apply = partial(_apply_checked, facts(), function)
+        most = AHEAD * max(1, self.workers())
+        while len(waiting) < most and (batch := list(islice(source, chunk))):
+            with _scheduler_errors():
+                waiting.append(self.client.submit(apply, batch, pure=False))
+
+    def _result(self, future: Any) -> list[Any]:
+        with _scheduler_errors():
+            result: list[Any] = future.result()
+        return result
+
+    def _cancel(self, futures: Iterable[Any]) -> None:
+        left = [future for future in futures if not future.done()]
+        if left:
+            with suppress(Exception):  # the scheduler may be gone
+                self.client.cancel(left, force=True)
+
+
+@contextmanager
+def _scheduler_errors() -> Iterator[None]:
+    """What Dask raises as this package's errors."""
+    try:
+        yield
+    except LangevinXtalError:
+        raise
+    except Exception as error:
+        name = type(error).__name__
+        if name == "KilledWorker":
+            raise LangevinXtalError(
+                "several workers were lost with the same piece of work; have they enough memory? "
+                "what was finished is kept, and the same command goes on"
+            ) from None
+        if name in _LOST or isinstance(error, ConnectionError):
+            raise LangevinXtalError(
+                f"the scheduler was lost ({name}); what was finished is kept, and the same command "
+                "goes on when it is back"
+            ) from None
+        raise
+
+
+_LOST = frozenset(
+    {"CommClosedError", "FutureCancelledError", "CancelledError", "FuturesCancelledError",
+     "ClosedClientError", "TimeoutError"}
+)  # fmt: skip
+"""Names of the errors of a scheduler that is gone."""
+
+
+@contextmanager
+def dask_engine(
+    address: str | None = None, cluster: ClusterConfig | None = None
+) -> Iterator[DaskEngine]:
+    """Workers of a running scheduler, or of jobs that are submitted here and end with the block.
+
+    Parameters
+    ----------
+    address
+        Such as ``"tcp://10.0.0.1:8786"``.
+    cluster
+        See :func:`load_cluster`; one of the two is given.
+
+    Raises
+    ------
+    InputError
+        When no scheduler answers, or jobs cannot be submitted.
+    MissingPackageError
+        Without the extra ``cluster``.
+    """
+    if (address is None) == (cluster is None):
+        raise InputError("the engine dask needs either a scheduler's address or a cluster file")
+    distributed = require("distributed", "cluster", "the engine dask")
+    with ExitStack() as stack:
+        where = address if cluster is None else stack.enter_context(_jobs(cluster))
+        try:
+            client = distributed.Client(
+                where, timeout=CONNECT_SECONDS, set_as_default=False, name="langevin-xtal"
+            )
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(
+                f"no Dask scheduler answers at {address} within {CONNECT_SECONDS:g} s "
+                f"({type(error).__name__}); start one with: dask scheduler"
+            ) from None
+        stack.callback(_close, client)
+        yield DaskEngine(client)
+
+
+@contextmanager
+def _jobs(config: ClusterConfig) -> Iterator[Any]:
+    """A scheduler in this process, and its workers as jobs."""
+    if config.scheduler == LOCAL:
+        distributed = require("distributed", "cluster", "the engine dask")
+        make = partial(
+            distributed.LocalCluster,
+            n_workers=config.jobs * config.processes,
+            threads_per_worker=1,
+            dashboard_address=":0",
+            silence_logs=50,
+        )
+    else:
+        jobqueue = require("dask_jobqueue", "cluster", f"jobs of {config.scheduler}")
+        make = partial(getattr(jobqueue, CLUSTERS[config.scheduler]), **config.job_options())
+    try:
+        cluster = make()
+        if config.scheduler != LOCAL:
+            cluster.scale(jobs=config.jobs)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"workers of {config.scheduler} cannot be had ({error})") from None
+    try:
+        yield cluster
+    finally:
+        _close(cluster)
+
+
+def _close(what: Any) -> None:
+    with suppress(Exception):  # a scheduler that is gone has nothing to be told
+        what.close(timeout=5)

@@ -1,0 +1,322 @@
+"""Campaigns of many systems, and work done by Dask."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from langevin_xtal.cli import run
+from langevin_xtal.cluster import ClusterConfig, difference, load_cluster
+from langevin_xtal.errors import InputError
+from langevin_xtal.parallel import parallel_map, use_engine
+from langevin_xtal.search.store import read_finished, read_rows
+from langevin_xtal.search.systems import (
+    Outcome,
+    Systems,
+    SystemOptions,
+    load_systems,
+    schema_of,
+    search_system,
+)
+from tests.postgres import running_server
+
+SMALL = "samples = 4\n"
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def candidates(store: str) -> list[object]:
+    """What must not depend on who sampled."""
+    return [
+        (row.index, row.request, row.state, row.cell[0].tobytes() if row.cell else None)
+        for row in sorted(read_rows(store), key=lambda row: row.index)
+    ]
+
+
+class TestFile:
+    def test_systems_and_options(self, tmp_path: Path) -> None:
+        text = """
+            store = "stores"
+            systems = ["Cu-Si-K"]
+            elements = ["Na", "Li", "O"]
+            sizes = [2, 3]
+            samples = 30
+            relax = true
+            max_hours_in_all = 2
+            [[system]]
+            elements = "O-Li"
+            samples = 5
+            seed = 3
+            """
+        systems = load_systems(written(tmp_path / "c.toml", text))
+        assert systems.names == ["Cu-Si-K", "Li-O", "Li-Na", "O-Na", "Li-O-Na", "O-Li"]
+        assert systems.options["Cu-Si-K"] == SystemOptions(samples=30, relax=True)
+        assert systems.options["O-Li"] == SystemOptions(samples=5, relax=True, seed=3)
+        assert systems.store_of("Li-O") == str(tmp_path / "stores" / "Li-O.db")
+        assert systems.max_hours == 2
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("store = 3\nsystems = ['Na-Cl']", "store = 3 should be str"),
+            ("systems = ['Na-Cl']", "store missing"),
+            ("store = 's'", "no system is named"),
+            ("store = ''\nsystems = ['Na-Cl']", "store is empty"),
+            ("store = 's'\nsystems = ['Na-Xx']", "Xx"),
+            ("store = 's'\nsystems = ['Na-Na']", "names an element twice"),
+            ("store = 's'\nsystems = ['Na-Cl']\nsample = 4", "unknown keys ['sample']"),
+            ("store = 's'\nsystems = ['Na-Cl']\nsamples = 0", "the least is 1"),
+            ("store = 's'\nsystems = ['Na-Cl']\npreset = 'best'", "preset 'best'"),
+            ("store = 's'\nelements = ['Na']\nsizes = [9]", "sizes = [9]"),
+            ("store = 's'\nelements = ['Na']", "are 0 systems"),
+            ("store = 's'\n[[system]]\nsamples = 3", "give elements"),
+            ("store = 's'\n[[system]]\nelements = 'Na-Cl'\nsamples = 'x'", "system Na-Cl"),
+            ("store =", "is not TOML"),
+        ],
+    )
+    def test_what_is_wrong_is_said(
+        self, text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = written(tmp_path / "c.toml", text)
+        assert run(["campaign", "run", str(path)]) == 2
+        shown = capsys.readouterr().err
+        assert said in shown
+        assert "campaign file" in shown
+        assert "Traceback" not in shown
+
+    def test_each_part_begins_elsewhere_and_reaches_all(self) -> None:
+        systems = Systems("s", dict.fromkeys("ABCDE", SystemOptions()))
+        orders = [systems.order(part, 3) for part in range(3)]
+        assert [order[0] for order in orders] == ["A", "B", "D"]
+        assert all(sorted(order) == list("ABCDE") for order in orders)
+
+    def test_schemas_are_names_in_postgresql(self) -> None:
+        assert schema_of("Cu-Si-K") == "cu_si_k"
+        systems = Systems("postgresql://me@host/db?sslmode=require", {"Na-Cl": SystemOptions()})
+        assert systems.store_of("Na-Cl") == (
+            "postgresql://me@host/db?sslmode=require&options=-csearch_path%3Dna_cl"
+        )
+
+
+class TestHere:
+    def test_run_go_on_status_report(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = written(
+            tmp_path / "c.toml", "store = 'stores'\nsystems = ['Na-Cl', 'Cu-Si-K']\n" + SMALL
+        )
+        assert run(["campaign", "report", str(path), "--out", str(tmp_path / "r")]) == 2
+        assert run(["campaign", "status", str(path)]) == 0
+        assert "0 of 2 systems finished, 0 begun; 0 of 8" in capsys.readouterr().out
+        assert run(["campaign", "run", str(path), "--workers", "1", "--part", "1/2"]) == 0
+        first, second = capsys.readouterr().out.splitlines()[1:3]
+        assert first.startswith("Cu-Si-K: 4 of 4 candidates")  # its part comes first
+        assert second.startswith("Na-Cl: 4 of 4 candidates")
+
+        alone = tmp_path / "alone.db"
+        options = ["--max-samples", "4", "--workers", "1", "--out", str(alone)]
+        assert run(["search", "--elements", "Cu,Si,K", *options]) == 0
+        assert candidates(str(alone)) == candidates(str(tmp_path / "stores" / "Cu-Si-K.db"))
+        capsys.readouterr()
+
+        assert run(["campaign", "run", str(path), "--workers", "1"]) == 0
+        assert capsys.readouterr().out.splitlines() == ["2 systems", "2 of 2 systems finished"]
+        assert run(["campaign", "status", str(path)]) == 0
+        assert "2 of 2 systems finished, 0 begun; 8 of 8" in capsys.readouterr().out
+        assert run(["campaign", "report", str(path), "--out", str(tmp_path / "r")]) == 0
+        lines = (tmp_path / "r" / "systems.csv").read_text().splitlines()
+        assert [line.split(",")[:3] for line in lines[1:]] == [
+            ["Na-Cl", "yes", "4"],
+            ["Cu-Si-K", "yes", "4"],
+        ]
+        assert run(["campaign", "report", str(path), "--out", str(tmp_path / "r")]) == 2
+
+    def test_more_samples_are_not_finished(self, tmp_path: Path) -> None:
+        few = Systems(str(tmp_path), {"Na-Cl": SystemOptions(samples=2)})
+        more = Systems(str(tmp_path), {"Na-Cl": SystemOptions(samples=3)})
+        assert search_system(few, "Na-Cl", 1).problem == ""
+        assert few.state("Na-Cl").finished
+        assert not more.state("Na-Cl").finished
+        assert search_system(few, "Na-Cl", 1).passed_over
+        assert not search_system(more, "Na-Cl", 1).passed_over
+        assert read_finished(more.store_of("Na-Cl"), relaxed=False) == 3
+        assert read_finished(more.store_of("Na-Cl"), relaxed=True) == 0
+
+    def test_one_system_that_cannot_be_searched_ends_no_other(self, tmp_path: Path) -> None:
+        (tmp_path / "Na-Cl.db").write_bytes(b"not a database at all")
+        both = dict.fromkeys(("Na-Cl", "K-Cl"), SystemOptions(samples=2))
+        systems = Systems(str(tmp_path), both)
+        bad, good = (search_system(systems, name, 1) for name in systems.order())
+        assert "not a store" in bad.problem or "damaged" in bad.problem
+        assert good == Outcome("K-Cl", "", good.seconds)
+        assert systems.state("Na-Cl").problem or not systems.state("Na-Cl").states
+
+    @pytest.mark.parametrize("part", ["2/2", "a/2", "1", "1/"])
+    def test_parts(self, part: str, tmp_path: Path) -> None:
+        path = written(tmp_path / "c.toml", "store = 's'\nsystems = ['Na-Cl']\n")
+        assert run(["campaign", "run", str(path), "--part", part]) == 2
+
+    def test_in_one_postgresql_database(self) -> None:
+        with running_server() as server:
+            if server is None:
+                pytest.skip("no PostgreSQL server can be had")
+            self._in_one_database(server.database("many"))
+
+    def _in_one_database(self, postgres: str) -> None:
+        both = dict.fromkeys(("Na-Cl", "K-Cl"), SystemOptions(samples=2))
+        systems = Systems(postgres, both)
+        assert [state.states for state in systems.states()] == [{}, {}]
+        assert [search_system(systems, name, 1).problem for name in both] == ["", ""]
+        assert all(state.finished and state.sampled == 2 for state in systems.states())
+        assert [e.formula for e in systems.best("Na-Cl", 1)] != []
+
+
+class TestClusterFile:
+    def test_options_of_jobs(self, tmp_path: Path) -> None:
+        text = """
+            scheduler = "slurm"
+            jobs = 3
+            processes = 8
+            memory = "16GB"
+            queue = "short"
+            directives = ["--exclusive"]
+            prologue = ["module load python"]
+            """
+        config = load_cluster(written(tmp_path / "c.toml", text))
+        options = config.job_options()
+        assert (options["cores"], options["processes"], options["queue"]) == (8, 8, "short")
+        assert options["job_extra_directives"] == ["--exclusive"]
+        assert options["job_script_prologue"][-1] == "module load python"
+        assert "export OMP_NUM_THREADS=1" in options["job_script_prologue"]
+        assert "account" not in options
+
+    @pytest.mark.parametrize("kind", ["slurm", "pbs", "lsf", "sge"])
+    def test_jobs_are_written(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        jobqueue = pytest.importorskip("dask_jobqueue")
+        from langevin_xtal.cluster import CLUSTERS
+
+        config = ClusterConfig(scheduler=kind, processes=2, queue="short", memory="6GB")
+        job = getattr(jobqueue, CLUSTERS[kind]).job_cls(
+            "tcp://127.0.0.1:1", "name", protocol="tcp", **config.job_options(),
+            **({"use_stdin": True} if kind == "lsf" else {}),
+        )  # fmt: skip
+        script = job.job_script()
+        assert "short" in script
+        assert "export OMP_NUM_THREADS=1" in script
+        assert "--nthreads 1 --nworkers 2" in script
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("scheduler = 'slurm'\nnodes = 3", "unknown keys ['nodes']"),
+            ("scheduler = 'cron'", "scheduler 'cron' is not known"),
+            ("jobs = 2", "scheduler missing"),
+            ("scheduler = 'local'\njobs = 0", "jobs is 0"),
+            ("scheduler = 'local'\njobs = 1.5", "should be int"),
+        ],
+    )
+    def test_what_is_wrong_is_said(self, text: str, said: str, tmp_path: Path) -> None:
+        with pytest.raises(InputError) as caught:
+            load_cluster(written(tmp_path / "x.toml", text))
+        assert said in str(caught.value)
+        assert "x.toml" in str(caught.value)
+
+
+def slow_square(folder: str, number: int) -> int:
+    """A piece that says who does it."""
+    Path(folder, f"{number}-{os.getpid()}").touch()
+    time.sleep(0.1)
+    return number * number
+
+
+def raising(number: int) -> int:
+    raise InputError(f"number {number} is wrong")
+
+
+@pytest.fixture(scope="class")
+def engine() -> Iterator[object]:
+    pytest.importorskip("distributed")
+    from langevin_xtal.cluster import dask_engine
+
+    with dask_engine(cluster=ClusterConfig(scheduler="local", jobs=2)) as made:
+        made.wait(60)
+        yield made
+
+
+class TestDask:
+    def test_in_order_and_complete_after_a_worker_was_killed(
+        self, engine: object, tmp_path: Path
+    ) -> None:
+        from functools import partial
+
+        work = partial(slow_square, str(tmp_path))
+        with use_engine(engine):  # type: ignore[arg-type]
+            results = parallel_map(work, range(30), chunk=2)
+            first = next(results)
+            someone = int(next(tmp_path.iterdir()).name.split("-")[1])
+            os.kill(someone, signal.SIGKILL)
+            assert [first, *results] == [n * n for n in range(30)]
+        assert list(parallel_map(abs, [-1])) == [1]  # the block is over
+
+    def test_errors_are_passed_on(self, engine: object) -> None:
+        with use_engine(engine), pytest.raises(InputError, match="number 5 is wrong"):  # type: ignore[arg-type]
+            list(parallel_map(raising, [5], chunk=1))
+
+    def test_systems_are_those_of_one_process(self, engine: object, tmp_path: Path) -> None:
+        from functools import partial
+
+        both = dict.fromkeys(("Na-Cl", "K-Cl"), SystemOptions(samples=3))
+        here, there = Systems(str(tmp_path / "a"), both), Systems(str(tmp_path / "b"), both)
+        for name in both:
+            search_system(here, name, 1)
+        outcomes = dict(engine.as_done(partial(search_system, there, workers=1), list(both)))  # type: ignore[attr-defined]
+        assert sorted(outcomes) == ["K-Cl", "Na-Cl"]
+        assert not any(outcome.problem for outcome in outcomes.values())
+        for name in both:
+            assert candidates(here.store_of(name)) == candidates(there.store_of(name))
+
+    def test_other_versions_and_weights_are_refused(self) -> None:
+        assert difference(("1", "a"), ("1", "a")) is None
+        assert "langevin-xtal 2, this process 1" in str(difference(("1", "a"), ("2", "a")))
+        assert "other weights (b)" in str(difference(("1", "a"), ("1", "b")))
+
+    def test_workers_with_threads_are_refused(self) -> None:
+        distributed = pytest.importorskip("distributed")
+        from langevin_xtal.cluster import DaskEngine
+
+        cluster = distributed.LocalCluster(
+            n_workers=1, threads_per_worker=2, dashboard_address=":0", silence_logs=50
+        )
+        with closing(cluster), closing(distributed.Client(cluster, set_as_default=False)) as own:
+            with pytest.raises(InputError, match="has 2 threads"):
+                DaskEngine(own).wait(60)
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (["--engine", "dask"], "needs one of --scheduler ADDRESS and --cluster FILE"),
+            (["--scheduler", "tcp://127.0.0.1:1"], "--scheduler needs --engine dask"),
+            (["--engine", "dask", "--scheduler", "tcp://127.0.0.1:1"], "no Dask scheduler answers"),
+            (["--engine", "dask", "--scheduler", "nonsense://"], "no Dask scheduler answers"),
+        ],
+    )
+    def test_bad_options(
+        self, options: list[str], said: str, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        pytest.importorskip("distributed")
+        monkeypatch.setattr("langevin_xtal.cluster.CONNECT_SECONDS", 1.0)
+        path = written(tmp_path / "c.toml", "store = 's'\nsystems = ['Na-Cl']\n")
+        assert run(["campaign", "run", str(path), *options]) == 2
+        shown = capsys.readouterr().err
+        assert said in shown
+        assert "Traceback" not in shown
