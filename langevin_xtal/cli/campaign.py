@@ -103,9 +103,7 @@ def run(
         echo("the same command goes on with the others")
 
 
-def _here(
-    systems: Systems, share: tuple[int, int], workers: int | None
-) -> Iterator[Outcome]:
+def _here(systems: Systems, share: tuple[int, int], workers: int | None) -> Iterator[Outcome]:
     from langevin_xtal.search.systems import search_systems
 
     with options.stage_bars() as progress:

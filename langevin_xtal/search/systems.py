@@ -355,4 +355,3 @@ def system_name(symbols: Sequence[str]) -> str:
 def schema_of(name: str) -> str:
     """The schema of a system's store in PostgreSQL, such as ``cu_si_k``."""
     return re.sub("[^a-z]", "_", name.lower())
-

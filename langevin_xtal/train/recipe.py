@@ -210,7 +210,9 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
             table
             | {
                 "sources": {k: from_table(Source, v, f"sources.{k}") for k, v in sources.items()},
-                "data": tuple(from_table(DataStep, v, "data") for v in list_of(table.get("data", []))),
+                "data": tuple(
+                    from_table(DataStep, v, "data") for v in list_of(table.get("data", []))
+                ),
                 "fit": tuple(from_table(FitStep, v, "fit") for v in list_of(table.get("fit", []))),
             },
             "top",
