@@ -190,8 +190,8 @@ class DaskEngine:
         for name, value in found.items():
             if isinstance(value, BaseException):
                 raise InputError(
-                    f"worker {name} cannot import this version of langevin-xtal ({value}): install "
-                    "the same package for the workers"
+                    f"worker {name} cannot import this version of langevin-xtal ({value}): "
+                    "install the same package for the workers"
                 )
             if (problem := difference(facts(), value)) is not None:
                 raise InputError(problem)
@@ -274,8 +274,8 @@ def _scheduler_errors() -> Iterator[None]:
             ) from None
         if name in _LOST or isinstance(error, ConnectionError):
             raise LangevinXtalError(
-                f"the scheduler was lost ({name}); what was finished is kept, and the same command "
-                "goes on when it is back"
+                f"the scheduler was lost ({name}); what was finished is kept, and the same "
+                "command goes on when it is back"
             ) from None
         raise
 

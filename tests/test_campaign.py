@@ -18,8 +18,8 @@ from langevin_xtal.parallel import parallel_map, use_engine
 from langevin_xtal.search.store import read_finished, read_rows
 from langevin_xtal.search.systems import (
     Outcome,
-    Systems,
     SystemOptions,
+    Systems,
     load_systems,
     schema_of,
     search_system,
@@ -297,9 +297,12 @@ class TestDask:
         cluster = distributed.LocalCluster(
             n_workers=1, threads_per_worker=2, dashboard_address=":0", silence_logs=50
         )
-        with closing(cluster), closing(distributed.Client(cluster, set_as_default=False)) as own:
-            with pytest.raises(InputError, match="has 2 threads"):
-                DaskEngine(own).wait(60)
+        with (
+            closing(cluster),
+            closing(distributed.Client(cluster, set_as_default=False)) as own,
+            pytest.raises(InputError, match="has 2 threads"),
+        ):
+            DaskEngine(own).wait(60)
 
     @pytest.mark.parametrize(
         ("options", "said"),

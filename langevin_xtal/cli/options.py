@@ -272,7 +272,7 @@ def engine(command: Any) -> Any:
         click.option(
             "--cluster",
             type=LocalPath(exists=True, dir_okay=False),
-            help="With dask: a TOML file that says which jobs to submit to SLURM, PBS, LSF or SGE.",
+            help="With dask: a TOML file of the jobs to submit to SLURM, PBS, LSF or SGE.",
             metavar="FILE",
         ),
         click.option(

@@ -1,9 +1,9 @@
 """Searches of many chemical systems, as a campaign file lists them: run, watched, reported.
 
-Each system is a :class:`~langevin_xtal.search.campaign.Campaign` with a store of its own: an SQLite
-file in a folder, or a schema of one PostgreSQL database. A system is the piece of work that is
-handed out. Any number of processes may run the same file: a system that is finished is passed over,
-and one that others work at is shared with them, so that nothing is computed twice.
+Each system is a :class:`~langevin_xtal.search.campaign.Campaign` with a store of its own: an
+SQLite file in a folder, or a schema of one PostgreSQL database. A system is the piece of work that
+is handed out. Any number of processes may run the same file: a system that is finished is passed
+over, and one that others work at is shared with them, so that nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -133,10 +133,9 @@ class Systems:
             closing(psycopg2.connect(address_of(self.store))) as connection,
         ):
             connection.autocommit = True
-            try:
+            # another process may make it at the same moment
+            with suppress(psycopg2.errors.UniqueViolation):
                 connection.cursor().execute(f'CREATE SCHEMA IF NOT EXISTS "{schema_of(name)}"')
-            except psycopg2.errors.UniqueViolation:
-                pass  # another process made it at the same moment
 
     def campaign(self, name: str, workers: int | None = None) -> Campaign:
         """The search of a system.
