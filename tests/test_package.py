@@ -209,7 +209,7 @@ class TestMetadata:
         options = setup["options.extras_require"]
         extras = {
             n
-            for extra in ("screen", "evaluate", "mp", "postgres", "pyg")
+            for extra in ("screen", "evaluate", "mp", "postgres", "pyg", "cluster")
             for n in names(options[extra])
         }
         extras = {n.replace("-", "_") for n in extras if "[" not in n}
