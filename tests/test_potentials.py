@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import hashlib
 import importlib.util
+import io
 import sys
 import types
 from pathlib import Path
@@ -15,6 +18,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from pymatgen.core import Lattice, Structure
 
+from langevin_xtal.cli import main
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.errors import InputError, MissingPackageError
 from langevin_xtal.screen.corrections import mp2020_correction
@@ -26,8 +30,24 @@ from langevin_xtal.screen.potentials import (
     Potential,
     load_potential,
 )
+from langevin_xtal.screen.own_energies import read_energies
 from langevin_xtal.screen.potentials.files import FAMILIES
 from langevin_xtal.screen.relax import RelaxOptions, single_point
+
+EMT_NAME = "ase.calculators.emt:EMT"
+
+
+def run(*arguments: str) -> types.SimpleNamespace:
+    """The command line; its exit code and all it printed."""
+    output = io.StringIO()
+    code: Any = 0
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        try:
+            main(list(arguments))
+        except SystemExit as end:
+            code = end.code or 0
+    return types.SimpleNamespace(exit_code=code, output=output.getvalue())
+
 
 needs_sevennet = pytest.mark.skipif(
     importlib.util.find_spec("sevenn") is None, reason="sevenn is not installed"
@@ -228,3 +248,104 @@ class TestOneHullPerPotential:
         shipped = HullReferences.shipped()
         assert shipped.energies == CORRECTED
         shipped.check(load_potential("chgnet"))
+
+
+class TestOwnEnergies:
+    def table(self, tmp_path: Path, text: str) -> Path:
+        path = tmp_path / "mine.csv"
+        path.write_text(text)
+        return path
+
+    def test_hull_equals_pymatgen(self, tmp_path: Path) -> None:
+        """Random ternary system with several phases of one composition."""
+        from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+        from pymatgen.core import Composition
+
+        random = np.random.default_rng(3)
+        formulas = ["Li", "Fe", "O2", *("Li2O", "Li2O2", "FeO", "Fe2O3", "Fe3O4")]
+        formulas += ["LiFeO2", "LiFe5O8", "Li5FeO4", "LiFeO2", "Li2O"]
+        energies = [float(random.normal(-2.0 if len(f) > 2 else 0.0, 0.7)) for f in formulas]
+        lines = [
+            f"p{k},{f},{e!r}" for k, (f, e) in enumerate(zip(formulas, energies, strict=True))
+        ]
+        path = self.table(tmp_path, "name,formula,energy_per_atom\n" + "\n".join(lines) + "\n")
+        out = tmp_path / "hull.csv"
+        done = run("hull", "--energies", str(path), "--out", str(out))
+        assert done.exit_code == 0, done.output
+        with out.open() as stream:
+            found = {row["name"]: float(row["e_above_hull"]) for row in csv.DictReader(stream)}
+        entries = [
+            PDEntry(Composition(f), e * Composition(f).num_atoms, name=f"p{k}")
+            for k, (f, e) in enumerate(zip(formulas, energies, strict=True))
+        ]
+        diagram = PhaseDiagram(entries)
+        for entry in entries:
+            assert found[entry.name] == pytest.approx(diagram.get_e_above_hull(entry), abs=6e-5)
+        assert len(found) == len(entries)
+
+    def test_total_energies(self, tmp_path: Path) -> None:
+        path = self.table(tmp_path, "Formula,Energy\nNa4Cl4,-27.2\nNaCl,-6.8\nNa,-1.3\nCl2,-3.6\n")
+        found = read_energies(path)
+        assert [phase.energy for phase in found] == pytest.approx([-3.4, -3.4, -1.3, -1.8])
+        assert [len(phase.numbers) for phase in found] == [8, 2, 1, 2]
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("formula,e\nNaCl,1\n", "needs formula, and energy_per_atom"),
+            ("formula,energy\nNaXq,1\n", "line 2: 'NaXq' is no formula"),
+            ("formula,energy\nNa0.5Cl,1\n", "line 2: 'Na0.5Cl' is no formula"),
+            ("formula,energy\nNaCl,1\nNa,nan\n", "line 3: energy 'nan' of Na"),
+            ("formula,energy,energy_per_atom\nNaCl,1,1\n", "leave one"),
+            ("formula,energy\n", "no line"),
+        ],
+    )
+    def test_refusals(self, tmp_path: Path, text: str, words: str) -> None:
+        done = run("hull", "--energies", str(self.table(tmp_path, text)))
+        assert done.exit_code == 2
+        assert words in done.output
+
+    def test_other_files_are_refused(self, tmp_path: Path) -> None:
+        done = run("hull", "--energies", "mine.txt")
+        assert done.exit_code == 2
+        assert "a CSV file of formulas and energies" in done.output
+
+
+class TestBuild:
+    def test_table_of_a_potential(self, tmp_path: Path) -> None:
+        folder = tmp_path / "known"
+        folder.mkdir()
+        for name, edge in (("Cu", 3.6), ("Cu", 4.2), ("Al", 4.05)):
+            bulk(name, "fcc", a=edge, cubic=True).write(folder / f"{name}{edge}.cif")
+        out = tmp_path / "emt.npz"
+        args = ["hull", "build", "--potential", EMT_NAME, "--data", str(folder)]
+        args += ["--out", str(out), "--cache", str(tmp_path / "cache")]
+        done = run(*args)
+        assert done.exit_code == 0, done.output
+        assert "no phase of 116 elements alone" in done.output
+        table = HullReferences.load(out)
+        assert table.formulas == ("Al1", "Cu1")
+        atoms = bulk("Cu", "fcc", a=3.6)
+        atoms.calc = EMT()
+        assert table.energy[1] == pytest.approx(atoms.get_potential_energy(), abs=1e-4)
+        assert run(*args).exit_code == 2  # it is there
+        again = run("hull", str(folder), "--potential", EMT_NAME, "--references", str(out),
+                    "--out", str(tmp_path / "hull.csv"))  # fmt: skip
+        assert again.exit_code == 0, again.output
+        other = run("hull", str(folder), "--references", str(out), "--out",
+                    str(tmp_path / "other.csv"))  # fmt: skip
+        assert other.exit_code == 2
+        assert "energies of two potentials must not be compared" in other.output
+
+    def test_corrections_are_added(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from langevin_xtal.screen import hull_building
+
+        mine = potential(EMT_NAME, energies=UNCORRECTED)
+        monkeypatch.setattr(hull_building, "load_potential", lambda name: mine)
+        cell = rocksalt("Na", "Cl", 5.69)
+        result = types.SimpleNamespace(energy=-1.0, cell=cell, reason="")
+        monkeypatch.setattr(hull_building, "relax_folded", lambda *a, **k: [result])
+        table, failed = hull_building.build_references([cell], ["salt"], potential=EMT_NAME)
+        assert table.energies == CORRECTED
+        assert table.energy[0] == pytest.approx(-1.307)
+        assert not failed

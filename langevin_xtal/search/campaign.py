@@ -348,6 +348,8 @@ class Campaign:
 
     def _check_potential(self) -> None:
         potential = load_potential(self.plan.relax_options.potential)
+        if self.plan.hull is not None:
+            self.plan.hull.check(potential)
         strange = [
             s for s in self.plan.space.elements if atomic_number(s) not in potential.elements
         ]
