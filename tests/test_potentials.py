@@ -23,6 +23,7 @@ from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.errors import InputError, MissingPackageError
 from langevin_xtal.screen.corrections import mp2020_correction
 from langevin_xtal.screen.hull import HullReferences
+from langevin_xtal.screen.own_energies import read_energies
 from langevin_xtal.screen.potentials import (
     CORRECTED,
     UNCORRECTED,
@@ -30,7 +31,6 @@ from langevin_xtal.screen.potentials import (
     Potential,
     load_potential,
 )
-from langevin_xtal.screen.own_energies import read_energies
 from langevin_xtal.screen.potentials.files import FAMILIES
 from langevin_xtal.screen.relax import RelaxOptions, single_point
 

@@ -67,6 +67,8 @@ if TYPE_CHECKING:
 
 RELEASE_WITHIN = 0.1
 """Of the hull [eV/atom]; losing its symmetry gains a crystal some hundredths."""
+DFT_COLUMNS = ("dft_energy", "dft_e_above_hull", "dft_gap", "dft_magnetisation")
+"""What :func:`~langevin_xtal.search.collect.collect` brings."""
 TABLE = (
     "uid",
     "formula",
@@ -80,6 +82,7 @@ TABLE = (
     "known",
     "setting_rank",
     "setting_probability",
+    *DFT_COLUMNS,
     "flags",
 )
 
@@ -370,7 +373,9 @@ def ranked_table(entries: Sequence[Entry]) -> pandas.DataFrame:
     Columns: uid, formula, group (asked for), found_group, e_above_all (above the hull of
     references and candidates), e_above_hull (of references alone) and energy [eV/atom], atoms (of
     the conventional cell), volume_per_atom [Å³], known (reference it equals), setting_rank (from
-    0) and setting_probability (where the model chose the setting), flags.
+    0) and setting_probability (where the model chose the setting), dft_energy and
+    dft_e_above_hull [eV/atom], dft_gap [eV] and dft_magnetisation [μB/atom] (where a calculation
+    was collected), flags.
     """
     import pandas
 
@@ -392,6 +397,7 @@ def ranked_table(entries: Sequence[Entry]) -> pandas.DataFrame:
                 "known": str(entry.properties.get("known", "")),
                 "setting_rank": setting[0],
                 "setting_probability": setting[1],
+                **{name: entry.properties.get(name) for name in DFT_COLUMNS},
                 "flags": "; ".join(flags(entry)),
             }
         )
