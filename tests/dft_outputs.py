@@ -19,8 +19,9 @@ def _vectors(name: str, rows: Any) -> str:
 
 def _structure(structure: Structure, name: str = "") -> str:
     lattice = structure.lattice
+    label = f' name="{name}"' if name else ""
     return (
-        f"<structure{f' name="{name}"' if name else ''} >\n <crystal>\n"
+        f"<structure{label} >\n <crystal>\n"
         + _vectors("basis", lattice.matrix)
         + f'  <i name="volume"> {lattice.volume:.8f} </i>\n'
         + _vectors("rec_basis", lattice.inv_matrix.T)

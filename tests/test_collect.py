@@ -29,7 +29,7 @@ from tests.dft_outputs import outcar, pw_out, vasprun
 
 def rocksalt(edge: float, numbers: tuple[int, int] = (11, 17)) -> Cell:
     corners = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
-    frac = np.array(corners + [[0.5, 0.5, 0.5], [0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5]])
+    frac = np.array([*corners, [0.5, 0.5, 0.5], [0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5]])
     return np.eye(3) * edge, frac, np.repeat(numbers, 4)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -145,7 +146,14 @@ class Units(click.ParamType):
     "--potential",
     default=DEFAULT_POTENTIAL,
     show_default=True,
-    help="chgnet, or module:attribute of anything that makes an ASE calculator.",
+    help="As of relax: chgnet, sevennet-0, sevennet-l3i5, mace:FILE, module:attribute, …",
+)
+@click.option(
+    "--references",
+    type=options.LocalPath(exists=True, dir_okay=False),
+    help="Table of hull references that hull build wrote for the potential.  "
+    "[default: shipped, for chgnet]",
+    metavar="FILE",
 )
 @click.option(
     "--phonons",
@@ -202,6 +210,7 @@ def search(
     relax_best: int | None,
     release_within: float | None,
     potential: str,
+    references: Path | None,
     phonons: int,
     reference: str | None,
     charge_neutral: bool,
@@ -228,6 +237,7 @@ def search(
     from langevin_xtal.model.checkpoint import load_model
     from langevin_xtal.sampling.sample import SampleOptions
     from langevin_xtal.screen.filters import FilterOptions
+    from langevin_xtal.screen.hull import HullReferences
     from langevin_xtal.search.campaign import RELEASE_WITHIN, Campaign
     from langevin_xtal.search.space import SearchSpace
 
@@ -259,6 +269,7 @@ def search(
         relax_best=relax_best,
         release_within=RELEASE_WITHIN if release_within is None else release_within,
         potential=potential,
+        hull=None if references is None else HullReferences.load(references),
         filters=FilterOptions(charge_neutral=charge_neutral, max_atoms=max_atoms),
         sampling=SampleOptions.preset(preset, **({} if levels is None else {"levels": levels})),
         reference=reference,
