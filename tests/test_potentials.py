@@ -33,6 +33,7 @@ from langevin_xtal.screen.potentials import (
 )
 from langevin_xtal.screen.potentials.files import FAMILIES
 from langevin_xtal.screen.relax import RelaxOptions, single_point
+from langevin_xtal.screen.second_opinion import disagreement
 
 EMT_NAME = "ase.calculators.emt:EMT"
 
@@ -349,3 +350,68 @@ class TestBuild:
         assert table.energies == CORRECTED
         assert table.energy[0] == pytest.approx(-1.307)
         assert not failed
+
+
+class Softer(EMT):
+    """EMT with four fifths of its energy differences."""
+
+    def calculate(self, *given: Any, **more: Any) -> None:
+        super().calculate(*given, **more)
+        for name in ("energy", "free_energy", "forces", "stress"):
+            if name in self.results:
+                self.results[name] = 0.8 * self.results[name]
+
+
+class TestSecondOpinion:
+    @pytest.mark.parametrize(
+        ("first", "second", "difference", "flagged"),
+        [
+            (0.01, 0.05, 0.04, False),
+            (0.01, 0.07, 0.06, True),
+            (0.09, 0.12, 0.03, True),
+            (0.09, 0.11, 0.02, False),
+            (0.3, 0.2, -0.1, True),
+        ],
+    )
+    def test_flag(self, first: float, second: float, difference: float, flagged: bool) -> None:
+        found = disagreement(first, second)
+        assert found[0] == pytest.approx(difference)
+        assert found[1] == flagged
+
+    def test_unknown_is_not_flagged(self) -> None:
+        value, flagged = disagreement(None, 0.1)
+        assert np.isnan(value)
+        assert not flagged
+
+    def test_command(self, tmp_path: Path) -> None:
+        softer = f"{__name__}:Softer"
+        known, asked = tmp_path / "known", tmp_path / "asked"
+        known.mkdir()
+        asked.mkdir()
+        bulk("Cu", "fcc", a=3.6).write(known / "cu.cif")
+        bulk("Cu", "fcc", a=4.4).write(asked / "wide.cif")
+        bulk("Cu", "fcc", a=3.62).write(asked / "near.cif")
+        common = ["--cache", str(tmp_path / "cache"), "--workers", "1"]
+        for name, table in ((EMT_NAME, "emt.npz"), (softer, "softer.npz")):
+            done = run("hull", "build", "--potential", name, "--data", str(known), *common,
+                       "--out", str(tmp_path / table))  # fmt: skip
+            assert done.exit_code == 0, done.output
+        done = run("hull", str(asked), "--potential", EMT_NAME, *common, "--references",
+                   str(tmp_path / "emt.npz"), "--second-opinion", softer, "--second-references",
+                   str(tmp_path / "softer.npz"), "--out", str(tmp_path / "hull.csv"))  # fmt: skip
+        assert done.exit_code == 0, done.output
+        with (tmp_path / "hull.csv").open() as stream:
+            rows = {row["name"]: row for row in csv.DictReader(stream)}
+        wide = rows["wide"]
+        above = float(wide["e_above_hull"])
+        assert above > 0.3
+        assert float(wide["second_above_hull"]) == pytest.approx(0.8 * above, abs=2e-4)
+        assert float(wide["disagreement"]) == pytest.approx(-0.2 * above, abs=2e-4)
+        assert wide["note"] == "potentials disagree"
+        assert rows["near"]["note"] == ""
+        assert wide["second_potential"] == softer
+        done = run("hull", str(asked), "--potential", EMT_NAME, *common, "--references",
+                   str(tmp_path / "emt.npz"), "--second-opinion", softer, "--second-references",
+                   str(tmp_path / "emt.npz"), "--out", str(tmp_path / "h2.csv"))  # fmt: skip
+        assert done.exit_code == 2
+        assert "two potentials" in done.output

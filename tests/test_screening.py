@@ -797,7 +797,7 @@ class TestHullCommand:
             (["--key", "env"], "MP_API_KEY; it is not set"),
             (["--key", " "], "key of the Materials Project is empty"),
             (["--potential", EMT_NAME], "hull references for 'chgnet' only"),
-            (["--potential", EMT_NAME, "--key", "x"], "only chgnet's"),
+            (["--potential", EMT_NAME, "--key", "x"], "must not be compared"),
         ):
             result = invoke("hull", files / "cu.cif", *arguments, *out)
             assert isinstance(result.exception, InputError), words

@@ -36,7 +36,7 @@ SHOWN = 50
     "--energies",
     "own",
     type=options.LocalPath(dir_okay=False),
-    help="CSV file of your own DFT energies (formula, energy_per_atom), for the energy above hull.",
+    help="CSV file of your own DFT energies (formula, energy_per_atom), for its hull.",
     metavar="FILE.csv",
 )
 @click.option(

@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from langevin_xtal.crystal.entry import Entry
     from langevin_xtal.screen.hull import HullReferences, HullResult
     from langevin_xtal.screen.own_energies import OwnEnergy
+    from langevin_xtal.screen.relax import RelaxOptions
 
 TABLE = ("name", "formula", "energy", "e_above_hull", "phases", "note")
 YTTERBIUM = 70
+SECOND = ("second_above_hull", "disagreement")
+"""Columns of a second potential, after those of the first."""
 NOTES = 3
 """Chemical systems whose references are described on the terminal."""
 
@@ -100,6 +103,18 @@ def hull() -> None:
     metavar="KEY",
 )
 @structures.potential
+@click.option(
+    "--second-opinion",
+    "second",
+    help="Another potential, whose energies and hull distances are put beside.",
+    metavar="NAME",
+)
+@click.option(
+    "--second-references",
+    type=options.LocalPath(exists=True, dir_okay=False),
+    help="Table that hull build wrote for it.  [default: shipped, for chgnet]",
+    metavar="FILE",
+)
 @structures.workers
 @structures.cache
 @click.option(
@@ -121,6 +136,8 @@ def of_files(
     symprec: float,
     key: str | None,
     potential: str,
+    second: str | None,
+    second_references: Path | None,
     workers: int | None,
     cache: Path | None,
     out: Path,
@@ -146,6 +163,12 @@ def of_files(
     structures.check_file(out, force=force)
     if references is not None and key is not None:
         raise InputError("--references and --key are two sources of references: give one of them")
+    if second_references is not None and second is None:
+        raise InputError("--second-references is of no use without --second-opinion")
+    if second is not None and origin != "potential":
+        raise InputError(
+            "--second-opinion belongs to energies that are computed: leave out --energies"
+        )
     if isinstance(origin, Path):
         _hull_of_table(origin, files, relax, references, key, potential, out)
         return
@@ -180,10 +203,14 @@ def of_files(
         rows.append(_row(entry, energy, found, reason))
         if whose is not None and compared != energy and math.isfinite(compared):
             rows[-1]["energy_corrected"] = structures.number_text(compared, 6)
+    if second is not None:
+        asked = _options_of(second, relax, fmax, steps, symprec)
+        _second(entries, rows, asked, second_references, workers, cache)
     rows.sort(key=_by_distance)
     rows += [{"name": name, "note": reason} for name, reason in refused.items()]
     structures.write_table(out, rows)
-    structures.show_table(rows[: len(entries)], TABLE, out)
+    columns = TABLE if second is None else (*TABLE[:4], *SECOND, *TABLE[4:])
+    structures.show_table(rows[: len(entries)], columns, out)
     structures.show_refused(refused)
     _notes(of)
     if not any(row.get("energy") for row in rows):
@@ -378,15 +405,9 @@ def _energies(
     cache: Path | None,
 ) -> tuple[list[float], list[str]]:
     """Energy per atom of each structure [eV], NaN with a reason; and what to know of others."""
-    from langevin_xtal.screen.relax import RelaxOptions, relax_folded
+    from langevin_xtal.screen.relax import relax_folded
 
-    chosen = RelaxOptions(
-        potential=potential,
-        fmax=fmax,
-        steps=steps if relax else 0,
-        keep_symmetry=relax,
-        symprec=symprec if relax else 1e-3,
-    )
+    chosen = _options_of(potential, relax, fmax, steps, symprec)
     with (
         structures.open_cache(cache) as store,
         options.progress_bar("relaxing" if relax else "energies", "structure") as update,
@@ -401,6 +422,66 @@ def _energies(
     stopped = "the relaxation ran out of steps" if relax else ""
     notes = [r.reason or ("" if r.converged else stopped) for r in results]
     return [r.energy for r in results], notes
+
+
+def _options_of(
+    potential: str, relax: bool, fmax: float, steps: int, symprec: float
+) -> RelaxOptions:
+    from langevin_xtal.screen.relax import RelaxOptions
+
+    return RelaxOptions(
+        potential=potential,
+        fmax=fmax,
+        steps=steps if relax else 0,
+        keep_symmetry=relax,
+        symprec=symprec if relax else 1e-3,
+    )
+
+
+def _second(
+    entries: Sequence[Entry],
+    rows: Sequence[dict[str, str]],
+    asked: RelaxOptions,
+    references: Path | None,
+    workers: int | None,
+    cache: Path | None,
+) -> None:
+    """Put what a second potential says into the rows, which are in the order of the entries."""
+    from langevin_xtal.screen.hull import HullReferences
+    from langevin_xtal.screen.second_opinion import disagreement, second_opinions
+
+    structures.known_to(entries, asked.potential)
+    if references is not None:
+        table: HullReferences | None = HullReferences.load(references)
+    else:
+        try:
+            table = HullReferences.shipped(asked.potential)
+        except InputError as error:
+            table = None
+            echo(f"Note: no hull distance by the second potential: {error}", err=True)
+    with (
+        structures.open_cache(cache) as store,
+        options.progress_bar("second opinion", "structure") as update,
+    ):
+        opinions = second_opinions(
+            [entry.cell for entry in entries],
+            asked,
+            table,
+            cache=store,
+            workers=workers,
+            progress=update,
+        )
+    for row, opinion in zip(rows, opinions, strict=True):
+        first = float(row["e_above_hull"]) if row["e_above_hull"] else None
+        difference, flagged = disagreement(first, opinion.e_above_hull)
+        above = math.nan if opinion.e_above_hull is None else opinion.e_above_hull
+        row["second_potential"] = asked.potential
+        row["second_energy"] = structures.number_text(opinion.energy, 6)
+        row["second_above_hull"] = structures.number_text(above)
+        row["disagreement"] = structures.number_text(difference)
+        said = ["potentials disagree"] if flagged else []
+        said += [f"{asked.potential}: {opinion.reason}"] if opinion.reason else []
+        row["note"] = "; ".join([*([row["note"]] if row["note"] else []), *said])
 
 
 def _row(entry: Entry, energy: float, found: HullResult, reason: str) -> dict[str, str]:

@@ -80,13 +80,11 @@ def _cell(structure: Any) -> Cell:
 
 
 def _vasp(path: Path) -> DftResult:
-    from xml.etree.ElementTree import ParseError
-
     from pymatgen.io.vasp.outputs import Vasprun
 
     try:
         run = Vasprun(str(path), parse_dos=False, parse_potcar_file=False)
-    except (ParseError, EOFError) as error:
+    except (SyntaxError, EOFError) as error:  # that of both XML parsers is a SyntaxError
         raise DataError(
             f"{path.name} is cut short ({error}): the run was killed or is not finished"
         ) from None
