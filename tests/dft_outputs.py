@@ -113,6 +113,10 @@ def outcar(magnetisation: float) -> str:
     """The part of OUTCAR with the total magnetisation [μB]."""
     return (
         " running on    1 total cores\n"
+        "   number of dos      NEDOS =    301   number of bands    NBANDS=     10\n"
+        "   total plane-waves  NPLWV =   8000\n"
+        "   ISPIN  =      2    spin polarized calculation?\n"
+        "   IBRION =      2    ionic relax: 0-MD 1-quasi-New 2-CG\n"
         f" number of electron      16.0000000 magnetization       {magnetisation:.7f}\n"
         " General timing and accounting informations for this job:\n"
     )
@@ -123,6 +127,7 @@ def pw_out(folder: Path, structure: Structure, energy: float, *, done: bool = Tr
     alat = structure.lattice.a / 0.529177210903
     lines = ["     Program PWSCF v.7.2 starts", ""]
     lines += [f"     lattice parameter (alat)  =    {alat:.6f}  a.u."]
+    lines += [f"     celldm(1)={alat:11.6f}  celldm(2)=   0.000000  celldm(3)=   0.000000"]
     lines += [f"     number of atoms/cell      =    {len(structure)}"]
     lines += [f"     number of atomic types    =    {len(structure.composition)}"]
     lines += ["     crystal axes: (cart. coord. in units of alat)"]

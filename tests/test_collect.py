@@ -220,6 +220,35 @@ class TestOtherCodes:
         else:
             assert "forces up to 0.2 eV/Å" in found.refused[folder.name]
 
+    def test_exported_run_and_collected(self, tmp_path: Path) -> None:
+        """A calculation that really runs: ASE's EMT of copper, relaxed in the exported folder."""
+        from ase.calculators.emt import EMT
+        from ase.filters import UnitCellFilter
+        from ase.io import read
+        from ase.optimize import LBFGS
+
+        path = tmp_path / "cu.db"
+        corners = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+        copper = (np.eye(3) * 3.65, corners, np.repeat(29, 4))
+        with Store(path, {"elements": "Cu"}) as opened:
+            opened.claim("sample", range(1), 1)
+            opened.add([Row(0, "Cu", 225, copper, {"filtered": True})])
+        out = tmp_path / "vasp"
+        export_vasp(read_entries(path), out, potcar="spec")
+        folder = folder_of(out, "Cu")
+        atoms: Any = read(folder / "POSCAR")
+        atoms.calc = EMT()
+        moves = LBFGS(UnitCellFilter(atoms), trajectory=str(folder / "emt.traj"), logfile=None)
+        assert moves.run(fmax=0.01)
+        assert collect(out, path).stored == ("000000",)
+        (row,) = read_rows(path)
+        assert row.facts["dft_energy"] == pytest.approx(
+            atoms.get_potential_energy() / len(atoms), abs=1e-6
+        )
+        assert row.facts["dft_code"] == "ASE, emt"
+        assert row.dft is not None
+        assert np.allclose(row.dft[0], atoms.cell.array)
+
 
 class TestHull:
     def test_own_energies(self, store: Path, exported: Path) -> None:

@@ -87,9 +87,9 @@ class Row:
     """Relaxed with its symmetry kept."""
     released: Cell | None = None
     """Relaxed on without constraints."""
+    provenance: Mapping[str, Value] = field(default_factory=dict)
     dft: Cell | None = None
     """Where a calculation by DFT ended; see :mod:`langevin_xtal.search.collect`."""
-    provenance: Mapping[str, Value] = field(default_factory=dict)
 
     @property
     def cell(self) -> Cell | None:
