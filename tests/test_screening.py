@@ -711,6 +711,17 @@ class TestRelaxCommand:
         assert len(written) == 4
         assert written.lattice.a == pytest.approx(3.58, abs=0.03)
 
+    def test_large_changes_of_volume_are_noted(self, files: Path) -> None:
+        write(files / "wide.cif", bulk("Cu", a=4.2))
+        result = invoke(
+            "relax", files / "wide.cif", files / "cu.cif", "--out", files / "out", "--potential",
+            EMT_NAME, "--cache", files / "cache", "--workers", 1,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        rows = rows_of(files / "out" / "summary.csv")
+        assert rows["wide"]["note"] == "volume -38 % in relaxation"
+        assert rows["cu"]["note"] == ""
+
     def test_goes_on_and_never_overwrites(self, files: Path) -> None:
         assert invoke("relax", *self.arguments(files)).exit_code == 0
         (files / "out" / "cu.cif").unlink()

@@ -103,7 +103,8 @@ def _vasp(path: Path) -> DftResult:
     if not math.isfinite(energy):
         raise DataError(f"{path.name} has no finite energy")
     try:
-        gap: float | None = float(run.eigenvalue_band_properties[0])
+        width: Any = run.eigenvalue_band_properties[0]
+        gap: float | None = float(width)
     except Exception:  # without eigenvalues
         gap = None
     moment, notes = _outcar(path.parent, len(last))
