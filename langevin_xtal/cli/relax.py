@@ -53,7 +53,8 @@ def relax(
 
     FILES are structures in any format (CIF, POSCAR, extended XYZ, JSON, …), folders of them,
     packed datasets, or the store of a search. Writes a CIF for each and summary.csv (energies in
-    eV/atom, changes in meV/atom; a change of volume by more than 25 % is noted). With --release also NAME_released.cif where symmetry broke.
+    eV/atom, changes in meV/atom; a change of volume by more than 25 % is noted). With --release
+    also NAME_released.cif where symmetry broke.
     Every result is kept: an interrupted command goes on where it stopped.
 
     \b
