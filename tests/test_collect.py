@@ -19,10 +19,12 @@ from langevin_xtal.export.espresso import export_qe
 from langevin_xtal.export.vasp import export_vasp
 from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.own_energies import own_references
+from langevin_xtal.screen.relax import RelaxOptions, relax_cell
 from langevin_xtal.search.campaign import ranked_table
 from langevin_xtal.search.collect import Collected, collect
 from langevin_xtal.search.entries import read_entries
 from langevin_xtal.search.rows import Row, to_json
+from langevin_xtal.search.second_opinion import ask_second
 from langevin_xtal.search.store import Store, read_rows
 from tests.dft_outputs import outcar, pw_out, vasprun
 
@@ -290,3 +292,30 @@ class TestCommand:
         assert done.exit_code == 0, done.output
         assert "1 results stored, 0 there already, 1 folders not taken" in done.output
         assert read_rows(store)[0].facts["dft_e_above_hull"] == pytest.approx(0.1)
+
+
+class TestSecondOpinion:
+    def test_is_kept_beside_the_first(self, tmp_path: Path) -> None:
+        path = tmp_path / "cu.db"
+        corners = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+        facts: dict[str, Any] = {"filtered": True, "duplicate_of": -1, "same_as": -1}
+        facts |= {"energy": 0.0, "energy_kept": 0.0, "energy_sampled": 0.1, "steps": 3}
+        facts |= {"converged_kept": True, "ranked": True, "e_above_hull": 0.3}
+        with Store(path, {"elements": "Cu"}) as opened:
+            opened.claim("sample", range(2), 2)
+            cells = [(np.eye(3) * edge, corners, np.repeat(29, 4)) for edge in (3.65, 3.7)]
+            opened.add([Row(k, "Cu", 225, cell, facts, kept=cell) for k, cell in enumerate(cells)])
+        name = "ase.calculators.emt:EMT"
+        relaxed = relax_cell(cells[0], RelaxOptions(potential=name))
+        table = HullReferences(
+            ("Cu1",), np.array([relaxed.energy - 0.01]), ("cu",), potential=name, version=name
+        )
+        assert ask_second(path, name, table, best=1) == 1
+        first, second = read_rows(path)
+        assert first.facts["second_above_hull"] == pytest.approx(0.01, abs=1e-4)
+        assert first.facts["disagreement"] == pytest.approx(-0.29, abs=1e-4)
+        assert first.facts["energy"] == 0.0
+        assert "second_energy" not in second.facts
+        line = ranked_table(read_entries(path)).iloc[0]
+        assert line["second_energy"] == pytest.approx(relaxed.energy, abs=1e-4)
+        assert "potentials disagree" in line["flags"]

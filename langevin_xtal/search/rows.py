@@ -44,6 +44,7 @@ _KINDS: dict[str, type] = {
             *("energy", "energy_sampled", "energy_kept", "energy_released"),
             *("e_above_hull", "e_above_all", "phonon_minimum", "min_distance"),
             *("dft_energy", "dft_gap", "dft_magnetisation", "dft_e_above_hull"),
+            *("second_energy", "second_above_hull", "disagreement"),
         ),
         float,
     ),
@@ -55,12 +56,16 @@ _KINDS: dict[str, type] = {
         int,
     ),
     **dict.fromkeys(
-        ("filtered", "ranked", "converged", "converged_kept", "symmetry_broke", "imaginary"), bool
+        (
+            *("filtered", "ranked", "converged", "converged_kept", "symmetry_broke", "imaginary"),
+            "potentials_disagree",
+        ),
+        bool,
     ),
     **dict.fromkeys(
         (
             *("reason", "known", "potential", "note", "warning", "hull_reason", "hull_phases"),
-            *("dft_code", "dft_note", "dft_set"),
+            *("dft_code", "dft_note", "dft_set", "second_potential", "second_reason"),
         ),
         str,
     ),
