@@ -749,7 +749,8 @@ class TestRelaxCommand:
         [
             (["nothing.cif"], "does not exist"),
             (["broken.cif"], "holds no structure"),
-            (["cu.cif", "--potential", "mace"], "'mace' is unknown"),
+            (["cu.cif", "--potential", "nonsense"], "'nonsense' is unknown"),
+            (["cu.cif", "--potential", "mace"], "'mace' needs the file of its model"),
             (["cu.cif", "--potential", "nopackage.ase:Calc"], "cannot be imported"),
             (["po.cif"], "chgnet does not know Po"),
             (["VASP4.vasp"], "does not name its elements"),
