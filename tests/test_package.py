@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import langevin_xtal as lx
+from langevin_xtal.screen.potentials.files import FAMILIES
 from langevin_xtal.version import __version__
 
 PACKAGE = Path(lx.__file__).parent
@@ -209,12 +210,13 @@ class TestMetadata:
         options = setup["options.extras_require"]
         extras = {
             n
-            for extra in ("screen", "evaluate", "mp", "postgres", "pyg", "cluster")
+            for extra in ("screen", "evaluate", "mp", "postgres", "pyg", "cluster", "sevennet",
+                          *FAMILIES)  # fmt: skip
             for n in names(options[extra])
         }
         extras = {n.replace("-", "_") for n in extras if "[" not in n}
         # named otherwise where they are imported
-        extras = extras - {"psycopg2_binary"} | {"psycopg2"}
+        extras = extras - {"psycopg2_binary", "mace_torch"} | {"psycopg2", "mace"}
         used = {name.split(".")[0] for _, tree in trees() for name in imported(tree)}
         used |= {name.split(".")[0] for _, tree in trees() for name in required(tree)}
         outside = used - set(sys.stdlib_module_names) - {"langevin_xtal"}

@@ -27,7 +27,8 @@ from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.errors import DataError, InputError, LangevinXtalWarning
 from langevin_xtal.screen.hull import FILE, HullReferences
-from langevin_xtal.screen.potentials import CHGNET_ELEMENTS, load_potential
+from langevin_xtal.screen.potentials import load_potential
+from langevin_xtal.screen.potentials.chgnet import CHGNET_ELEMENTS
 from langevin_xtal.screen.relax import RelaxOptions, relax, relax_cell, single_point
 
 EMT_NAME = "ase.calculators.emt:EMT"
@@ -101,7 +102,7 @@ class Raising(Wrong):
 
 
 class TestPotentials:
-    @pytest.mark.parametrize("name", ["mace", "", "ase.calculators.emt:", ":EMT"])
+    @pytest.mark.parametrize("name", ["nonsense", "", "ase.calculators.emt:", ":EMT"])
     def test_unknown(self, name: str) -> None:
         with pytest.raises(InputError, match="chgnet"):
             load_potential(name)
@@ -130,7 +131,7 @@ class TestPotentials:
         assert len(found.elements) == 89
 
     def test_chgnet_elements_are_the_trained_ones(self) -> None:
-        from langevin_xtal.screen.potentials import _chgnet
+        from langevin_xtal.screen.potentials.chgnet import _chgnet
 
         weights = _chgnet("cpu").atom_embedding.embedding.weight.numpy()
         length = np.linalg.norm(weights, axis=1)

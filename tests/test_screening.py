@@ -623,7 +623,7 @@ class TestReferences:
             materials_project_phases([], "good", client=FakeProject)
         with pytest.raises(RequestError, match="Xx"):
             materials_project_phases(["Xx"], "good", client=FakeProject)
-        with pytest.raises(InputError, match="only chgnet's"):
+        with pytest.raises(InputError, match="must not be compared"):
             HullReferences.from_materials_project(
                 ["Na"], "good", potential=EMT_NAME, client=FakeProject
             )
@@ -711,6 +711,17 @@ class TestRelaxCommand:
         assert len(written) == 4
         assert written.lattice.a == pytest.approx(3.58, abs=0.03)
 
+    def test_large_changes_of_volume_are_noted(self, files: Path) -> None:
+        write(files / "wide.cif", bulk("Cu", a=4.2))
+        result = invoke(
+            "relax", files / "wide.cif", files / "cu.cif", "--out", files / "out", "--potential",
+            EMT_NAME, "--cache", files / "cache", "--workers", 1,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        rows = rows_of(files / "out" / "summary.csv")
+        assert rows["wide"]["note"] == "volume -38 % in relaxation"
+        assert rows["cu"]["note"] == ""
+
     def test_goes_on_and_never_overwrites(self, files: Path) -> None:
         assert invoke("relax", *self.arguments(files)).exit_code == 0
         (files / "out" / "cu.cif").unlink()
@@ -738,7 +749,8 @@ class TestRelaxCommand:
         [
             (["nothing.cif"], "does not exist"),
             (["broken.cif"], "holds no structure"),
-            (["cu.cif", "--potential", "mace"], "'mace' is unknown"),
+            (["cu.cif", "--potential", "nonsense"], "'nonsense' is unknown"),
+            (["cu.cif", "--potential", "mace"], "'mace' needs the file of its model"),
             (["cu.cif", "--potential", "nopackage.ase:Calc"], "cannot be imported"),
             (["po.cif"], "chgnet does not know Po"),
             (["VASP4.vasp"], "does not name its elements"),
@@ -797,7 +809,7 @@ class TestHullCommand:
             (["--key", "env"], "MP_API_KEY; it is not set"),
             (["--key", " "], "key of the Materials Project is empty"),
             (["--potential", EMT_NAME], "hull references for 'chgnet' only"),
-            (["--potential", EMT_NAME, "--key", "x"], "only chgnet's"),
+            (["--potential", EMT_NAME, "--key", "x"], "must not be compared"),
         ):
             result = invoke("hull", files / "cu.cif", *arguments, *out)
             assert isinstance(result.exception, InputError), words

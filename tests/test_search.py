@@ -87,7 +87,8 @@ def tiny_campaign(
 
 def emt_hull(energy: float) -> HullReferences:
     """Cu and Au, both of that energy per atom."""
-    return HullReferences(("Cu1", "Au1"), np.array([energy] * 2), ("a", "b"), "EMT", "EMT")
+    name = "ase.calculators.emt:EMT"
+    return HullReferences(("Cu1", "Au1"), np.array([energy] * 2), ("a", "b"), name, name)
 
 
 def content(store: str | Path) -> list[str]:

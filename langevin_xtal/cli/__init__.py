@@ -24,6 +24,7 @@ COMMANDS = {
     "hull": "langevin_xtal.cli.hull:hull",
     "phonons": "langevin_xtal.cli.phonons:phonons",
     "export": "langevin_xtal.cli.export:export",
+    "collect": "langevin_xtal.cli.collect:collect",
     "report": "langevin_xtal.cli.report:report",
     "train": "langevin_xtal.cli.train:train",
     "evaluate": "langevin_xtal.cli.evaluate:evaluate",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,27 +17,81 @@ from langevin_xtal.errors import InputError, LangevinXtalError
 if TYPE_CHECKING:
     from langevin_xtal.crystal.entry import Entry
     from langevin_xtal.screen.hull import HullReferences, HullResult
+    from langevin_xtal.screen.own_energies import OwnEnergy
+    from langevin_xtal.screen.relax import RelaxOptions
 
 TABLE = ("name", "formula", "energy", "e_above_hull", "phases", "note")
 YTTERBIUM = 70
+SECOND = ("second_above_hull", "disagreement")
+"""Columns of a second potential, after those of the first."""
 NOTES = 3
 """Chemical systems whose references are described on the terminal."""
+
+OWN_HULL = "own"
+"""References that are the energies given themselves."""
 
 References = dict[frozenset[str], "HullReferences"]
 """By the elements they are for."""
 
 
-@click.command()
-@structures.files
+class _Hull(click.Group):
+    """``hull FILES`` and ``hull build``: whatever is no subcommand is a file or an option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Arguments of ``hull build``, or of the command on files."""
+        if not args or args[0] != "build":
+            args = ["files", *args]
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The subcommand; that on files has no name of its own."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return ("" if name == "files" else name), command, rest
+
+
+class EnergyOrigin(click.ParamType):
+    """``potential``, ``file`` or a table."""
+
+    name = "origin"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str | Path:
+        """The word, or the path of a CSV file."""
+        if isinstance(value, Path) or value in ("potential", "file"):
+            return value  # type: ignore[no-any-return]
+        path = Path(value)
+        if path.suffix.lower() != ".csv":
+            raise InputError(
+                f"--energies {value!r} should be potential, file, or a CSV file of formulas and "
+                "energies"
+            )
+        return path
+
+
+@click.group(cls=_Hull)
+def hull() -> None:
+    """Energy above the hull of known phases."""
+
+
+@hull.command("files")
+@click.argument("files", nargs=-1, type=options.Source())
+@structures.file_format
 @click.option("--relax", is_flag=True, help="Relax first, keeping the symmetry.")
 @click.option(
     "--energies",
     "origin",
-    type=click.Choice(["potential", "file"]),
+    type=EnergyOrigin(),
     default="potential",
     show_default=True,
-    help="Computed by the potential, or those of the files as they are: these must be of the "
-    "same potential as the references.",
+    help="Computed by the potential; or file: those of the files as they are, which must be of "
+    "the same potential as the references; or a CSV file of formulas and energies.",
+    metavar="potential|file|FILE.csv",
+)
+@click.option(
+    "--references",
+    help="Table that hull build wrote, or own: the hull of the energies that are given.",
+    metavar="FILE",
 )
 @structures.fmax
 @structures.steps
@@ -49,6 +103,18 @@ References = dict[frozenset[str], "HullReferences"]
     metavar="KEY",
 )
 @structures.potential
+@click.option(
+    "--second-opinion",
+    "second",
+    help="Another potential, whose energies and hull distances are put beside.",
+    metavar="NAME",
+)
+@click.option(
+    "--second-references",
+    type=options.LocalPath(exists=True, dir_okay=False),
+    help="Table that hull build wrote for it.  [default: shipped, for chgnet]",
+    metavar="FILE",
+)
 @structures.workers
 @structures.cache
 @click.option(
@@ -61,15 +127,18 @@ References = dict[frozenset[str], "HullReferences"]
 )
 @structures.force
 @options.on_engine
-def hull(
+def of_files(
     files: tuple[Path, ...],
     relax: bool,
-    origin: str,
+    origin: str | Path,
+    references: str | None,
     fmax: float,
     steps: int,
     symprec: float,
     key: str | None,
     potential: str,
+    second: str | None,
+    second_references: Path | None,
     workers: int | None,
     cache: Path | None,
     out: Path,
@@ -81,27 +150,43 @@ def hull(
     search. Energies (eV/atom) are the potential's; the shipped
     references are CHGNet's for the Materials Project's near-stable phases of up to 52 atoms, and
     what is missing in a chemical system is said. Every energy is kept, so that an interrupted
-    command goes on where it stopped.
+    command goes on where it stopped. Tables for other potentials: langevin-xtal hull build.
 
     \b
     Examples:
       langevin-xtal hull relaxed/ --out hull.csv
       langevin-xtal hull candidates/ --relax --key env
+      langevin-xtal hull --energies mine.csv
     """
-    from langevin_xtal.screen.hull import HullReferences
+    from langevin_xtal.screen.potentials import load_potential
     from langevin_xtal.screen.relax import PER_WORKER
 
     structures.check_file(out, force=force)
+    if references is not None and key is not None:
+        raise InputError("--references and --key are two sources of references: give one of them")
+    if second_references is not None and second is None:
+        raise InputError("--second-references is of no use without --second-opinion")
+    if second is not None and origin != "potential":
+        raise InputError(
+            "--second-opinion belongs to energies that are computed: leave out --energies"
+        )
+    if isinstance(origin, Path):
+        _hull_of_table(origin, files, relax, references, key, potential, out)
+        return
+    if not files:
+        raise InputError("give structure files, or --energies FILE.csv")
     if origin == "file" and relax:
         raise InputError("--energies file takes energies as they are: leave out --relax")
+    if origin == "potential" and references == OWN_HULL:
+        raise InputError("--references own needs energies that are given: --energies file")
     entries, refused = structures.read_structures(files)
     if origin == "potential":
         structures.known_to(entries, potential)
-    if key is None:
-        shipped = HullReferences.shipped(potential)
-        of = {_elements(entry): shipped for entry in entries}
-    else:
-        of = _fetched(entries, options.secret(key), potential)
+    of = _references(entries, references, key, potential)
+    whose = load_potential(potential) if origin == "potential" else None
+    for table in of.values():
+        if whose is not None:
+            table.check(whose)
     if origin == "file":
         energies = [math.nan if e.energy is None else e.energy for e in entries]
         reasons = ["the file has no energy" if e.energy is None else "" for e in entries]
@@ -113,12 +198,20 @@ def hull(
         )
     rows = []
     for entry, energy, reason in zip(entries, energies, reasons, strict=True):
-        found = of[_elements(entry)].energy_above_hull(entry.cell[2], energy)
+        table = of[_elements(entry)]
+        compared = energy if whose is None else table.energy_for(entry.cell, energy, whose)
+        found = table.energy_above_hull(entry.cell[2], compared)
         rows.append(_row(entry, energy, found, reason))
-    rows.sort(key=lambda row: (row["e_above_hull"] == "", float(row["e_above_hull"] or 0)))
+        if whose is not None and compared != energy and math.isfinite(compared):
+            rows[-1]["energy_corrected"] = structures.number_text(compared, 6)
+    if second is not None:
+        asked = _options_of(second, relax, fmax, steps, symprec)
+        _second(entries, rows, asked, second_references, workers, cache)
+    rows.sort(key=_by_distance)
     rows += [{"name": name, "note": reason} for name, reason in refused.items()]
     structures.write_table(out, rows)
-    structures.show_table(rows[: len(entries)], TABLE, out)
+    columns = TABLE if second is None else (*TABLE[:4], *SECOND, *TABLE[4:])
+    structures.show_table(rows[: len(entries)], columns, out)
     structures.show_refused(refused)
     _notes(of)
     if not any(row.get("energy") for row in rows):
@@ -126,6 +219,169 @@ def hull(
             f"none of {len(entries)} structures has an energy; {out} says why: {rows[0]['note']}"
         )
     echo(f"{len(entries)} structures in {out}")
+
+
+def _hull_of_table(
+    path: Path,
+    files: Sequence[Path],
+    relax: bool,
+    references: str | None,
+    key: str | None,
+    potential: str,
+    out: Path,
+) -> None:
+    """Place the phases of a user's table on the hull of them all, or on other references."""
+    from langevin_xtal.screen.hull import HullReferences
+    from langevin_xtal.screen.own_energies import own_references, read_energies
+
+    if files or relax:
+        raise InputError(f"--energies {path} needs no structures: leave out FILES and --relax")
+    phases = read_energies(path)
+    if key is not None:
+        table = HullReferences.from_materials_project(
+            sorted(_symbols_of(phases)), options.secret(key), potential=potential
+        )
+    elif references not in (None, OWN_HULL):
+        table = HullReferences.load(str(references))
+    else:
+        table = own_references(
+            [phase.numbers for phase in phases],
+            [phase.energy for phase in phases],
+            [phase.name for phase in phases],
+            path.name,
+        )
+    rows = []
+    for phase in phases:
+        found = table.energy_above_hull(phase.numbers, phase.energy)
+        rows.append(
+            {
+                "name": phase.name,
+                "formula": phase.formula,
+                "energy": structures.number_text(phase.energy, 6),
+                **_place(found),
+                "note": found.missing,
+            }
+        )
+    rows.sort(key=_by_distance)
+    structures.write_table(out, rows)
+    structures.show_table(rows, TABLE, out)
+    _notes({frozenset(_symbols_of(phases)): table})
+    echo(f"{len(rows)} phases in {out}")
+
+
+def _symbols_of(phases: Sequence[OwnEnergy]) -> set[str]:
+    from langevin_xtal.crystal.elements import SYMBOLS
+
+    return {SYMBOLS[z] for phase in phases for z in phase.numbers.tolist()}
+
+
+def _references(
+    entries: Sequence[Entry], references: str | None, key: str | None, potential: str
+) -> References:
+    """The references of each structure's chemical system."""
+    from langevin_xtal.screen.hull import HullReferences
+    from langevin_xtal.screen.own_energies import own_references
+
+    if key is not None:
+        return _fetched(entries, options.secret(key), potential)
+    if references is None:
+        table = HullReferences.shipped(potential)
+    elif references == OWN_HULL:
+        having = [entry for entry in entries if entry.energy is not None]
+        table = own_references(
+            [entry.cell[2] for entry in having],
+            [float(entry.energy or 0) for entry in having],
+            [entry.uid for entry in having],
+            "the structures given",
+        )
+    else:
+        table = HullReferences.load(references)
+    return {_elements(entry): table for entry in entries}
+
+
+@hull.command()
+@click.option(
+    "--data",
+    type=options.Source(),
+    required=True,
+    help="Structures: a packed dataset (.lxd), a folder, or files in any format.",
+    metavar="SOURCE",
+)
+@structures.potential
+@click.option("--relax", is_flag=True, help="Relax first, keeping the symmetry.")
+@structures.fmax
+@structures.steps
+@click.option(
+    "--keep",
+    type=click.FloatRange(min=0),
+    default=0.1,
+    show_default=True,
+    help="Keep what is up to so far above the hull [eV/atom].",
+)
+@structures.workers
+@structures.cache
+@click.option(
+    "--out",
+    type=options.LocalPath(),
+    default="hull_references.npz",
+    show_default=True,
+    help="Table to write.",
+    metavar="FILE",
+)
+@structures.force
+def build(
+    data: Path,
+    potential: str,
+    relax: bool,
+    fmax: float,
+    steps: int,
+    keep: float,
+    workers: int | None,
+    cache: Path | None,
+    out: Path,
+    force: bool,
+) -> None:
+    """Compute a table of hull references for any potential.
+
+    Energies are those of the potential, with the Materials Project's corrections where it
+    predicts uncorrected ones. Every energy is kept: stop it at any time, and the same command
+    goes on. A file of the name build is given to hull as ./build.
+
+    \b
+    Example:
+      langevin-xtal hull build --potential sevennet-0 --data known.lxd --out sevennet-0.npz
+    """
+    from langevin_xtal.screen.hull_building import build_references, lacking_elements
+    from langevin_xtal.screen.relax import PER_WORKER, RelaxOptions
+
+    structures.check_file(out, force=force)
+    entries, refused = structures.read_structures([data])
+    structures.known_to(entries, potential)
+    structures.say_workers(len(entries), workers, PER_WORKER)
+    relaxation = RelaxOptions(potential=potential, fmax=fmax, steps=steps) if relax else None
+    with (
+        structures.open_cache(cache) as store,
+        options.progress_bar("relaxing" if relax else "energies", "structure") as update,
+    ):
+        table, failed = build_references(
+            [entry.cell for entry in entries],
+            [entry.uid for entry in entries],
+            potential=potential,
+            relaxation=relaxation,
+            keep=keep,
+            cache=store,
+            workers=workers,
+            progress=update,
+        )
+    table.save(out)
+    structures.show_refused({**refused, **failed})
+    lacking = lacking_elements(table, potential)
+    echo(f"{out}: {table.describe()}")
+    if lacking:
+        echo(
+            f"no phase of {len(lacking)} elements alone, so that energies above hull of crystals "
+            f"with them may be unknown: {', '.join(lacking)}"
+        )
 
 
 def _say_unused(entries: Sequence[Entry], potential: str) -> None:
@@ -150,15 +406,9 @@ def _energies(
     cache: Path | None,
 ) -> tuple[list[float], list[str]]:
     """Energy per atom of each structure [eV], NaN with a reason; and what to know of others."""
-    from langevin_xtal.screen.relax import RelaxOptions, relax_folded
+    from langevin_xtal.screen.relax import relax_folded
 
-    chosen = RelaxOptions(
-        potential=potential,
-        fmax=fmax,
-        steps=steps if relax else 0,
-        keep_symmetry=relax,
-        symprec=symprec if relax else 1e-3,
-    )
+    chosen = _options_of(potential, relax, fmax, steps, symprec)
     with (
         structures.open_cache(cache) as store,
         options.progress_bar("relaxing" if relax else "energies", "structure") as update,
@@ -175,16 +425,87 @@ def _energies(
     return [r.energy for r in results], notes
 
 
+def _options_of(
+    potential: str, relax: bool, fmax: float, steps: int, symprec: float
+) -> RelaxOptions:
+    from langevin_xtal.screen.relax import RelaxOptions
+
+    return RelaxOptions(
+        potential=potential,
+        fmax=fmax,
+        steps=steps if relax else 0,
+        keep_symmetry=relax,
+        symprec=symprec if relax else 1e-3,
+    )
+
+
+def _second(
+    entries: Sequence[Entry],
+    rows: Sequence[dict[str, str]],
+    asked: RelaxOptions,
+    references: Path | None,
+    workers: int | None,
+    cache: Path | None,
+) -> None:
+    """Put what a second potential says into the rows, which are in the order of the entries."""
+    from langevin_xtal.screen.hull import HullReferences
+    from langevin_xtal.screen.second_opinion import disagreement, second_opinions
+
+    structures.known_to(entries, asked.potential)
+    if references is not None:
+        table: HullReferences | None = HullReferences.load(references)
+    else:
+        try:
+            table = HullReferences.shipped(asked.potential)
+        except InputError as error:
+            table = None
+            echo(f"Note: no hull distance by the second potential: {error}", err=True)
+    with (
+        structures.open_cache(cache) as store,
+        options.progress_bar("second opinion", "structure") as update,
+    ):
+        opinions = second_opinions(
+            [entry.cell for entry in entries],
+            asked,
+            table,
+            cache=store,
+            workers=workers,
+            progress=update,
+        )
+    for row, opinion in zip(rows, opinions, strict=True):
+        first = float(row["e_above_hull"]) if row["e_above_hull"] else None
+        difference, flagged = disagreement(first, opinion.e_above_hull)
+        above = math.nan if opinion.e_above_hull is None else opinion.e_above_hull
+        row["second_potential"] = asked.potential
+        row["second_energy"] = structures.number_text(opinion.energy, 6)
+        row["second_above_hull"] = structures.number_text(above)
+        row["disagreement"] = structures.number_text(difference)
+        said = ["potentials disagree"] if flagged else []
+        said += [f"{asked.potential}: {opinion.reason}"] if opinion.reason else []
+        row["note"] = "; ".join([*([row["note"]] if row["note"] else []), *said])
+
+
 def _row(entry: Entry, energy: float, found: HullResult, reason: str) -> dict[str, str]:
-    above = found.e_above_hull
     return {
         "name": entry.uid,
         "formula": entry.formula,
         "energy": structures.number_text(energy, 6),
-        "e_above_hull": "" if above is None else f"{round(above, 4) + 0.0:.4f}",  # + 0.0: no -0
-        "phases": " + ".join(f"{share:.3f} {_pretty(f)}" for f, share in found.phases.items()),
+        **_place(found),
         "note": reason or found.missing or _doubt(entry),
     }
+
+
+def _place(found: HullResult) -> dict[str, str]:
+    """Distance to the hull, and the phases that make it up."""
+    above = found.e_above_hull
+    return {
+        "e_above_hull": "" if above is None else f"{round(above, 4) + 0.0:.4f}",  # + 0.0: no -0
+        "phases": " + ".join(f"{share:.3f} {_pretty(f)}" for f, share in found.phases.items()),
+    }
+
+
+def _by_distance(row: Mapping[str, str]) -> tuple[bool, float]:
+    return row["e_above_hull"] == "", float(row["e_above_hull"] or 0)
 
 
 def _doubt(entry: Entry) -> str:

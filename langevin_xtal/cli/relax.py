@@ -54,7 +54,8 @@ def relax(
 
     FILES are structures in any format (CIF, POSCAR, extended XYZ, JSON, …), folders of them,
     packed datasets, or the store of a search. Writes a CIF for each and summary.csv (energies in
-    eV/atom, changes in meV/atom). With --release also NAME_released.cif where symmetry broke.
+    eV/atom, changes in meV/atom; a change of volume by more than 25 % is noted). With --release
+    also NAME_released.cif where symmetry broke.
     Every result is kept: an interrupted command goes on where it stopped.
 
     \b
@@ -163,7 +164,11 @@ def _row(
     after: Mapping[float, int],
     note: str,
 ) -> dict[str, str]:
+    from langevin_xtal.search.stages import swelling
+
     number = structures.number_text
+    swollen = "" if result.reason else swelling(entry.cell, result.cell)
+    note = "; ".join(text for text in (note, swollen) if text)
     return {
         "name": entry.uid,
         "formula": entry.formula,

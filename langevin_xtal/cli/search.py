@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +15,7 @@ from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
     from langevin_xtal.crystal.entry import Entry
+    from langevin_xtal.screen.hull import HullReferences
     from langevin_xtal.search.allocation import Way
     from langevin_xtal.search.campaign import Campaign
     from langevin_xtal.search.store import Summary
@@ -145,7 +147,26 @@ class Units(click.ParamType):
     "--potential",
     default=DEFAULT_POTENTIAL,
     show_default=True,
-    help="chgnet, or module:attribute of anything that makes an ASE calculator.",
+    help="As of relax: chgnet, sevennet-0, sevennet-l3i5, mace:FILE, module:attribute, …",
+)
+@click.option(
+    "--references",
+    type=options.LocalPath(exists=True, dir_okay=False),
+    help="Table of hull references that hull build wrote for the potential.  "
+    "[default: shipped, for chgnet]",
+    metavar="FILE",
+)
+@click.option(
+    "--second-opinion",
+    "second",
+    help="Relax the 20 best with another potential too, and put its energies beside.",
+    metavar="NAME",
+)
+@click.option(
+    "--second-references",
+    type=options.LocalPath(exists=True, dir_okay=False),
+    help="Table that hull build wrote for it.  [default: shipped, for chgnet]",
+    metavar="FILE",
 )
 @click.option(
     "--phonons",
@@ -203,6 +224,9 @@ def search(
     relax_best: int | None,
     release_within: float | None,
     potential: str,
+    references: Path | None,
+    second: str | None,
+    second_references: Path | None,
     phonons: int,
     reference: str | None,
     charge_neutral: bool,
@@ -229,11 +253,13 @@ def search(
     from langevin_xtal.model.checkpoint import load_model
     from langevin_xtal.sampling.sample import SampleOptions
     from langevin_xtal.screen.filters import FilterOptions
+    from langevin_xtal.screen.hull import HullReferences
     from langevin_xtal.search.campaign import RELEASE_WITHIN, Campaign
     from langevin_xtal.search.space import SearchSpace
 
     if elements is None and formulas in (None, "all"):
         raise InputError("give --elements, such as Cu,Si,K, or --formula, such as Cu2KSi")
+    opinion = _second_references(second, second_references, relax)
     weights = load_model(model)
     options.say_settings(groups)
     space = SearchSpace(
@@ -260,6 +286,7 @@ def search(
         relax_best=relax_best,
         release_within=RELEASE_WITHIN if release_within is None else release_within,
         potential=potential,
+        hull=None if references is None else HullReferences.load(references),
         filters=FilterOptions(charge_neutral=charge_neutral, max_atoms=max_atoms),
         sampling=SampleOptions.preset(preset, **({} if levels is None else {"levels": levels})),
         reference=reference,
@@ -271,6 +298,8 @@ def search(
     _announce(campaign)
     with options.stage_bars() as progress:
         summary = campaign.run(progress)
+    if second is not None:
+        _ask_second(out, second, opinion, workers)
     _stages(summary)
     total = sum(summary.states.values())
     if not total:
@@ -320,6 +349,49 @@ def _stages(summary: Summary) -> None:
     reasons = sorted(summary.reasons.items(), key=lambda item: -item[1])
     for reason, count in reasons[:REASONS]:
         echo(f"  {count} rejected: {reason}")
+
+
+def _second_references(
+    second: str | None, path: Path | None, relax: bool
+) -> HullReferences | None:
+    """References of the second potential, refused before the search begins."""
+    from langevin_xtal.screen.hull import HullReferences
+    from langevin_xtal.screen.potentials import load_potential
+
+    if second is None:
+        if path is not None:
+            raise InputError("--second-references is of no use without --second-opinion")
+        return None
+    if not relax:
+        raise InputError("--second-opinion is on what was relaxed: add --relax")
+    potential = load_potential(second)
+    if path is not None:
+        table = HullReferences.load(path)
+        table.check(potential)
+        return table
+    try:
+        return HullReferences.shipped(second)
+    except InputError as error:
+        echo(f"Note: no hull distance by the second potential: {error}", err=True)
+        return None
+
+
+def _ask_second(
+    store: str, second: str, references: HullReferences | None, workers: int | None
+) -> None:
+    from langevin_xtal.evaluation.cache import SpareCache, default_folder
+    from langevin_xtal.search.second_opinion import ask_second
+
+    with options.progress_bar("second opinion", "candidate") as update:
+        disagree = ask_second(
+            store,
+            second,
+            references,
+            cache=SpareCache(default_folder()),
+            workers=workers,
+            progress=update,
+        )
+    echo(f"second opinion by {second}: {disagree} of the best candidates in disagreement")
 
 
 def _ranking(campaign: Campaign) -> None:

@@ -69,7 +69,8 @@ potential = click.option(
     "--potential",
     default="chgnet",
     show_default=True,
-    help="chgnet, or module:attribute of anything that makes an ASE calculator.",
+    help="chgnet, sevennet-0, sevennet-l3i5; mace:, orb:, mattersim:, nequip:, upet: or grace: "
+    "and a file; or module:attribute of anything that makes an ASE calculator.",
     metavar="NAME",
 )
 workers = click.option(

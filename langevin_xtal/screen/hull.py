@@ -31,14 +31,23 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
-from langevin_xtal.crystal.cell import reduced_formula
+from langevin_xtal.crystal.cell import Cell, reduced_formula
 from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
 from langevin_xtal.dataset.fetch import Client
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError, InputError
 from langevin_xtal.files import replacing
+from langevin_xtal.screen.corrections import mp2020_correction
 from langevin_xtal.screen.fetch import materials_project_phases
-from langevin_xtal.screen.potentials import DEFAULT, load_potential
+from langevin_xtal.screen.potentials import (
+    CORRECTED,
+    DEFAULT,
+    UNCORRECTED,
+    UNDECLARED,
+    Potential,
+    load_potential,
+)
+from langevin_xtal.screen.potentials.base import weights_of
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -56,8 +65,8 @@ GAPS = (
 """What the shipped table lacks."""
 LISTED = 5
 """Elements of a system whose subsystems are all named in a note."""
-CORRECTED = "MP2020-corrected"
-"""Energies that belong with those of the Materials Project."""
+OWN = "given by the user"
+"""Potential of a table of energies that a user gives."""
 
 _FORMULA = re.compile(r"(?:[A-Z][a-z]?[0-9]+ ?)+")
 _PART = re.compile(r"([A-Z][a-z]?)(\d+)")
@@ -93,6 +102,7 @@ class HullReferences:
     statement: str = ""  #: what the energies are
     attribution: str = ""  #: of the structures
     gaps: str = ""  #: what is known to be missing
+    energies: str = UNDECLARED  #: convention, as of :class:`~.potentials.Potential`
     _known: dict[str, tuple[float, dict[str, float]]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -117,7 +127,8 @@ class HullReferences:
 
     def describe(self) -> str:
         """One line for reports."""
-        return f"hull of {len(self):,} phases, {self.version}; {self.statement}"
+        said = [self.version] if self.energies == UNDECLARED else [self.version, self.energies]
+        return f"hull of {len(self):,} phases, {', '.join(said)}; {self.statement}"
 
     @cached_property
     def fractions(self) -> FloatArray:
@@ -136,6 +147,48 @@ class HullReferences:
     def _elements(self) -> IntArray:
         """(P,) distinct elements of each phase."""
         return self._has.sum(axis=1)
+
+    # -- whose energies may be compared with it
+
+    def check(self, potential: Potential) -> None:
+        """Refuse a potential whose energies do not belong with these.
+
+        Raises
+        ------
+        InputError
+            When the table is of another potential, of other weights or of another convention.
+        """
+        dft = self.potential.startswith("DFT")
+        if not dft and self.potential != potential.name:
+            raise InputError(
+                f"the hull references are of {self.potential!r}, the energies of "
+                f"{potential.name!r}: energies of two potentials must not be compared; make a "
+                f"table with langevin-xtal hull build --potential {potential.name}"
+            )
+        if not dft and weights_of(self.version) != potential.weights:
+            raise InputError(
+                f"the hull references are of {self.version!r}, the energies of "
+                f"{potential.version!r}: make a table anew with langevin-xtal hull build"
+            )
+        if self.energies not in (UNDECLARED, potential.energies) and not self._corrects(potential):
+            raise InputError(
+                f"the hull references are {self.energies}, the energies of {potential.name!r} are "
+                f"{potential.energies}: energies of two conventions must not be compared (behind "
+                "a model's file, @corrected or @uncorrected declares its convention)"
+            )
+
+    def energy_for(self, cell: Cell, energy_per_atom: float, potential: Potential) -> float:
+        """An energy of the potential [eV/atom] as it may be compared with these references.
+
+        Where the references are MP2020-corrected and the potential's energies are not, the
+        Materials Project's corrections are added; see :func:`~.corrections.mp2020_correction`.
+        """
+        if not math.isfinite(energy_per_atom) or not self._corrects(potential):
+            return energy_per_atom
+        return energy_per_atom + mp2020_correction(cell)
+
+    def _corrects(self, potential: Potential) -> bool:
+        return self.energies == CORRECTED and potential.energies == UNCORRECTED
 
     # -- what there is
 
@@ -284,6 +337,7 @@ class HullReferences:
         version: str,
         statement: str = "",
         attribution: str = "",
+        energies: str = UNDECLARED,
         keep: float = KEEP,
     ) -> HullReferences:
         """Of any number of crystals, those a hull needs.
@@ -294,6 +348,8 @@ class HullReferences:
             Atomic numbers of each crystal's atoms.
         energy
             Energy per atom [eV]; crystals where it is not finite are left out.
+        energies
+            Convention of the energies.
         keep
             Of each composition the lowest crystal is kept when it lies at most this far above the
             hull [eV/atom].
@@ -314,6 +370,7 @@ class HullReferences:
                 version=version,
                 statement=statement,
                 attribution=attribution,
+                energies=energies,
             )
 
         every = table(names)
@@ -338,6 +395,7 @@ class HullReferences:
                 version=np.array(self.version),
                 statement=np.array(self.statement),
                 attribution=np.array(self.attribution),
+                energies=np.array(self.energies),
             )
 
     @classmethod
@@ -351,14 +409,18 @@ class HullReferences:
         """
         try:
             with np.load(path, allow_pickle=False) as stored:
+                potential = str(stored["potential"])
+                # tables before 0.8 do not say, and are of CHGNet
+                before = CORRECTED if potential == DEFAULT else UNDECLARED
                 return cls(
                     formulas=tuple(stored["formulas"].tolist()),
                     energy=stored["energy"].astype(np.float64),
                     ids=tuple(stored["ids"].tolist()),
-                    potential=str(stored["potential"]),
+                    potential=potential,
                     version=str(stored["version"]),
                     statement=str(stored["statement"]),
                     attribution=str(stored["attribution"]),
+                    energies=str(stored["energies"]) if "energies" in stored else before,
                 )
         except DataError:
             raise
@@ -380,7 +442,7 @@ class HullReferences:
         if potential != table.potential:
             raise InputError(
                 f"there are hull references for {table.potential!r} only, not for {potential!r}: "
-                "make some with scripts/make_hull_references.py"
+                f"make some with langevin-xtal hull build --potential {potential}"
             )
         return table
 
@@ -395,8 +457,9 @@ class HullReferences:
     ) -> HullReferences:
         """All phases the Materials Project knows of these elements, with their DFT energies.
 
-        They are on the footing of CHGNet, which predicts the same MP2020-corrected energies, but
-        the model's error, some 0.03 eV/atom (B. Deng et al. 2023), does not cancel: it goes into
+        They may be compared with CHGNet's, which predicts the same MP2020-corrected energies, and
+        with uncorrected ones to which the corrections are added (:meth:`energy_for`), but the
+        model's error, some 0.03 eV/atom (B. Deng et al. 2023), does not cancel: it goes into
         every energy above hull. Against the shipped table, whose energies are CHGNet's own, it
         cancels in part.
 
@@ -422,10 +485,11 @@ class HullReferences:
             When the Materials Project cannot be reached.
         """
         energies = load_potential(potential).energies
-        if energies != CORRECTED:
+        if energies not in (CORRECTED, UNCORRECTED):
             raise InputError(
                 f"energies of potential {potential!r} are {energies!r}, those of the Materials "
-                f"Project {CORRECTED!r}: only chgnet's may be compared with them"
+                f"Project {CORRECTED!r}: they must not be compared (behind a model's file, "
+                "@corrected or @uncorrected declares its convention)"
             )
         phases, version = materials_project_phases(elements, key, client=client)
         if not phases:
@@ -444,6 +508,7 @@ class HullReferences:
             ),
             attribution="Materials Project, CC-BY 4.0, A. Jain et al., APL Materials 1, 011002 "
             "(2013)",
+            energies=CORRECTED,
             keep=math.inf,
         )
 

@@ -67,6 +67,10 @@ if TYPE_CHECKING:
 
 RELEASE_WITHIN = 0.1
 """Of the hull [eV/atom]; losing its symmetry gains a crystal some hundredths."""
+SECOND_COLUMNS = ("second_energy", "second_above_hull", "disagreement")
+"""What :func:`~langevin_xtal.search.second_opinion.ask_second` brings."""
+DFT_COLUMNS = ("dft_energy", "dft_e_above_hull", "dft_gap", "dft_magnetisation")
+"""What :func:`~langevin_xtal.search.collect.collect` brings."""
 TABLE = (
     "uid",
     "formula",
@@ -80,6 +84,8 @@ TABLE = (
     "known",
     "setting_rank",
     "setting_probability",
+    *SECOND_COLUMNS,
+    *DFT_COLUMNS,
     "flags",
 )
 
@@ -348,6 +354,8 @@ class Campaign:
 
     def _check_potential(self) -> None:
         potential = load_potential(self.plan.relax_options.potential)
+        if self.plan.hull is not None:
+            self.plan.hull.check(potential)
         strange = [
             s for s in self.plan.space.elements if atomic_number(s) not in potential.elements
         ]
@@ -368,7 +376,10 @@ def ranked_table(entries: Sequence[Entry]) -> pandas.DataFrame:
     Columns: uid, formula, group (asked for), found_group, e_above_all (above the hull of
     references and candidates), e_above_hull (of references alone) and energy [eV/atom], atoms (of
     the conventional cell), volume_per_atom [Å³], known (reference it equals), setting_rank (from
-    0) and setting_probability (where the model chose the setting), flags.
+    0) and setting_probability (where the model chose the setting), second_energy,
+    second_above_hull and disagreement [eV/atom] (of a second potential), dft_energy and
+    dft_e_above_hull [eV/atom], dft_gap [eV] and dft_magnetisation [μB/atom] (where a calculation
+    was collected), flags.
     """
     import pandas
 
@@ -390,6 +401,7 @@ def ranked_table(entries: Sequence[Entry]) -> pandas.DataFrame:
                 "known": str(entry.properties.get("known", "")),
                 "setting_rank": setting[0],
                 "setting_probability": setting[1],
+                **{name: entry.properties.get(name) for name in (*SECOND_COLUMNS, *DFT_COLUMNS)},
                 "flags": "; ".join(flags(entry)),
             }
         )
@@ -402,6 +414,8 @@ def flags(entry: Entry) -> list[str]:
     found = []
     if entry.found_group not in (None, entry.space_group) and not entry.properties.get("note"):
         found.append(f"group {entry.found_group}")
+    if entry.properties.get("potentials_disagree"):
+        found.append("potentials disagree")
     for name in ("note", "warning", "hull_reason", "phonons"):
         if entry.properties.get(name):
             found.append(str(entry.properties[name]))

@@ -43,6 +43,8 @@ _KINDS: dict[str, type] = {
         (
             *("energy", "energy_sampled", "energy_kept", "energy_released"),
             *("e_above_hull", "e_above_all", "phonon_minimum", "min_distance"),
+            *("dft_energy", "dft_gap", "dft_magnetisation", "dft_e_above_hull"),
+            *("second_energy", "second_above_hull", "disagreement"),
         ),
         float,
     ),
@@ -54,10 +56,18 @@ _KINDS: dict[str, type] = {
         int,
     ),
     **dict.fromkeys(
-        ("filtered", "ranked", "converged", "converged_kept", "symmetry_broke", "imaginary"), bool
+        (
+            *("filtered", "ranked", "converged", "converged_kept", "symmetry_broke", "imaginary"),
+            "potentials_disagree",
+        ),
+        bool,
     ),
     **dict.fromkeys(
-        ("reason", "known", "potential", "note", "warning", "hull_reason", "hull_phases"), str
+        (
+            *("reason", "known", "potential", "note", "warning", "hull_reason", "hull_phases"),
+            *("dft_code", "dft_note", "dft_set", "second_potential", "second_reason"),
+        ),
+        str,
     ),
     "phonons": str,
 }
@@ -83,6 +93,8 @@ class Row:
     released: Cell | None = None
     """Relaxed on without constraints."""
     provenance: Mapping[str, Value] = field(default_factory=dict)
+    dft: Cell | None = None
+    """Where a calculation by DFT ended; see :mod:`langevin_xtal.search.collect`."""
 
     @property
     def cell(self) -> Cell | None:
@@ -121,6 +133,7 @@ class Row:
             facts={name: value for name, value in facts.items() if value is not None},
             kept=self.kept if change.kept is None else change.kept,
             released=self.released if change.released is None else change.released,
+            dft=self.dft if change.dft is None else change.dft,
         )
 
 
@@ -131,6 +144,7 @@ class Change:
     facts: Mapping[str, Value | None] = field(default_factory=dict)
     kept: Cell | None = None
     released: Cell | None = None
+    dft: Cell | None = None
 
 
 class Stage(NamedTuple):
@@ -166,6 +180,7 @@ def to_json(row: Row) -> dict[str, Any]:
         "sampled": _cell_to_json(row.sampled),
         "kept": _cell_to_json(row.kept),
         "released": _cell_to_json(row.released),
+        **({} if row.dft is None else {"dft": _cell_to_json(row.dft)}),
         "facts": {name: _plain(value) for name, value in row.facts.items() if _sound(value)},
         "provenance": {name: _plain(value) for name, value in row.provenance.items()},
     }
@@ -248,6 +263,7 @@ def _from_json(record: Any) -> Row:
         facts=_facts(record["facts"]),
         kept=_cell_from_json(record["kept"]),
         released=_cell_from_json(record["released"]),
+        dft=_cell_from_json(record.get("dft")),
         provenance={
             _of(str, name, "name"): _value(value, name)
             for name, value in _of(dict, record["provenance"], "provenance").items()
@@ -422,6 +438,9 @@ def key_value_pairs(row: Row) -> dict[str, Value]:
         "energy": "energy_per_atom",
         "e_above_hull": "e_above_hull",
         "e_above_all": "e_above_all",
+        "dft_energy": "dft_energy",
+        "dft_gap": "dft_gap",
+        "dft_magnetisation": "dft_magnetisation",
         "known": "reference",
         "potential": "potential",
     }

@@ -187,7 +187,13 @@ class _Run:
         hull, _ = self._hull
         if hull is None:
             return np.full(len(rows), np.nan)
-        return hull.above_all([_geometry(row)[2] for row in rows], energy)
+        potential = load_potential(self.plan.relax_options.potential)
+        cells = [_geometry(row) for row in rows]
+        compared = [
+            hull.energy_for(cell, value, potential)
+            for cell, value in zip(cells, energy, strict=True)
+        ]
+        return hull.above_all([cell[2] for cell in cells], compared)
 
     # -- how work is shared
 
@@ -456,12 +462,14 @@ class _Run:
     def _rank(self, stage: str, rows: list[Row], show: Callable[[int], None]) -> None:
         start = time.perf_counter()
         hull, missing = self._hull
+        options = self.plan.relax_options
         changes = {}
         for k, row in enumerate(rows):
             facts: dict[str, Any] = {"ranked": True, "hull_reason": missing or None}
             if hull is not None:
-                energy = float(row.facts["energy"])
-                result = hull.energy_above_hull(_geometry(row)[2], energy)
+                cell, potential = _geometry(row), load_potential(options.potential)
+                energy = hull.energy_for(cell, float(row.facts["energy"]), potential)
+                result = hull.energy_above_hull(cell[2], energy)
                 facts["e_above_hull"] = result.e_above_hull
                 facts["hull_reason"] = result.missing or None
                 facts["hull_phases"] = " + ".join(

@@ -131,6 +131,9 @@ _KEYS = {
     "energy_per_atom": ("Energy", "By the potential", "eV/atom"),
     "e_above_hull": ("Above hull", "Energy above the hull of the references", "eV/atom"),
     "e_above_all": ("Above all", "The same, with all candidates among the references", "eV/atom"),
+    "dft_energy": ("Energy by DFT", "As collected", "eV/atom"),
+    "dft_gap": ("Band gap by DFT", "0 for a metal", "eV"),
+    "dft_magnetisation": ("Magnetisation by DFT", "", "μB/atom"),
     "duplicate_of": ("Equals", "Index of the candidate it equals", ""),
     "reference": ("Known as", "Reference crystal it equals", ""),
     "request": ("Request", "", ""),
@@ -428,6 +431,18 @@ class Store:
                 if k == len(parts) - 1:
                     self._finish(cursor, stage, unit)
                     self._spend(cursor, stage, seconds)
+
+    def note(self, changes: Mapping[int, Change]) -> None:
+        """Change rows outside of any stage, each candidate's by index.
+
+        Raises
+        ------
+        DataError
+            When one is not there; nothing is changed then.
+        """
+        with self._transaction() as cursor:
+            for index, change in changes.items():
+                self._change(cursor, index, change)
 
     def done(self, stage: str) -> list[int]:
         """Units of a stage that are finished, in order."""

@@ -1,31 +1,26 @@
-"""Interatomic potentials by name, as ASE calculators that work without a network.
+"""CHGNet 0.3.0, whose weights come with its package.
 
-``"chgnet"`` is CHGNet 0.3.0 (B. Deng et al., Nature Machine Intelligence 5, 1031 (2023); BSD-3),
-whose weights come with the package. Any other potential is named as ``"module:attribute"``, a
-function or class that makes an ASE calculator when called without arguments.
-
-Energies of different potentials, or of different corrections, never belong in one hull.
+B. Deng et al., Nature Machine Intelligence 5, 1031 (2023); BSD-3. Trained on MPtrj with
+MP2020-corrected energies.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from langevin_xtal.extras import named, require
+from langevin_xtal.extras import require
+from langevin_xtal.screen.potentials.base import CORRECTED, TRAINED_ON_MPTRJ, Potential
 
 if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
 
-DEFAULT = "chgnet"
 CHGNET_WEIGHTS = "0.3.0"
-CHGNET_ELEMENTS = frozenset(range(1, 95)) - frozenset(range(84, 89))
+CHGNET_ELEMENTS = TRAINED_ON_MPTRJ
 """Atomic numbers CHGNet 0.3.0 was trained on.
 
 It has an embedding for 1 to 94, but those of Po, At, Rn, Fr and Ra still have the length of their
@@ -33,52 +28,22 @@ random start (7.5 to 8.8, where the others have 11.7 to 32.4): MPtrj has 89 elem
 """
 
 
-@dataclass(frozen=True)
-class Potential:
-    """An interatomic potential."""
-
-    name: str
-    version: str  #: of the code and the weights
-    energies: str  #: which energies it predicts
-    elements: frozenset[int]  #: atomic numbers it knows
-    calculator: Callable[[], Calculator]  #: makes a new calculator
-
-
-@cache
-def load_potential(name: str = DEFAULT, device: str = "cpu") -> Potential:
-    """The potential of that name; its weights are read when a calculator is first made.
-
-    Parameters
-    ----------
-    name
-        ``"chgnet"`` or ``"module:attribute"``.
-    device
-        Of torch; for ``"chgnet"`` only.
+def chgnet(name: str, device: str) -> Potential:
+    """CHGNet 0.3.0.
 
     Raises
     ------
-    InputError
-        When there is no such potential.
     MissingPackageError
         When its package is not installed.
     """
-    if name == "chgnet":
-        require("chgnet", "screen", "the potential chgnet")
-        return Potential(
-            name=name,
-            version=f"chgnet {metadata.version('chgnet')}, weights {CHGNET_WEIGHTS}",
-            energies="MP2020-corrected",
-            elements=CHGNET_ELEMENTS,
-            calculator=lambda: _chgnet_calculator(device),
-        )
-    purpose = "anything that makes an ASE calculator when called without arguments"
-    factory = named(name, "potential", "'chgnet'", purpose)
+    require("chgnet", "screen", "the potential chgnet")
     return Potential(
         name=name,
-        version=name,
-        energies="as the calculator gives them",
-        elements=frozenset(range(1, 119)),
-        calculator=factory,
+        version=f"chgnet {metadata.version('chgnet')}, weights {CHGNET_WEIGHTS}",
+        energies=CORRECTED,
+        elements=CHGNET_ELEMENTS,
+        calculator=lambda: _chgnet_calculator(device),
+        licence="BSD-3-Clause",
     )
 
 
