@@ -29,7 +29,7 @@ LAYERS = [
     ("structures",),
     ("dataset",),
     ("model",),
-    ("diffusion",),
+    ("diffusion", "diffraction"),
     ("sampling",),
     ("train", "screen"),
     ("evaluation",),
