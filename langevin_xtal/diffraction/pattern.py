@@ -261,7 +261,9 @@ def _xrdml(
         (e for tag in ("counts", "intensities") if (e := found(points, tag)) is not None), None
     )
     try:
-        y = np.array([float(v) for v in ((counts.text if counts is not None else "") or "").split()])
+        y = np.array(
+            [float(v) for v in ((counts.text if counts is not None else "") or "").split()]
+        )
         axis = next(
             e
             for e in points.iter()

@@ -108,9 +108,7 @@ class Target:
 class _Peaks:
     """Sparse matrices of peaks on the points of a pattern, with derivatives."""
 
-    def __init__(
-        self, x: FloatArray, angle: FloatArray, width: FloatArray, mixing: float
-    ) -> None:
+    def __init__(self, x: FloatArray, angle: FloatArray, width: FloatArray, mixing: float) -> None:
         reach = REACH * float(np.median(width))
         low = np.searchsorted(x, angle - reach)
         high = np.searchsorted(x, angle + reach)
@@ -141,9 +139,7 @@ class _Peaks:
 class Parameters:
     """What is free, as a vector: cell, coordinates, then what belongs to the pattern."""
 
-    def __init__(
-        self, crystal: Crystal, *, cell: bool = True, coordinates: bool = True
-    ) -> None:
+    def __init__(self, crystal: Crystal, *, cell: bool = True, coordinates: bool = True) -> None:
         self.crystal = crystal
         self.cell = cell_parameters(crystal.lattice)
         self.driver, self.free_cell = cell_freedom(crystal.group)
@@ -401,8 +397,12 @@ def cell_parameters(lattice: FloatArray) -> FloatArray:
     """(..., 6) a, b, c [Å], α, β, γ [degrees] of lattices (..., 3, 3)."""
     lengths = np.linalg.norm(lattice, axis=-1)
     unit = lattice / lengths[..., None]
-    cosines = [np.sum(unit[..., i, :] * unit[..., j, :], axis=-1) for i, j in ((1, 2), (0, 2), (0, 1))]
-    return np.concatenate([lengths, np.degrees(np.arccos(np.clip(np.stack(cosines, -1), -1, 1)))], -1)
+    cosines = [
+        np.sum(unit[..., i, :] * unit[..., j, :], axis=-1) for i, j in ((1, 2), (0, 2), (0, 1))
+    ]
+    return np.concatenate(
+        [lengths, np.degrees(np.arccos(np.clip(np.stack(cosines, -1), -1, 1)))], -1
+    )
 
 
 def cell_freedom(number: int) -> tuple[NDArray[np.int64], list[int]]:

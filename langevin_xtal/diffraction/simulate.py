@@ -110,9 +110,7 @@ def reflections(number: int, lattice: FloatArray, wavelength: float, limit: floa
     shift = hkl @ group.translations24[chosen].T
     fixed = (turned == hkl[:, None]).all(axis=2)
     present = centred & ~(fixed & (shift % 24 != 0)).any(axis=1)
-    return Reflections(
-        hkl[present], multiplicity[present], turned[present], shift[present] / 24.0
-    )
+    return Reflections(hkl[present], multiplicity[present], turned[present], shift[present] / 24.0)
 
 
 class PatternModel:
@@ -228,9 +226,7 @@ def pseudo_voigt(delta: Tensor, width: Tensor, mixing: Tensor) -> Tensor:
 def chebyshev(two_theta: FloatArray, count: int) -> FloatArray:
     """(N, count) polynomials on the range of a pattern, for its background."""
     low, high = float(two_theta[0]), float(two_theta[-1])
-    return np.polynomial.chebyshev.chebvander(
-        2 * (two_theta - low) / (high - low) - 1, count - 1
-    )
+    return np.polynomial.chebyshev.chebvander(2 * (two_theta - low) / (high - low) - 1, count - 1)
 
 
 def simulate(

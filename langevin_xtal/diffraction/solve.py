@@ -10,26 +10,28 @@ pattern, or when all samples are drawn.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from langevin_xtal.crystal.candidate import Candidate
+from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.diffraction.cells import Bins, fitted_cells
 from langevin_xtal.diffraction.pattern import Pattern
 from langevin_xtal.diffraction.radiation import scattering_parameters
-from langevin_xtal.diffraction.refine import Refined, Target, refine, refine_in_stages
+from langevin_xtal.diffraction.refine import Refined, Target, refine_in_stages
 from langevin_xtal.diffraction.simulate import Crystal
 from langevin_xtal.errors import InputError, LangevinXtalError, RequestError
 from langevin_xtal.model.checkpoint import ScoreModel, load_model
 from langevin_xtal.sampling.sample import SampleOptions, sample_batches
 from langevin_xtal.sampling.spread import Spread, SpreadOptions
-from langevin_xtal.symmetry import orbit
-from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
 
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 Progress = Callable[[int, int], None]
 """Called with samples done and planned."""
 
@@ -51,8 +53,6 @@ class SolveOptions:
     """Candidates of a round that are refined, those most like the pattern."""
     good_gof: float = 1.25
     """Goodness of fit at which the search ends: 1 where nothing but noise is left."""
-    good_r_wp: float = 0.05
-    """R_wp at which the search ends too."""
     orientation: bool = False
     """Refine March-Dollase's parameter along c of the best solutions."""
     sampling: SampleOptions = field(default_factory=SampleOptions)
@@ -185,10 +185,7 @@ def solve_rounds(
 
 def is_good(solution: Solution, options: SolveOptions) -> bool:
     """Whether a solution explains the pattern."""
-    refined = solution.refined
-    return refined is not None and (
-        refined.gof <= options.good_gof or refined.r_wp <= options.good_r_wp
-    )
+    return solution.refined is not None and solution.refined.gof <= options.good_gof
 
 
 def examined(
@@ -245,10 +242,8 @@ def shortest_distance(crystal: Crystal) -> float:
     return float(distance.min())
 
 
-def atoms_of(crystal: Crystal) -> tuple[np.ndarray, np.ndarray]:
+def atoms_of(crystal: Crystal) -> tuple[FloatArray, IntArray]:
     """(N, 3) all atoms of the conventional cell, and (N,) the site of each."""
-    from langevin_xtal.symmetry import SpaceGroup, wrap
-
     group = SpaceGroup(crystal.group)
     images = [
         orbit(point, group.rotations, group.translations, crystal.lattice)[0]
@@ -269,7 +264,6 @@ class _Search:
         self.next = 0
         self.value: dict[Request, float] = {}
         self.draws: dict[Request, int] = {}
-        self.began = time.perf_counter()
 
     def next_requests(self, count: int) -> list[Request]:
         """Concrete requests of the next round."""
@@ -295,6 +289,3 @@ class _Search:
             own = one.likeness if one.refined is None else max(one.likeness, 1 - one.r_wp)
             self.value[key] = max(self.value.get(key, 0.0), own)
             self.draws[key] = self.draws.get(key, 0) + 1
-
-
-__all__ = ["Solution", "SolveOptions", "crystal_of", "ranked", "refine", "solve", "solve_rounds"]
