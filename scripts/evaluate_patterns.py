@@ -118,7 +118,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "control_probability_match_1": rate("rank_by_probability", 1),
         "control_probability_match_20": rate("rank_by_probability", 20),
         "explained": round(
-            sum(r["gof"] is not None and r["gof"] <= 1.25 for r in rows) / len(rows), 4
+            sum(row["gof"] is not None and row["gof"] <= 1.25 for row in rows) / len(rows), 4
         ),
         "median_cpu_seconds": round(float(np.median([row["cpu_seconds"] for row in rows])), 2),
         "median_seconds": round(float(np.median([row["seconds"] for row in rows])), 2),

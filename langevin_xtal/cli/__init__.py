@@ -23,6 +23,8 @@ COMMANDS = {
     "hull": "langevin_xtal.cli.hull:hull",
     "phonons": "langevin_xtal.cli.phonons:phonons",
     "export": "langevin_xtal.cli.export:export",
+    "solve": "langevin_xtal.cli.solve:solve",
+    "xrd": "langevin_xtal.cli.solve:xrd",
     "report": "langevin_xtal.cli.report:report",
     "train": "langevin_xtal.cli.train:train",
     "evaluate": "langevin_xtal.cli.evaluate:evaluate",

@@ -141,12 +141,13 @@ def background_of(intensity: FloatArray, step: float, width: float = 4.0) -> Flo
     """(N,) a smooth lower envelope: medians of the lower half in windows of ``width`` degrees."""
     size = max(5, int(width / step))
     starts = np.arange(0, len(intensity), max(1, size // 2))
-    centres, levels = [], []
+    centres: list[int] = []
+    levels: list[float] = []
     for start in starts:
         part = np.sort(intensity[max(0, start - size // 2) : start + size // 2 + 1])
         centres.append(min(start, len(intensity) - 1))
         levels.append(float(part[: max(1, len(part) // 3)].mean()))
-    return np.interp(np.arange(len(intensity)), centres, levels)
+    return np.interp(np.arange(len(intensity)), np.array(centres), np.array(levels))
 
 
 def peak_width(pattern: Pattern) -> float:
@@ -201,8 +202,8 @@ def read_pattern(
         if path.stat().st_size > MOST_BYTES:
             raise DataError(f"{path} has more than {MOST_BYTES // 2**20} MB; patterns are smaller")
         text = path.read_bytes().decode("utf-8-sig", "replace")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    except OSError as failure:
+        raise DataError(f"{path} cannot be read: {failure.strerror or failure}") from None
     if text.lstrip()[:1] == "<":
         columns, stated = _xrdml(text, path.name)
     else:
@@ -269,9 +270,9 @@ def _xrdml(
             for e in points.iter()
             if str(e.tag).rsplit("}", 1)[-1] == "positions" and e.get("axis") == "2Theta"
         )
-        listed = found(axis, "listPositions")
-        if listed is not None:
-            x = np.array([float(v) for v in (listed.text or "").split()])
+        places = found(axis, "listPositions")
+        if places is not None:
+            x = np.array([float(v) for v in (places.text or "").split()])
         else:
             start, end = (float(found(axis, t).text) for t in ("startPosition", "endPosition"))
             x = np.linspace(start, end, len(y))

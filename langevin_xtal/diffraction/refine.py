@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -303,7 +304,7 @@ class _Fit:
         return np.concatenate([self.geometry.scales(), [size[name] for name in self.names]])
 
     def _own(self, theta: FloatArray) -> Profile:
-        values = {
+        values: dict[str, Any] = {
             name: float(v)
             for name, v in zip(self.names, theta[self.geometry.count :], strict=True)
         }
@@ -400,9 +401,8 @@ def cell_parameters(lattice: FloatArray) -> FloatArray:
     cosines = [
         np.sum(unit[..., i, :] * unit[..., j, :], axis=-1) for i, j in ((1, 2), (0, 2), (0, 1))
     ]
-    return np.concatenate(
-        [lengths, np.degrees(np.arccos(np.clip(np.stack(cosines, -1), -1, 1)))], -1
-    )
+    angles = np.degrees(np.arccos(np.clip(np.stack(cosines, -1), -1, 1)))
+    return np.concatenate([lengths, angles], -1)
 
 
 def cell_freedom(number: int) -> tuple[NDArray[np.int64], list[int]]:

@@ -226,7 +226,8 @@ def pseudo_voigt(delta: Tensor, width: Tensor, mixing: Tensor) -> Tensor:
 def chebyshev(two_theta: FloatArray, count: int) -> FloatArray:
     """(N, count) polynomials on the range of a pattern, for its background."""
     low, high = float(two_theta[0]), float(two_theta[-1])
-    return np.polynomial.chebyshev.chebvander(2 * (two_theta - low) / (high - low) - 1, count - 1)
+    place = 2 * (two_theta - low) / (high - low) - 1
+    return np.asarray(np.polynomial.chebyshev.chebvander(place, count - 1), dtype=np.float64)
 
 
 def simulate(
