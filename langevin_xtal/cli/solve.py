@@ -10,7 +10,7 @@ import click
 
 from langevin_xtal.cli import options, structures
 from langevin_xtal.cli.terminal import echo
-from langevin_xtal.errors import InputError, LangevinXtalError, RequestError
+from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
     from langevin_xtal.crystal.request import Request
@@ -60,7 +60,7 @@ wavelength = click.option(
     "--cell",
     type=options.CellParameters(),
     help="Conventional cell where it is known: a,b,c or a,b,c,alpha,beta,gamma [Å, degrees]; "
-    "needs one group by --sg.",
+    "settings that it does not fit are passed over.",
     metavar="CELL",
 )
 @click.option(
@@ -133,11 +133,14 @@ def solve(
     Target.of(pattern)  # refused before the model is loaded
     options.say_settings(groups)
     weights = load_model(model)
-    request = _request(formula, atoms, z, groups, cell, weights)
+    request = _request(formula, atoms, z, groups, weights)
     options.say_unknown(request.elements, weights)
     _open_folder(out, force)
     chosen = SolveOptions(
-        samples=count, orientation=orientation, sampling=SampleOptions(workers=threads)
+        samples=count,
+        cell=cell,
+        orientation=orientation,
+        sampling=SampleOptions(workers=threads),
     )
     echo(f"{pattern.name}: {len(pattern)} points, {pattern.radiation}")
     found: list[Any] = []
@@ -150,10 +153,11 @@ def solve(
             rows = write_solutions(out, found)
             draw_fits(found, out / PICTURE)
     if not found:
-        raise LangevinXtalError(f"none of {count} candidates came about")
+        why = "" if cell is None else ": no setting of the composition fits --cell"
+        raise LangevinXtalError(f"none of {count} candidates came about{why}")
     structures.show_table(rows, SHOWN, out / TABLE)
     best = ranked(found)[0]
-    if best.refined is None or best.r_wp > POOR or best.refined.gof > 10:
+    if best.refined is None or best.r_wp > POOR:
         echo(
             f"Warning: nothing fits well (best R_wp {best.r_wp:.3f}). Check --wavelength (this "
             f"run took {pattern.radiation}), the composition, impurity peaks and --atoms, or ask "
@@ -244,7 +248,6 @@ def _request(
     atoms: int | None,
     z: int | None,
     groups: str | None,
-    cell: tuple[float, ...] | None,
     weights: Any,
 ) -> Request:
     """What candidates are asked for."""
@@ -255,10 +258,6 @@ def _request(
     named: Sequence[SpaceGroup] = (
         () if groups is None else [SpaceGroup(n) for n in parse_groups(groups, weights)]
     )
-    if cell is not None and len(named) != 1:
-        raise RequestError("--cell belongs to one space group: name it by --sg")
-    if len(named) == 1:
-        return Request(named[0], formula=formula, z=z, atoms=atoms, lattice=cell)
     return Request(formula=formula, z=z, atoms=atoms, groups=[group.number for group in named])
 
 

@@ -70,9 +70,17 @@ class Bins:
 
 
 def fitted_cells(
-    crystal: Crystal, target: Target, bins: Bins, rng: np.random.Generator, keep: int = 2
+    crystal: Crystal,
+    target: Target,
+    bins: Bins,
+    rng: np.random.Generator,
+    *,
+    keep: int = 2,
+    strain: float = 1.0,
 ) -> list[tuple[float, Crystal]]:
     """The crystal in the cells that fit the pattern best, with how alike the patterns are.
+
+    ``keep`` cells at most, changed by ``strain`` times the usual strains.
 
     The first is the best; others are kept where their cells differ by more than one per cent.
     """
@@ -97,15 +105,15 @@ def fitted_cells(
         factor = (1 + np.cos(2 * theta) ** 2) / (np.sin(theta) ** 2 * np.cos(theta))
         return bins.likeness(np.degrees(2 * theta), square * factor, generation)
 
-    size = np.array([STRAIN if k < 3 else TURN for k in free])
+    size = strain * np.array([STRAIN if k < 3 else TURN for k in free])
     lengths = np.array([k < 3 for k in free], dtype=float)
     changes = np.zeros((1, len(free)))
     for generation, (_, factor, count) in enumerate(GENERATIONS):
         copies = count // len(changes)
-        together = rng.normal(size=(len(changes), copies, 1)) * STRAIN * factor * lengths
+        together = rng.normal(size=(len(changes), copies, 1)) * strain * STRAIN * factor * lengths
         alone = rng.normal(size=(len(changes), copies, len(free))) * size * factor
         if len(free) == 1:  # one length: no need for chance
-            even = (np.arange(copies) / max(1, copies - 1) - 0.5) * 6 * STRAIN * factor
+            even = (np.arange(copies) / max(1, copies - 1) - 0.5) * 6 * strain * STRAIN * factor
             together, alone = np.broadcast_to(even[:, None], alone.shape), 0.0 * alone
         tried = changes[:, None] + together + alone
         tried = np.concatenate([changes, tried.reshape(-1, len(free))])

@@ -37,6 +37,10 @@ Progress = Callable[[int, int], None]
 
 NEAREST = 0.65
 """Shortest distance between atoms of a solution, as a share of the candidates' own limit [Å]."""
+KNOWN = 0.1
+"""Share of the usual strains that is tried where the cell is known."""
+MOST_MISFITS = 5000
+"""Settings that a known cell may rule out before the search gives up."""
 POOR = 0.35
 """R_wp above which nothing fits."""
 
@@ -53,6 +57,9 @@ class SolveOptions:
     """Candidates of a round that are refined, those most like the pattern."""
     good_gof: float = 1.25
     """Goodness of fit at which the search ends: 1 where nothing but noise is left."""
+    cell: tuple[float, ...] | None = None
+    """Conventional cell where it is known: lengths [Å] and angles [degrees]; settings that it
+    does not fit are passed over."""
     orientation: bool = False
     """Refine March-Dollase's parameter along c of the best solutions."""
     sampling: SampleOptions = field(default_factory=SampleOptions)
@@ -200,7 +207,9 @@ def examined(
     likeness: dict[int, float] = {}
     for place, candidate in enumerate(candidates):
         try:
-            cells = fitted_cells(crystal_of(candidate), target, bins, rng)
+            cells = fitted_cells(
+                crystal_of(candidate), target, bins, rng, strain=KNOWN if options.cell else 1.0
+            )
         except InputError:  # no reflection in the range, or far too many
             continue
         likeness[place] = cells[0][0]
@@ -276,11 +285,32 @@ class _Search:
             requests.append(paying[k // 2])
         while len(requests) < count:
             try:
-                requests.append(self.spread[self.next])
+                request = self.spread[self.next]
             except RequestError:
                 break
             self.next += 1
+            with_cell = self._in_cell(request)
+            if with_cell is not None:
+                requests.append(with_cell)
+            elif self.next > MOST_MISFITS:
+                break
         return requests
+
+    def _in_cell(self, request: Request) -> Request | None:
+        """A setting in the known cell, where there is one; None where it does not fit."""
+        if self.options.cell is None:
+            return request
+        try:
+            return Request(
+                request.space_group,
+                formula=request.formula,
+                z=request.z,
+                assignment=request.assignment,
+                choice=request.choice,
+                lattice=self.options.cell,
+            )
+        except RequestError:
+            return None
 
     def learn(self, solutions: Sequence[Solution]) -> None:
         """Note how well the settings of a round did."""
