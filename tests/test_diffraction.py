@@ -124,11 +124,10 @@ def test_intensities_are_a_direct_sum_over_all_atoms(number: int) -> None:
     total: dict[float, float] = {}
     for h, q in zip(hkl[inside], length[inside], strict=True):
         s2 = q * q / 4
-        factor = sum(
-            (crystal.numbers[k] - 41.78214 * s2 * (table[k, :, 0] * np.exp(-table[k, :, 1] * s2)).sum())
-            * np.exp(2j * np.pi * (frac[site == k] @ h)).sum()
-            for k in range(len(crystal.numbers))
-        )  # fmt: skip
+        factor = 0.0
+        for k, (a, b) in enumerate(zip(table[..., 0], table[..., 1], strict=True)):
+            f = crystal.numbers[k] - 41.78214 * s2 * (a * np.exp(-b * s2)).sum()
+            factor += f * np.exp(2j * np.pi * (frac[site == k] @ h)).sum()
         theta = math.asin(q * wavelength / 2)
         lp = (1 + math.cos(2 * theta) ** 2) / (math.sin(theta) ** 2 * math.cos(theta))
         key = round(math.degrees(2 * theta), 5)

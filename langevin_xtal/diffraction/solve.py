@@ -55,7 +55,7 @@ class SolveOptions:
     """Candidates sampled before the next look."""
     refined: int = 6
     """Candidates of a round that are refined, those most like the pattern."""
-    good_gof: float = 1.25
+    good_gof: float = 1.15
     """Goodness of fit at which the search ends: 1 where nothing but noise is left."""
     cell: tuple[float, ...] | None = None
     """Conventional cell where it is known: lengths [Å] and angles [degrees]; settings that it
@@ -220,8 +220,6 @@ def examined(
         refined = refined_or_none(crystal, target, options)
         if refined is not None and (place not in best or refined.r_wp < best[place].r_wp):
             best[place] = refined
-            if refined.gof <= options.good_gof:
-                break
     return [
         Solution(candidate, likeness.get(place, 0.0), best.get(place))
         for place, candidate in enumerate(candidates)
