@@ -111,15 +111,15 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         share = sum(row[key] is not None and row[key] <= k for row in rows) / len(rows)
         return [round(share, 4), round(math.sqrt(share * (1 - share) / len(rows)), 4)]
 
+    most = SolveOptions.good_gof
+    explained = [row["gof"] is not None and row["gof"] <= most for row in rows]
     return {
         "patterns": len(rows),
         "match_1": rate("rank", 1),
         "match_20": rate("rank", 20),
         "control_probability_match_1": rate("rank_by_probability", 1),
         "control_probability_match_20": rate("rank_by_probability", 20),
-        "explained": round(
-            sum(row["gof"] is not None and row["gof"] <= 1.25 for row in rows) / len(rows), 4
-        ),
+        "explained": round(sum(explained) / len(rows), 4),
         "median_cpu_seconds": round(float(np.median([row["cpu_seconds"] for row in rows])), 2),
         "median_seconds": round(float(np.median([row["seconds"] for row in rows])), 2),
         "p90_cpu_seconds": round(float(np.quantile([r["cpu_seconds"] for r in rows], 0.9)), 2),
@@ -169,6 +169,9 @@ def main(
     }
     if out.exists():
         result["rows"] = json.loads(out.read_text())["rows"]
+    if result["rows"]:
+        result["summary"] = summary(result["rows"])
+        out.write_text(json.dumps(result, indent=1) + "\n")
     done = {row["id"] for row in result["rows"]}
     for place in chosen[first::step]:
         if str(crystals.id[place]) in done:
