@@ -43,8 +43,8 @@ MOST_STRAIN = 0.12
 """Largest change of a cell length, as a logarithm."""
 MOST_TURN = 8.0
 """Largest change of a cell angle [degrees]."""
-MOST_SHIFT = 2.5
-"""Largest change of a free coordinate [Å]."""
+MOST_SHIFT = 0.8
+"""Largest change of a free coordinate in one refinement [Å]; atoms seldom collapse then."""
 
 
 @dataclass(frozen=True, eq=False)
