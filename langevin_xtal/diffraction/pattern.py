@@ -143,7 +143,7 @@ def background_of(intensity: FloatArray, step: float, width: float = 4.0) -> Flo
     starts = np.arange(0, len(intensity), max(1, size // 2))
     centres: list[int] = []
     levels: list[float] = []
-    for start in starts:
+    for start in starts.tolist():
         part = np.sort(intensity[max(0, start - size // 2) : start + size // 2 + 1])
         centres.append(min(start, len(intensity) - 1))
         levels.append(float(part[: max(1, len(part) // 3)].mean()))

@@ -100,9 +100,8 @@ def wyckoff_text(crystal: Crystal) -> str:
 
     frac, site = atoms_of(crystal)
     letters = np.full(len(crystal.numbers), "", dtype="<U1")
-    data = spglib.get_symmetry_dataset(
-        (crystal.lattice, frac, crystal.numbers[site]), symprec=1e-3
-    )
+    cell = (crystal.lattice.tolist(), frac.tolist(), crystal.numbers[site].tolist())
+    data = spglib.get_symmetry_dataset(cell, symprec=1e-3)
     if data is not None and data.number == crystal.group:
         _, first = np.unique(site, return_index=True)
         letters = np.array(data.wyckoffs)[first]
