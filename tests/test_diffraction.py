@@ -187,7 +187,7 @@ def test_jacobian_is_a_finite_difference(number: int, monkeypatch: pytest.Monkey
     # peaks cut off at a distance jump when a point enters their range
     monkeypatch.setattr("langevin_xtal.diffraction.refine.REACH", 1e5)
     crystal = made_up(number, seed=2)
-    target = Target.of(noisy(crystal))
+    target = Target.of(noisy(crystal).within(8, 40))
     fit = _Fit(crystal, target.pattern, Profile(w=0.03, b=0.3), 0.0, True, True, True, True, 6)
     theta = np.concatenate([np.zeros(fit.geometry.count), fit.own_start])
     theta[: fit.geometry.count] += 0.002

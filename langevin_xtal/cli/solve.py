@@ -150,7 +150,7 @@ def solve(
             pattern, request, weights, seed, options=chosen, progress=update
         ):
             found += solutions
-            rows = write_solutions(out, found)
+            rows = write_solutions(out, found, [row["file"] for row in rows])
             draw_fits(found, out / PICTURE)
     if not found:
         why = "" if cell is None else ": no setting of the composition fits --cell"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,10 +45,13 @@ COLUMNS = (
 )
 
 
-def write_solutions(folder: Path, solutions: Sequence[Solution]) -> list[dict[str, str]]:
+def write_solutions(
+    folder: Path, solutions: Sequence[Solution], earlier: Iterable[str] = ()
+) -> list[dict[str, str]]:
     """Write CIFs by rank, the best first, and the table; the table's rows.
 
-    Files of an earlier list that are not in this one are removed.
+    Of the ``earlier`` files, names that an earlier call for the same search wrote, those whose
+    rank has gone to another structure are removed.
     """
     best = ranked(solutions)
     digits = max(2, len(str(len(best))))
@@ -60,9 +63,8 @@ def write_solutions(folder: Path, solutions: Sequence[Solution]) -> list[dict[st
             write_text(folder / name, text)
         rows.append(_row(solution, rank) | {"file": name})
     names = {row["file"] for row in rows}
-    for old in folder.glob("[0-9][0-9]*_*_*.cif"):
-        if old.name not in names:
-            old.unlink()
+    for old in set(earlier) - names:
+        (folder / old).unlink(missing_ok=True)
     with replacing(folder / TABLE) as stream:
         write_rows(stream, COLUMNS, rows)
     return rows
