@@ -54,6 +54,11 @@ def crystal_of_type(k: int) -> Crystal:
     )
 
 
+def rutile() -> Crystal:
+    frac = np.array([[0.0, 0, 0], [0.305, 0.305, 0]])
+    return Crystal(136, np.diag([4.594, 4.594, 2.959]), np.array([22, 8]), frac, np.array([2, 4]))
+
+
 def made_up(number: int, seed: int = 0) -> Crystal:
     """Two sites, one on a special position where there is one, in a cell the group allows."""
     rng = np.random.default_rng([number, seed])
@@ -226,7 +231,7 @@ def test_perturbed_crystals_come_back(k: int) -> None:
 
 
 def test_preferred_orientation_comes_back() -> None:
-    crystal = next(c for c in map(crystal_of_type, range(40)) if c.group == 136)
+    crystal = rutile()
     pattern = noisy(crystal, march=0.8)
     without = refine_in_stages(crystal, Target.of(pattern))
     fitted = refine_in_stages(crystal, Target.of(pattern), orientation=True)
@@ -245,9 +250,9 @@ def test_free_coordinates_are_those_of_the_wyckoff_positions() -> None:
 
 
 def test_cells_three_per_cent_off_are_found() -> None:
-    crystal = next(c for c in map(crystal_of_type, range(40)) if c.group == 62)
+    crystal = rutile()
     target = Target.of(noisy(crystal))
-    wrong = replace(crystal, lattice=np.diag([1.03, 0.975, 1.02]) @ crystal.lattice)
+    wrong = replace(crystal, lattice=np.diag([1.03, 1.03, 0.975]) @ crystal.lattice)
     best = fitted_cells(wrong, target, Bins(target), np.random.default_rng(0))
     fitted = min((refine_in_stages(c, target) for _, c in best), key=lambda f: f.r_wp)
     assert fitted.gof < 1.15
