@@ -90,6 +90,15 @@ class Solution:
         return float("inf") if self.refined is None else self.refined.r_wp
 
     @property
+    def penalised(self) -> float:
+        """R_wp times N^(p/2N) for p parameters and N points, as the Bayesian information criterion
+        weighs them: a description of lower symmetry has to fit better than noise lets it."""
+        if self.refined is None:
+            return float("inf")
+        points = len(self.refined.pattern)
+        return float(self.r_wp * points ** (self.refined.parameters / (2 * points)))
+
+    @property
     def probability(self) -> float:
         """Of the setting, given the request; NaN where the request left nothing open."""
         choice = self.candidate.request.choice
@@ -142,8 +151,8 @@ def solve(
 
 
 def ranked(solutions: Sequence[Solution]) -> list[Solution]:
-    """The best first: by R_wp, then by likeness."""
-    return sorted(solutions, key=lambda one: (one.r_wp, -one.likeness))
+    """The best first: by R_wp with a small penalty on parameters, then by likeness."""
+    return sorted(solutions, key=lambda one: (one.penalised, -one.likeness))
 
 
 def solve_rounds(
