@@ -33,7 +33,7 @@ LAYERS = [
     ("model",),
     ("diffusion",),
     ("sampling",),
-    ("train", "screen"),
+    ("train", "screen", "diffraction"),
     ("evaluation",),
     ("export",),
     ("search",),

@@ -25,6 +25,8 @@ COMMANDS = {
     "phonons": "langevin_xtal.cli.phonons:phonons",
     "export": "langevin_xtal.cli.export:export",
     "collect": "langevin_xtal.cli.collect:collect",
+    "solve": "langevin_xtal.cli.solve:solve",
+    "xrd": "langevin_xtal.cli.solve:xrd",
     "report": "langevin_xtal.cli.report:report",
     "train": "langevin_xtal.cli.train:train",
     "evaluate": "langevin_xtal.cli.evaluate:evaluate",

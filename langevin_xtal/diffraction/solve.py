@@ -1,0 +1,328 @@
+"""Structures for a powder pattern and a composition.
+
+Candidates are sampled in rounds. The cell of each is fitted to the pattern
+(:mod:`langevin_xtal.diffraction.cells`), those whose patterns are most alike are refined
+(:mod:`langevin_xtal.diffraction.refine`), and all are ranked by R_wp. The first round takes the
+likeliest settings; in each further one, half of the samples go on along that order and half go to
+the settings whose candidates fitted best. The search ends when a refined candidate explains the
+pattern, or when all samples are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from langevin_xtal.crystal.candidate import Candidate
+from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.request import Request
+from langevin_xtal.diffraction.cells import Bins, fitted_cells
+from langevin_xtal.diffraction.pattern import Pattern
+from langevin_xtal.diffraction.radiation import scattering_parameters
+from langevin_xtal.diffraction.refine import Refined, Target, refine_in_stages
+from langevin_xtal.diffraction.simulate import Crystal
+from langevin_xtal.errors import InputError, LangevinXtalError, RequestError
+from langevin_xtal.model.checkpoint import ScoreModel, load_model
+from langevin_xtal.sampling.sample import SampleOptions, sample_batches
+from langevin_xtal.sampling.spread import Spread, SpreadOptions
+from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+Progress = Callable[[int, int], None]
+"""Called with samples done and planned."""
+
+NEAREST = 0.65
+"""Shortest distance between atoms of a solution, as a share of the candidates' own limit [Å]."""
+KNOWN = 0.1
+"""Share of the usual strains that is tried where the cell is known."""
+MOST_MISFITS = 5000
+"""Settings that a known cell may rule out before the search gives up."""
+POOR = 0.35
+"""R_wp above which nothing fits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolveOptions:
+    """How long to search, and how closely to look."""
+
+    samples: int = 100
+    """Candidates at most."""
+    round_size: int = 16
+    """Candidates sampled before the next look."""
+    refined: int = 6
+    """Candidates of a round that are refined, those most like the pattern."""
+    good_gof: float = 1.15
+    """Goodness of fit at which the search ends: 1 where nothing but noise is left."""
+    cell: tuple[float, ...] | None = None
+    """Conventional cell where it is known: lengths [Å] and angles [degrees]; settings that it
+    does not fit are passed over."""
+    orientation: bool = False
+    """Refine March-Dollase's parameter along c of the best solutions."""
+    sampling: SampleOptions = field(default_factory=SampleOptions)
+    spread: SpreadOptions = field(default_factory=SpreadOptions)
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "round_size", "refined"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A candidate and its fit to the pattern."""
+
+    candidate: Candidate  #: as sampled
+    likeness: float  #: of its pattern in the best cell, before refinement; 0 to 1
+    refined: Refined | None  #: None where it was not refined
+
+    @property
+    def crystal(self) -> Crystal:
+        """As refined, or as sampled."""
+        return crystal_of(self.candidate) if self.refined is None else self.refined.crystal
+
+    @property
+    def r_wp(self) -> float:
+        """Weighted profile residual; infinite where it was not refined."""
+        return float("inf") if self.refined is None else self.refined.r_wp
+
+    @property
+    def penalised(self) -> float:
+        """R_wp times N^(p/2N) for p parameters and N points, as the Bayesian information criterion
+        weighs them: a description of lower symmetry has to fit better than noise lets it."""
+        if self.refined is None:
+            return float("inf")
+        points = len(self.refined.pattern)
+        return float(self.r_wp * points ** (self.refined.parameters / (2 * points)))
+
+    @property
+    def probability(self) -> float:
+        """Of the setting, given the request; NaN where the request left nothing open."""
+        choice = self.candidate.request.choice
+        return float("nan") if choice is None else choice.probability
+
+
+def crystal_of(candidate: Candidate) -> Crystal:
+    """The independent sites of a candidate."""
+    return Crystal(
+        candidate.space_group.number,
+        candidate.lattice,
+        candidate.numbers,
+        candidate.frac,
+        candidate.multiplicity,
+    )
+
+
+def solve(
+    pattern: Pattern,
+    request: Request,
+    model: ScoreModel | str = "small",
+    seed: int = 0,
+    *,
+    options: SolveOptions | None = None,
+    progress: Progress | None = None,
+) -> list[Solution]:
+    """Search for structures of a composition that have a pattern.
+
+    Parameters
+    ----------
+    request
+        With a formula; space group, Z and Wyckoff positions may be open.
+
+    Returns
+    -------
+    list[Solution]
+        By R_wp, the best first; candidates that were not refined follow by how alike their
+        patterns are.
+
+    Raises
+    ------
+    InputError
+        For a pattern without peaks, a request without a formula, elements without scattering
+        factors.
+    """
+    found: list[Solution] = []
+    for some in solve_rounds(pattern, request, model, seed, options=options, progress=progress):
+        found += some
+    return ranked(found)
+
+
+def ranked(solutions: Sequence[Solution]) -> list[Solution]:
+    """The best first: by R_wp with a small penalty on parameters, then by likeness."""
+    return sorted(solutions, key=lambda one: (one.penalised, -one.likeness))
+
+
+def solve_rounds(
+    pattern: Pattern,
+    request: Request,
+    model: ScoreModel | str = "small",
+    seed: int = 0,
+    *,
+    options: SolveOptions | None = None,
+    progress: Progress | None = None,
+) -> Iterator[list[Solution]]:
+    """As :func:`solve`, round by round."""
+    options = options or SolveOptions()
+    if request.formula is None:
+        raise InputError("a pattern is solved for a composition: give a formula")
+    scattering_parameters([SYMBOLS.index(symbol) for symbol in request.elements])
+    target = Target.of(pattern)
+    bins = Bins(target)
+    model = load_model(model) if isinstance(model, str) else model
+    search = _Search(request, model, seed, options)
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2**31,)))
+    done = 0
+    while done < options.samples:
+        count = min(options.round_size, options.samples - done)
+        requests = search.next_requests(count)
+        if not requests:
+            break
+        candidates: list[Candidate] = []
+        begin = done
+        for outcome in sample_batches(
+            requests, model, seed, indices=range(done, done + len(requests)),
+            options=options.sampling,
+        ):  # fmt: skip
+            candidates += outcome.candidates
+            if progress is not None:
+                progress(begin + len(candidates), options.samples)
+        done += len(requests)
+        solutions = examined(sorted(candidates, key=lambda c: c.index), target, bins, rng, options)
+        search.learn(solutions)
+        yield solutions
+        if progress is not None:
+            progress(done, options.samples)
+        if any(is_good(one, options) for one in solutions):
+            break
+
+
+def is_good(solution: Solution, options: SolveOptions) -> bool:
+    """Whether a solution explains the pattern."""
+    return solution.refined is not None and solution.refined.gof <= options.good_gof
+
+
+def examined(
+    candidates: Sequence[Candidate],
+    target: Target,
+    bins: Bins,
+    rng: np.random.Generator,
+    options: SolveOptions,
+) -> list[Solution]:
+    """Candidates with their cells fitted, and the most alike of them refined."""
+    starts: list[tuple[float, Crystal, int]] = []
+    likeness: dict[int, float] = {}
+    for place, candidate in enumerate(candidates):
+        try:
+            cells = fitted_cells(
+                crystal_of(candidate), target, bins, rng, strain=KNOWN if options.cell else 1.0
+            )
+        except InputError:  # no reflection in the range, or far too many
+            continue
+        likeness[place] = cells[0][0]
+        starts += [(score, crystal, place) for score, crystal in cells]
+    starts.sort(key=lambda one: -one[0])
+    best: dict[int, Refined] = {}
+    for _, crystal, place in starts[: options.refined]:
+        refined = refined_or_none(crystal, target, options)
+        if refined is not None and (place not in best or refined.r_wp < best[place].r_wp):
+            best[place] = refined
+    return [
+        Solution(candidate, likeness.get(place, 0.0), best.get(place))
+        for place, candidate in enumerate(candidates)
+    ]
+
+
+def refined_or_none(crystal: Crystal, target: Target, options: SolveOptions) -> Refined | None:
+    """A refinement, given up where the start is hopeless; None where atoms collide or it fails."""
+    try:
+        refined = refine_in_stages(crystal, target, orientation=options.orientation)
+    except (LangevinXtalError, np.linalg.LinAlgError, ValueError):
+        return None
+    if shortest_distance(refined.crystal) < NEAREST * 1.2:
+        return None
+    return refined
+
+
+def shortest_distance(crystal: Crystal) -> float:
+    """Between atoms of a crystal, its images included [Å]."""
+    frac, _ = atoms_of(crystal)
+    shifts = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)
+    delta = frac[None, :] - frac[:, None]
+    delta -= np.rint(delta)
+    vectors = (delta[:, :, None] + shifts) @ crystal.lattice
+    distance = np.linalg.norm(vectors, axis=-1)
+    distance[distance < 1e-6] = np.inf
+    return float(distance.min())
+
+
+def atoms_of(crystal: Crystal) -> tuple[FloatArray, IntArray]:
+    """(N, 3) all atoms of the conventional cell, and (N,) the site of each."""
+    group = SpaceGroup(crystal.group)
+    images = [
+        orbit(point, group.rotations, group.translations, crystal.lattice)[0]
+        for point in crystal.frac
+    ]
+    site = np.repeat(np.arange(len(images)), [len(i) for i in images])
+    return wrap(np.concatenate(images)), site
+
+
+class _Search:
+    """Which settings the next samples are drawn of."""
+
+    def __init__(
+        self, request: Request, model: ScoreModel, seed: int, options: SolveOptions
+    ) -> None:
+        self.request, self.options = request, options
+        self.spread = Spread(request, model, options.spread) if request.is_open else None
+        self.next = 0
+        self.value: dict[Request, float] = {}
+        self.draws: dict[Request, int] = {}
+
+    def next_requests(self, count: int) -> list[Request]:
+        """Concrete requests of the next round."""
+        if self.spread is None:
+            return [self.request] * count
+        paying = sorted(self.value, key=lambda r: -self.value[r] / (1 + 0.1 * self.draws[r]))
+        again = min(count // 2 if self.value else 0, 2 * len(paying))
+        requests: list[Request] = []
+        for k in range(again):
+            requests.append(paying[k // 2])
+        while len(requests) < count:
+            try:
+                request = self.spread[self.next]
+            except RequestError:
+                break
+            self.next += 1
+            with_cell = self._in_cell(request)
+            if with_cell is not None:
+                requests.append(with_cell)
+            elif self.next > MOST_MISFITS:
+                break
+        return requests
+
+    def _in_cell(self, request: Request) -> Request | None:
+        """A setting in the known cell, where there is one; None where it does not fit."""
+        if self.options.cell is None:
+            return request
+        try:
+            return Request(
+                request.space_group,
+                formula=request.formula,
+                z=request.z,
+                assignment=request.assignment,
+                choice=request.choice,
+                lattice=self.options.cell,
+            )
+        except RequestError:
+            return None
+
+    def learn(self, solutions: Sequence[Solution]) -> None:
+        """Note how well the settings of a round did."""
+        for one in solutions:
+            key = one.candidate.request
+            own = one.likeness if one.refined is None else max(one.likeness, 1 - one.r_wp)
+            self.value[key] = max(self.value.get(key, 0.0), own)
+            self.draws[key] = self.draws.get(key, 0) + 1
