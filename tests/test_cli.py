@@ -715,14 +715,14 @@ class TestTrain:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Interrupted in the second member of the proposal: what was done before is kept."""
-        from langevin_xtal.train import starts
+        from langevin_xtal.train import parts
 
         command = [*self.COMMAND, *self.EPOCHS, "--proposal-members", "2", "--out"]
         assert run([*command, str(tmp_path / "whole")]) == 0
         whole = load_model(tmp_path / "whole" / "model.safetensors")
         assert whole.proposal is not None
         assert whole.proposal.config.members == 2
-        genuine, calls = starts.fit_proposal, 0
+        genuine, calls = parts.fit_proposal, 0
 
         def cut(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
@@ -732,21 +732,21 @@ class TestTrain:
             return genuine(*args, **kwargs)
 
         with monkeypatch.context() as patch:
-            patch.setattr(starts, "fit_proposal", cut)
+            patch.setattr(parts, "fit_proposal", cut)
             assert run([*command, str(tmp_path / "cut")]) == 130
         kept = load_model(tmp_path / "cut" / "model.safetensors")
         assert set(kept.parts()) == self.ALL
         assert kept.proposal is not None
         assert kept.proposal.config.members == 1
         for name in ("fit_prior", "fit_ranker", "fit_settings"):
-            monkeypatch.delattr(starts, name)
+            monkeypatch.delattr(parts, name)
         assert run([*command, str(tmp_path / "cut")]) == 0
         again = load_model(tmp_path / "cut" / "model.safetensors")
         assert again.hash == whole.hash
 
     def test_parts_of_init(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Kept with no epochs, and where fits start with some."""
-        from langevin_xtal.train import starts
+        from langevin_xtal.train import parts
 
         assert run([*self.COMMAND, *self.EPOCHS, "--out", str(tmp_path / "a")]) == 0
         path = str(tmp_path / "a" / "model.safetensors")
@@ -758,7 +758,7 @@ class TestTrain:
                 seen[name] = kwargs["init"]
                 return given[name]
 
-            monkeypatch.setattr(starts, f"fit_{name}", fit)
+            monkeypatch.setattr(parts, f"fit_{name}", fit)
         again = [*self.COMMAND, "--init", path, "--out"]
         assert set(given) == self.ALL
         none = [x for name in self.PARTS for x in (f"--{name}-epochs", "0")]
@@ -790,7 +790,7 @@ class TestInfo:
     def test_model(self, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run(["model", "info", str(tiny_path)]) == 0
         out = capsys.readouterr().out
-        assert "ScoreModel(tiny" in out
+        assert "CrystalModel(tiny" in out
         assert '"licence": "CC0-1.0"' in out
 
     def test_models(self, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from langevin_xtal.errors import InputError, RequestError
 from langevin_xtal.text import KEY_VARIABLE, is_address, learn_secret, printable
 
 if TYPE_CHECKING:
-    from langevin_xtal.model.checkpoint import ScoreModel
+    from langevin_xtal.model.checkpoint import CrystalModel
 
 MOST_WORKERS = 1024
 """Processes or threads."""
@@ -211,7 +211,7 @@ def say_settings(groups: str | None) -> None:
         echo(f"Note: {note}", err=True)
 
 
-def say_unknown(elements: Iterable[str], model: ScoreModel) -> None:
+def say_unknown(elements: Iterable[str], model: CrystalModel) -> None:
     """Say which of the elements no training crystal of the model has, where it knows."""
     if model.settings is None:
         return

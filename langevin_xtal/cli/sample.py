@@ -20,7 +20,7 @@ from langevin_xtal.errors import InputError, LangevinXtalError, RequestError
 if TYPE_CHECKING:
     from langevin_xtal.crystal.cell import Cell
     from langevin_xtal.crystal.request import Request
-    from langevin_xtal.model.checkpoint import ScoreModel
+    from langevin_xtal.model.checkpoint import CrystalModel
     from langevin_xtal.sampling.folder import CandidateFolder
     from langevin_xtal.sampling.sample import SampleOptions
     from langevin_xtal.sampling.spread import Spread
@@ -388,7 +388,7 @@ def _parts(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (indices[k : k + size] for k in range(0, len(indices), size))
 
 
-def _drawn(request: Request, model: ScoreModel, seed: int, index: int) -> Request:
+def _drawn(request: Request, model: CrystalModel, seed: int, index: int) -> Request:
     """The request itself, or one drawn for it where it names nothing."""
     from langevin_xtal.sampling.spread import de_novo
 
@@ -454,7 +454,7 @@ def _fitting(asked: Sequence[Any], make: Callable[[Any], Request]) -> list[Reque
 
 
 def _can_start(
-    request: Request, model: ScoreModel, chosen: SampleOptions, spreads: dict[Request, Spread]
+    request: Request, model: CrystalModel, chosen: SampleOptions, spreads: dict[Request, Spread]
 ) -> Request:
     """The request, if a chain of it can start; how its samples are spread is kept in ``spreads``.
 
@@ -481,13 +481,13 @@ def _can_start(
             f"--noise is {request.start.noise:g} Å; model {model.name} knows noise below "
             f"{largest:g} Å, where nothing is left of the structure"
         )
-    told = replace(chosen, start="noise").start_options()
-    start_chains([request], model, stream_keys(0, tensor([0]), tensor([0])), told)
+    from_noise = replace(chosen, start="noise").start_options()
+    start_chains([request], model, stream_keys(0, tensor([0]), tensor([0])), from_noise)
     return request
 
 
 def _summary(
-    folder: CandidateFolder, count: int, attempts: int, model: ScoreModel, seconds: float | None
+    folder: CandidateFolder, count: int, attempts: int, model: CrystalModel, seconds: float | None
 ) -> None:
     rows = [folder.rows[k] for k in sorted(folder.rows) if k < count]
     table = [TABLE, *([row[c] for c in TABLE] for row in rows[:SHOWN])]
