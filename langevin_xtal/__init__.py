@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from langevin_xtal.crystal.request import Request
     from langevin_xtal.evaluation.protocol import evaluate
     from langevin_xtal.export.vasp import export_vasp
-    from langevin_xtal.model.checkpoint import ScoreModel, load_model
+    from langevin_xtal.model.checkpoint import CrystalModel, load_model
     from langevin_xtal.sampling.from_structure import request_from_structure
     from langevin_xtal.sampling.sample import SampleOptions, sample
     from langevin_xtal.sampling.samplers import Ancestral, AnnealedLangevin
@@ -34,7 +34,7 @@ _HOMES = {
     "Campaign": "langevin_xtal.search.campaign",
     "Candidate": "langevin_xtal.crystal.candidate",
     "Request": "langevin_xtal.crystal.request",
-    "ScoreModel": "langevin_xtal.model.checkpoint",
+    "CrystalModel": "langevin_xtal.model.checkpoint",
     "SampleOptions": "langevin_xtal.sampling.sample",
     "SearchSpace": "langevin_xtal.search.space",
     "SpaceGroup": "langevin_xtal.symmetry.groups",
@@ -52,9 +52,9 @@ __all__ = [
     "AnnealedLangevin",
     "Campaign",
     "Candidate",
+    "CrystalModel",
     "Request",
     "SampleOptions",
-    "ScoreModel",
     "SearchSpace",
     "SpaceGroup",
     "__version__",

@@ -11,7 +11,7 @@ that exist, up to the limit of the enumeration and with those of remembered crys
 limit cut off counts as never found. Beside the ranker stand the order of enumeration, how often
 the group's training crystals use such multiplicities, and (``--prior``, on every tenth crystal:
 it is slow) the prior over the positions of given sites that a model holds. Ties count against the
-method. Also told: how long the enumeration takes.
+method. Also shown: how long the enumeration takes.
 
 The third command ranks with a model's ranker and prior as sampling does, with its limits, and
 compares weights of the prior, with and without the memory; on the even and on the odd crystals,
@@ -32,9 +32,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from langevin_xtal.dataset.packed import PackedDataset
-from langevin_xtal.model.assignment import WyckoffPrior
 from langevin_xtal.model.beam import likely_assignments
 from langevin_xtal.model.checkpoint import load_model
+from langevin_xtal.model.prior import WyckoffPrior
 from langevin_xtal.model.ranking import (
     RESCORED,
     AssignmentRanker,
@@ -47,7 +47,7 @@ from langevin_xtal.symmetry.assignments import (
     Assignment,
     assignments,
     count_assignments,
-    renamings,
+    position_permutations,
 )
 from langevin_xtal.symmetry.groups import CRYSTAL_SYSTEMS
 from langevin_xtal.symmetry.wyckoff import table_start, wyckoff_positions
@@ -75,11 +75,11 @@ def main() -> None:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--workers", default=1, show_default=True)
 def fit(data: Path, out: Path, epochs: int, seed: int, workers: int) -> None:
-    def told(epoch: int, loss: float) -> None:
+    def report(epoch: int, loss: float) -> None:
         click.echo(f"epoch {epoch}: {loss:.4f} nats a crystal held out")
 
     crystals = PackedDataset.load(data)
-    ranker = fit_ranker(crystals, seed=seed, epochs=epochs, workers=workers, on_epoch=told)
+    ranker = fit_ranker(crystals, seed=seed, epochs=epochs, workers=workers, on_epoch=report)
     save_ranker(out, ranker)
     click.echo(f"{out}: {out.stat().st_size / 2**20:.2f} MiB")
 
@@ -94,7 +94,7 @@ def measure(data: Path, weights: Path, train: Path | None, model: str | None, ev
     ranker = load_ranker(weights)
     crystals = labelled(PackedDataset.load(data))[::every]
     for number in sorted({c.number for c in crystals}):
-        renamings(number)  # made once, and not part of the time taken
+        position_permutations(number)  # made once, and not part of the time taken
 
     def by_ranker(c: Labelled, found: Sequence[Assignment]) -> NDArray[np.float64]:
         return ranker.log_probabilities(c.number, c.elements, c.counts, found)
@@ -110,19 +110,19 @@ def measure(data: Path, weights: Path, train: Path | None, model: str | None, ev
     for k, crystal in enumerate(tqdm(crystals, desc="ranking", unit=" crystals", disable=None)):
         start = time.process_time()
         enumerated = assignments(crystal.number, crystal.counts)
-        told = list(enumerated)
+        in_order = list(enumerated)
         seconds.append(time.process_time() - start)
         sizes.append(count_assignments(crystal.number, crystal.counts))
         cut += not enumerated.complete
         found, _ = ranker.candidates(crystal.number, crystal.elements, crystal.counts)
-        missing += crystal.assignment not in set(told)
-        remembered += crystal.assignment not in set(told) and crystal.assignment in set(found)
+        missing += crystal.assignment not in set(in_order)
+        remembered += crystal.assignment not in set(in_order) and crystal.assignment in set(found)
         for name, score in methods.items():
             if name == "prior" and k % PRIOR_EVERY:
                 continue
-            mine = found if name == "ranker" else told
+            mine = found if name == "ranker" else in_order
             if name == "prior":
-                mine = list(dict.fromkeys([crystal.assignment, *told[:PRIOR_CANDIDATES]]))
+                mine = list(dict.fromkeys([crystal.assignment, *in_order[:PRIOR_CANDIDATES]]))
             ranks[name].append(_rank(crystal, mine, score))
     _report(crystals, ranks)
     ms, size = np.array(seconds) * 1e3, np.array(sizes)
@@ -170,10 +170,10 @@ def shipped(data: Path, model: str, every: int) -> None:
         for name, (other, weights) in rankers.items():
             values = other.log_probabilities(*asked, found)
             best = np.argsort(-values, kind="stable")[:RESCORED]
-            told = prior.of_assignments(*asked[:2], [found[k] for k in best])
+            by_prior = prior.of_assignments(*asked[:2], [found[k] for k in best])
             for weight in weights:
                 now = values.copy()
-                now[best] = shared_anew(values[best], told, weight)
+                now[best] = shared_anew(values[best], by_prior, weight)
                 key = f"{name}, weight {weight}"
                 if crystal.assignment not in found:
                     ranks[key].append(NEVER)
@@ -196,8 +196,8 @@ def shipped(data: Path, model: str, every: int) -> None:
             mine = np.array(values)[part]
             shares = "".join(f"{(mine < k).mean():9.4f}" for k in (1, 5, 20))
             click.echo(f"{name:28s}{shares}")
-    for name, told in log_p.items():
-        click.echo(f"{name:28s}{np.mean(told):9.4f} log-likelihood where it is found")
+    for name, values_of in log_p.items():
+        click.echo(f"{name:28s}{np.mean(values_of):9.4f} log-likelihood where it is found")
 
 
 def _remembering(ranker: AssignmentRanker, memory: Memory) -> AssignmentRanker:
@@ -235,11 +235,11 @@ def _by_counts(crystals: Sequence[Labelled]) -> Score:
 
 
 def _by_prior(prior: WyckoffPrior) -> Score:
-    """The likeliest of an assignment's renamings, and its sites from special to general."""
+    """The likeliest of an assignment's permutations, and its sites from special to general."""
 
     def score(crystal: Labelled, found: Sequence[Assignment]) -> NDArray[np.float64]:
         first, best = int(table_start()[crystal.number - 1]), None
-        for names in renamings(crystal.number).tolist():
+        for names in position_permutations(crystal.number).tolist():
             turned = [[sorted(names[w] for w in e) for e in a] for a in found]
             values = np.concatenate(
                 [_likelihood(prior, crystal, turned[k : k + 256], first)
@@ -259,13 +259,13 @@ def _likelihood(
     numbers = np.zeros((len(found), sites), dtype=np.int64)
     chosen = np.full((len(found), sites), first, dtype=np.int64)
     for n, assignment in enumerate(found):
-        told = [(z, w) for z, e in zip(crystal.elements, assignment, strict=True) for w in e]
-        numbers[n, : len(told)] = [z for z, _ in told]
-        chosen[n, : len(told)] = [first + w for _, w in told]
+        placed = [(z, w) for z, e in zip(crystal.elements, assignment, strict=True) for w in e]
+        numbers[n, : len(placed)] = [z for z, _ in placed]
+        chosen[n, : len(placed)] = [first + w for _, w in placed]
     group = torch.full((len(found),), crystal.number)
     with torch.inference_mode():
-        told = prior.log_likelihood(group, torch.from_numpy(numbers), torch.from_numpy(chosen))
-    return told.double().numpy()
+        log_p = prior.log_likelihood(group, torch.from_numpy(numbers), torch.from_numpy(chosen))
+    return log_p.double().numpy()
 
 
 def _report(crystals: Sequence[Labelled], ranks: dict[str, list[int]]) -> None:

@@ -522,9 +522,9 @@ class Arena:
             (os.killpg if whole else os.kill)(process.pid, which)
         fault = ""
         try:
-            _, told = process.communicate(timeout=attacks.STOP_SECONDS)
+            _, reported = process.communicate(timeout=attacks.STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            fault, told = "hang", ""
+            fault, reported = "hang", ""
         took = time.monotonic() - began
         while session(process.pid) and time.monotonic() < began + attacks.STOP_SECONDS:
             time.sleep(0.05)
@@ -537,9 +537,9 @@ class Arena:
         if not fault and left:
             fault = f"{len(left)} of {len(alive)} processes are left"
         if not fault and process.returncode not in (0, expected):
-            fault = f"code {process.returncode}: {told[-300:]}"
-        if not fault and "Traceback" in told:
-            fault = f"traceback: {told[-300:]}"
+            fault = f"code {process.returncode}: {reported[-300:]}"
+        if not fault and "Traceback" in reported:
+            fault = f"traceback: {reported[-300:]}"
         self.tally.note(kind, fault and f"{fault} [{number}, {took:.1f} s]")
         return fault
 

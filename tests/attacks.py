@@ -95,9 +95,9 @@ class Tally:
             },
             "slowest_seconds": round(self.seconds, 1),
             "most_mebibytes_beyond_imports": round(self.mebibytes),
-            "failures_told": {
-                kind: [_without_folders(fault) for fault in told]
-                for kind, told in self.faults.items()
+            "failures_reported": {
+                kind: [_without_folders(fault) for fault in reported]
+                for kind, reported in self.faults.items()
             },
         }
 
@@ -290,9 +290,9 @@ def _fault(done: Try, codes: Sequence[int], stopped: bool) -> str:
         return "a password was printed"
     if any(c in done.out + done.err for c in "\x1b\x07\x9b"):
         return "control characters were printed"
-    told = [line for line in done.err.splitlines() if line.startswith("Error: ")]
-    if done.code and len(told) != 1:
-        return f"{len(told)} sentences of an error"
+    reported = [line for line in done.err.splitlines() if line.startswith("Error: ")]
+    if done.code and len(reported) != 1:
+        return f"{len(reported)} sentences of an error"
     return ""
 
 

@@ -20,10 +20,10 @@ from hypothesis import settings
 
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.reference import reference_dataset
-from langevin_xtal.model.assignment import WyckoffPrior
-from langevin_xtal.model.checkpoint import ScoreModel, load_model, save_model
+from langevin_xtal.model.checkpoint import CrystalModel, load_model, save_model
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
+from langevin_xtal.model.prior import WyckoffPrior
 from langevin_xtal.model.proposal import Proposal, ProposalConfig
 from langevin_xtal.model.settings import SettingConfig, SettingModel
 from langevin_xtal.model.statistics import Statistics
@@ -99,12 +99,12 @@ def reference() -> PackedDataset:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(reference: PackedDataset) -> ScoreModel:
+def tiny_model(reference: PackedDataset) -> CrystalModel:
     """See :func:`tiny_score_model`."""
     return tiny_score_model(reference)
 
 
-def tiny_score_model(data: PackedDataset) -> ScoreModel:
+def tiny_score_model(data: PackedDataset) -> CrystalModel:
     """A small network with random weights that moves atoms and cells, but not far."""
     torch.manual_seed(7)
     network = EdgeNetwork(TINY)
@@ -113,11 +113,11 @@ def tiny_score_model(data: PackedDataset) -> ScoreModel:
     statistics = Statistics.of(
         data.group, data.lattice, data.site_start, data.numbers, data.multiplicity
     )
-    return ScoreModel("tiny", network, NoiseLevels(), statistics, {"licence": "CC0-1.0"})
+    return CrystalModel("tiny", network, NoiseLevels(), statistics, {"licence": "CC0-1.0"})
 
 
 @pytest.fixture(scope="session")
-def assigning_model(tiny_model: ScoreModel) -> ScoreModel:
+def assigning_model(tiny_model: CrystalModel) -> CrystalModel:
     """The same with a prior over Wyckoff positions, random too."""
     torch.manual_seed(8)
     prior = WyckoffPrior().eval().requires_grad_(False)
@@ -125,7 +125,7 @@ def assigning_model(tiny_model: ScoreModel) -> ScoreModel:
 
 
 @pytest.fixture(scope="session")
-def proposing_model(assigning_model: ScoreModel) -> ScoreModel:
+def proposing_model(assigning_model: CrystalModel) -> CrystalModel:
     """The same with a proposal of positions and cells, random but for the size of its cells."""
     torch.manual_seed(9)
     proposal = Proposal(ProposalConfig(width=32, layers=1, heads=2)).eval().requires_grad_(False)
@@ -143,14 +143,14 @@ def setting_model(reference: PackedDataset) -> SettingModel:
 
 
 @pytest.fixture(scope="session")
-def open_model(setting_model: SettingModel) -> ScoreModel:
+def open_model(setting_model: SettingModel) -> CrystalModel:
     """A shipped model with that distribution: it answers requests without a group."""
     return dataclasses.replace(load_model("small"), name="open", settings=setting_model)
 
 
 @pytest.fixture(scope="session")
 def tiny_open_path(
-    tiny_model: ScoreModel, setting_model: SettingModel, tmp_path_factory: pytest.TempPathFactory
+    tiny_model: CrystalModel, setting_model: SettingModel, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The small random network with that distribution, in a file."""
     path = tmp_path_factory.mktemp("model") / "tiny-open.safetensors"
@@ -159,7 +159,7 @@ def tiny_open_path(
 
 
 @pytest.fixture(scope="session")
-def tiny_path(tiny_model: ScoreModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_path(tiny_model: CrystalModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model in a file."""
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     save_model(path, tiny_model)

@@ -22,7 +22,7 @@ from langevin_xtal.cli import run
 from langevin_xtal.crystal.request import Request, parse_formula
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import DataError, InputError, RequestError
-from langevin_xtal.model.checkpoint import ScoreModel, load_model, save_model
+from langevin_xtal.model.checkpoint import CrystalModel, load_model, save_model
 from langevin_xtal.sampling.sample import SampleOptions
 from langevin_xtal.sampling.samplers import Ancestral
 from langevin_xtal.sampling.spread import Spread
@@ -39,7 +39,7 @@ QUICK = SampleOptions(batch_size=8, attempts=2, sampler=Ancestral(levels=3))
 
 
 @pytest.fixture(scope="module")
-def model() -> ScoreModel:
+def model() -> CrystalModel:
     """A shipped model that knows the settings of the built-in structure types."""
     small = load_model("small")
     assert small.ranker is not None
@@ -48,12 +48,12 @@ def model() -> ScoreModel:
 
 
 @pytest.fixture(scope="module")
-def blind(model: ScoreModel) -> ScoreModel:
+def blind(model: CrystalModel) -> CrystalModel:
     """The same without."""
     return dataclasses.replace(model, name="blind", settings=None)
 
 
-def space_of(model: ScoreModel, **changes: Any) -> SearchSpace:
+def space_of(model: CrystalModel, **changes: Any) -> SearchSpace:
     return SearchSpace(**({"elements": ["Na", "Cl"], "model": model} | changes))
 
 
@@ -66,7 +66,7 @@ def content(store: Path) -> list[str]:
     return [str(to_json(row)) for row in read_rows(store)]
 
 
-def quick(store: Path, model: ScoreModel, **changes: Any) -> Campaign:
+def quick(store: Path, model: CrystalModel, **changes: Any) -> Campaign:
     options: dict[str, Any] = {"max_samples": 10, "sampling": QUICK, "workers": 1, "seed": 3}
     return Campaign(store, space_of(model), model, **(options | changes))
 
@@ -81,7 +81,7 @@ class TestLikely:
         assert others == list(range(len(others)))
         assert len(some) == int((index + 1) * share)
 
-    def test_a_fifth_explores_as_an_even_search_would(self, model: ScoreModel) -> None:
+    def test_a_fifth_explores_as_an_even_search_would(self, model: CrystalModel) -> None:
         space = space_of(model)
         likely, even = Likely(space, model, 5), Even(space, 5)
         asked = [likely.request(k) for k in range(50)]
@@ -89,7 +89,7 @@ class TestLikely:
         assert explored == [even.request(k) for k in range(10)]
         assert [k for k in range(50) if asked[k].choice is None] == list(range(4, 50, 5))
 
-    def test_the_others_go_in_the_order_of_the_spread(self, model: ScoreModel) -> None:
+    def test_the_others_go_in_the_order_of_the_spread(self, model: CrystalModel) -> None:
         likely = Likely(space_of(model), model, 5)
         spread = Spread(Request(elements=["Na", "Cl"]), model)
         asked = [r for r in map(likely.request, range(40)) if r.choice is not None]
@@ -98,20 +98,20 @@ class TestLikely:
         assert 0 in ranks[:5]
         assert "NaCl" in {r.formula for r in asked}
 
-    def test_any_order_of_asking_gives_the_same(self, model: ScoreModel) -> None:
+    def test_any_order_of_asking_gives_the_same(self, model: CrystalModel) -> None:
         one, other = (Likely(space_of(model), model, 1, subsystems=0.0) for _ in range(2))
         order = np.random.default_rng(0).permutation(30)
         shuffled = {int(k): plain(one.request(int(k))) for k in order}
         assert [shuffled[k] for k in range(30)] == [plain(other.request(k)) for k in range(30)]
 
-    def test_all_or_nothing_explores(self, model: ScoreModel) -> None:
+    def test_all_or_nothing_explores(self, model: CrystalModel) -> None:
         space = space_of(model, space_groups=[221, 225])
         even = Even(space, 2)
         nothing, everything = (Likely(space, model, 2, explore=share) for share in (0.0, 1.0))
         assert all(nothing.request(k).choice is not None for k in range(20))
         assert [everything.request(k) for k in range(20)] == [even.request(k) for k in range(20)]
 
-    def test_groups_narrow_where_they_are_named(self, model: ScoreModel) -> None:
+    def test_groups_narrow_where_they_are_named(self, model: CrystalModel) -> None:
         common = set(space_of(model).groups)
         free = Likely(space_of(model, elements=["Ca", "F"]), model, 0, explore=0.0)
         groups = {free.request(k).space_group.number for k in range(60)}
@@ -119,7 +119,7 @@ class TestLikely:
         named = Likely(space_of(model, space_groups="225,221"), model, 0, explore=0.3)
         assert {named.request(k).space_group.number for k in range(40)} == {221, 225}
 
-    def test_sites_and_atoms_are_limited_where_asked_for(self, model: ScoreModel) -> None:
+    def test_sites_and_atoms_are_limited_where_asked_for(self, model: CrystalModel) -> None:
         free = Likely(space_of(model), model, 0, explore=0.0)
         asked = [free.request(k) for k in range(80)]
         assert max(sites(r) for r in asked) > 3
@@ -129,7 +129,7 @@ class TestLikely:
         assert max(sites(r) for r in asked) <= 3
         assert max(sum(r.counts.values()) for r in asked) <= 8
 
-    def test_formulas_take_turns(self, model: ScoreModel) -> None:
+    def test_formulas_take_turns(self, model: CrystalModel) -> None:
         space = SearchSpace(formulas=["NaCl", "NaCl3"], model=model)
         likely = Likely(space, model, 0, explore=0.0)
         asked = [likely.request(k) for k in range(20)]
@@ -140,19 +140,19 @@ class TestLikely:
         likely = Likely(some, model, 0, explore=0.0)
         assert [likely.request(k).z for k in range(6)] == [4, 8] * 3
 
-    def test_all_formulas_stay_small(self, model: ScoreModel) -> None:
+    def test_all_formulas_stay_small(self, model: CrystalModel) -> None:
         space = space_of(model, elements=["Ca", "Ti", "O"], formulas="all", max_formula_atoms=5)
         likely = Likely(space, model, 0, explore=0.0)
         formulas = {likely.request(k).formula for k in range(40)}
         assert max(sum(parse_formula(str(f)).values()) for f in formulas) <= 5
         assert "CaTiO3" in formulas
 
-    def test_a_formula_beyond_24_atoms(self, model: ScoreModel) -> None:
+    def test_a_formula_beyond_24_atoms(self, model: CrystalModel) -> None:
         # four formula units of 7 atoms: an even search before 0.6 knew no such cell
         space = SearchSpace(formulas=["LiFePO4"], space_groups=[62], model=model)
         assert [(r.space_group.number, r.z) for r in space] == [(62, 4)]
 
-    def test_subsystems(self, model: ScoreModel) -> None:
+    def test_subsystems(self, model: CrystalModel) -> None:
         space = space_of(model, elements=["Ca", "Ti", "O"])
         likely = Likely(space, model, 0, explore=0.2, subsystems=0.25)
         asked = [likely.request(k) for k in range(100)]
@@ -163,7 +163,7 @@ class TestLikely:
         assert set(pairs) <= every
         assert max(pairs.values()) - min(pairs.values()) <= 1
 
-    def test_nothing_fits(self, model: ScoreModel, tmp_path: Path) -> None:
+    def test_nothing_fits(self, model: CrystalModel, tmp_path: Path) -> None:
         space, store = space_of(model, space_groups=[225]), tmp_path / "s.db"
         with pytest.raises(RequestError, match="fit none of the space groups"):
             Likely(space, model, 0, max_atoms=1).request(0)
@@ -171,7 +171,7 @@ class TestLikely:
             Campaign(store, space, model, filters=FilterOptions(max_atoms=1)).run()
         assert not store.exists()
 
-    def test_why_even(self, model: ScoreModel, blind: ScoreModel) -> None:
+    def test_why_even(self, model: CrystalModel, blind: CrystalModel) -> None:
         assert not why_even(space_of(model), model)
         assert "blind does not know" in why_even(space_of(model), blind)
         assert "has Lr" in why_even(space_of(model, elements=["Na", "Lr"]), model)
@@ -188,7 +188,7 @@ def sites(request: Request) -> int:
 
 
 class TestCampaign:
-    def test_stopped_grown_and_shared(self, model: ScoreModel, tmp_path: Path) -> None:
+    def test_stopped_grown_and_shared(self, model: CrystalModel, tmp_path: Path) -> None:
         whole, grown = tmp_path / "whole.db", tmp_path / "grown.db"
         quick(whole, model).run()
         quick(grown, model, max_samples=3).run()
@@ -213,7 +213,7 @@ class TestCampaign:
                 assert worker.exitcode == 0
             assert content(shared) == content(whole)
 
-    def test_probability_and_rank_are_kept(self, model: ScoreModel, tmp_path: Path) -> None:
+    def test_probability_and_rank_are_kept(self, model: CrystalModel, tmp_path: Path) -> None:
         campaign = quick(tmp_path / "s.db", model)
         campaign.run()
         allocation = campaign.plan.allocation
@@ -235,7 +235,7 @@ class TestCampaign:
             assert pandas.isna(line.setting_rank) if rank is None else line.setting_rank == rank
 
     def test_without_settings_it_is_even(
-        self, model: ScoreModel, blind: ScoreModel, tmp_path: Path
+        self, model: CrystalModel, blind: CrystalModel, tmp_path: Path
     ) -> None:
         campaign = quick(tmp_path / "blind.db", blind, samples_per_request=2)
         assert campaign.remark == (
@@ -249,7 +249,7 @@ class TestCampaign:
             assert campaign.plan.request(k) == even.plan.request(k) == asked
         assert not quick(tmp_path / "s.db", model).remark
 
-    def test_how_many(self, model: ScoreModel, tmp_path: Path) -> None:
+    def test_how_many(self, model: CrystalModel, tmp_path: Path) -> None:
         def total(**options: Any) -> int:
             return quick(tmp_path / "s.db", model, **({"max_samples": None} | options)).plan.total
 
@@ -262,7 +262,7 @@ class TestCampaign:
         assert total(allocate="even", samples_per_request=2, max_samples=5) == 5
 
     def test_another_allocation_is_another_campaign(
-        self, model: ScoreModel, tmp_path: Path
+        self, model: CrystalModel, tmp_path: Path
     ) -> None:
         store = tmp_path / "s.db"
         quick(store, model, max_samples=2).run()
@@ -277,7 +277,7 @@ class TestCampaign:
         with pytest.raises(DataError, match='likely_groups is "all"'):
             Campaign(store, named, model, max_samples=2, sampling=QUICK, seed=3).run()
 
-    def test_bad_options(self, model: ScoreModel, tmp_path: Path) -> None:
+    def test_bad_options(self, model: CrystalModel, tmp_path: Path) -> None:
         for changes, message in (
             ({"allocate": "best"}, "allocate is 'best'"),
             ({"explore": 1.5}, "explore is 1.5"),
@@ -287,15 +287,15 @@ class TestCampaign:
             with pytest.raises(InputError, match=message):
                 quick(tmp_path / "s.db", model, **changes)
 
-    def test_command(self, model: ScoreModel, tmp_path: Path, capsys: Any) -> None:
+    def test_command(self, model: CrystalModel, tmp_path: Path, capsys: Any) -> None:
         path, store = tmp_path / "settled.safetensors", tmp_path / "s.db"
         save_model(path, model)
         asked = ["search", "--elements", "Na,Cl", "--max-samples", "5", "--levels", "4",
                  "--workers", "1", "--model", str(path), "--out", str(store)]  # fmt: skip
         assert run(asked) == 0
-        told = capsys.readouterr().out
-        assert "5 candidates, most of them at likely settings in any space group" in told
-        assert "  setting" in told
+        reported = capsys.readouterr().out
+        assert "5 candidates, most of them at likely settings in any space group" in reported
+        assert "  setting" in reported
         assert sum("setting_rank" in row.provenance for row in read_rows(store)) == 4
         assert run([*asked, "--allocate", "even"]) == 2
         assert "its allocate is" in capsys.readouterr().err

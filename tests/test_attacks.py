@@ -40,9 +40,9 @@ def arena(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def without_faults(arena: Arena) -> Iterator[None]:
     """Each test leaves the tally without a fault."""
     yield
-    told = arena.tally.faults
+    reported = arena.tally.faults
     arena.tally.faults = {}
-    assert not told
+    assert not reported
 
 
 @pytest.mark.parametrize("kind", QUICK)

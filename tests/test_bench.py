@@ -23,7 +23,7 @@ from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.diffusion import losses, noising
 from langevin_xtal.errors import InputError
 from langevin_xtal.graph import available
-from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.model.network import EdgeNetwork
 from langevin_xtal.report import bench as measuring
 from langevin_xtal.report.bench import (
@@ -47,7 +47,7 @@ FEW = Ancestral(levels=4)
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """Time that passes when it is asked to."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -66,7 +66,7 @@ def small(reference: PackedDataset) -> PackedDataset:
 
 
 @pytest.fixture(scope="module")
-def report(tiny_model: ScoreModel, small: PackedDataset) -> dict[str, Any]:
+def report(tiny_model: CrystalModel, small: PackedDataset) -> dict[str, Any]:
     """All stages."""
     return measure(tiny_model, small, batch_size=6, repeat=3, threads=1, sampler=FEW, device="cpu")
 
@@ -215,7 +215,7 @@ class TestMeasuring:
         assert after.bytes < large.bytes - 0.9 * size
 
     def test_rates_of_training(
-        self, tiny_model: ScoreModel, small: PackedDataset, monkeypatch: pytest.MonkeyPatch
+        self, tiny_model: CrystalModel, small: PackedDataset, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Steps that take a quarter of a second on a clock of our own."""
         clock = Clock()
@@ -262,7 +262,7 @@ class TestMeasuring:
 
 class TestReport:
     def test_is_json_with_its_surroundings(
-        self, report: dict[str, Any], tiny_model: ScoreModel, small: PackedDataset
+        self, report: dict[str, Any], tiny_model: CrystalModel, small: PackedDataset
     ) -> None:
         assert json.loads(json.dumps(report)) == report
         assert report["langevin_xtal"] == __version__
@@ -315,7 +315,7 @@ class TestReport:
             assert ratio == pytest.approx(each)
 
     def test_stages_are_those_asked_for(
-        self, tiny_model: ScoreModel, small: PackedDataset
+        self, tiny_model: CrystalModel, small: PackedDataset
     ) -> None:
         seen: list[tuple[int, int]] = []
         report = measure(
@@ -349,7 +349,7 @@ class TestReport:
     )
     def test_bad_input(
         self,
-        tiny_model: ScoreModel,
+        tiny_model: CrystalModel,
         small: PackedDataset,
         changes: dict[str, Any],
         message: str,
@@ -357,7 +357,7 @@ class TestReport:
         with pytest.raises(InputError, match=message):
             measure(tiny_model, small, **({"device": "cpu"} | changes))
 
-    def test_no_crystals(self, tiny_model: ScoreModel, small: PackedDataset) -> None:
+    def test_no_crystals(self, tiny_model: CrystalModel, small: PackedDataset) -> None:
         with pytest.raises(InputError, match="no crystals"):
             measure(tiny_model, small.select([]), device="cpu")
 
@@ -505,7 +505,7 @@ class TestRoofline:
         limits = measure_limits("cpu", passes, clock)
         assert limits == Limits(flops=2 * 1024**3 / 0.5, bandwidth=8 * 2**26 / 0.5)
 
-    def test_profile(self, tiny_model: ScoreModel, small: PackedDataset) -> None:
+    def test_profile(self, tiny_model: CrystalModel, small: PackedDataset) -> None:
         found = measure(
             tiny_model,
             small,

@@ -24,7 +24,7 @@ from langevin_xtal.model.checkpoint import (
     HEADER,
     HEADER_CHECKSUM,
     MODEL_FORMAT,
-    ScoreModel,
+    CrystalModel,
     config_from_dict,
     load_model,
     read_tensors,
@@ -60,7 +60,7 @@ def refusal(path: Path) -> str:
     return text
 
 
-def test_round_trip(tiny_model: ScoreModel, tiny_path: Path) -> None:
+def test_round_trip(tiny_model: CrystalModel, tiny_path: Path) -> None:
     loaded = load_model(tiny_path)
     assert loaded.name == "tiny"
     assert loaded.hash == tiny_model.hash
@@ -86,7 +86,7 @@ def test_saving_what_was_loaded_gives_the_same_file(tiny_path: Path, tmp_path: P
 
 
 def test_the_prior_comes_back(
-    tiny_model: ScoreModel, assigning_model: ScoreModel, tmp_path: Path
+    tiny_model: CrystalModel, assigning_model: CrystalModel, tmp_path: Path
 ) -> None:
     path = tmp_path / "m.safetensors"
     save_model(path, assigning_model)
@@ -102,7 +102,7 @@ def test_the_prior_comes_back(
 
 
 def test_the_proposal_comes_back(
-    proposing_model: ScoreModel, assigning_model: ScoreModel, tmp_path: Path
+    proposing_model: CrystalModel, assigning_model: CrystalModel, tmp_path: Path
 ) -> None:
     path = tmp_path / "m.safetensors"
     save_model(path, proposing_model)
@@ -119,7 +119,7 @@ def test_the_proposal_comes_back(
     assert not loaded.proposal.training
 
 
-def test_who_may_read_a_model(tiny_model: ScoreModel, tmp_path: Path) -> None:
+def test_who_may_read_a_model(tiny_model: CrystalModel, tmp_path: Path) -> None:
     """As of any file the user writes."""
     save_model(tmp_path / "m.safetensors", tiny_model)
     (tmp_path / "other").write_text("")
@@ -128,7 +128,7 @@ def test_who_may_read_a_model(tiny_model: ScoreModel, tmp_path: Path) -> None:
 
 
 def test_several_proposals_come_back_in_half_the_space(
-    proposing_model: ScoreModel, tmp_path: Path
+    proposing_model: CrystalModel, tmp_path: Path
 ) -> None:
     """Where half precision holds their weights; to the last bit, and with the same hash."""
     one = proposing_model.proposal
@@ -167,7 +167,7 @@ def test_several_proposals_come_back_in_half_the_space(
     ],
 )
 def test_configuration_of_the_proposal(
-    proposing_model: ScoreModel, tmp_path: Path, changes: dict[str, Any], words: str
+    proposing_model: CrystalModel, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     path = tmp_path / "m.safetensors"
     save_model(path, proposing_model)
@@ -198,7 +198,7 @@ def test_hash_is_of_names_and_values() -> None:
     assert weights_hash({"a": torch.ones(2, 3).T}) == weights_hash({"a": torch.ones(3, 2)})
 
 
-def test_loaded_and_kept_models_sample_alike(tiny_model: ScoreModel, tiny_path: Path) -> None:
+def test_loaded_and_kept_models_sample_alike(tiny_model: CrystalModel, tiny_path: Path) -> None:
     from langevin_xtal.sampling.sample import SampleOptions
     from langevin_xtal.sampling.samplers import Ancestral
 
@@ -230,7 +230,9 @@ def test_truncated_by_a_byte_or_grown(tiny_path: Path, tmp_path: Path) -> None:
         assert "truncated or not a safetensors file" in refusal(path)
 
 
-def test_flipped_bytes_never_pass(tiny_model: ScoreModel, tiny_path: Path, tmp_path: Path) -> None:
+def test_flipped_bytes_never_pass(
+    tiny_model: CrystalModel, tiny_path: Path, tmp_path: Path
+) -> None:
     """A damaged header is refused, or harmless; damaged numbers are always refused."""
     data = tiny_path.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
@@ -378,14 +380,14 @@ class TestWhatElseDecides:
         assert changed.hash == sound.hash
         assert changed.settings_hash != sound.settings_hash
 
-    def test_statistics_count(self, tiny_model: ScoreModel) -> None:
+    def test_statistics_count(self, tiny_model: CrystalModel) -> None:
         tables = {k: np.array(v) for k, v in vars(tiny_model.statistics).items()}
         name = [*tables][-1]  # volumes per atom
         tables[name] = tables[name] * 0.75
         other = dataclasses.replace(tiny_model, statistics=Statistics(**tables))
         assert other.settings_hash != tiny_model.settings_hash
 
-    def test_it_comes_back(self, proposing_model: ScoreModel, tmp_path: Path) -> None:
+    def test_it_comes_back(self, proposing_model: CrystalModel, tmp_path: Path) -> None:
         save_model(tmp_path / "a.safetensors", proposing_model)
         assert (
             load_model(tmp_path / "a.safetensors").settings_hash == proposing_model.settings_hash
@@ -488,7 +490,7 @@ class TestConfigurations:
 
 
 class TestStatistics:
-    def test_probabilities(self, tiny_model: ScoreModel) -> None:
+    def test_probabilities(self, tiny_model: CrystalModel) -> None:
         s = tiny_model.statistics
         for table in (s.sites_by_group, s.sites_by_element, s.sites[None]):
             np.testing.assert_allclose(table.sum(1), 1.0, atol=1e-12)
@@ -498,7 +500,7 @@ class TestStatistics:
             assert p.sum() == pytest.approx(1.0)
             assert (p > 0).all()
 
-    def test_multiplicities_and_volumes(self, tiny_model: ScoreModel) -> None:
+    def test_multiplicities_and_volumes(self, tiny_model: CrystalModel) -> None:
         from langevin_xtal.symmetry import SpaceGroup
 
         s = tiny_model.statistics

@@ -126,8 +126,8 @@ class TestText:
             "_space_group_IT_number   225",
             "_space_group_name_H-M_alt   'Fm-3m'",
             "1 'x,y,z'",
-            "Na1 Na 4 0.0000000000 0.0000000000 0.0000000000 1",
-            "Cl2 Cl 4 0.5000000000 0.5000000000 0.5000000000 1",
+            "Na1 Na 4 a 0.0000000000 0.0000000000 0.0000000000 1",
+            "Cl2 Cl 4 b 0.5000000000 0.5000000000 0.5000000000 1",
         ):
             assert line in lines
         operations = [line for line in lines if re.fullmatch(r"\d+ '.*'", line)]

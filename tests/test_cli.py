@@ -12,12 +12,15 @@ from typing import Any
 import ase
 import ase.io
 import click
+import gemmi
 import numpy as np
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Lattice, Structure
 from safetensors.torch import save_file
 from torch import ones
 
@@ -210,6 +213,28 @@ class TestBadRequests:
             (["--sites", "Cu:1", "--sg", "62", "--fix-sites", "Cu:0,0,0;Cu:0,0,1/2"], "1 Cu"),
             (["--formula", "Cu", "--sg", "225", "--fix-sites", "Cu:.1,.2,.3"], "beside the fixed"),
             (["--elements", "Cu", "--sg", "62", "--fix-sites", "Cu:0,0,0"], "--fix-sites"),
+            (["--sites", "Cu:1", "--sg", "62", "--setting", "2"], "--setting"),
+            (
+                ["--sites", "Cu:1", "--sg", "227", "--fix-sites", "Cu:0,0,0", "--setting", "3"],
+                "give one of 1, 2",
+            ),
+            (
+                ["--sites", "Cu:1", "--sg", "14", "--fix-lattice", "5,6,7", "--setting", "P21/n"],
+                "lengths and angles",
+            ),
+            (
+                [
+                    "--sites",
+                    "Cu:1",
+                    "--sg",
+                    "166",
+                    "--fix-lattice",
+                    "5,5,7,90,90,120",
+                    "--setting",
+                    "R",
+                ],
+                "not the shape",
+            ),
             (["--elements", "Cu", "--sg", "62", "--start", "zero"], "zero"),
             (["--elements", "Cu", "--sg", "62", "--proposals", "0"], "--proposals"),
             (["--elements", "Cu", "--sg", "62", "--proposal-noise", "0"], "--proposal-noise"),
@@ -536,7 +561,9 @@ class TestExact:
         for row in table(tmp_path):
             assert row["request"] == "Cu2KSi, Z = 4, in Pnma (62)"
             sizes = dict(zip(*[iter(row["sites"].split())] * 2, strict=True))
-            totals = {s: sum(map(int, text.split("+"))) for s, text in sizes.items()}
+            totals = {s: sum(int(w[:-1]) for w in text.split("+")) for s, text in sizes.items()}
+            names = set(row["sites"].replace("+", " ").split())
+            assert names <= {"Cu", "K", "Si", "4a", "4b", "4c", "8d"}
             assert totals == {"Cu": 8, "K": 4, "Si": 4}
 
     def test_each_group_has_its_own_z(self, sampled: Any, tmp_path: Path, capsys: Any) -> None:
@@ -575,6 +602,44 @@ class TestExact:
             gap -= np.rint(gap)
             assert np.abs(gap).max(axis=1).min() < 1e-6
 
+    def test_fixed_cell_and_site_of_another_setting(self, sampled: Any, tmp_path: Path) -> None:
+        """P21/n: the fixed atoms are those that gemmi's operations of it make."""
+        cell, point = (5.1, 6.2, 7.3, 90.0, 103.0, 90.0), np.array([0.1, 0.2, 0.7])
+        arguments = ["--sites", "Si:1,O:1", "--sg", "14", "--n", "1", "--format", "xyz"]
+        arguments += ["--fix-lattice", ",".join(map(str, cell)), "--fix-sites", "Si:.1,1/5,-0.3"]
+        sampled(tmp_path, *arguments, "--setting", "P21/n")
+        (found,) = self.atoms(tmp_path)
+        operations = gemmi.find_spacegroup_by_name("P 1 21/n 1").operations()
+        there = Structure(
+            Lattice.from_parameters(*cell),
+            ["Si"] * 4,
+            [operation.apply_to_xyz(point.tolist()) for operation in operations],
+        )
+        silicon = found[found.numbers == 14]
+        here = Structure(Lattice(silicon.cell.array), ["Si"] * 4, silicon.get_scaled_positions())
+        assert here.volume == pytest.approx(there.volume, rel=1e-6)
+        matcher = StructureMatcher(scale=False, primitive_cell=False, ltol=1e-4, angle_tol=0.01)
+        largest = matcher.get_rms_dist(here, there)
+        assert largest is not None
+        assert largest[1] < 1e-4
+        assert not np.allclose(silicon.cell.cellpar(), cell, atol=0.1)
+
+    def test_fixed_site_of_the_other_origin(
+        self, tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """8a is at (1/8, 1/8, 1/8) in choice 2 of Fd-3m, and at the origin here."""
+        command = ["sample", "--model", str(tiny_path), "--out", str(tmp_path), *LEVELS, *LOOSE]
+        command += ["--sites", "Si:1", "--sg", "227", "--n", "1", "--fix-lattice", "5.4,5.4,5.4"]
+        assert run([*command, "--fix-sites", "Si:1/8,1/8,1/8", "--setting", "2"]) == 0
+        note = "Note: transformed from F d -3 m (227, choice 2) to F d -3 m (227, choice 1)\n"
+        assert note in capsys.readouterr().err
+        (row,) = table(tmp_path)
+        assert row["sites"] == "Si 8a"
+        assert "\nSi1 Si 8 a " in (tmp_path / row["file"]).read_text()
+        found = Structure.from_file(tmp_path / row["file"])
+        nearest = min(n.nn_distance for n in found.get_neighbors(found[0], 3.0))
+        assert nearest == pytest.approx(5.4 * 3**0.5 / 4, abs=1e-6)
+
     def test_fixed_site_of_a_formula(self, sampled: Any, tmp_path: Path) -> None:
         arguments = ["--formula", "NaCl", "--sg", "225", "--n", "2", "--format", "xyz"]
         sampled(tmp_path, *arguments, "--fix-sites", "Na:1/2,1/2,1/2")
@@ -600,7 +665,7 @@ class TestFromStructure:
         printed = sampled(out, "--from-structure", str(rutile), "--noise", "0.05", "--n", "4")
         assert "4 of 4" in printed
         for row in table(out):
-            assert (row["formula"], row["group"], row["sites"]) == ("TiO2", "136", "Ti 2 O 4")
+            assert (row["formula"], row["group"], row["sites"]) == ("TiO2", "136", "Ti 2a O 4f")
         record = json.loads((out / "run.json").read_text())
         assert record["noise"] == 0.05
         assert record["groups"] == [136]
@@ -614,7 +679,7 @@ class TestFromStructure:
         out = tmp_path / "out"
         sampled(out, "--from-structure", str(rutile), "--sg", "1", "--noise", "0.1", "--n", "2")
         for row in table(out):
-            assert row["sites"] == "Ti 1+1 O 1+1+1+1"
+            assert row["sites"] == "Ti 1a+1a O 1a+1a+1a+1a"
 
     def test_another_structure_is_another_run(
         self, sampled: Any, refused: Any, tiny_path: Path, rutile: Path, tmp_path: Path
@@ -715,14 +780,14 @@ class TestTrain:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Interrupted in the second member of the proposal: what was done before is kept."""
-        from langevin_xtal.train import starts
+        from langevin_xtal.train import parts
 
         command = [*self.COMMAND, *self.EPOCHS, "--proposal-members", "2", "--out"]
         assert run([*command, str(tmp_path / "whole")]) == 0
         whole = load_model(tmp_path / "whole" / "model.safetensors")
         assert whole.proposal is not None
         assert whole.proposal.config.members == 2
-        genuine, calls = starts.fit_proposal, 0
+        genuine, calls = parts.fit_proposal, 0
 
         def cut(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
@@ -732,21 +797,21 @@ class TestTrain:
             return genuine(*args, **kwargs)
 
         with monkeypatch.context() as patch:
-            patch.setattr(starts, "fit_proposal", cut)
+            patch.setattr(parts, "fit_proposal", cut)
             assert run([*command, str(tmp_path / "cut")]) == 130
         kept = load_model(tmp_path / "cut" / "model.safetensors")
         assert set(kept.parts()) == self.ALL
         assert kept.proposal is not None
         assert kept.proposal.config.members == 1
         for name in ("fit_prior", "fit_ranker", "fit_settings"):
-            monkeypatch.delattr(starts, name)
+            monkeypatch.delattr(parts, name)
         assert run([*command, str(tmp_path / "cut")]) == 0
         again = load_model(tmp_path / "cut" / "model.safetensors")
         assert again.hash == whole.hash
 
     def test_parts_of_init(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Kept with no epochs, and where fits start with some."""
-        from langevin_xtal.train import starts
+        from langevin_xtal.train import parts
 
         assert run([*self.COMMAND, *self.EPOCHS, "--out", str(tmp_path / "a")]) == 0
         path = str(tmp_path / "a" / "model.safetensors")
@@ -758,7 +823,7 @@ class TestTrain:
                 seen[name] = kwargs["init"]
                 return given[name]
 
-            monkeypatch.setattr(starts, f"fit_{name}", fit)
+            monkeypatch.setattr(parts, f"fit_{name}", fit)
         again = [*self.COMMAND, "--init", path, "--out"]
         assert set(given) == self.ALL
         none = [x for name in self.PARTS for x in (f"--{name}-epochs", "0")]
@@ -790,7 +855,7 @@ class TestInfo:
     def test_model(self, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run(["model", "info", str(tiny_path)]) == 0
         out = capsys.readouterr().out
-        assert "ScoreModel(tiny" in out
+        assert "CrystalModel(tiny" in out
         assert '"licence": "CC0-1.0"' in out
 
     def test_models(self, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.sampling.sample import SampleOptions
 from langevin_xtal.sampling.samplers import Ancestral, AnnealedLangevin
 from langevin_xtal.train.loop import TrainConfig
-from langevin_xtal.train.starts import PARTS
+from langevin_xtal.train.parts import PARTS
 
 
 def parsed(command: click.Command, *arguments: str) -> dict[str, Any]:

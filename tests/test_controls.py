@@ -46,7 +46,7 @@ from langevin_xtal.evaluation.targets import (
     predict,
     predict_trial,
 )
-from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.sampling.postprocess import PostprocessConfig
 from langevin_xtal.sampling.sample import SampleOptions
 from langevin_xtal.sampling.samplers import Ancestral
@@ -141,8 +141,14 @@ class TestTargets:
     def test_request_tells_elements_sites_and_group(self, reference: PackedDataset) -> None:
         request = target(reference, "olivine").request()
         assert str(request) == "O:3,Mg:2,Si:1 in Pnma (62)"
-        told = (request.positions, request.formula, request.lattice, request.start, request.fixed)
-        assert told == (None, None, None, None, ())
+        known_to_model = (
+            request.positions,
+            request.formula,
+            request.lattice,
+            request.start,
+            request.fixed,
+        )
+        assert known_to_model == (None, None, None, None, ())
 
     def test_cell_is_the_primitive_one(self, targets: list[Target]) -> None:
         for t in targets:
@@ -162,7 +168,7 @@ class TestPredict:
         return choose_targets(data, None, groups=EVERY, seed=1)
 
     @pytest.fixture(scope="class")
-    def two_trials(self, five: list[Target], tiny_model: ScoreModel) -> StructureSet:
+    def two_trials(self, five: list[Target], tiny_model: CrystalModel) -> StructureSet:
         return predict(five, tiny_model, trials=2, seed=5, options=options())
 
     def test_ids_and_groups(self, five: list[Target], two_trials: StructureSet) -> None:
@@ -176,7 +182,7 @@ class TestPredict:
             assert set(numbers.tolist()) == set(t.numbers.tolist())
 
     def test_one_trial_is_the_first_of_two(
-        self, five: list[Target], tiny_model: ScoreModel, two_trials: StructureSet
+        self, five: list[Target], tiny_model: CrystalModel, two_trials: StructureSet
     ) -> None:
         one = predict(five, tiny_model, trials=1, seed=5, options=options())
         first = two_trials.select([split_id(name)[1] == 0 for name in two_trials.ids])
@@ -185,7 +191,7 @@ class TestPredict:
         assert not np.array_equal(first.lattice, second.lattice)
 
     def test_streams(
-        self, five: list[Target], tiny_model: ScoreModel, two_trials: StructureSet
+        self, five: list[Target], tiny_model: CrystalModel, two_trials: StructureSet
     ) -> None:
         """The second trial is what a list of all requests, twice, would have given."""
         found = lx.sample([t.request() for t in five] * 2, tiny_model, 5, options=options())
@@ -201,7 +207,7 @@ class TestPredict:
             assert reduced_formula(numbers) == reduced_formula(atoms)
 
     def test_parts_and_resuming(
-        self, five: list[Target], tiny_model: ScoreModel, two_trials: StructureSet
+        self, five: list[Target], tiny_model: CrystalModel, two_trials: StructureSet
     ) -> None:
         parts: dict[int, StructureSet] = {}
         seen: list[tuple[int, int]] = []
@@ -224,10 +230,10 @@ class TestPredict:
         assert join("parts", [parts[0], again]).label == "parts"
 
     def test_rejected_requests_are_missing_with_their_reason(
-        self, five: list[Target], tiny_model: ScoreModel
+        self, five: list[Target], tiny_model: CrystalModel
     ) -> None:
-        crowded = options(postprocess=PostprocessConfig(min_distance=100.0))
-        made = predict(five, tiny_model, options=crowded)
+        overlapping = options(postprocess=PostprocessConfig(min_distance=100.0))
+        made = predict(five, tiny_model, options=overlapping)
         assert len(made) == 0
         assert made.attempted == 5
         reasons = [m.reason for m in made.missing if "tenorite" not in m.id]
@@ -235,7 +241,7 @@ class TestPredict:
         assert all(text.startswith("overlap: ") for text in reasons)
 
     def test_the_last_reason_counts(
-        self, five: list[Target], tiny_model: ScoreModel, monkeypatch: pytest.MonkeyPatch
+        self, five: list[Target], tiny_model: CrystalModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from langevin_xtal.sampling import sample
         from langevin_xtal.sampling.postprocess import Rejection
@@ -253,7 +259,7 @@ class TestPredict:
         made = predict_trial(five[:2], tiny_model, 3)
         assert {m.reason for m in made.missing if "tenorite" not in m.id} == {"attempt 2"}
 
-    def test_no_trial(self, five: list[Target], tiny_model: ScoreModel) -> None:
+    def test_no_trial(self, five: list[Target], tiny_model: CrystalModel) -> None:
         with pytest.raises(InputError, match="0 trials"):
             predict(five, tiny_model, trials=0)
 
@@ -542,7 +548,7 @@ class TestNearestTemplate:
         assert MATCHER.fit(first, to_structure(t.cell()))
         assert second.composition.reduced_formula != "CaHfF3"
 
-    def test_only_what_a_model_is_told(
+    def test_only_what_a_model_is_given(
         self, reference: PackedDataset, targets: list[Target]
     ) -> None:
         """Letters, formula, coordinates and cell of the target change nothing."""
@@ -566,11 +572,11 @@ class TestNearestTemplate:
         training = named(reference, "nickel aluminide", "Cu3Au")
         new = renamed(named(reference, "Cu3Au"), {"Cu": "Ni", "Au": "Al"})
         (t,) = choose_targets(new, None)
-        told = nearest_template([t], training, workers=1)
+        known_to_model = nearest_template([t], training, workers=1)
         ceiling = nearest_template([t], training, with_letters=True, workers=1)
-        assert told.formulas == ("Al1 Ni1",)
+        assert known_to_model.formulas == ("Al1 Ni1",)
         assert ceiling.formulas == ("Al1 Ni3",)
-        assert told.label != ceiling.label
+        assert known_to_model.label != ceiling.label
         none = nearest_template([t], training.select([0]), with_letters=True, workers=1)
         assert none.missing[0].reason == "no training crystal of this group and site pattern"
 

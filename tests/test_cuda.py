@@ -18,7 +18,7 @@ from langevin_xtal.diffusion.noising import Noised, NoisingConfig, noise_batch
 from langevin_xtal.graph import CrystalArrays, GraphSettings, build_multigraph, torch_builder
 from langevin_xtal.graph.batch import GraphBatch, make_batch
 from langevin_xtal.graph.snapping import all_operations
-from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import SIZES, EdgeNetwork
 from langevin_xtal.model.scores import lattice_noise, position_noise
@@ -121,7 +121,7 @@ def noised_on(reference: PackedDataset, device: str, target: str) -> Noised:
 
 
 @pytest.mark.parametrize("target", ["orbit", "plain"])
-def test_noising(reference: PackedDataset, tiny_model: ScoreModel, target: str) -> None:
+def test_noising(reference: PackedDataset, tiny_model: CrystalModel, target: str) -> None:
     """Noise, targets and losses are those of the CPU, made on the device."""
     on_host, on_device = (noised_on(reference, d, target) for d in ("cpu", DEVICE))
     assert on_device.graph.vec.device.type == DEVICE
@@ -241,7 +241,7 @@ class TestSampling:
     OPTIONS = SampleOptions(sampler=Ancestral(levels=10), batch_size=4)
 
     @pytest.fixture(scope="class")
-    def found(self, assigning_model: ScoreModel) -> list[Candidate]:
+    def found(self, assigning_model: CrystalModel) -> list[Candidate]:
         pytest.importorskip("spglib", reason="finished structures are checked with it")
         return sample(self.REQUESTS, assigning_model, 11, device=DEVICE, options=self.OPTIONS)
 
@@ -259,7 +259,7 @@ class TestSampling:
             )
 
     def test_the_same_seed_gives_the_same(
-        self, found: list[Candidate], assigning_model: ScoreModel
+        self, found: list[Candidate], assigning_model: CrystalModel
     ) -> None:
         again = sample(self.REQUESTS, assigning_model, 11, device=DEVICE, options=self.OPTIONS)
         assert [c.index for c in again] == [c.index for c in found]
@@ -269,7 +269,7 @@ class TestSampling:
 
     @pytest.mark.parametrize("size", [1, 5])
     def test_whatever_the_batch_size(
-        self, found: list[Candidate], assigning_model: ScoreModel, size: int
+        self, found: list[Candidate], assigning_model: CrystalModel, size: int
     ) -> None:
         options = dataclasses.replace(self.OPTIONS, batch_size=size)
         again = sample(self.REQUESTS, assigning_model, 11, device=DEVICE, options=options)
@@ -278,7 +278,7 @@ class TestSampling:
             np.testing.assert_allclose(a.frac @ a.lattice, b.frac @ b.lattice, atol=1e-3)
 
 
-def test_starts_are_those_of_the_cpu(proposing_model: ScoreModel) -> None:
+def test_starts_are_those_of_the_cpu(proposing_model: CrystalModel) -> None:
     """Proposals are drawn there, in float64: the same numbers but for a last bit."""
     keys = stream_keys(3, torch.arange(15), torch.zeros(15, dtype=torch.int64))
     asked, options = TestSampling.REQUESTS * 3, SampleOptions(proposals=2).start_options()
@@ -291,7 +291,7 @@ def test_starts_are_those_of_the_cpu(proposing_model: ScoreModel) -> None:
         np.testing.assert_allclose(a.coordinates, b.coordinates, atol=1e-5)
 
 
-def test_bench(tiny_model: ScoreModel, reference: PackedDataset) -> None:
+def test_bench(tiny_model: CrystalModel, reference: PackedDataset) -> None:
     pytest.importorskip("spglib", reason="finished structures are checked with it")
     small = reference.select(np.flatnonzero(reference.site_counts <= 3)[:12])
     stages = ("graph", "train", "sample", "profile")

@@ -28,7 +28,7 @@ from langevin_xtal.diffusion.noising import Builder, Noised, NoisingConfig, nois
 from langevin_xtal.errors import InputError
 from langevin_xtal.graph.batch import GraphBatch
 from langevin_xtal.graph.snapping import all_operations
-from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import SIZES, EdgeNetwork
 from langevin_xtal.model.proposal import Proposal, ProposalConfig
@@ -252,7 +252,7 @@ class TestNothingStaysBehind:
 
     def test_sampling(
         self,
-        proposing_model: ScoreModel,
+        proposing_model: CrystalModel,
         reference: PackedDataset,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
@@ -281,7 +281,7 @@ class TestNothingStaysBehind:
         assert torch.equal(here[1], there[1])
 
     def test_fitting_a_proposal(
-        self, reference: PackedDataset, tiny_model: ScoreModel, monkeypatch: pytest.MonkeyPatch
+        self, reference: PackedDataset, tiny_model: CrystalModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """An epoch there, and the choice of variants, as on the CPU."""
         monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
@@ -396,7 +396,7 @@ class TestPrecision:
         assert last["bf16"] == pytest.approx(last["float32"], rel=0.05)
         assert last["bf16"] < rows["bf16"][0].position + rows["bf16"][0].lattice
 
-    def test_only_products_round(self, reference: PackedDataset, tiny_model: ScoreModel) -> None:
+    def test_only_products_round(self, reference: PackedDataset, tiny_model: CrystalModel) -> None:
         batch = noised(reference, "host")
         exact = denoising_losses(tiny_model.network, batch)
         rounded = denoising_losses(tiny_model.network, batch, precision="bf16")
@@ -479,7 +479,7 @@ class TestSession:
         assert json.loads((tmp_path / "bench.json").read_text()) == {"one": {"rate": 2.0}}
 
     def test_sampling_goes_without_checks(
-        self, script: dict[str, Any], assigning_model: ScoreModel, reference: PackedDataset
+        self, script: dict[str, Any], assigning_model: CrystalModel, reference: PackedDataset
     ) -> None:
         small = reference.select(np.flatnonzero(reference.site_counts <= 3)[:4])
         found = script["chains"](assigning_model, small, 4, "cpu")["structures_per_second"]

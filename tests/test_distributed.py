@@ -22,7 +22,7 @@ from langevin_xtal.diffusion.losses import denoising_losses
 from langevin_xtal.diffusion.noising import Noised, NoisingConfig, noise_batch
 from langevin_xtal.errors import InputError, LangevinXtalError
 from langevin_xtal.graph.snapping import all_operations
-from langevin_xtal.model.checkpoint import ScoreModel, load_model, read_tensors
+from langevin_xtal.model.checkpoint import CrystalModel, load_model, read_tensors
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.train import fit, loop
 from langevin_xtal.train.distributed import Team, join, part_of_total
@@ -101,7 +101,7 @@ class TestShares:
 
     @pytest.mark.parametrize("size", [1, 2, 3, 11])
     def test_of_a_batch_have_the_losses_of_its_crystals(
-        self, tiny_model: ScoreModel, size: int
+        self, tiny_model: CrystalModel, size: int
     ) -> None:
         whole = denoising_losses(tiny_model.network, noised())
         shares = [Team(rank, size).share(11) for rank in range(size)]
@@ -123,7 +123,7 @@ class TestShares:
             together = torch.cat([getattr(part, name) for part in parts])
             torch.testing.assert_close(together, getattr(whole, name), rtol=1e-5, atol=1e-6)
 
-    def test_a_batch_without_a_noised_lattice(self, tiny_model: ScoreModel) -> None:
+    def test_a_batch_without_a_noised_lattice(self, tiny_model: CrystalModel) -> None:
         batch = noised()
         clean = dataclasses.replace(batch, lattice_used=torch.zeros_like(batch.lattice_used))
         losses = denoising_losses(tiny_model.network, clean)

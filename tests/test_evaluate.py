@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from langevin_xtal.evaluation.targets import (
     choose_targets,
     predict,
 )
-from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.sampling.sample import SampleOptions
 from langevin_xtal.symmetry.assignments import assignments
 from langevin_xtal.symmetry.wyckoff import wyckoff_positions
@@ -262,8 +261,8 @@ class TestFormats:
         assert summary["match_1"] == pytest.approx(3 / 5)
         with pytest.raises(InputError, match="no crystal 'nobody'"):
             reference_targets(known, [found], [*names, "nobody"])
-        stranger = StructureSet.of("x", [found.cell(0)], ["mine"])
-        assert reference_targets(known, [stranger]) == []
+        unknown = StructureSet.of("x", [found.cell(0)], ["mine"])
+        assert reference_targets(known, [unknown]) == []
 
     def test_no_structures(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="does not exist"):
@@ -321,7 +320,7 @@ class TestCandidates:
 
 
 class TestModes:
-    """What a model is told of a target, and that it keeps to it."""
+    """What a model is given of a target, and that it keeps to it."""
 
     @pytest.fixture(scope="class")
     def targets(self, reference: PackedDataset) -> list[Target]:
@@ -348,7 +347,7 @@ class TestModes:
             assert request.formula is None
             assert sorted(request.numbers) == sorted(t.numbers.tolist())
 
-    def test_unknown_mode(self, targets: list[Target], tiny_model: ScoreModel) -> None:
+    def test_unknown_mode(self, targets: list[Target], tiny_model: CrystalModel) -> None:
         with pytest.raises(InputError, match="'cell' is not known"):
             targets[0].request("cell")  # type: ignore[arg-type]
 
@@ -359,7 +358,7 @@ class TestModes:
             assert sum(table[w].freedom for w in t.positions) == t.freedom
 
     def test_predictions_have_the_formula(
-        self, targets: list[Target], tiny_model: ScoreModel
+        self, targets: list[Target], tiny_model: CrystalModel
     ) -> None:
         options = SampleOptions(sampler=lx.Ancestral(levels=3), workers=1, attempts=2)
         some = [t for t in targets if t.multiplicity.sum() <= 12][::4]
@@ -375,24 +374,20 @@ class TestModes:
             assert made.group[k] == t.group.number
 
     def test_the_true_assignment_is_among_those_ranked(
-        self, targets: list[Target], tiny_model: ScoreModel
+        self, targets: list[Target], tiny_model: CrystalModel
     ) -> None:
         some = targets[::3]
         ranks = assignment_ranks(some, tiny_model)
         assert (ranks >= 0).all()
         for t, rank in zip(some, ranks.tolist(), strict=True):
-            told = list(assignments(t.group.number, list(t.counts().values())))
-            assert t.assignment() in told
-            assert rank < len(told)
+            listed = list(assignments(t.group.number, list(t.counts().values())))
+            assert t.assignment() in listed
+            assert rank < len(listed)
             # without a ranker, few sites come first
-            fewer = sum(sum(map(len, a)) < len(t.numbers) for a in told)
-            assert fewer <= rank <= sum(sum(map(len, a)) <= len(t.numbers) for a in told)
+            fewer = sum(sum(map(len, a)) < len(t.numbers) for a in listed)
+            assert fewer <= rank <= sum(sum(map(len, a)) <= len(t.numbers) for a in listed)
 
     def test_letters(self, targets: list[Target]) -> None:
-        if "positions" not in inspect.signature(lx.Request).parameters:
-            with pytest.raises(InputError, match="cannot be told Wyckoff positions"):
-                targets[0].request("letters")
-            return
         for t in targets:
             request = t.request("letters")
             mine = zip(t.numbers.tolist(), t.positions, strict=True)
@@ -404,7 +399,7 @@ class TestCommand:
     def test_formula_mode(
         self, reference: PackedDataset, tiny_path: Path, tmp_path: Path, capsys: Any
     ) -> None:
-        """Groups 1 to 15 take part, formulas are right, the ranking is told."""
+        """Groups 1 to 15 take part, formulas are right, the ranking is shown."""
         small = reference.select(np.flatnonzero(reference.atom_counts <= 8))
         assert (small.group < 16).any()
         small.save(tmp_path / "small.lxd")
@@ -416,7 +411,7 @@ class TestCommand:
         ]  # fmt: skip
         assert run(arguments) == 0
         printed = " ".join(capsys.readouterr().out.split())
-        assert "told of each target: formula, formula units" in printed
+        assert "given of each target: formula, formula units" in printed
         assert "the true one is ranked first for" in printed
         stored = json.loads((tmp_path / "out" / "evaluation.json").read_text())
         assert stored["settings"]["mode"] == "formula"

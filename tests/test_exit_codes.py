@@ -1,4 +1,4 @@
-"""One table of exit codes, and the cases that are easily told wrongly."""
+"""One table of exit codes, and the cases that are easily wrong."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ DOCS = Path(__file__).parents[1] / "docs" / "promises.rst"
 
 def test_the_table_is_documented() -> None:
     text = DOCS.read_text(encoding="utf-8")
-    told = {int(code) for code in re.findall(r"^(\d+)  +\S", text, re.MULTILINE)}
-    assert told == set(EXIT_CODES)
+    reported = {int(code) for code in re.findall(r"^(\d+)  +\S", text, re.MULTILINE)}
+    assert reported == set(EXIT_CODES)
     assert set(EXIT_CODES) == {0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM}
 
 
@@ -106,9 +106,9 @@ class TestServers:
     def test_one_that_was_never_there(self, capsys: Any) -> None:
         pytest.importorskip("psycopg2")
         assert run(["report", "postgresql://me:secret-word@localhost:1/db"]) == 2
-        told = capsys.readouterr().err
-        assert "cannot be used" in told
-        assert "secret-word" not in told
+        reported = capsys.readouterr().err
+        assert "cannot be used" in reported
+        assert "secret-word" not in reported
 
     def test_one_that_is_lost(self) -> None:
         psycopg2 = pytest.importorskip("psycopg2")
@@ -150,9 +150,9 @@ class TestDisks:
         line = ["search", "--elements", "Cu,Au", "--max-samples", "3", "--sg", "225"]
         more = ["--model", str(tiny_path), "--out", str(tmp_path / "s.db"), "--levels", "2"]
         assert run([*line, *more, "--workers", "1"]) == 0
-        told = capsys.readouterr().err
-        assert told.count("Warning: ") == 1
-        assert "going on without it" in told
+        reported = capsys.readouterr().err
+        assert reported.count("Warning: ") == 1
+        assert "going on without it" in reported
 
     def test_a_locked_store(self, tmp_path: Path) -> None:
         path = tmp_path / "s.db"
@@ -174,8 +174,8 @@ def test_workers_that_are_not_started(tmp_path: Path, capsys: Any) -> None:
     line = ["relax", str(tmp_path / "cu.cif"), str(tmp_path / "cu2.cif"), "--out", out]
     more = ["--potential", POTENTIAL, "--cache", str(tmp_path / "cache"), "--workers"]
     assert run([*line, *more, "64"]) == 0
-    told = capsys.readouterr().err
-    assert "1 of 64 processes are started: one more pays for every 8 structures" in told
+    reported = capsys.readouterr().err
+    assert "1 of 64 processes are started: one more pays for every 8 structures" in reported
     assert run([*line, *more, "1"]) == 0
     assert "processes" not in capsys.readouterr().err
     assert os.listdir(out)

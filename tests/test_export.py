@@ -242,7 +242,7 @@ class TestVasp:
         with pytest.raises(InputError, match="--incar"):
             read_incar_tag(text)
 
-    def test_an_unknown_tag_is_told(self, rock_salt: Entry, tmp_path: Path) -> None:
+    def test_an_unknown_tag_is_reported(self, rock_salt: Entry, tmp_path: Path) -> None:
         manifest = export_vasp([rock_salt], tmp_path, overrides={"ENCTU": 600, "NSW": 5})
         assert [n for n in manifest.notes if "ENCTU" in n]
         assert not [n for n in manifest.notes if "NSW" in n]
@@ -656,7 +656,7 @@ class TestJobs:
         assert Path((folder / "where.txt").read_text().strip()) == folder.resolve()
         assert [p.parent.name for p in tmp_path.rglob("finished")] == [folder.name]
 
-    def test_finished_folders_are_skipped_and_failed_ones_told(
+    def test_finished_folders_are_skipped_and_failed_ones_reported(
         self, three: list[Entry], tmp_path: Path
     ) -> None:
         export_vasp(three, tmp_path, command="echo x >> log; false; echo more >> log")
@@ -782,7 +782,7 @@ class TestEspresso:
         assert data["electrons"]["conv_thr"] == 1e-8
         assert "mixing_beta" not in data["electrons"]
 
-    def test_missing_pseudopotentials_are_told(self, rock_salt: Entry, tmp_path: Path) -> None:
+    def test_missing_pseudopotentials_are_reported(self, rock_salt: Entry, tmp_path: Path) -> None:
         pseudo = tmp_path / "pseudo"
         pseudo.mkdir()
         (pseudo / "Na.upf").write_text("")

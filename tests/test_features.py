@@ -627,9 +627,9 @@ class TestSpareCache:
         else:
             folder.mkdir()
             (folder / FILE).write_bytes(b"not a database, but long enough to look at" * 9)
-        with pytest.warns(LangevinXtalWarning, match=r"going on without it$") as told:
+        with pytest.warns(LangevinXtalWarning, match=r"going on without it$") as reported:
             cache = SpareCache(folder)
-        assert len(told) == 1
+        assert len(reported) == 1
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # once is enough
             cache.put("a", {"k": np.arange(2.0)})

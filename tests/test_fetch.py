@@ -69,13 +69,13 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    told = Server({f"/{name}": TEXT for name in ("train.csv", "val.csv", "test.csv")})
-    running = ThreadingHTTPServer(("127.0.0.1", 0), told.handler())
-    told.address = f"http://127.0.0.1:{running.server_port}/"
+    stand_in = Server({f"/{name}": TEXT for name in ("train.csv", "val.csv", "test.csv")})
+    running = ThreadingHTTPServer(("127.0.0.1", 0), stand_in.handler())
+    stand_in.address = f"http://127.0.0.1:{running.server_port}/"
     monkeypatch.setattr(fetch, "MP20", tuple(Split(split.name, 50) for split in fetch.MP20))
     thread = Thread(target=running.serve_forever, daemon=True)
     thread.start()
-    yield told
+    yield stand_in
     running.shutdown()
     thread.join()
     running.server_close()
@@ -221,11 +221,11 @@ class TestMaterialsProject:
     def test_fetched_and_packed(self, project: type[FakeProject], tmp_path: Path) -> None:
         out = tmp_path / "x/mp.csv"
         project.broken_at = 3
-        told: dict[str, Any] = {"elements": ["K", "Cu"], "max_atoms": 4, "client": project}
+        stand_in: dict[str, Any] = {"elements": ["K", "Cu"], "max_atoms": 4, "client": project}
         with pytest.raises(LangevinXtalError, match="cannot be reached"):
-            fetch_materials_project(out, "good", **told)
+            fetch_materials_project(out, "good", **stand_in)
         project.broken_at = 0
-        assert fetch_materials_project(out, "good", **told) == 3
+        assert fetch_materials_project(out, "good", **stand_in) == 3
         assert [q["num_sites"] for q in project.asked] == [(n, n) for n in (1, 2, 3, 4)]
         assert project.asked[0]["chemsys"] == ["Cu", "K", "Cu-K"]
         assert project.asked[0]["energy_above_hull"] == (0.0, 0.1)

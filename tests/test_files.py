@@ -123,7 +123,7 @@ class TestReplacing:
 
     @needs_fork
     def test_a_full_disk_is_named_and_left_clean(self, tmp_path: Path) -> None:
-        path, told = tmp_path / "a", tmp_path / "told"
+        path, reported = tmp_path / "a", tmp_path / "report"
         path.write_text("old")
 
         def work() -> None:
@@ -131,12 +131,12 @@ class TestReplacing:
             try:
                 write_text(path, "x" * 5000)
             except OSError as error:
-                told.write_text(f"{error.errno} {error.filename}")
+                reported.write_text(f"{error.errno} {error.filename}")
 
         forked(work).join()
-        assert told.read_text() == f"{errno.EFBIG} {path}"
+        assert reported.read_text() == f"{errno.EFBIG} {path}"
         assert path.read_text() == "old"
-        assert names(tmp_path) == ["a", "told"]
+        assert names(tmp_path) == ["a", "report"]
 
     def test_an_error_within_keeps_its_own_name(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "a"):

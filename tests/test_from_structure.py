@@ -22,7 +22,7 @@ from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import DataError, InputError, RequestError
 from langevin_xtal.evaluation.structures import StructureSet
-from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.sampling.chain import Chains
 from langevin_xtal.sampling.from_structure import (
     on_representative,
@@ -192,7 +192,7 @@ class TestRequest:
 
 class TestStart:
     def test_no_noise_to_speak_of_gives_the_structure(
-        self, crystals: StructureSet, tiny_model: ScoreModel
+        self, crystals: StructureSet, tiny_model: CrystalModel
     ) -> None:
         """What chains start from is the structure moved by the noise, and not further."""
         requests = [request_from_structure(crystals.structure(k), noise=0.06)
@@ -213,7 +213,7 @@ class TestStart:
             fixed = [table[w].freedom == 0 for w in given.positions]
             assert moved[fixed].max(initial=0.0) < 1e-12
 
-    def test_given_cell_is_kept(self, tiny_model: ScoreModel) -> None:
+    def test_given_cell_is_kept(self, tiny_model: CrystalModel) -> None:
         request = request_from_structure(PEROVSKITE, lattice=(4.0, 4.0, 4.0), noise=0.1)
         options = SampleOptions(sampler=lx.Ancestral(levels=3), workers=1)
         (candidate,) = lx.sample([request], tiny_model, options=options)

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from langevin_xtal.cli.data import data as command
-from langevin_xtal.dataset.join import TWIN_VOLUME, join, split, twins
+from langevin_xtal.dataset.join import NEAR_VOLUME, join, near_duplicates, split
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import DataError, InputError
@@ -44,20 +44,20 @@ def test_nothing_to_join() -> None:
         join([])
 
 
-class TestTwins:
-    def test_a_set_is_its_own_twin(self, crystals: PackedDataset) -> None:
-        assert twins(crystals, crystals).all()
+class TestNearDuplicates:
+    def test_a_set_is_its_own_near_duplicate(self, crystals: PackedDataset) -> None:
+        assert near_duplicates(crystals, crystals).all()
 
     def test_volume_decides(self, crystals: PackedDataset) -> None:
         one = crystals.select([0])
-        for factor, expected in ((1 + 0.9 * TWIN_VOLUME, True), (1 + 1.5 * TWIN_VOLUME, False)):
+        for factor, expected in ((1 + 0.9 * NEAR_VOLUME, True), (1 + 1.5 * NEAR_VOLUME, False)):
             swollen = replace(one, lattice=one.lattice * factor ** (1 / 3))
-            assert twins(swollen, one).tolist() == [expected]
+            assert near_duplicates(swollen, one).tolist() == [expected]
 
-    def test_another_element_is_no_twin(self, crystals: PackedDataset) -> None:
+    def test_another_element_is_no_near_duplicate(self, crystals: PackedDataset) -> None:
         one = crystals.select([0])
         other = replace(one, numbers=np.where(one.numbers == one.numbers[0], 118, one.numbers))
-        assert not twins(other, one).any()
+        assert not near_duplicates(other, one).any()
 
 
 class TestSplit:
@@ -65,8 +65,8 @@ class TestSplit:
         twice = join([crystals, crystals])
         rest, others = split(twice, 20, seed=3)
         assert len(others) == 20
-        assert not twins(rest, others).any()
-        left = ~twins(crystals, others)
+        assert not near_duplicates(rest, others).any()
+        left = ~near_duplicates(crystals, others)
         assert sorted(rest.id.tolist()) == sorted(2 * crystals.id[left].tolist())
         assert split(twice, 20, seed=3)[1] == others
         assert split(twice, 20, seed=4)[1] != others
@@ -89,7 +89,7 @@ class TestSplit:
         assert result.exit_code == 0, result.output
         rest, others = PackedDataset.load(c), PackedDataset.load(b)
         left = len(crystals) - len(rest) - 10
-        assert f"10 crystals in {b}, {len(rest)} in {c}; {left} with a twin" in result.output
+        assert f"10 crystals in {b}, {len(rest)} in {c}; {left} near-duplicates" in result.output
         assert (rest, others) == split(crystals, 10)
         refused = CliRunner().invoke(command, [*arguments, str(a)])
         assert isinstance(refused.exception, InputError)
@@ -105,4 +105,4 @@ def test_command(crystals: PackedDataset, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert PackedDataset.load(out) == crystals.select(range(6))
     assert "6 crystals" in result.output
-    assert "4 with a twin" in result.output
+    assert "4 near-duplicates" in result.output

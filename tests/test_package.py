@@ -43,6 +43,9 @@ LAYERS = [
 ]
 """Each layer imports those above it only, never its own neighbours."""
 
+EXTRAS = ("screen", "evaluate", "mp", "postgres", "pyg", "cluster", "sevennet")
+"""Whose packages the code imports."""
+
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 
@@ -208,12 +211,7 @@ class TestMetadata:
 
         declared = names(setup["options"]["install_requires"])
         options = setup["options.extras_require"]
-        extras = {
-            n
-            for extra in ("screen", "evaluate", "mp", "postgres", "pyg", "cluster", "sevennet",
-                          *FAMILIES)  # fmt: skip
-            for n in names(options[extra])
-        }
+        extras = {n for extra in (*EXTRAS, *FAMILIES) for n in names(options[extra])}
         extras = {n.replace("-", "_") for n in extras if "[" not in n}
         # named otherwise where they are imported
         extras = extras - {"psycopg2_binary", "mace_torch"} | {"psycopg2", "mace"}

@@ -8,7 +8,7 @@ from ase.spacegroup import crystal as ase_crystal
 
 from langevin_xtal.crystal.candidate import SYMPRECS, Candidate
 from langevin_xtal.crystal.request import Request
-from langevin_xtal.model.assignment import covalent_radii
+from langevin_xtal.model.prior import covalent_radii
 from langevin_xtal.sampling.expansion import nearest_pair
 from langevin_xtal.sampling.postprocess import (
     FRACTIONS,
@@ -225,7 +225,7 @@ class TestSupergroups:
         assert c.detected[1e-2] == 221
         assert c.is_supergroup
 
-    def test_tolerances_are_told_apart(self) -> None:
+    def test_tolerances_are_distinguished(self) -> None:
         shifted = [[0, 0, 0.004], [0, 0, 0.5]]
         config = PostprocessConfig(merge=0.01)
         c = candidate(Request(107, {"Na": 1, "Cl": 1}), shifted, np.diag([4.4, 4.4, 5.66]), config)

@@ -444,7 +444,7 @@ def test_npz_without_a_field(tmp_path: Path) -> None:
 @given(text=st.text(max_size=300))
 @settings(max_examples=60, deadline=None)
 def test_any_text_as_cif(text: str) -> None:
-    """A CIF is data from strangers: it is read or rejected, nothing else."""
+    """A CIF is untrusted data: it is read or rejected, nothing else."""
     _, result, _ = module._judge(Record("x", "data_x\n_atom_site_label\n" + text, parse_cif), 0.01)
     assert isinstance(result, (RejectError, AsymmetricUnit))
 

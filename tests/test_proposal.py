@@ -17,8 +17,8 @@ from torch import Tensor
 
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError
-from langevin_xtal.model.assignment import element_rank
-from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.checkpoint import CrystalModel
+from langevin_xtal.model.prior import element_rank
 from langevin_xtal.model.proposal import (
     BINS,
     COMPONENTS,
@@ -48,14 +48,14 @@ from langevin_xtal.symmetry.description import EDGE, describe, smallest_labels
 from langevin_xtal.symmetry.frames import frames
 from langevin_xtal.symmetry.lattice import fixed_coordinates
 from langevin_xtal.symmetry.wyckoff import shift_vectors, table_start, wyckoff_positions
-from langevin_xtal.train.assignments import site_positions
+from langevin_xtal.train.parts import PartEpochs, fit_parts
+from langevin_xtal.train.prior import site_positions
 from langevin_xtal.train.proposals import (
     describe_dataset,
     describe_variants,
     fit_proposal,
     likeliest_variants,
 )
-from langevin_xtal.train.starts import StartEpochs, fit_starts
 from tests.crystals import random_lattice
 
 CASES: list[tuple[int, list[int], list[int]]] = [
@@ -75,7 +75,7 @@ CASES: list[tuple[int, list[int], list[int]]] = [
 
 
 @pytest.fixture(scope="module")
-def proposal(proposing_model: ScoreModel) -> Proposal:
+def proposal(proposing_model: CrystalModel) -> Proposal:
     """With random weights, large enough that its distributions are far from uniform."""
     torch.manual_seed(4)
     found = Proposal(ProposalConfig(width=32, layers=1, heads=2)).eval().requires_grad_(False)
@@ -85,7 +85,7 @@ def proposal(proposing_model: ScoreModel) -> Proposal:
 
 
 @pytest.fixture(scope="module")
-def statistics(tiny_model: ScoreModel) -> Statistics:
+def statistics(tiny_model: CrystalModel) -> Statistics:
     return tiny_model.statistics
 
 
@@ -122,7 +122,9 @@ def drawn_with(
     return found
 
 
-def told(statistics: Statistics, group: int, numbers: Sequence[int], found: Draw) -> Descriptions:
+def described_draw(
+    statistics: Statistics, group: int, numbers: Sequence[int], found: Draw
+) -> Descriptions:
     """A draw as a description: sites in canonical order, with their parameters and lattice."""
     order = np.lexsort((found.positions, element_rank()[list(numbers)]))
     table = wyckoff_positions(group)
@@ -229,7 +231,10 @@ def test_padding_changes_no_lattice(proposal, statistics):
 def with_and_without_padding(proposal: Proposal, statistics: Statistics) -> list[list[Tensor]]:
     """Log-likelihoods of three crystals in one batch, one by one, and of two picked."""
     cases = [c for c in CASES if c[0] in (62, 225, 2)]
-    each = [told(statistics, g, z, drawn(proposal, statistics, (g, z, w))) for g, z, w in cases]
+    each = [
+        described_draw(statistics, g, z, drawn(proposal, statistics, (g, z, w)))
+        for g, z, w in cases
+    ]
     positions = [(d.rows[0] - table_start()[int(d.group) - 1]).tolist() for d in each]
     numbers = [d.numbers[0].numpy() for d in each]
     together = padded([int(d.group) for d in each], numbers, positions, statistics)
@@ -250,7 +255,7 @@ def with_and_without_padding(proposal: Proposal, statistics: Statistics) -> list
 def test_sites_do_not_look_ahead(proposal, statistics):
     """A parameter's distribution depends on those before it, in the order of the description."""
     group, numbers, _ = CASES[0]
-    d = told(statistics, group, numbers, drawn(proposal, statistics, CASES[0]))
+    d = described_draw(statistics, group, numbers, drawn(proposal, statistics, CASES[0]))
     bins = []
     for late in (0.1, 0.7):
         d.values[0, 2] = late
@@ -270,7 +275,7 @@ def test_log_likelihood_of_draws(proposal, statistics, case, temperature):
     """What a draw says of itself is what the distribution says of it."""
     for seed in range(3):
         found = drawn(proposal, statistics, case, seed, temperature)
-        d = told(statistics, case[0], case[1], found)
+        d = described_draw(statistics, case[0], case[1], found)
         with torch.inference_mode():
             places, lattice = proposal.log_likelihood(d)
         expected = float(places) + float(lattice)
@@ -444,7 +449,7 @@ class TestMembers:
     def test_factors_are_means(self, several, statistics, case):
         """The likelihood of a draw, factor by factor from what each member says of it."""
         found = drawn(several, statistics, case, 1)
-        d = told(statistics, case[0], case[1], found)
+        d = described_draw(statistics, case[0], case[1], found)
         factors, lattices = [], []
         with torch.inference_mode():
             for member in several.members():
@@ -490,7 +495,7 @@ def test_cold_draws_are_the_likeliest_bins(proposal, statistics, case):
     for other in cold[1:]:
         np.testing.assert_allclose(other.frac, cold[0].frac, atol=1e-12)
         np.testing.assert_allclose(other.coordinates, cold[0].coordinates, atol=1e-2)
-    d = told(statistics, group, numbers, cold[0])
+    d = described_draw(statistics, group, numbers, cold[0])
     everywhere = torch.nonzero(d.used[0])
     for n, (s, k) in enumerate(everywhere.tolist()):
         tried = d.pick(torch.zeros(BINS, dtype=torch.int64))
@@ -536,7 +541,7 @@ def test_the_lattice_follows_its_normals(proposal, statistics):
     for value in (-1.0, 0.0, 2.0):
         normals = torch.full((6,), value, dtype=torch.float64)
         found = drawn_with(proposal, statistics, CASES[2], uniforms, normals, 0.5)
-        features.append(told(statistics, group, numbers, found).lattice[0].numpy()[free])
+        features.append(described_draw(statistics, group, numbers, found).lattice[0].numpy()[free])
     low, mean, high = features
     np.testing.assert_allclose(high - mean, 2 * (mean - low), atol=2e-3)
     assert (mean - low > 0).all()
@@ -598,7 +603,7 @@ def test_datasets_are_described_crystal_by_crystal(small, described, statistics)
         assert images == small.multiplicity[own][alone.order].tolist()
 
 
-def test_variants_are_told_crystal_by_crystal(small, described, statistics):
+def test_variants_are_described_crystal_by_crystal(small, described, statistics):
     found, owner = describe_variants(small, statistics, most=3, workers=1)
     first = np.unique(owner, return_index=True)[1]
     assert owner.tolist() == sorted(owner.tolist())
@@ -655,10 +660,12 @@ def test_given_weights_are_fitted_anew(described):
 
 def test_more_members_than_were_given(small, statistics):
     given = Proposal(ProposalConfig(width=16, layers=1, heads=2))
-    epochs = StartEpochs(prior=0, ranker=0, proposal=1, members=2)
-    told = list(fit_starts(small, statistics, epochs, {}, init={"proposal": given}))
-    assert [name for name, _ in told] == ["proposal", "proposal"]
-    assert told[-1][1].config == dataclasses.replace(given.config, members=2, frames=True)
+    epochs = PartEpochs(prior=0, ranker=0, proposal=1, members=2)
+    described_draw = list(fit_parts(small, statistics, epochs, {}, init={"proposal": given}))
+    assert [name for name, _ in described_draw] == ["proposal", "proposal"]
+    assert described_draw[-1][1].config == dataclasses.replace(
+        given.config, members=2, frames=True
+    )
 
 
 def test_fitting_learns_and_is_repeatable(described):

@@ -16,9 +16,9 @@ from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import CheckpointError, InputError
 from langevin_xtal.model import ranking as module
-from langevin_xtal.model.assignment import PriorConfig, WyckoffPrior
 from langevin_xtal.model.beam import likely_assignments
 from langevin_xtal.model.checkpoint import write_tensors
+from langevin_xtal.model.prior import PriorConfig, WyckoffPrior
 from langevin_xtal.model.ranking import (
     AssignmentRanker,
     Memory,
@@ -29,7 +29,7 @@ from langevin_xtal.model.ranking import (
     remember,
     template_of,
 )
-from langevin_xtal.symmetry.assignments import Assignment, assignments, renamings
+from langevin_xtal.symmetry.assignments import Assignment, assignments, position_permutations
 from langevin_xtal.train.ranking import (
     RANKER_FORMAT,
     fit_ranker,
@@ -72,31 +72,33 @@ class TestLaws:
         data=st.data(),
     )
     @settings(max_examples=40, deadline=None)
-    def test_order_and_renaming_do_not_matter(self, ranker, number, elements, data):
+    def test_order_and_permutation_do_not_matter(self, ranker, number, elements, data):
         counts = [data.draw(st.sampled_from([1, 2, 4, 6, 8, 12])) for _ in elements]
         found = list(assignments(number, counts, limit=30))
         if not found:
             return
-        told = ranker.log_probabilities(number, elements, counts, found)
-        assert np.exp(told).sum() == pytest.approx(1.0)
+        computed = ranker.log_probabilities(number, elements, counts, found)
+        assert np.exp(computed).sum() == pytest.approx(1.0)
         shuffle = data.draw(st.permutations(range(len(found))))
         again = ranker.log_probabilities(number, elements, counts, [found[k] for k in shuffle])
-        np.testing.assert_allclose(again, told[list(shuffle)], atol=1e-4)
+        np.testing.assert_allclose(again, computed[list(shuffle)], atol=1e-4)
         order = data.draw(st.permutations(range(len(elements))))
         turned = [tuple(a[k] for k in order) for a in found]
-        row = renamings(number)[data.draw(st.integers(0, len(renamings(number)) - 1))]
+        row = position_permutations(number)[
+            data.draw(st.integers(0, len(position_permutations(number)) - 1))
+        ]
         turned = [tuple(tuple(sorted(int(row[w]) for w in e)) for e in a) for a in turned]
         again = ranker.log_probabilities(
             number, [elements[k] for k in order], [counts[k] for k in order], turned
         )
-        np.testing.assert_allclose(again, told, atol=1e-4)
+        np.testing.assert_allclose(again, computed, atol=1e-4)
 
     def test_repeats_exactly(self, ranker):
         found = list(assignments(123, [2, 4, 2]))
-        told = ranker.log_probabilities(123, [11, 8, 22], [2, 4, 2], found)
+        computed = ranker.log_probabilities(123, [11, 8, 22], [2, 4, 2], found)
         ranker.log_probabilities(225, [11, 17], [4, 4], [ROCK_SALT])
         again = ranker.log_probabilities(123, [11, 8, 22], [2, 4, 2], found)
-        assert (told == again).all()
+        assert (computed == again).all()
 
     def test_a_batch_gives_what_each_request_gives(self, ranker):
         parts = [
@@ -115,7 +117,7 @@ class TestLaws:
         found = list(assignments(123, [2, 4, 2]))
         asked = 123, [11, 8, 22], [2, 4, 2], found
         p = np.exp(ranker.log_probabilities(*asked))
-        told = np.exp(ranker.log_probabilities(*asked, prior))
+        computed = np.exp(ranker.log_probabilities(*asked, prior))
         best = set(np.argsort(-p, kind="stable")[:5].tolist())
         weight = [
             p[k] * np.exp(prior.of_assignments(123, [11, 8, 22], [found[k]])[0]) ** 0.3
@@ -125,20 +127,20 @@ class TestLaws:
         assert len(found) > 10
         for k in range(len(found)):
             expected = total * weight[k] / share if k in best else p[k]
-            assert told[k] == pytest.approx(expected, rel=1e-6)
-        assert told.sum() == pytest.approx(1.0)
-        assert np.abs(told / p - 1).max() > 0.05
+            assert computed[k] == pytest.approx(expected, rel=1e-6)
+        assert computed.sum() == pytest.approx(1.0)
+        assert np.abs(computed / p - 1).max() > 0.05
         shuffled = [found[k] for k in np.random.default_rng(0).permutation(len(found))]
         again = np.exp(ranker.log_probabilities(123, [11, 8, 22], [2, 4, 2], shuffled, prior))
-        assert again == pytest.approx([told[found.index(a)] for a in shuffled], rel=1e-4)
+        assert again == pytest.approx([computed[found.index(a)] for a in shuffled], rel=1e-4)
 
     def test_a_weight_of_zero_leaves_the_prior_out(self, ranker, prior):
         config = dataclasses.replace(SMALL, prior_weight=0.0)
         tensors = ranker.to_tensors()
         without = AssignmentRanker.from_tensors(config, tensors)
         asked = 123, [11, 8, 22], [2, 4, 2], list(assignments(123, [2, 4, 2]))
-        told = without.log_probabilities(*asked, prior)
-        assert (told == ranker.log_probabilities(*asked)).all()
+        computed = without.log_probabilities(*asked, prior)
+        assert (computed == ranker.log_probabilities(*asked)).all()
 
     def test_nothing_to_rank(self, ranker):
         assert ranker.log_probabilities(62, [29], [6], []).shape == (0,)
@@ -240,12 +242,12 @@ class TestFitting:
 
     def test_it_learns_and_repeats(self, data):
         def mean(ranker: AssignmentRanker) -> float:
-            told = []
+            computed = []
             for c in labelled(data):
                 found = list(assignments(c.number, c.counts, limit=2000))
                 p = ranker.log_probabilities(c.number, c.elements, c.counts, found)
-                told.append(p[found.index(c.assignment)])
-            return float(np.mean(told))
+                computed.append(p[found.index(c.assignment)])
+            return float(np.mean(computed))
 
         losses: list[tuple[int, float]] = []
         fitted = fit_ranker(data, epochs=2, config=SMALL, on_epoch=lambda *x: losses.append(x))
@@ -322,10 +324,10 @@ class TestFiles:
         header = {"format": RANKER_FORMAT, "ranker": {"width": 16, "similarity": 4}}
         write_tensors(path, ranker.to_tensors(), header)
         assert load_ranker(path).config == SMALL
-        told = AssignmentRanker.from_tensors(
+        computed = AssignmentRanker.from_tensors(
             dataclasses.replace(SMALL, prior_weight=0.7), ranker.to_tensors()
         )
-        save_ranker(path, told)
+        save_ranker(path, computed)
         assert load_ranker(path).config.prior_weight == 0.7
 
     def test_memories_are_checked(self):

@@ -19,7 +19,7 @@ from langevin_xtal.diffusion import noising
 from langevin_xtal.errors import InputError, SamplingError
 from langevin_xtal.graph import CrystalArrays, build_multigraph
 from langevin_xtal.graph.batch import GraphBatch
-from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.report.bench import requests_like
 from langevin_xtal.sampling import chain
 from langevin_xtal.sampling import sample as sample_module
@@ -65,7 +65,7 @@ def options(**changes: object) -> SampleOptions:
 
 
 def draw(
-    model: ScoreModel, requests: Sequence[lx.Request], seed: int = 3, **changes: object
+    model: CrystalModel, requests: Sequence[lx.Request], seed: int = 3, **changes: object
 ) -> list[Candidate]:
     return lx.sample(requests, model, seed, options=options(**changes))
 
@@ -84,7 +84,7 @@ def same(first: Sequence[Candidate], second: Sequence[Candidate]) -> bool:
 
 
 def chains_of(
-    model: ScoreModel, requests: Sequence[lx.Request], seed: int = 0, **changes: object
+    model: CrystalModel, requests: Sequence[lx.Request], seed: int = 0, **changes: object
 ) -> Chains:
     """Chains at their start."""
     n = len(requests)
@@ -94,7 +94,7 @@ def chains_of(
 
 
 @pytest.fixture(scope="module")
-def mixed(tiny_model: ScoreModel) -> list[Candidate]:
+def mixed(tiny_model: CrystalModel) -> list[Candidate]:
     """Two of each request, in one batch."""
     return draw(tiny_model, MIXED * 2, batch_size=32)
 
@@ -123,13 +123,13 @@ class Poisoned(nn.Module):
 
 class TestReproducible:
     def test_same_seed_same_candidates(
-        self, tiny_model: ScoreModel, mixed: list[Candidate]
+        self, tiny_model: CrystalModel, mixed: list[Candidate]
     ) -> None:
         assert len(mixed) >= 1.5 * N
         assert same(mixed, draw(tiny_model, MIXED * 2, batch_size=32))
 
     def test_another_seed_gives_others(
-        self, tiny_model: ScoreModel, mixed: list[Candidate]
+        self, tiny_model: CrystalModel, mixed: list[Candidate]
     ) -> None:
         other = {c.index: c for c in draw(tiny_model, MIXED * 2, seed=4, batch_size=32)}
         shared = [(c, other[c.index]) for c in mixed if c.index in other]
@@ -146,13 +146,13 @@ class TestReproducible:
 
     @pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (3, 2), (7, 1), (64, 1)])
     def test_batches_and_workers_change_nothing(
-        self, tiny_model: ScoreModel, mixed: list[Candidate], batch_size: int, workers: int
+        self, tiny_model: CrystalModel, mixed: list[Candidate], batch_size: int, workers: int
     ) -> None:
         again = draw(tiny_model, MIXED * 2, batch_size=batch_size, workers=workers)
         assert same(mixed, again)
 
     def test_indices_give_part_of_a_list(
-        self, tiny_model: ScoreModel, mixed: list[Candidate]
+        self, tiny_model: CrystalModel, mixed: list[Candidate]
     ) -> None:
         chosen = [N + 5, 2, 7]
         requests = [(MIXED * 2)[k] for k in chosen]
@@ -167,22 +167,22 @@ class TestReproducible:
 
     @pytest.mark.parametrize("indices", [[0, 0], [0], [0, 1, 2]])
     def test_indices_must_fit_the_requests(
-        self, tiny_model: ScoreModel, indices: list[int]
+        self, tiny_model: CrystalModel, indices: list[int]
     ) -> None:
         with pytest.raises(InputError, match="different indices"):
             list(sample_batches(MIXED[:2], tiny_model, indices=indices))
 
-    def test_first_of_many_are_the_first(self, tiny_model: ScoreModel) -> None:
+    def test_first_of_many_are_the_first(self, tiny_model: CrystalModel) -> None:
         request = [MIXED[1]]
         many = draw(tiny_model, request * 24)
         few = draw(tiny_model, request * 8)
         assert len(few) >= 6
         assert same(few, [c for c in many if c.index < 8])
 
-    def test_nothing_asked_nothing_given(self, tiny_model: ScoreModel) -> None:
+    def test_nothing_asked_nothing_given(self, tiny_model: CrystalModel) -> None:
         assert draw(tiny_model, []) == []
 
-    def test_weights_are_left_alone(self, tiny_model: ScoreModel) -> None:
+    def test_weights_are_left_alone(self, tiny_model: CrystalModel) -> None:
         before = tiny_model.hash
         candidate = draw(tiny_model, MIXED[1:2] * 4)[0]
         assert tiny_model.hash == before == candidate.provenance["weights"]
@@ -245,7 +245,7 @@ class TestCandidates:
                 assert np.linalg.norm((again - point) @ c.lattice) < 0.3
         assert special > 3
 
-    def test_distances_are_respected(self, tiny_model: ScoreModel) -> None:
+    def test_distances_are_respected(self, tiny_model: CrystalModel) -> None:
         config = PostprocessConfig(min_distance=0.8)
         outcomes = list(
             sample_batches(MIXED * 2, tiny_model, 3, options=options(postprocess=config))
@@ -260,7 +260,7 @@ class TestCandidates:
             assert c.min_distance == pytest.approx(shortest, abs=1e-6)
             assert c.min_distance >= 0.8
 
-    def test_rejections_say_why_and_are_tried_again(self, tiny_model: ScoreModel) -> None:
+    def test_rejections_say_why_and_are_tried_again(self, tiny_model: CrystalModel) -> None:
         config = PostprocessConfig(min_distance=30.0)
         outcomes = list(
             sample_batches(
@@ -274,7 +274,7 @@ class TestCandidates:
             assert r.reason.startswith(("overlap: ", "diverged: "))
             assert "\n" not in r.reason
 
-    def test_a_second_attempt_is_another_stream(self, tiny_model: ScoreModel) -> None:
+    def test_a_second_attempt_is_another_stream(self, tiny_model: CrystalModel) -> None:
         first = {c.index: c for c in draw(tiny_model, MIXED[:1] * 12, attempts=1)}
         middle = sorted(c.min_distance for c in first.values())[len(first) // 2]
         strict = PostprocessConfig(min_distance=middle)  # rejects half of the first attempts
@@ -288,13 +288,13 @@ class TestCandidates:
 
 class TestAssignedPositions:
     @pytest.fixture(scope="class")
-    def assigned(self, assigning_model: ScoreModel) -> list[Candidate]:
+    def assigned(self, assigning_model: CrystalModel) -> list[Candidate]:
         return draw(assigning_model, MIXED * 2, batch_size=32)
 
     @pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (3, 2), (64, 1)])
     def test_batches_and_workers_change_nothing(
         self,
-        assigning_model: ScoreModel,
+        assigning_model: CrystalModel,
         assigned: list[Candidate],
         batch_size: int,
         workers: int,
@@ -304,11 +304,11 @@ class TestAssignedPositions:
         assert same(assigned, again)
 
     def test_free_positions_ignore_the_prior(
-        self, assigning_model: ScoreModel, mixed: list[Candidate]
+        self, assigning_model: CrystalModel, mixed: list[Candidate]
     ) -> None:
         assert same(mixed, draw(assigning_model, MIXED * 2, batch_size=32, positions="free"))
 
-    def test_sites_stay_on_the_positions_drawn(self, assigning_model: ScoreModel) -> None:
+    def test_sites_stay_on_the_positions_drawn(self, assigning_model: CrystalModel) -> None:
         chains = chains_of(assigning_model, MIXED)
         before = chains.frac.clone()
         for _ in run(QUICK, chains):
@@ -344,7 +344,7 @@ FORMULAS = [lx.Request(n, formula="TiO2") for n in SYSTEMS]
 
 class TestFormulas:
     @pytest.fixture(scope="class")
-    def sampled(self, proposing_model: ScoreModel) -> list[Candidate]:
+    def sampled(self, proposing_model: CrystalModel) -> list[Candidate]:
         return draw(proposing_model, FORMULAS, batch_size=64, attempts=4)
 
     def test_composition_and_group_are_exact(self, sampled: list[Candidate]) -> None:
@@ -360,7 +360,7 @@ class TestFormulas:
 
     @pytest.mark.parametrize("start", ["proposal", "noise"])
     def test_sites_stay_on_their_positions_at_every_step(
-        self, proposing_model: ScoreModel, start: str
+        self, proposing_model: CrystalModel, start: str
     ) -> None:
         """Operations that fix a generic point of a site's position fix the site, to rounding."""
         model, requests = proposing_model, FORMULAS + MIXED
@@ -397,7 +397,7 @@ class TestFormulas:
     @pytest.mark.parametrize(("batch_size", "workers"), [(1, 2), (7, 1)])
     def test_batches_change_nothing(
         self,
-        proposing_model: ScoreModel,
+        proposing_model: CrystalModel,
         sampled: list[Candidate],
         batch_size: int,
         workers: int,
@@ -405,7 +405,7 @@ class TestFormulas:
         again = draw(proposing_model, FORMULAS, batch_size=batch_size, workers=workers, attempts=4)
         assert same(sampled, again)
 
-    def test_sites_too_do_not_depend_on_the_batch(self, proposing_model: ScoreModel) -> None:
+    def test_sites_too_do_not_depend_on_the_batch(self, proposing_model: CrystalModel) -> None:
         """Requests by sites and by formula, several proposals for each, mixed in one list."""
         requests = [*MIXED, *FORMULAS[::4]]
         one = draw(proposing_model, requests, batch_size=1, proposals=3)
@@ -413,7 +413,9 @@ class TestFormulas:
         for batch_size in (7, 64):
             assert same(one, draw(proposing_model, requests, batch_size=batch_size, proposals=3))
 
-    def test_proposals_matter(self, proposing_model: ScoreModel, sampled: list[Candidate]) -> None:
+    def test_proposals_matter(
+        self, proposing_model: CrystalModel, sampled: list[Candidate]
+    ) -> None:
         """From noise and at another temperature the same streams lead elsewhere."""
         found = {c.index: c for c in sampled}
         for changes in ({"start": "noise"}, {"proposal_temperature": 1.5}):
@@ -433,7 +435,7 @@ class TestDivergence:
     @pytest.mark.parametrize("column", [0, 1], ids=["positions", "lattice"])
     @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
     def test_one_sick_crystal_spoils_nothing(
-        self, tiny_model: ScoreModel, mixed: list[Candidate], value: float, column: int
+        self, tiny_model: CrystalModel, mixed: list[Candidate], value: float, column: int
     ) -> None:
         sick = Poisoned(tiny_model.network, "K", value, column)
         model = dataclasses.replace(tiny_model, network=sick)
@@ -452,7 +454,9 @@ class TestDivergence:
         assert same(healthy, [found[c.index] for c in healthy])
 
     @pytest.mark.parametrize("column", [0, 1], ids=["positions", "lattice"])
-    def test_sick_crystals_with_proposals(self, proposing_model: ScoreModel, column: int) -> None:
+    def test_sick_crystals_with_proposals(
+        self, proposing_model: CrystalModel, column: int
+    ) -> None:
         sick = Poisoned(proposing_model.network, "K", np.nan, column)
         model = dataclasses.replace(proposing_model, network=sick)
         requests = [MIXED[0], *FORMULAS[::5], lx.Request(62, formula="KCl")]
@@ -465,7 +469,7 @@ class TestDivergence:
         assert kept
 
     def test_a_single_bad_step_costs_one_attempt(
-        self, tiny_model: ScoreModel, mixed: list[Candidate]
+        self, tiny_model: CrystalModel, mixed: list[Candidate]
     ) -> None:
         class Once(Poisoned):
             def forward(self, g: GraphBatch, sigma_pos: Tensor, sigma_lat: Tensor) -> Tensor:
@@ -480,7 +484,7 @@ class TestDivergence:
         healthy = [c for c in mixed if c.index < len(MIXED) and c.index != 1]
         assert same(healthy, [found[c.index] for c in healthy])
 
-    def test_a_failed_chain_stays_put_and_others_move(self, tiny_model: ScoreModel) -> None:
+    def test_a_failed_chain_stays_put_and_others_move(self, tiny_model: CrystalModel) -> None:
         chains = self._chains(tiny_model)
         before, cells = chains.frac.clone(), chains.coordinates.clone()
         step = torch.full_like(chains.frac, 0.1)
@@ -498,7 +502,7 @@ class TestDivergence:
         assert chains.frac.isfinite().all()
 
     def test_lengths_stay_within_limits_and_a_limit_is_a_divergence(
-        self, tiny_model: ScoreModel
+        self, tiny_model: CrystalModel
     ) -> None:
         chains = self._chains(tiny_model)
         step = torch.zeros_like(chains.coordinates)
@@ -511,7 +515,7 @@ class TestDivergence:
         torch.testing.assert_close(lengths[3], torch.full((3,), chain.SHORTEST).double())
 
     @pytest.mark.parametrize("sign", [-1.0, 1.0])
-    def test_angles_stay_within_limits_too(self, tiny_model: ScoreModel, sign: float) -> None:
+    def test_angles_stay_within_limits_too(self, tiny_model: CrystalModel, sign: float) -> None:
         chains = self._chains(tiny_model)
         before = chains.diverged[:-2].tolist()
         step = torch.zeros_like(chains.coordinates)
@@ -523,7 +527,9 @@ class TestDivergence:
         beta = torch.rad2deg(torch.arccos(a @ c / (a.norm() * c.norm())))
         assert float(beta) == pytest.approx(90 + (90 - chain.SHARPEST) * sign)
 
-    def test_a_cell_too_dense_for_the_multigraph_fails_alone(self, tiny_model: ScoreModel) -> None:
+    def test_a_cell_too_dense_for_the_multigraph_fails_alone(
+        self, tiny_model: CrystalModel
+    ) -> None:
         requests = [MIXED[1], lx.Request(225, {"O": 60}), MIXED[2]]
         chains, alone = (chains_of(tiny_model, requests) for _ in range(2))
         smallest = torch.zeros_like(chains.coordinates)
@@ -537,12 +543,12 @@ class TestDivergence:
         assert torch.equal(noise[healthy], expected[healthy])
         assert torch.equal(change[[0, 2]], wanted[[0, 2]])
 
-    def _chains(self, model: ScoreModel) -> Chains:
+    def _chains(self, model: CrystalModel) -> Chains:
         return chains_of(model, MIXED)
 
 
 class TestSamplers:
-    def test_langevin_runs_and_counts(self, tiny_model: ScoreModel) -> None:
+    def test_langevin_runs_and_counts(self, tiny_model: CrystalModel) -> None:
         sampler = AnnealedLangevin(levels=3, steps=2)
         chains = chains_of(tiny_model, MIXED[:2], seed=1)
         before = chains.frac.clone()
@@ -551,18 +557,18 @@ class TestSamplers:
         assert chains.frac.isfinite().all()
         assert not torch.equal(chains.frac, before)
 
-    def test_ancestral_counts(self, tiny_model: ScoreModel) -> None:
+    def test_ancestral_counts(self, tiny_model: CrystalModel) -> None:
         chains = chains_of(tiny_model, MIXED[:2], seed=1)
         assert len(list(run(QUICK, chains))) == QUICK.levels
         assert chains.evaluations == QUICK.evaluations == QUICK.levels
 
-    def test_langevin_does_not_depend_on_the_batch(self, tiny_model: ScoreModel) -> None:
+    def test_langevin_does_not_depend_on_the_batch(self, tiny_model: CrystalModel) -> None:
         sampler = AnnealedLangevin(levels=2, steps=2)
         one = draw(tiny_model, MIXED, sampler=sampler, batch_size=1)
         assert one
         assert same(one, draw(tiny_model, MIXED, sampler=sampler, batch_size=8))
 
-    def test_progress_ends_where_it_said(self, tiny_model: ScoreModel) -> None:
+    def test_progress_ends_where_it_said(self, tiny_model: CrystalModel) -> None:
         seen: list[tuple[int, int]] = []
         lx.sample(
             MIXED,
@@ -585,7 +591,7 @@ class TestSamplers:
 
 
 class TestRefusals:
-    def test_device(self, tiny_model: ScoreModel) -> None:
+    def test_device(self, tiny_model: CrystalModel) -> None:
         with pytest.raises(InputError, match="tpu"):
             lx.sample(MIXED, tiny_model, device="tpu")
 
@@ -611,7 +617,7 @@ class TestRefusals:
 
 
 class TestDrawnRequests:
-    def test_counts_depend_on_seed_and_index_alone(self, tiny_model: ScoreModel) -> None:
+    def test_counts_depend_on_seed_and_index_alone(self, tiny_model: CrystalModel) -> None:
         group = SpaceGroup(62)
         drawn = [draw_sites(("Cu", "O"), group, tiny_model.statistics, 1, k) for k in range(30)]
         again = [draw_sites(("Cu", "O"), group, tiny_model.statistics, 1, k) for k in range(30)]
@@ -619,7 +625,7 @@ class TestDrawnRequests:
         assert len({tuple(r.sites.items()) for r in drawn}) > 2
         assert all(set(r.sites) == {"Cu", "O"} for r in drawn)
 
-    def test_cells_stay_small(self, tiny_model: ScoreModel) -> None:
+    def test_cells_stay_small(self, tiny_model: CrystalModel) -> None:
         group = SpaceGroup(227)
         per_site = tiny_model.statistics.site_multiplicity[227] / len(group.centring)
         for k in range(20):
@@ -653,7 +659,7 @@ class TestBatches:
         assert packed([], 4, 64) == []
 
     def test_edges_are_about_as_many_as_expected(
-        self, assigning_model: ScoreModel, reference: PackedDataset
+        self, assigning_model: CrystalModel, reference: PackedDataset
     ) -> None:
         """Of the sites; of a formula, whose sites are not known yet, within a factor."""
         data = reference
@@ -670,14 +676,14 @@ class TestBatches:
             (lx.Request(62, formula="Cu2KSi"), 4),
         ]  # fmt: skip
         for request, sites in formulas:
-            told = lx.Request(request.space_group, {"Na": sites})
+            reported = lx.Request(request.space_group, {"Na": sites})
             ratio = expected_edges(request, assigning_model) / expected_edges(
-                told, assigning_model
+                reported, assigning_model
             )
             assert 0.3 < ratio < 3.0
 
     def test_batches_hold_a_bounded_number_of_edges(
-        self, tiny_model: ScoreModel, mixed: list[Candidate], monkeypatch: pytest.MonkeyPatch
+        self, tiny_model: CrystalModel, mixed: list[Candidate], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """However many chains may be in a batch; and the candidates are the same."""
         most = 2.5 * max(expected_edges(r, tiny_model) for r in MIXED)
@@ -685,7 +691,9 @@ class TestBatches:
         sizes = []
         start = Chains.start.__func__  # type: ignore[attr-defined]
 
-        def counted(cls: type[Chains], model: ScoreModel, starts: list[Start], *rest: Any) -> Any:
+        def counted(
+            cls: type[Chains], model: CrystalModel, starts: list[Start], *rest: Any
+        ) -> Any:
             sizes.append([len(s.numbers) for s in starts])
             return start(cls, model, starts, *rest)
 
@@ -719,27 +727,27 @@ class TestTooLittleMemory:
     @pytest.mark.parametrize("after", [0, 3])
     def test_batches_are_halved(
         self,
-        tiny_model: ScoreModel,
+        tiny_model: CrystalModel,
         mixed: list[Candidate],
         monkeypatch: pytest.MonkeyPatch,
         after: int,
     ) -> None:
         tried = self.small_device(monkeypatch, 3, after)
-        told: list[tuple[int, int]] = []
+        reported: list[tuple[int, int]] = []
         again = lx.sample(
             MIXED * 2,
             tiny_model,
             3,
             options=options(batch_size=32),
-            progress=lambda done, planned: told.append((done, planned)),
+            progress=lambda done, planned: reported.append((done, planned)),
         )
         assert same(mixed, again)
         assert tried[:4] == [20, 10, 5, 2]
-        assert all(done <= planned for done, planned in told)
-        assert told[-1][0] == told[-1][1]
+        assert all(done <= planned for done, planned in reported)
+        assert reported[-1][0] == reported[-1][1]
 
     def test_one_chain_too_many(
-        self, tiny_model: ScoreModel, monkeypatch: pytest.MonkeyPatch
+        self, tiny_model: CrystalModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.small_device(monkeypatch, 0, 0)
         with pytest.raises(SamplingError, match=r"too little memory .*Tried to allocate 2 GiB"):
@@ -753,7 +761,7 @@ class TestHostWaits:
     @pytest.mark.parametrize("sampler", [QUICK, AnnealedLangevin(levels=3, steps=2)])
     def test_steps_ask_for_nothing(
         self,
-        assigning_model: ScoreModel,
+        assigning_model: CrystalModel,
         monkeypatch: pytest.MonkeyPatch,
         sampler: Ancestral | AnnealedLangevin,
     ) -> None:
@@ -769,7 +777,7 @@ class TestHostWaits:
         assert waits.count == {}
 
     def test_the_layout_asks_once(
-        self, assigning_model: ScoreModel, monkeypatch: pytest.MonkeyPatch
+        self, assigning_model: CrystalModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
         chains = chains_of(assigning_model, MIXED, positions="free")

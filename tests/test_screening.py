@@ -228,7 +228,7 @@ class TestDuplicates:
         }
         assert all(first <= k for k, first in enumerate(other))
 
-    def test_the_same_crystal_told_otherwise(self) -> None:
+    def test_the_same_crystal_given_otherwise(self) -> None:
         atoms = bulk("NaCl", "rocksalt", 5.6)
         tripled = make_supercell(atoms, [[2, 0, 0], [1, 1, 0], [0, 0, 1]])
         moved = atoms.copy()

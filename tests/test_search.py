@@ -27,7 +27,7 @@ from langevin_xtal.crystal.request import Request, parse_formula
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.prepare import prepare
 from langevin_xtal.errors import DataError, InputError, LangevinXtalError, RequestError
-from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.model.groups import compact, parse_groups
 from langevin_xtal.sampling.postprocess import PostprocessConfig
 from langevin_xtal.sampling.sample import SampleOptions, sample_batches
@@ -61,7 +61,7 @@ ROCK_SALT: Cell = (
 
 
 def tiny_campaign(
-    store: str | Path, model: ScoreModel, reference: PackedDataset | None, **changes: Any
+    store: str | Path, model: CrystalModel, reference: PackedDataset | None, **changes: Any
 ) -> Campaign:
     """Cu and Au with ASE's EMT: every stage but phonons."""
     settings: dict[str, Any] = {
@@ -98,7 +98,7 @@ def content(store: str | Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(
-    tiny_model: ScoreModel, reference: PackedDataset, tmp_path_factory: pytest.TempPathFactory
+    tiny_model: CrystalModel, reference: PackedDataset, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The store of a campaign that ran through."""
     path = tmp_path_factory.mktemp("campaign") / "whole.db"
@@ -167,7 +167,7 @@ class TestCampaign:
             assert row.provenance["weights"]
 
     def test_candidates_given_up_and_filtered(
-        self, tiny_model: ScoreModel, tmp_path: Path
+        self, tiny_model: CrystalModel, tmp_path: Path
     ) -> None:
         hopeless = SampleOptions(
             attempts=2, sampler=Ancestral(levels=3), postprocess=PostprocessConfig(min_distance=50)
@@ -188,7 +188,7 @@ class TestCampaign:
         assert set(stages_done) == {"sampled", "filtered"}
 
     def test_known_crystals_are_marked(
-        self, tiny_model: ScoreModel, uninterrupted: Path, tmp_path: Path
+        self, tiny_model: CrystalModel, uninterrupted: Path, tmp_path: Path
     ) -> None:
         chosen = read_entries(uninterrupted)[-1]
         (tmp_path / "cif").mkdir()
@@ -206,7 +206,7 @@ class TestCampaign:
         assert entry.properties["known"] == "4711"
 
     def test_what_relaxes_into_another_is_left_out(
-        self, tiny_model: ScoreModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tiny_model: CrystalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # as relaxations into one crystal: everything relaxed is the same
         compare = stages.group_duplicates
@@ -226,7 +226,9 @@ class TestCampaign:
         assert all(row.facts["same_as"] == (-1 if row.index == first else first) for row in rows)
         assert len(read_entries(store)) == 1
 
-    def test_the_best_as_sampled_are_relaxed(self, tiny_model: ScoreModel, tmp_path: Path) -> None:
+    def test_the_best_as_sampled_are_relaxed(
+        self, tiny_model: CrystalModel, tmp_path: Path
+    ) -> None:
         store = tmp_path / "s.db"
         summary = tiny_campaign(store, tiny_model, None, relax_best=3).run()
         rows = [row for row in read_rows(store) if row.facts.get("duplicate_of") == -1]
@@ -245,7 +247,7 @@ class TestCampaign:
 
     @pytest.mark.parametrize(("deep", "within"), [(True, 0.1), (True, 50.0), (False, 0.0)])
     def test_released_near_the_hull(
-        self, tiny_model: ScoreModel, tmp_path: Path, deep: bool, within: float
+        self, tiny_model: CrystalModel, tmp_path: Path, deep: bool, within: float
     ) -> None:
         """Everything lies far above a deep hull, and below a shallow one; some of it then far
         above the others."""
@@ -262,7 +264,7 @@ class TestCampaign:
             assert ("note" in row.facts) == (row.facts["e_above_all"] <= within + 1e-6)
 
     def test_ranked_again_where_symmetry_broke_later(
-        self, tiny_model: ScoreModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tiny_model: CrystalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A run out of time ranks what is relaxed; the next one releases it."""
         from langevin_xtal.screen.relax import Relaxation, perturbed
@@ -275,14 +277,14 @@ class TestCampaign:
             return [Relaxation(cell, -9.0, -9.0, 1, True, 0.0, 0.0) for cell in moved]
 
         store, late = tmp_path / "s.db", [True]
-        each = stages._Run._each
+        each = stages._StageRun._each
 
         def in_time(self: Any, stage: str, *arguments: Any) -> None:
             if stage != "release" or not late[0]:
                 each(self, stage, *arguments)
 
         monkeypatch.setattr(stages, "relax_released", fall)
-        monkeypatch.setattr(stages._Run, "_each", in_time)
+        monkeypatch.setattr(stages._StageRun, "_each", in_time)
         options: dict[str, Any] = {"hull": emt_hull(0.0), "release_within": 50.0}
         tiny_campaign(store, tiny_model, None, **options).run()
         first = {row.index: row for row in read_rows(store) if row.state == "ranked"}
@@ -310,7 +312,7 @@ class TestCampaign:
             energy = atoms.get_potential_energy() / len(atoms)
             assert energy == pytest.approx(row.facts["energy"], abs=1e-6)
 
-    def test_swelling_is_told(self, uninterrupted: Path) -> None:
+    def test_swelling_is_reported(self, uninterrupted: Path) -> None:
         """Where relaxation changed the volume much, in the table too."""
         rows = [row for row in read_rows(uninterrupted) if row.kept is not None]
         flagged = 0
@@ -318,10 +320,10 @@ class TestCampaign:
             assert row.sampled is not None
             assert row.cell is not None
             before, after = (abs(np.linalg.det(c[0])) for c in (row.sampled, row.cell))
-            told = row.facts["warning"]
-            assert bool(told) == (abs(after / before - 1) > stages.SWELLING)
-            if told:
-                assert told == f"volume {100 * (after / before - 1):+.0f} % in relaxation"
+            reported = row.facts["warning"]
+            assert bool(reported) == (abs(after / before - 1) > stages.SWELLING)
+            if reported:
+                assert reported == f"volume {100 * (after / before - 1):+.0f} % in relaxation"
                 flagged += 1
         assert flagged > 0
         table = ranked_table(read_entries(uninterrupted))
@@ -348,7 +350,7 @@ class TestCampaign:
         assert pairs
 
     def test_candidates_do_not_depend_on_the_campaign_around_them(
-        self, tiny_model: ScoreModel, reference: PackedDataset, uninterrupted: Path
+        self, tiny_model: CrystalModel, reference: PackedDataset, uninterrupted: Path
     ) -> None:
         campaign = tiny_campaign("unused.db", tiny_model, reference)
         plan = campaign.plan
@@ -369,7 +371,11 @@ class TestCampaign:
             assert rows[index].request == str(candidate.request) == str(plan.request(index))
 
     def test_running_again_changes_nothing(
-        self, tiny_model: ScoreModel, reference: PackedDataset, uninterrupted: Path, tmp_path: Path
+        self,
+        tiny_model: CrystalModel,
+        reference: PackedDataset,
+        uninterrupted: Path,
+        tmp_path: Path,
     ) -> None:
         before = content(uninterrupted)
         titles: list[str] = []
@@ -380,7 +386,11 @@ class TestCampaign:
 
     @needs_fork
     def test_killed_ten_times(
-        self, tiny_model: ScoreModel, reference: PackedDataset, uninterrupted: Path, tmp_path: Path
+        self,
+        tiny_model: CrystalModel,
+        reference: PackedDataset,
+        uninterrupted: Path,
+        tmp_path: Path,
     ) -> None:
         rng = np.random.default_rng(11)
         store, log, length = tmp_path / "killed.db", tmp_path / "log", tmp_path / "length"
@@ -423,7 +433,7 @@ class TestCampaign:
     @pytest.mark.parametrize("stage", ["sampling", "filtering", "relaxing"])
     def test_interrupted(
         self,
-        tiny_model: ScoreModel,
+        tiny_model: CrystalModel,
         reference: PackedDataset,
         uninterrupted: Path,
         tmp_path: Path,
@@ -441,7 +451,11 @@ class TestCampaign:
 
     @needs_fork
     def test_two_processes_share_a_store(
-        self, tiny_model: ScoreModel, reference: PackedDataset, uninterrupted: Path, tmp_path: Path
+        self,
+        tiny_model: CrystalModel,
+        reference: PackedDataset,
+        uninterrupted: Path,
+        tmp_path: Path,
     ) -> None:
         store = tmp_path / "shared.db"
         logs = [tmp_path / "first", tmp_path / "second"]
@@ -459,7 +473,11 @@ class TestCampaign:
         assert sorted(sampled) == list(range(14))
 
     def test_a_campaign_may_grow(
-        self, tiny_model: ScoreModel, reference: PackedDataset, uninterrupted: Path, tmp_path: Path
+        self,
+        tiny_model: CrystalModel,
+        reference: PackedDataset,
+        uninterrupted: Path,
+        tmp_path: Path,
     ) -> None:
         store = tmp_path / "grown.db"
         tiny_campaign(store, tiny_model, None, relax=False, max_samples=5).run()
@@ -476,7 +494,7 @@ class TestCampaign:
             assert row.facts["known"] == one.facts["known"]
 
     def test_no_time_left(
-        self, tiny_model: ScoreModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tiny_model: CrystalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         clock = itertools.count()
         monkeypatch.setattr(stages.time, "monotonic", lambda: 600.0 * next(clock))
@@ -489,7 +507,7 @@ class TestCampaign:
         assert sum(again.states.values()) == 14
 
     def test_another_campaign_is_refused(
-        self, tiny_model: ScoreModel, reference: PackedDataset, uninterrupted: Path
+        self, tiny_model: CrystalModel, reference: PackedDataset, uninterrupted: Path
     ) -> None:
         before = content(uninterrupted)
         for changes, name in (
@@ -505,7 +523,7 @@ class TestCampaign:
             Campaign(uninterrupted, other, tiny_model).run()
         assert content(uninterrupted) == before
 
-    def test_bad_options(self, tiny_model: ScoreModel, tmp_path: Path) -> None:
+    def test_bad_options(self, tiny_model: CrystalModel, tmp_path: Path) -> None:
         space = SearchSpace(["Na", "Po"], [225])
         for options, message in (
             ({"samples_per_request": 0}, "samples_per_request is 0"),
@@ -520,14 +538,14 @@ class TestCampaign:
         assert not (tmp_path / "s.db").exists()
 
     def test_elements_the_potential_does_not_know(
-        self, tiny_model: ScoreModel, tmp_path: Path
+        self, tiny_model: CrystalModel, tmp_path: Path
     ) -> None:
         pytest.importorskip("chgnet")
         space = SearchSpace(["Na", "Po"], [225])
         with pytest.raises(InputError, match="chgnet does not know Po"):
             Campaign(tmp_path / "s.db", space, tiny_model, relax=True)
 
-    def test_the_best(self, uninterrupted: Path, tiny_model: ScoreModel, reference: Any) -> None:
+    def test_the_best(self, uninterrupted: Path, tiny_model: CrystalModel, reference: Any) -> None:
         campaign = tiny_campaign(uninterrupted, tiny_model, reference)
         table = campaign.best(3)
         assert list(table.index) == [1, 2, 3]
@@ -637,7 +655,7 @@ class TestSpace:
         assert found == brute
         assert len(space.formulas) == len(brute)
 
-    def test_groups(self, tiny_model: ScoreModel) -> None:
+    def test_groups(self, tiny_model: CrystalModel) -> None:
         weights = tiny_model.statistics.group_weight
         common = SearchSpace(["Cu"], "common", model=tiny_model).groups
         assert len(common) == 32
@@ -744,7 +762,7 @@ class TestEntries:
 
     @pytest.mark.parametrize("file_format", ["cif", "xyz", "poscar"])
     def test_sampled_folder(
-        self, tiny_model: ScoreModel, tmp_path: Path, file_format: str
+        self, tiny_model: CrystalModel, tmp_path: Path, file_format: str
     ) -> None:
         from langevin_xtal.sampling.folder import CandidateFolder
 

@@ -33,8 +33,8 @@ from langevin_xtal.model.settings import (
 from langevin_xtal.model.voting import VotingConfig
 from langevin_xtal.symmetry import SpaceGroup
 from langevin_xtal.symmetry.wyckoff import wyckoff_positions
+from langevin_xtal.train.parts import PartEpochs, fit_parts
 from langevin_xtal.train.settings import fit_settings, known_crystals
-from langevin_xtal.train.starts import StartEpochs, fit_starts
 
 
 @pytest.fixture(scope="module")
@@ -259,14 +259,14 @@ def test_settings_gain_members_one_by_one(
     setting_model: SettingModel, reference: PackedDataset
 ) -> None:
     statistics = load_model("small").statistics
-    epochs = StartEpochs(prior=0, ranker=0, settings=1, types=1, proposal=0, settings_members=2)
+    epochs = PartEpochs(prior=0, ranker=0, settings=1, types=1, proposal=0, settings_members=2)
     given = {"ranker": load_model("small").ranker}
-    parts = list(fit_starts(reference, statistics, epochs, {}, init=given))
+    parts = list(fit_parts(reference, statistics, epochs, {}, init=given))
     assert [name for name, _ in parts] == ["ranker", "settings", "settings", "types"]
     assert [part.config.members for name, part in parts if name == "settings"] == [1, 2]
     assert len(parts[-1][1].type) == len(reference)
     known = {"ranker": given["ranker"], "settings": parts[1][1]}
-    more = list(fit_starts(reference, statistics, epochs, known, init=given))
+    more = list(fit_parts(reference, statistics, epochs, known, init=given))
     assert [name for name, _ in more] == ["settings", "types"]
     for name, values in parts[2][1].state_dict().items():
         assert torch.equal(values, more[0][1].state_dict()[name])

@@ -85,10 +85,10 @@ def end(process: subprocess.Popen[str], which: int, everyone: bool = False) -> t
     began = time.monotonic()
     (os.killpg if everyone else os.kill)(process.pid, which)
     try:
-        _, told = process.communicate(timeout=30)
+        _, reported = process.communicate(timeout=30)
         while session(process.pid) and time.monotonic() < began + 30:
             time.sleep(0.02)
-        return time.monotonic() - began, told
+        return time.monotonic() - began, reported
     finally:
         for pid in session(process.pid):
             with suppress(ProcessLookupError):
@@ -138,10 +138,10 @@ class TestWatched:
         self, begin: Callable[..., subprocess.Popen[str]], everyone: bool
     ) -> None:
         process = begin("watched")
-        took, told = end(process, signal.SIGINT, everyone)
+        took, reported = end(process, signal.SIGINT, everyone)
         # a script that does not catch it prints a traceback; its workers print none
-        assert told.count("Traceback") == 1
-        assert told.rstrip().endswith("KeyboardInterrupt")
+        assert reported.count("Traceback") == 1
+        assert reported.rstrip().endswith("KeyboardInterrupt")
         assert took < STOP_SECONDS
 
     @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
@@ -149,11 +149,11 @@ class TestWatched:
         self, begin: Callable[..., subprocess.Popen[str]], which: signal.Signals
     ) -> None:
         process = begin("watched", "deaf")
-        took, told = end(process, which)
+        took, reported = end(process, which)
         assert process.returncode == 128 + which
         assert process.returncode in EXIT_CODES
-        assert told.strip().startswith("Error: ")
-        assert told.strip().endswith("; what was finished is kept")
+        assert reported.strip().startswith("Error: ")
+        assert reported.strip().endswith("; what was finished is kept")
         assert took < STOP_SECONDS
 
     def test_a_second_signal_hastens_it(self, begin: Callable[..., subprocess.Popen[str]]) -> None:
@@ -187,8 +187,8 @@ class TestCommand:
         )  # fmt: skip
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        took, told = end(process, which, everyone=True)
+        took, reported = end(process, which, everyone=True)
         assert process.returncode == 128 + which
-        assert "Traceback" not in told
-        assert told.strip().startswith("Error: ")
+        assert "Traceback" not in reported
+        assert reported.strip().startswith("Error: ")
         assert took < STOP_SECONDS

@@ -16,7 +16,7 @@ from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import Choice, Request
 from langevin_xtal.errors import InputError, RequestError
-from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.model.settings import SettingModel, group_mask
 from langevin_xtal.sampling.postprocess import PostprocessConfig
 from langevin_xtal.sampling.sample import SampleOptions, sample_batches
@@ -51,7 +51,7 @@ ANYTHING = PostprocessConfig(min_distance=0.0)
 
 
 def drawn(
-    model: ScoreModel, requests: Sequence[Request], seed: int = 3, **changes: object
+    model: CrystalModel, requests: Sequence[Request], seed: int = 3, **changes: object
 ) -> list[Candidate]:
     options = {"sampler": lx.Ancestral(levels=2), "workers": 1, "attempts": 2,
                "postprocess": ANYTHING} | changes  # fmt: skip
@@ -85,7 +85,7 @@ def setting(request: Request) -> tuple[object, ...]:
 
 
 @pytest.fixture(scope="module")
-def rutile(open_model: ScoreModel) -> list[Setting]:
+def rutile(open_model: CrystalModel) -> list[Setting]:
     """All settings of TiO2 with six atoms, as the model has them."""
     return list(settings_of(RUTILE, open_model, UNMIXED))
 
@@ -94,26 +94,26 @@ class TestSamples:
     """Candidates depend on the model, the requests and the seed, and on nothing else."""
 
     @pytest.fixture(scope="class")
-    def mixed(self, open_model: ScoreModel) -> list[Candidate]:
+    def mixed(self, open_model: CrystalModel) -> list[Candidate]:
         found = drawn(open_model, MIXED)
         assert len(found) > len(MIXED) / 2
         return found
 
     @pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (4, 2)])
     def test_batches_and_threads_change_nothing(
-        self, open_model: ScoreModel, mixed: list[Candidate], batch_size: int, workers: int
+        self, open_model: CrystalModel, mixed: list[Candidate], batch_size: int, workers: int
     ) -> None:
         again = drawn(open_model, MIXED, batch_size=batch_size, workers=workers)
         assert same(mixed, again)
 
     def test_the_first_of_many_are_the_few(
-        self, open_model: ScoreModel, mixed: list[Candidate]
+        self, open_model: CrystalModel, mixed: list[Candidate]
     ) -> None:
         few = drawn(open_model, MIXED[:4])
         assert same([c for c in mixed if c.index < 4], few)
 
     def test_a_run_that_was_stopped_goes_on_with_the_same(
-        self, open_model: ScoreModel, mixed: list[Candidate]
+        self, open_model: CrystalModel, mixed: list[Candidate]
     ) -> None:
         """The later part alone: requests settled together, streams kept."""
         concrete = settled(MIXED, open_model, 3)
@@ -127,7 +127,7 @@ class TestSamples:
         assert same([c for c in mixed if c.index >= 5], [found[k] for k in sorted(found)])
 
     def test_another_seed_gives_others(
-        self, open_model: ScoreModel, mixed: list[Candidate]
+        self, open_model: CrystalModel, mixed: list[Candidate]
     ) -> None:
         other = {c.index: c for c in drawn(open_model, MIXED, seed=4)}
         both = [(c, other[c.index]) for c in mixed if c.index in other]
@@ -150,20 +150,20 @@ class TestSamples:
 
 
 class TestOrder:
-    def test_prefix(self, open_model: ScoreModel) -> None:
+    def test_prefix(self, open_model: CrystalModel) -> None:
         eight = settled([RUTILE] * 8, open_model)
         four = settled([RUTILE] * 4, open_model)
         assert four == eight[:4]
         assert choices(four) == choices(eight)[:4]
 
-    def test_other_requests_between_change_nothing(self, open_model: ScoreModel) -> None:
+    def test_other_requests_between_change_nothing(self, open_model: CrystalModel) -> None:
         alone = {r: settled([r] * 3, open_model) for r in (RUTILE, SYSTEM)}
         mixed = settled(MIXED, open_model)
         for request, expected in alone.items():
             mine = [mixed[k] for k, r in enumerate(MIXED) if r == request]
             assert mine == expected[: len(mine)]
 
-    def test_equal_requests_get_different_settings(self, open_model: ScoreModel) -> None:
+    def test_equal_requests_get_different_settings(self, open_model: CrystalModel) -> None:
         """New settings in order of what a draw is likely to find, repeats only after them."""
         made = settled([RUTILE] * 24, open_model)
         for draw, number in Counter(map(setting, made)).items():
@@ -174,7 +174,7 @@ class TestOrder:
 
     @pytest.mark.parametrize("request_", [RUTILE, SALT], ids=str)
     def test_no_sample_was_likelier_to_find_something_new_than_the_one_before(
-        self, open_model: ScoreModel, request_: Request
+        self, open_model: CrystalModel, request_: Request
     ) -> None:
         """E[p (1 − p)^draw] over the beta distribution that the module states, in closed form."""
 
@@ -202,7 +202,7 @@ class TestSupport:
 
     @pytest.mark.parametrize("request_", [RUTILE, SALT, Request(formula="C", atoms=4)], ids=str)
     def test_groups_are_those_whose_multiplicities_add_up(
-        self, open_model: ScoreModel, request_: Request
+        self, open_model: CrystalModel, request_: Request
     ) -> None:
         found = list(settings_of(request_, open_model, UNMIXED))
         per_unit = list(request_.units.values())
@@ -254,7 +254,7 @@ class TestSupport:
         assert whole > len(by_group) / 2
 
     def test_groups_have_the_models_probabilities(
-        self, open_model: ScoreModel, rutile: list[Setting]
+        self, open_model: CrystalModel, rutile: list[Setting]
     ) -> None:
         model = open_model.settings
         assert model is not None
@@ -263,7 +263,7 @@ class TestSupport:
             assert s.group_probability == pytest.approx(p[s.group], rel=1e-5)
 
     @pytest.mark.parametrize("request_", [RUTILE, SALT, SYSTEM], ids=str)
-    def test_nothing_is_lost(self, open_model: ScoreModel, request_: Request) -> None:
+    def test_nothing_is_lost(self, open_model: CrystalModel, request_: Request) -> None:
         """Probabilities of the settings so far and what is left out make 1."""
         spread = Spread(request_, open_model)
         assert spread.left_out == 1.0
@@ -277,7 +277,7 @@ class TestSupport:
             assert spread.left_out < 230 * SMALLEST
 
     def test_training_crystals_of_the_very_composition_count_more(
-        self, open_model: ScoreModel
+        self, open_model: CrystalModel
     ) -> None:
         """Rutile and anatase get a share between them, the likelier one more of it."""
         mixed = {}
@@ -294,7 +294,7 @@ class TestSupport:
         assert more[136] / more[141] == pytest.approx(agreed, rel=1e-4)
         assert all(abs(more[n]) < 1e-5 for n in more if n not in (136, 141))
 
-    def test_groups_narrow(self, open_model: ScoreModel, rutile: list[Setting]) -> None:
+    def test_groups_narrow(self, open_model: CrystalModel, rutile: list[Setting]) -> None:
         """Only those named; among them all is as before."""
         some = Request(formula="TiO2", atoms=6, groups=(136, 141, 12))
         found = list(settings_of(some, open_model, UNMIXED))
@@ -307,13 +307,13 @@ class TestSupport:
             expected = before[s.group, s.assignment] / total
             assert s.probability == pytest.approx(expected, rel=1e-6)
 
-    def test_elements_in_one_group(self, open_model: ScoreModel) -> None:
+    def test_elements_in_one_group(self, open_model: CrystalModel) -> None:
         made = settled([Request(62, elements=["Ti", "O"])] * 12, open_model)
         assert {r.space_group.number for r in made} == {62}
         assert len({r.formula for r in made}) > 1
         assert all(set(r.units) == {"Ti", "O"} for r in made)
 
-    def test_group_order(self, open_model: ScoreModel) -> None:
+    def test_group_order(self, open_model: CrystalModel) -> None:
         spread = Spread(RUTILE, open_model, UNMIXED)
         share: dict[int, float] = defaultdict(float)
         for s in spread.settings():
@@ -323,7 +323,7 @@ class TestSupport:
         values = [share.get(number, 0.0) for number in order]
         assert values == sorted(values, reverse=True)
 
-    def test_z_of_the_conventional_cell(self, open_model: ScoreModel) -> None:
+    def test_z_of_the_conventional_cell(self, open_model: CrystalModel) -> None:
         made = settled([Request(formula="TiO2", z=4)] * 12, open_model)
         assert {r.z for r in made} == {4}
         assert {sum(r.counts.values()) for r in made} == {12}
@@ -332,7 +332,7 @@ class TestSupport:
 
 
 class TestDeNovo:
-    def test_seed_and_place(self, open_model: ScoreModel) -> None:
+    def test_seed_and_place(self, open_model: CrystalModel) -> None:
         one = [de_novo(NOTHING, open_model, 5, k) for k in range(4)]
         assert one == settled([NOTHING] * 4, open_model, 5)
         assert one == [de_novo(NOTHING, open_model, 5, k) for k in range(4)]
@@ -340,7 +340,9 @@ class TestDeNovo:
         assert all(a != b for a, b in zip(one, other, strict=True))
         assert len(set(one)) == 4
 
-    def test_requests_are_whole(self, open_model: ScoreModel, setting_model: SettingModel) -> None:
+    def test_requests_are_whole(
+        self, open_model: CrystalModel, setting_model: SettingModel
+    ) -> None:
         for request in settled([NOTHING] * 6, open_model, 1):
             assert not request.is_open
             table = wyckoff_positions(request.space_group.number)
@@ -354,7 +356,7 @@ class TestDeNovo:
             elements = [SYMBOLS.index(symbol) for symbol in request.elements]
             assert not setting_model.unknown_elements(elements)
 
-    def test_groups_narrow(self, open_model: ScoreModel) -> None:
+    def test_groups_narrow(self, open_model: CrystalModel) -> None:
         some = Request(groups=tuple(range(195, 231)))
         made = settled([some] * 4, open_model, 2)
         assert {r.space_group.crystal_system for r in made} == {"cubic"}
@@ -382,27 +384,27 @@ class TestRefused:
         assert message in str(error.value)
         assert "\n" not in str(error.value)
 
-    def test_atoms_that_fit_no_group_allowed(self, open_model: ScoreModel) -> None:
+    def test_atoms_that_fit_no_group_allowed(self, open_model: CrystalModel) -> None:
         with pytest.raises(RequestError, match="fit none of the space groups"):
             settled([Request(formula="NaCl", atoms=2, groups=(62, 14))], open_model)
 
-    def test_elements_that_no_training_crystal_has(self, open_model: ScoreModel) -> None:
+    def test_elements_that_no_training_crystal_has(self, open_model: CrystalModel) -> None:
         with pytest.raises(RequestError, match="no training crystal of model open has Xe"):
             settled([Request(formula="XeF2")], open_model)
 
-    def test_a_model_without_settings(self, open_model: ScoreModel) -> None:
+    def test_a_model_without_settings(self, open_model: CrystalModel) -> None:
         without = dataclasses.replace(open_model, settings=None)
         for request in (RUTILE, SYSTEM, NOTHING):
             with pytest.raises(RequestError, match="no distribution over space groups"):
                 settled([request], without)
 
-    def test_open_requests_are_settled_first(self, open_model: ScoreModel) -> None:
+    def test_open_requests_are_settled_first(self, open_model: CrystalModel) -> None:
         with pytest.raises(InputError, match="settle it first"):
             next(sample_batches([RUTILE], open_model))
 
 
 @pytest.mark.parametrize("formula", ["TiO2", "LiFePO4", "CsPbI3", "SiO2", "Cu2KSi", "Fe2O3"])
-def test_the_first_sample_is_the_likeliest_setting(open_model: ScoreModel, formula: str) -> None:
+def test_the_first_sample_is_the_likeliest_setting(open_model: CrystalModel, formula: str) -> None:
     spread = Spread(Request(formula=formula), open_model)
     choices = [spread[k].choice for k in range(12)]
     assert choices[0] is not None

@@ -21,7 +21,7 @@ from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
 from langevin_xtal.crystal.request import MAX_ATOMS, StartingPoint, parse_formula
 from langevin_xtal.errors import InputError, RequestError, SymmetryError
 from langevin_xtal.model.beam import likely_assignments
-from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.model.proposal import Draw, Sites
 from langevin_xtal.model.ranking import AssignmentRanker, RankerConfig
 from langevin_xtal.model.scores import cell_frame
@@ -60,7 +60,7 @@ CELLS = {
 
 
 @pytest.fixture(scope="module")
-def ranking_model(assigning_model: ScoreModel) -> ScoreModel:
+def ranking_model(assigning_model: CrystalModel) -> CrystalModel:
     """A model with a prior and a ranker, both random."""
     torch.manual_seed(10)
     ranker = AssignmentRanker(RankerConfig(width=16, similarity=4)).eval().requires_grad_(False)
@@ -82,7 +82,7 @@ def keys_of(n: int, seed: int = 0) -> torch.Tensor:
 
 
 def ranked_by(
-    model: ScoreModel,
+    model: CrystalModel,
     number: int,
     elements: tuple[int, ...],
     counts: tuple[int, ...],
@@ -92,14 +92,14 @@ def ranked_by(
 
 
 def started(
-    model: ScoreModel, requests: Sequence[lx.Request], seed: int = 0, **changes: object
+    model: CrystalModel, requests: Sequence[lx.Request], seed: int = 0, **changes: object
 ) -> list[Start]:
     chosen = options(**changes).start_options()
     return start_chains(requests, model, keys_of(len(requests), seed), chosen)
 
 
 def sampled(
-    model: ScoreModel, requests: Sequence[lx.Request], **changes: object
+    model: CrystalModel, requests: Sequence[lx.Request], **changes: object
 ) -> list[Candidate]:
     return lx.sample(requests, model, 2, options=options(**changes))
 
@@ -240,7 +240,7 @@ class TestFormulas:
             lx.Request(62, **arguments)  # type: ignore[arg-type]
         sentence(error)
 
-    def test_what_would_fit_is_told(self) -> None:
+    def test_what_would_fit_is_said(self) -> None:
         with pytest.raises(RequestError) as error:
             lx.Request(62, formula="Cu3Si", z=2)
         text = sentence(error)
@@ -274,7 +274,7 @@ class TestSites:
             lx.Request(group, {"Cu": 1})
         sentence(error)
 
-    def test_given_positions(self, proposing_model: ScoreModel) -> None:
+    def test_given_positions(self, proposing_model: CrystalModel) -> None:
         request = lx.Request(225, {"Na": 1, "Cl": 1}, positions=[0, 1])
         for start in ("noise", "proposal"):
             (found,) = started(proposing_model, [request], start=start)
@@ -308,7 +308,7 @@ class TestSites:
 
 class TestStarts:
     @pytest.mark.parametrize("start", ["noise", "proposal"])
-    def test_formulas_in_every_group(self, proposing_model: ScoreModel, start: str) -> None:
+    def test_formulas_in_every_group(self, proposing_model: CrystalModel, start: str) -> None:
         """Atoms add up, points hold one site, sites are on their positions, cells obey."""
         requests = [lx.Request(n, formula="TiO2") for n in range(1, 231)]
         if start == "proposal":
@@ -334,7 +334,7 @@ class TestStarts:
             assert np.array_equal(found.coordinates[fixed], fixed_coordinates(number)[fixed])
 
     @pytest.mark.parametrize("number", [1, 2, 5, 14, 62, 99, 139, 155, 166, 194, 205, 225])
-    def test_expected_cells(self, tiny_model: ScoreModel, number: int) -> None:
+    def test_expected_cells(self, tiny_model: CrystalModel, number: int) -> None:
         """Of the volume the atoms suggest, and of the group's shape."""
         statistics = tiny_model.statistics
         multiplicity = np.array([4.0, 8.0])
@@ -350,7 +350,7 @@ class TestStarts:
         turned = np.swapaxes(w, 1, 2) @ metric @ w
         np.testing.assert_allclose(turned, np.broadcast_to(metric, turned.shape), atol=1e-9)
 
-    def test_noise_starts_are_uniform_on_their_positions(self, tiny_model: ScoreModel) -> None:
+    def test_noise_starts_are_uniform_on_their_positions(self, tiny_model: CrystalModel) -> None:
         """Along (x, 2x, z) too, where a projected unit cell would not be."""
         table = wyckoff_positions(194)
         where = next(w for w in table if w.freedom == 1 and len(set(w.directions[:, 0])) == 3)
@@ -362,7 +362,7 @@ class TestStarts:
         assert gap < 2.7 / 2000**0.5
 
     @pytest.mark.parametrize("start", ["noise", "proposal"])
-    def test_company_does_not_matter(self, proposing_model: ScoreModel, start: str) -> None:
+    def test_company_does_not_matter(self, proposing_model: CrystalModel, start: str) -> None:
         requests = [
             lx.Request(62, formula="Cu2KSi"),
             lx.Request(225, {"Na": 1, "Cl": 2}),
@@ -381,7 +381,7 @@ class TestStarts:
         other = start_chains(requests, proposing_model, keys_of(5, seed=4), chosen)
         assert not any(alike(a, b) for a, b in zip(together, other, strict=True))
 
-    def test_where_on_the_schedule(self, proposing_model: ScoreModel) -> None:
+    def test_where_on_the_schedule(self, proposing_model: CrystalModel) -> None:
         request, levels = lx.Request(62, formula="TiO2"), proposing_model.levels
         (noise,) = started(proposing_model, [request], start="noise")
         assert noise.tau == 0.0
@@ -391,7 +391,7 @@ class TestStarts:
             at = levels.position(torch.tensor(found.tau, dtype=torch.float64))
             assert float(at) == pytest.approx(sigma)
 
-    def test_more_proposals_are_likelier(self, proposing_model: ScoreModel) -> None:
+    def test_more_proposals_are_likelier(self, proposing_model: CrystalModel) -> None:
         from langevin_xtal.sampling import start as module
 
         seen: list[float] = []
@@ -410,8 +410,8 @@ class TestStarts:
         (first,) = started(proposing_model, request, proposals=1)
         assert alike(best, first) == (seen.index(max(seen)) == 0)
 
-    def test_each_attempt_is_warmer(
-        self, proposing_model: ScoreModel, monkeypatch: pytest.MonkeyPatch
+    def test_each_attempt_is_at_a_higher_temperature(
+        self, proposing_model: CrystalModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """What is likeliest comes again and again, until it is drawn less coldly; 1 stays 1."""
         monkeypatch.setattr("langevin_xtal.sampling.start.REDRAWS", 1)
@@ -441,9 +441,9 @@ class TestStarts:
         ],
         ids=["room enough", "drawn again", "never enough"],
     )
-    def test_crowded_proposals_are_drawn_again(
+    def test_proposals_with_atoms_too_near_are_drawn_again(
         self,
-        proposing_model: ScoreModel,
+        proposing_model: CrystalModel,
         monkeypatch: pytest.MonkeyPatch,
         lengths: list[float],
         kept: float,
@@ -453,7 +453,7 @@ class TestStarts:
         from langevin_xtal.sampling import start as module
 
         streams: list[torch.Tensor] = []
-        warmth: list[float] = []
+        used_temperatures: list[float] = []
         calls: list[int] = []
         later = itertools.chain(lengths, itertools.repeat(9.0))
 
@@ -461,7 +461,7 @@ class TestStarts:
             calls.append(len(asked))
             rock_salt = [k for k, sites in enumerate(asked) if sites.group == 225]
             streams.extend(others[0][k] for k in rock_salt)
-            warmth.extend(float(others[2][k]) for k in rock_salt)
+            used_temperatures.extend(float(others[2][k]) for k in rock_salt)
             lattices = [next(later) if sites.group == 225 else 6.0 for sites in asked]
             return [
                 Draw(
@@ -484,13 +484,15 @@ class TestStarts:
         assert cell_frame(torch.from_numpy(other.coordinates)[None]).rows[0, 0, 0] == (
             pytest.approx(6.0)
         )
-        # other numbers at every turn, and warmer
+        # other numbers at every turn, at a higher temperature
         drawn = len(streams)
         assert drawn == sum(calls) - 1
-        assert warmth == pytest.approx([0.1 ** (2 ** (-turn / 2)) for turn in range(drawn)])
+        assert used_temperatures == pytest.approx(
+            [0.1 ** (2 ** (-turn / 2)) for turn in range(drawn)]
+        )
         assert len({float(u[0, 0]) for u in streams}) == drawn
 
-    def test_starting_points(self, proposing_model: ScoreModel) -> None:
+    def test_starting_points(self, proposing_model: CrystalModel) -> None:
         lattice = np.diag([9.0, 8.0, 10.0])
         point = StartingPoint((2,), np.array([[0.1, 0.25, 0.2]]), lattice, 0.3)
         request = lx.Request(62, {"Cu": 1}, start=point)
@@ -501,7 +503,7 @@ class TestStarts:
         at = proposing_model.levels.position(torch.tensor(found.tau, dtype=torch.float64))
         assert float(at) == pytest.approx(0.3)
 
-    def test_chains_begin_with_their_noise(self, tiny_model: ScoreModel) -> None:
+    def test_chains_begin_with_their_noise(self, tiny_model: CrystalModel) -> None:
         """Of the size of the level where they start, along the free directions alone."""
         lattice = np.diag([50.0, 40.0, 60.0])  # wide: no step wraps
         point = StartingPoint((2,), np.array([[0.5, 0.25, 0.5]]), lattice, 0.3)
@@ -525,7 +527,7 @@ class TestAssignments:
     COUNTS = (4, 4, 12)  # Sr4 Ti4 O12
     ELEMENTS = (38, 22, 8)
 
-    def test_ranked(self, tiny_model: ScoreModel) -> None:
+    def test_ranked(self, tiny_model: CrystalModel) -> None:
         """All of them, likeliest first, with probabilities that add up."""
         ranked = ranked_by(tiny_model, 62, self.ELEMENTS, self.COUNTS)
         assert ranked is not None
@@ -535,7 +537,7 @@ class TestAssignments:
         assert (np.diff(log_p) <= 0).all()
         assert np.exp(log_p).sum() == pytest.approx(1.0)
 
-    def test_ranker_and_prior_rank_together(self, ranking_model: ScoreModel) -> None:
+    def test_ranker_and_prior_rank_together(self, ranking_model: CrystalModel) -> None:
         """Of a request with few assignments, and of one with more than are enumerated."""
         ranker, prior = ranking_model.ranker, ranking_model.prior
         assert ranker is not None
@@ -555,14 +557,14 @@ class TestAssignments:
             asked, _ = ranker.candidates(
                 number, elements, counts, limit=MOST_ASSIGNMENTS, prior=prior
             )
-            told = ranker.log_probabilities(number, elements, counts, asked, prior)
+            computed = ranker.log_probabilities(number, elements, counts, asked, prior)
             alone = ranker.log_probabilities(number, elements, counts, asked)
             place = [found.index(a) for a in asked]
-            np.testing.assert_allclose(log_p[place], told, atol=1e-9)
-            assert np.abs(told - alone).max() > 0.01
+            np.testing.assert_allclose(log_p[place], computed, atol=1e-9)
+            assert np.abs(computed - alone).max() > 0.01
 
-    def test_taken_positions_are_left_alone(self, tiny_model: ScoreModel) -> None:
-        """Fixed sites fix the origin, so all assignments are told, by trying all of them."""
+    def test_taken_positions_are_left_alone(self, tiny_model: CrystalModel) -> None:
+        """Fixed sites fix the origin, so all assignments are listed, by trying all of them."""
         ranked = ranked_by(tiny_model, 62, self.ELEMENTS, self.COUNTS, (0,))
         assert ranked is not None
         table = wyckoff_positions(62)
@@ -583,14 +585,16 @@ class TestAssignments:
         ]
         assert sorted(ranked[0]) == sorted(every)
 
-    def test_nothing_left_to_place(self, tiny_model: ScoreModel) -> None:
+    def test_nothing_left_to_place(self, tiny_model: CrystalModel) -> None:
         ranked = ranked_by(tiny_model, 62, (38, 8), (0, 0))
         assert ranked is not None
         assert ranked[0] == [((), ())]
         assert ranked_by(tiny_model, 62, (38, 8), (-4, 4)) is None
         assert ranked_by(tiny_model, 62, (38, 8), (3, 4)) is None
 
-    def test_elements_that_are_all_fixed_have_no_other_sites(self, tiny_model: ScoreModel) -> None:
+    def test_elements_that_are_all_fixed_have_no_other_sites(
+        self, tiny_model: CrystalModel
+    ) -> None:
         ranked = ranked_by(tiny_model, 62, (38, 8), (0, 4))
         assert ranked is not None
         assert all(option[0] == () for option in ranked[0])
@@ -601,7 +605,7 @@ class TestAssignments:
 
     @pytest.mark.parametrize("temperature", [1.0, 0.4])
     def test_draws_follow_the_probabilities(
-        self, tiny_model: ScoreModel, temperature: float
+        self, tiny_model: CrystalModel, temperature: float
     ) -> None:
         """Shares of p^(1/T), as the streams' numbers are uniform."""
         n = 1500
@@ -621,7 +625,7 @@ class TestAssignments:
             error = (expected * (1 - expected) / n) ** 0.5
             assert abs(seen[option] / n - expected) < 5 * error + 1e-3
 
-    def test_cold_draws_are_the_likeliest(self, tiny_model: ScoreModel) -> None:
+    def test_cold_draws_are_the_likeliest(self, tiny_model: CrystalModel) -> None:
         """Without a ranker: those with the fewest sites."""
         requests = [lx.Request(62, formula="SrTiO3", z=4)] * 30
         found = started(tiny_model, requests, assignment_temperature=1e-3)
@@ -631,7 +635,7 @@ class TestAssignments:
 
 class TestGivenCells:
     @pytest.mark.parametrize("number", CELLS)
-    def test_it_is_kept(self, proposing_model: ScoreModel, number: int) -> None:
+    def test_it_is_kept(self, proposing_model: CrystalModel, number: int) -> None:
         """Lengths and angles, from noise and from a proposal, to rounding."""
         cell = CELLS[number]
         requests = [
@@ -651,7 +655,7 @@ class TestGivenCells:
         assert lx.Request(62, {"Cu": 1}, lattice=(4, 5, 6)).lattice == (4, 5, 6, 90, 90, 90)
         assert lx.Request(194, {"Cu": 1}, lattice=(4, 4, 6)).lattice == (4, 4, 6, 90, 90, 120)
 
-    def test_long_cells_are_kept_too(self, tiny_model: ScoreModel) -> None:
+    def test_long_cells_are_kept_too(self, tiny_model: CrystalModel) -> None:
         length = LONGEST + 5.0
         request = lx.Request(225, {"Cu": 2}, lattice=(length,) * 3)
         (found,) = sampled(tiny_model, [request])
@@ -699,7 +703,7 @@ class TestFixedSites:
     GENERAL = (0.131, 0.082, 0.211)
 
     @pytest.mark.parametrize("start", ["noise", "proposal"])
-    def test_they_are_kept_exactly(self, proposing_model: ScoreModel, start: str) -> None:
+    def test_they_are_kept_exactly(self, proposing_model: CrystalModel, start: str) -> None:
         """In requests by sites and by formula, special and general, several of one element."""
         origin = (0.0, 0.0, 0.0)
         requests = [
@@ -718,14 +722,14 @@ class TestFixedSites:
             if c.request.formula is not None:
                 assert Counter(c.atoms.get_chemical_symbols()) == c.request.counts
 
-    def test_free_positions(self, tiny_model: ScoreModel) -> None:
+    def test_free_positions(self, tiny_model: CrystalModel) -> None:
         request = lx.Request(62, {"Cu": 1, "O": 2}, fixed=[("O", self.GENERAL)])
         found = sampled(tiny_model, [request] * 4, attempts=8)
         assert found
         for c in found:
             site_at(c, "O", self.GENERAL)
 
-    def test_near_a_special_position_they_are_on_it(self, tiny_model: ScoreModel) -> None:
+    def test_near_a_special_position_they_are_on_it(self, tiny_model: CrystalModel) -> None:
         """Within 0.1 Å, in a cell of 10 Å: rounded fractions such as 0.333 are meant exactly."""
         request = lx.Request(194, formula="ZnS", z=2, fixed=[("S", (0.3333, 0.6667, 0.25))])
         (start,) = started(tiny_model, [request])
@@ -734,13 +738,13 @@ class TestFixedSites:
         assert start.positions[0].multiplicity == 2
         assert start.moves.tolist() == [False, True]
 
-    def test_free_mode_keeps_sites_near_special_positions(self, tiny_model: ScoreModel) -> None:
+    def test_free_mode_keeps_sites_near_special_positions(self, tiny_model: CrystalModel) -> None:
         point = (0.131, 0.25 + 0.2 / 8, 0.211)  # 0.2 Å from a mirror plane
         request = lx.Request(62, {"Cu": 1}, fixed=[("Cu", point)], lattice=(9, 8, 10))
         (found,) = sampled(tiny_model, [request])
         site_at(found, "Cu", point)
 
-    def test_points_that_are_taken_stay_free(self, tiny_model: ScoreModel) -> None:
+    def test_points_that_are_taken_stay_free(self, tiny_model: CrystalModel) -> None:
         """No other site is put on a fixed point's position if that has no freedom."""
         request = lx.Request(225, formula="NaCl", z=4, fixed=[("Cl", (0, 0, 0))])
         for start in started(tiny_model, [request] * 20):
@@ -750,7 +754,7 @@ class TestFixedSites:
             }
             assert where == {"Cl": 0, "Na": 1}
 
-    def test_too_many(self, proposing_model: ScoreModel) -> None:
+    def test_too_many(self, proposing_model: CrystalModel) -> None:
         two = [("Cu", self.GENERAL), ("Cu", (0.3, 0.4, 0.1))]
         with pytest.raises(RequestError, match="1 Cu sites were asked for, and more are fixed"):
             started(proposing_model, [lx.Request(62, {"Cu": 1}, fixed=two)])
@@ -778,7 +782,7 @@ class TestFixedSites:
             lx.Request(62, {"Cu": 1}, positions=[3], fixed=[("Cu", (0, 0, 0))])
 
 
-def test_sick_proposals_cost_attempts_alone(proposing_model: ScoreModel) -> None:
+def test_sick_proposals_cost_attempts_alone(proposing_model: CrystalModel) -> None:
     """Weights that are not numbers: chains are rejected, not the whole call."""
     assert proposing_model.proposal is not None
     from copy import deepcopy
@@ -790,7 +794,7 @@ def test_sick_proposals_cost_attempts_alone(proposing_model: ScoreModel) -> None
     assert lx.sample(requests, model, options=options(attempts=1)) == []
 
 
-def test_orbits_of_fixed_points_in_any_image(tiny_model: ScoreModel) -> None:
+def test_orbits_of_fixed_points_in_any_image(tiny_model: CrystalModel) -> None:
     """Another image of a special point fixes the same atoms."""
     group = SpaceGroup(194)
     images = orbit(

@@ -23,7 +23,7 @@ import pytest
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import DataError, LangevinXtalError
-from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.search import store as store_module
 from langevin_xtal.search.entries import read_entries
 from langevin_xtal.search.rows import from_data
@@ -313,7 +313,7 @@ class TestRefusals:
             read_entries(path)
         assert read_summary(path).reasons == {"overlap: … Å": 1}
 
-    def test_passwords_are_not_told(self) -> None:
+    def test_passwords_are_not_shown(self) -> None:
         shown = plain_address("postgresql://me:secret@host:5432/db?password=secret&x=1")
         assert shown == "postgresql://me:***@host:5432/db?password=***&x=1"
         assert plain_address("a:b@c.db") == "a:b@c.db"
@@ -470,7 +470,7 @@ class TestPostgres:
 
     @needs_fork
     def test_two_processes_share_it(
-        self, address: str, tiny_model: ScoreModel, reference: PackedDataset, tmp_path: Path
+        self, address: str, tiny_model: CrystalModel, reference: PackedDataset, tmp_path: Path
     ) -> None:
         from ase.db import connect
 

@@ -15,7 +15,7 @@ from langevin_xtal.crystal.cell import expanded, to_structure
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import CheckpointError
 from langevin_xtal.evaluation.targets import ALL_GROUPS, Target, choose_targets
-from langevin_xtal.model.checkpoint import ScoreModel, save_model
+from langevin_xtal.model.checkpoint import CrystalModel, save_model
 from langevin_xtal.model.scores import cell_frame
 from langevin_xtal.model.structure_types import (
     GRAIN,
@@ -38,17 +38,17 @@ from langevin_xtal.train.structure_types import structure_types
 
 
 @pytest.fixture(scope="module")
-def model() -> ScoreModel:
+def model() -> CrystalModel:
     return load_model("small")
 
 
 @pytest.fixture(scope="module")
-def types(reference: PackedDataset, model: ScoreModel) -> StructureTypes:
+def types(reference: PackedDataset, model: CrystalModel) -> StructureTypes:
     return structure_types(reference, model.statistics, model.element_distances)
 
 
 @pytest.fixture(scope="module")
-def knowing(model: ScoreModel, types: StructureTypes) -> ScoreModel:
+def knowing(model: CrystalModel, types: StructureTypes) -> CrystalModel:
     """The shipped model with the types of the embedded structures alone."""
     return dataclasses.replace(model, name="knowing", types=types)
 
@@ -60,7 +60,7 @@ def of_target(target: Target) -> OpenCrystal:
 
 
 def test_every_crystal_is_found_again_in_the_table_of_its_own_dataset(
-    reference: PackedDataset, knowing: ScoreModel
+    reference: PackedDataset, knowing: CrystalModel
 ) -> None:
     matcher = StructureMatcher(ltol=0.3, stol=0.3, angle_tol=10)
     targets = choose_targets(reference, None, groups=ALL_GROUPS)
@@ -119,7 +119,9 @@ def test_roles_that_a_frame_exchanges_take_either_element() -> None:
     assert sorted(orders) == [(0, 1), (1, 0)]
 
 
-def test_likely_types_are_those_of_near_elements(types: StructureTypes, model: ScoreModel) -> None:
+def test_likely_types_are_those_of_near_elements(
+    types: StructureTypes, model: CrystalModel
+) -> None:
     distances = model.element_distances
     for row in range(0, len(types), 7):
         elements, _ = types._crystals(row)
@@ -133,7 +135,7 @@ def test_likely_types_are_those_of_near_elements(types: StructureTypes, model: S
 
 
 def test_leaving_a_crystal_out_takes_its_own_weight_away(
-    types: StructureTypes, model: ScoreModel
+    types: StructureTypes, model: CrystalModel
 ) -> None:
     widths = np.array([0.5, 2.0])
     first = np.searchsorted(types.type, np.arange(len(types) + 1))
@@ -146,7 +148,7 @@ def test_leaving_a_crystal_out_takes_its_own_weight_away(
 
 
 def test_a_table_is_read_back_as_it_was_written(
-    knowing: ScoreModel, types: StructureTypes, tmp_path: Path
+    knowing: CrystalModel, types: StructureTypes, tmp_path: Path
 ) -> None:
     save_model(tmp_path / "m.safetensors", knowing)
     read = load_model(tmp_path / "m.safetensors")
@@ -188,7 +190,7 @@ def test_configurations_out_of_bounds_are_refused(field: str) -> None:
 
 
 def test_turns_begin_with_the_likeliest_type_and_end_with_the_proposal(
-    reference: PackedDataset, knowing: ScoreModel
+    reference: PackedDataset, knowing: CrystalModel
 ) -> None:
     for target in choose_targets(reference, 20, groups=ALL_GROUPS):
         crystal = of_target(target)
@@ -201,7 +203,7 @@ def test_turns_begin_with_the_likeliest_type_and_end_with_the_proposal(
 
 
 def test_drawn_types_leave_their_share_to_the_proposal(
-    reference: PackedDataset, knowing: ScoreModel
+    reference: PackedDataset, knowing: CrystalModel
 ) -> None:
     crystal = of_target(choose_targets(reference, 1, groups=ALL_GROUPS)[0])
     rng = np.random.default_rng(0)
@@ -213,7 +215,7 @@ def test_drawn_types_leave_their_share_to_the_proposal(
         assert np.mean(none) == pytest.approx(share, abs=0.04)
 
 
-def test_samples_with_types_do_not_depend_on_their_company(knowing: ScoreModel) -> None:
+def test_samples_with_types_do_not_depend_on_their_company(knowing: CrystalModel) -> None:
     asked = [Request(225, formula="NaCl"), Request(227, {"Si": 1}), Request(formula="TiO2")] * 2
     requests = settled(asked, knowing, 3)
 

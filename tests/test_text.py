@@ -90,9 +90,9 @@ class TestSecrets:
             ["model", "info", address],
         ):
             assert run(line) in (1, 2)
-            told = capsys.readouterr()
-            assert SECRET not in told.out + told.err
-            assert told.err.startswith("Error: ")
+            reported = capsys.readouterr()
+            assert SECRET not in reported.out + reported.err
+            assert reported.err.startswith("Error: ")
         assert not list(tmp_path.iterdir())
 
 

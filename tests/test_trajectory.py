@@ -12,7 +12,7 @@ import pytest
 import langevin_xtal as lx
 from langevin_xtal.cli import run
 from langevin_xtal.errors import InputError
-from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.sampling import sample as sample_module
 from langevin_xtal.sampling.postprocess import PostprocessConfig, contains_group
 from langevin_xtal.sampling.sample import Outcome, SampleOptions, sample_batches
@@ -29,7 +29,7 @@ LEVELS = 6
 
 
 def sampled(
-    model: ScoreModel, every: int | None = 1, **changes: object
+    model: CrystalModel, every: int | None = 1, **changes: object
 ) -> tuple[dict[int, lx.Candidate], dict[int, Trajectory]]:
     """Candidates and their chains by index."""
     settings: dict[str, object] = {
@@ -48,7 +48,7 @@ def sampled(
 
 
 @pytest.fixture(scope="module")
-def confined(assigning_model: ScoreModel) -> dict[int, Trajectory]:
+def confined(assigning_model: CrystalModel) -> dict[int, Trajectory]:
     """Chains whose sites keep their Wyckoff positions."""
     return sampled(assigning_model)[1]
 
@@ -57,7 +57,7 @@ class TestChains:
     @pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (3, 2), (64, 1)])
     def test_they_change_nothing_and_nothing_changes_them(
         self,
-        assigning_model: ScoreModel,
+        assigning_model: CrystalModel,
         confined: dict[int, Trajectory],
         batch_size: int,
         workers: int,
@@ -82,7 +82,7 @@ class TestChains:
             assert np.linalg.norm(chain.positions[0] - chain.positions[-1], axis=1).max() > 1e-4
             assert chain.level.tolist() == list(range(LEVELS + 1))
 
-    def test_free_sites_end_near_it(self, tiny_model: ScoreModel) -> None:
+    def test_free_sites_end_near_it(self, tiny_model: CrystalModel) -> None:
         found, chains = sampled(tiny_model)
         merged = 0
         for k, chain in chains.items():
@@ -118,7 +118,7 @@ class TestChains:
         assert left
 
     def test_noise_falls_from_where_the_chain_starts(
-        self, assigning_model: ScoreModel, confined: dict[int, Trajectory]
+        self, assigning_model: CrystalModel, confined: dict[int, Trajectory]
     ) -> None:
         levels = assigning_model.levels
         for chain in confined.values():
@@ -130,7 +130,7 @@ class TestChains:
     @pytest.mark.parametrize(("every", "kept"), [(2, [0, 2, 4, 6]), (4, [0, 4, 6]), (9, [0, 6])])
     def test_some_levels(
         self,
-        assigning_model: ScoreModel,
+        assigning_model: CrystalModel,
         confined: dict[int, Trajectory],
         every: int,
         kept: list[int],
@@ -142,7 +142,7 @@ class TestChains:
             np.testing.assert_array_equal(chain.site_frac, confined[k].site_frac[kept])
             np.testing.assert_array_equal(chain.sigma, confined[k].sigma[kept])
 
-    def test_langevin(self, assigning_model: ScoreModel) -> None:
+    def test_langevin(self, assigning_model: CrystalModel) -> None:
         chains = sampled(assigning_model, sampler=AnnealedLangevin(levels=3, steps=2))[1]
         assert chains
         assert all(chain.level.tolist() == [0, 1, 2, 3] for chain in chains.values())
@@ -165,7 +165,7 @@ class TestChains:
             assert frames[0].info["candidate"] == k
             assert frames[0].info["request"] == str(REQUESTS[k])
 
-    def test_how_often(self, tiny_model: ScoreModel) -> None:
+    def test_how_often(self, tiny_model: CrystalModel) -> None:
         with pytest.raises(InputError, match="trajectory_every is 0"):
             list(sample_batches(REQUESTS, tiny_model, trajectory_every=0))
 

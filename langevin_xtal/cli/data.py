@@ -212,7 +212,7 @@ def describe(dataset: PackedDataset) -> list[str]:
         if isinstance(value, dict):
             value = ", ".join(f"{key}: {entry}" for key, entry in value.items())
         lines.append(row(name.replace("_", " "), value))
-    # a file from a stranger must not steer the terminal
+    # an untrusted file must not steer the terminal
     return ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
 
 
@@ -228,7 +228,7 @@ def _spread(values: ArrayLike, unit: str = "") -> str:
 @click.option(
     "--without",
     type=options.LocalPath(),
-    help="Leave out crystals with a twin in this one: same formula and group, similar volume.",
+    help="Leave out near-duplicates of these: same formula and group, similar volume.",
     metavar="FILE.lxd",
 )
 @click.option(
@@ -245,15 +245,15 @@ def join_files(files: tuple[Path, ...], without: Path | None, out: Path) -> None
     Example:
       langevin-xtal data join a.lxd b.lxd --without held_out.lxd --out train.lxd
     """
-    from langevin_xtal.dataset.join import join, twins
+    from langevin_xtal.dataset.join import join, near_duplicates
     from langevin_xtal.dataset.packed import PackedDataset
 
     whole = join([PackedDataset.load(file) for file in files])
     total = len(whole)
     if without is not None:
-        whole = whole.select(~twins(whole, PackedDataset.load(without)))
+        whole = whole.select(~near_duplicates(whole, PackedDataset.load(without)))
     whole.save(out)
-    left = f"; {total - len(whole)} with a twin in {without} left out" if without else ""
+    left = f"; {total - len(whole)} near-duplicates of {without} left out" if without else ""
     echo(f"{len(whole)} crystals in {out}{left}")
 
 
@@ -278,8 +278,8 @@ def join_files(files: tuple[Path, ...], without: Path | None, out: Path) -> None
     "--out",
     required=True,
     type=options.LocalPath(dir_okay=False),
-    help="The packed file to write the others to, but for their twins: same formula and group, "
-    "similar volume.",
+    help="The packed file to write the others to, but for near-duplicates: same formula and "
+    "group, similar volume.",
     metavar="FILE.lxd",
 )
 @options.seed
@@ -302,5 +302,5 @@ def split_file(file: Path, count: int, held_out: Path, out: Path, seed: int) -> 
     left = len(whole) - len(rest) - len(others)
     echo(
         f"{len(others)} crystals in {held_out}, {len(rest)} in {out}; "
-        f"{left} with a twin in {held_out} left out"
+        f"{left} near-duplicates of {held_out} left out"
     )

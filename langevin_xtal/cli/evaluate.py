@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from langevin_xtal.dataset.packed import PackedDataset
     from langevin_xtal.evaluation.structures import StructureSet
     from langevin_xtal.evaluation.targets import Mode, Target
-    from langevin_xtal.model.checkpoint import ScoreModel
+    from langevin_xtal.model.checkpoint import CrystalModel
     from langevin_xtal.sampling.sample import SampleOptions
 
 CONTROLS = {
@@ -30,7 +30,7 @@ CONTROLS = {
     "true formula",
     "random-relaxed": "the same, relaxed",
     "template": "the nearest training crystal of the same group and sites, elements substituted",
-    "template-letters": "the same, told the true Wyckoff letters",
+    "template-letters": "the same, given the true Wyckoff letters",
     "template-composition": "the nearest training crystal with the same numbers of atoms in the "
     "primitive cell, of any space group, elements substituted",
     "training": "training crystals: the ceiling of measures of distributions",
@@ -227,7 +227,7 @@ def evaluate(
     from langevin_xtal.evaluation.cache import default_folder
     from langevin_xtal.evaluation.protocol import EvaluateOptions, reference_targets
     from langevin_xtal.evaluation.protocol import evaluate as run
-    from langevin_xtal.evaluation.targets import ALL_GROUPS, TOLD, choose_targets
+    from langevin_xtal.evaluation.targets import ALL_GROUPS, GIVEN, choose_targets
     from langevin_xtal.model.groups import parse_groups
     from langevin_xtal.report.evaluation import plot_evaluation
 
@@ -252,7 +252,7 @@ def evaluate(
     elif models:
         targets = choose_targets(data, count or DEFAULT_TARGETS, groups=ALL_GROUPS, seed=seed)
         for target in targets[:1]:
-            target.request(mode)  # refuses a mode that cannot be told
+            target.request(mode)  # refuses a mode that cannot be given
     else:
         targets = reference_targets(data, sets, _listed(chosen_targets, sets, data))
     if controls is None:
@@ -265,12 +265,12 @@ def evaluate(
 
     folder = _Sets(out)
     evaluations: dict[str, int] = {}
-    told: list[str] = []
+    notes: list[str] = []
     for name in models:
         if mode == "formula":
-            told.append(_ranking(name, targets))
+            notes.append(_ranking(name, targets))
         if mode == "composition":
-            told.append(_setting_ranking(name, targets))
+            notes.append(_setting_ranking(name, targets))
         for label, settings in _runs(name, sampling, workers, levels, models):
             if mode == "de-novo":
                 made, count_of = _drawn(
@@ -319,8 +319,8 @@ def evaluate(
             + ("." if kept is None else ", among the space groups of --sg.")
         )
     elif models:
-        report.notes.append(f"Models are told of each target: {TOLD[mode]}.")
-    report.notes += told
+        report.notes.append(f"Models are given of each target: {GIVEN[mode]}.")
+    report.notes += notes
     report.notes += [f"Control {name}: {CONTROLS[name]}." for name in controls]
     report.save(out)
     pictures = plot_evaluation(report, out)
@@ -433,8 +433,8 @@ class _Sets:
         from langevin_xtal.evaluation.structures import StructureSet
 
         # another version may make another set with the same settings
-        told = json.dumps([__version__, settings], sort_keys=True)
-        digest = hashlib.sha256(told.encode()).hexdigest()[:12]
+        hashed = json.dumps([__version__, settings], sort_keys=True)
+        digest = hashlib.sha256(hashed.encode()).hexdigest()[:12]
         path = self.folder / f"{digest}.structures.npz"
         if path.exists():
             return StructureSet.load(path, label)
@@ -461,17 +461,17 @@ def _predicted(
 
     model = load_model(name)
     parts = []
-    told = repr(replace(settings, workers=None))  # which change no candidate
+    recorded = repr(replace(settings, workers=None))  # which change no candidate
     for trial in range(trials):
         key = _key(targets, seed) | {
             "model": [model.hash, model.settings_hash],
             "model_settings": model.settings_hash,
             "mode": mode,
-            "options": told,
+            "options": recorded,
             "trial": trial,
         }
 
-        def make(trial: int = trial, model: ScoreModel = model) -> StructureSet:
+        def make(trial: int = trial, model: CrystalModel = model) -> StructureSet:
             title = f"{label}: sampling {trial + 1}/{trials}"
             with options.progress_bar(title, "level") as update:
                 return predict_trial(
@@ -480,7 +480,7 @@ def _predicted(
                 )  # fmt: skip
 
         parts.append(folder.get(label, key, make))
-    folder.settings[label] = {"weights": model.hash, "options": told}
+    folder.settings[label] = {"weights": model.hash, "options": recorded}
     return join(label, parts), settings.sampler.evaluations
 
 
@@ -501,20 +501,20 @@ def _drawn(
 
     model = load_model(name)
     parts = []
-    told = repr(replace(settings, workers=None))  # which change no candidate
+    recorded = repr(replace(settings, workers=None))  # which change no candidate
     allowed = sorted(groups or ())
     for first in range(0, count, DE_NOVO_PART):
         places = range(first, min(first + DE_NOVO_PART, count))
         key = {
             "mode": "de-novo",
             "model": [model.hash, model.settings_hash],
-            "options": told,
+            "options": recorded,
             "groups": allowed,
             "seed": seed,
             "places": [places.start, places.stop],
         }
 
-        def make(places: range = places, model: ScoreModel = model) -> StructureSet:
+        def make(places: range = places, model: CrystalModel = model) -> StructureSet:
             title = f"{label}: samples {places.start + 1}-{places.stop} of {count}"
             with options.progress_bar(title, "level") as update:
                 return de_novo_samples(
@@ -523,7 +523,7 @@ def _drawn(
                 )  # fmt: skip
 
         parts.append(folder.get(label, key, make))
-    folder.settings[label] = {"weights": model.hash, "options": told}
+    folder.settings[label] = {"weights": model.hash, "options": recorded}
     return join(label, parts), settings.sampler.evaluations
 
 

@@ -20,7 +20,8 @@ from langevin_xtal.text import KEY_VARIABLE, is_address, learn_secret, printable
 
 if TYPE_CHECKING:
     from langevin_xtal.cluster import DaskEngine
-    from langevin_xtal.model.checkpoint import ScoreModel
+    from langevin_xtal.model.checkpoint import CrystalModel
+    from langevin_xtal.symmetry.groups import SpaceGroup
 
 MOST_WORKERS = 1024
 """Processes or threads."""
@@ -213,7 +214,17 @@ def say_settings(groups: str | None) -> None:
         echo(f"Note: {note}", err=True)
 
 
-def say_unknown(elements: Iterable[str], model: ScoreModel) -> None:
+def say_setting(setting: str, groups: Iterable[SpaceGroup]) -> None:
+    """Say from which setting coordinates are transformed, where that is not the package's."""
+    from langevin_xtal.symmetry.settings import setting_of_group
+
+    for group in groups:
+        given = setting_of_group(setting, group.number)
+        if not given.is_default:
+            echo(f"Note: transformed from {given} to {given.default}", err=True)
+
+
+def say_unknown(elements: Iterable[str], model: CrystalModel) -> None:
     """Say which of the elements no training crystal of the model has, where it knows."""
     if model.settings is None:
         return

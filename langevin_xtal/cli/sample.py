@@ -20,7 +20,7 @@ from langevin_xtal.errors import InputError, LangevinXtalError, RequestError
 if TYPE_CHECKING:
     from langevin_xtal.crystal.cell import Cell
     from langevin_xtal.crystal.request import Request
-    from langevin_xtal.model.checkpoint import ScoreModel
+    from langevin_xtal.model.checkpoint import CrystalModel
     from langevin_xtal.sampling.folder import CandidateFolder
     from langevin_xtal.sampling.sample import SampleOptions
     from langevin_xtal.sampling.spread import Spread
@@ -48,6 +48,7 @@ class Asked:
     noise: float = NOISE
     lattice: tuple[float, ...] | None = None
     fixed: options.FixedPoints = ()
+    setting: str | None = None  #: of ``lattice`` and ``fixed``; by default the package's
 
     def request(self, group: SpaceGroup | None, *, spread: bool) -> Request:
         """The request for one group.
@@ -64,6 +65,7 @@ class Asked:
         if self.structure is not None:
             return request_from_structure(self.structure, group, self.noise, lattice=self.lattice)
         assert group is not None
+        lattice, fixed = self.in_package_setting(group)
         one_each = self.elements is not None and not spread
         return Request(
             group,
@@ -72,9 +74,43 @@ class Asked:
             formula=self.formula,
             z=self.z,
             atoms=self.atoms,
-            lattice=self.lattice,
-            fixed=self.fixed,
+            lattice=lattice,
+            fixed=fixed,
         )
+
+    def in_package_setting(
+        self, group: SpaceGroup
+    ) -> tuple[tuple[float, ...] | None, options.FixedPoints]:
+        """Cell and sites to keep, transformed to the setting of the package."""
+        if self.setting is None:
+            return self.lattice, self.fixed
+        import numpy as np
+        from ase.geometry import cell_to_cellpar, cellpar_to_cell
+
+        from langevin_xtal.symmetry.settings import setting_of_group
+
+        setting = setting_of_group(self.setting, group.number)
+        fixed = []
+        for symbol, point in self.fixed:
+            x, y, z = setting.point_in_default(point).tolist()
+            fixed.append((symbol, (x, y, z)))
+        lattice = self.lattice
+        if lattice is not None and not setting.is_default:
+            if len(lattice) == 3 and not np.array_equal(abs(setting.change[0]).sum(0), [1, 1, 1]):
+                raise RequestError(
+                    f"--fix-lattice: give lengths and angles of the cell in the setting {setting}"
+                )
+            if len(lattice) == 3 and group.number < 16:
+                raise RequestError(
+                    "--fix-lattice: give lengths and angles with --setting in a monoclinic group"
+                )
+            rows = cellpar_to_cell([*lattice, 90, 90, 90][:6])
+            if not setting.fits(rows):
+                raise RequestError(
+                    f"--fix-lattice: this is not the shape of a cell in the setting {setting}"
+                )
+            lattice = tuple(cell_to_cellpar(setting.lattice_in_default(rows)).tolist())
+        return lattice, tuple(fixed)
 
     def open_request(self, groups: Sequence[SpaceGroup]) -> Request:
         """The request whose group is the model's to choose, among some or all (none given)."""
@@ -97,6 +133,8 @@ class Asked:
         settings["structure"] = None if self.structure is None else cell_key(self.structure)
         if self.structure is None:
             del settings["noise"]
+        if self.setting is None:  # folders of 0.6 do not have it
+            del settings["setting"]
         return settings
 
 
@@ -169,6 +207,14 @@ class Asked:
     metavar="LIST",
 )
 @click.option(
+    "--setting",
+    help="Setting of --fix-sites and --fix-lattice, which are transformed: origin choice (1, 2), "
+    "axes (H, R), unique axis and cell choice (b3, c1), a symbol such as P21/n or Pbnm, a Hall "
+    "symbol or number.  [default: origin choice 1, hexagonal axes, unique axis b, cell choice 1, "
+    "the ITA's standard axes]",
+    metavar="SETTING",
+)
+@click.option(
     "--n",
     "count",
     type=click.IntRange(1, 1_000_000),
@@ -222,6 +268,7 @@ def sample(
     groups: str | None,
     fix_lattice: tuple[float, ...] | None,
     fix_sites: options.FixedPoints | None,
+    setting: str | None,
     count: int,
     seed: int,
     model: str,
@@ -257,13 +304,15 @@ def sample(
       langevin-xtal sample --sites Sr:1,Ti:1,O:1 --sg Pm-3m
       langevin-xtal sample --formula Cu2KSi --z 4 --sg 62 --n 60 --out cu2ksi/
       langevin-xtal sample --formula NaCl --sg 225,221,194 --fix-lattice 5.64,5.64,5.64
+      langevin-xtal sample --formula MgAl2O4 --sg 227 --fix-sites Mg:1/8,1/8,1/8 --setting 2
       langevin-xtal sample --from-structure olivine.cif --noise 0.3 --out varied/
       langevin-xtal sample --formula TiO2 --sg 136 --n 4 --trajectory chains.extxyz
     """
     ways = {"formula": formula, "elements": elements, "sites": sites,
             "de-novo": True if de_novo else None, "from-structure": from_structure}  # fmt: skip
     _check_together([name for name, value in ways.items() if value is not None], z=z, atoms=atoms,
-                    noise=noise, groups=groups, fixed=fix_sites, cell=fix_lattice)  # fmt: skip
+                    noise=noise, groups=groups, fixed=fix_sites, cell=fix_lattice,
+                    setting=setting)  # fmt: skip
     from langevin_xtal.crystal.request import Request
     from langevin_xtal.model.checkpoint import load_model
     from langevin_xtal.model.device import resolved_device
@@ -290,6 +339,7 @@ def sample(
         noise=NOISE if noise is None else noise,
         lattice=fix_lattice,
         fixed=fix_sites or (),
+        setting=setting,
     )
     chosen = SampleOptions.of(SamplingConfig(**sampling), workers=threads)
     # refuse what cannot be sampled before a folder is made
@@ -317,6 +367,8 @@ def sample(
         by_group = _fitting(
             by_group, lambda request: _can_start(request, weights, chosen, spreads)
         )
+    if setting is not None:
+        options.say_setting(setting, [request.space_group for request in by_group])
     options.say_unknown({symbol for each in by_group for symbol in each.elements}, weights)
     folder = CandidateFolder(
         out,
@@ -345,7 +397,7 @@ def sample(
     if elements is not None and not spread:
         for k in indices:
             drawn = draw_sites(elements, turns[k].space_group, weights.statistics, seed, k)
-            turns[k] = Request(drawn.space_group, drawn.sites, lattice=fix_lattice)
+            turns[k] = Request(drawn.space_group, drawn.sites, lattice=turns[k].lattice)
     if not de_novo:
         turns = settled(turns, weights, seed, known=spreads)
     began = time.perf_counter()
@@ -388,7 +440,7 @@ def _parts(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (indices[k : k + size] for k in range(0, len(indices), size))
 
 
-def _drawn(request: Request, model: ScoreModel, seed: int, index: int) -> Request:
+def _drawn(request: Request, model: CrystalModel, seed: int, index: int) -> Request:
     """The request itself, or one drawn for it where it names nothing."""
     from langevin_xtal.sampling.spread import de_novo
 
@@ -396,7 +448,15 @@ def _drawn(request: Request, model: ScoreModel, seed: int, index: int) -> Reques
 
 
 def _check_together(
-    ways: Sequence[str], *, z: Any, atoms: Any, noise: Any, groups: Any, fixed: Any, cell: Any
+    ways: Sequence[str],
+    *,
+    z: Any,
+    atoms: Any,
+    noise: Any,
+    groups: Any,
+    fixed: Any,
+    cell: Any,
+    setting: Any,
 ) -> None:
     """Refuse options that contradict each other or miss their partner."""
     names = "--formula, --elements, --sites, --de-novo and --from-structure"
@@ -412,6 +472,10 @@ def _check_together(
         raise InputError("--noise is added to a structure; give --from-structure with it")
     if fixed and way not in ("sites", "formula"):
         raise InputError("--fix-sites counts among the sites asked for; give --sites or --formula")
+    if setting is not None and not (fixed or cell):
+        raise InputError("--setting is that of --fix-sites and --fix-lattice; give one of them")
+    if setting is not None and way == "from-structure":
+        raise InputError("--setting is not for --from-structure, whose file says its setting")
     if groups is None and way != "from-structure":
         belongs = {"--sites": way == "sites", "--fix-sites": fixed, "--fix-lattice": cell}
         for option, there in belongs.items():
@@ -454,7 +518,7 @@ def _fitting(asked: Sequence[Any], make: Callable[[Any], Request]) -> list[Reque
 
 
 def _can_start(
-    request: Request, model: ScoreModel, chosen: SampleOptions, spreads: dict[Request, Spread]
+    request: Request, model: CrystalModel, chosen: SampleOptions, spreads: dict[Request, Spread]
 ) -> Request:
     """The request, if a chain of it can start; how its samples are spread is kept in ``spreads``.
 
@@ -481,13 +545,13 @@ def _can_start(
             f"--noise is {request.start.noise:g} Å; model {model.name} knows noise below "
             f"{largest:g} Å, where nothing is left of the structure"
         )
-    told = replace(chosen, start="noise").start_options()
-    start_chains([request], model, stream_keys(0, tensor([0]), tensor([0])), told)
+    from_noise = replace(chosen, start="noise").start_options()
+    start_chains([request], model, stream_keys(0, tensor([0]), tensor([0])), from_noise)
     return request
 
 
 def _summary(
-    folder: CandidateFolder, count: int, attempts: int, model: ScoreModel, seconds: float | None
+    folder: CandidateFolder, count: int, attempts: int, model: CrystalModel, seconds: float | None
 ) -> None:
     rows = [folder.rows[k] for k in sorted(folder.rows) if k < count]
     table = [TABLE, *([row[c] for c in TABLE] for row in rows[:SHOWN])]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from langevin_xtal.screen.hull import HullReferences
     from langevin_xtal.search.allocation import Way
     from langevin_xtal.search.campaign import Campaign
-    from langevin_xtal.search.store import Summary
+    from langevin_xtal.search.store import CampaignSummary
 
 DEFAULT_POTENTIAL = "chgnet"
 """The one hull references are shipped for."""
@@ -340,7 +340,7 @@ def _announce(campaign: Campaign) -> None:
         echo(f"  {len(space) - total} requests get none: raise --max-samples to reach them")
 
 
-def _stages(summary: Summary) -> None:
+def _stages(summary: CampaignSummary) -> None:
     lines = [("stage", "candidates", "left", "seconds", "")]
     for stage in summary.stages:
         numbers = (str(stage.done), str(stage.left), f"{stage.seconds:.1f}")

@@ -157,7 +157,7 @@ def _plainly(
     from langevin_xtal.model.device import resolved_device
     from langevin_xtal.report.pictures import plot_losses
     from langevin_xtal.train.loop import TrainConfig, Trainer
-    from langevin_xtal.train.starts import PARTS, StartEpochs
+    from langevin_xtal.train.parts import PARTS, PartEpochs
 
     crystals = reference_dataset() if data is None else PackedDataset.load(data)
     trainer = Trainer(
@@ -185,13 +185,13 @@ def _plainly(
         done = f"{trainer.step} of {steps} steps when the time was over"
         echo(f"{done}; the same command goes on; weights in {out / 'model.safetensors'}")
         return
-    chosen = StartEpochs(**epochs)
+    chosen = PartEpochs(**epochs)
     before, total = {}, 0
     for part in PARTS:
         before[part] = total
         total += chosen.planned(part)
     with options.progress_bar("where chains start", "epoch") as update:
-        complete = trainer.fit_starts(
+        complete = trainer.fit_parts(
             chosen,
             lambda part, done, _: update(before[part] + done, total),
             end - time.perf_counter(),

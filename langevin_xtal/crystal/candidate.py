@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import Choice, Request
 from langevin_xtal.symmetry.groups import SpaceGroup
+from langevin_xtal.symmetry.wyckoff import locate
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -56,6 +57,12 @@ class Candidate:
     def multiplicity(self) -> IntArray:
         """(A,) atoms of each site in the cell."""
         return np.bincount(self.atom_site, minlength=len(self.numbers))
+
+    @cached_property
+    def wyckoff(self) -> tuple[str, ...]:
+        """(A,) Wyckoff position of each site: multiplicity and letter, such as ``"4c"``."""
+        number = self.space_group.number
+        return tuple(locate(number, point, self.lattice).name for point in self.frac)
 
     @property
     def formula(self) -> str:

@@ -65,6 +65,7 @@ def cif_text(candidate: Candidate) -> str:
                 "label",
                 "type_symbol",
                 "symmetry_multiplicity",
+                "Wyckoff_symbol",
                 "fract_x",
                 "fract_y",
                 "fract_z",
@@ -72,10 +73,10 @@ def cif_text(candidate: Candidate) -> str:
             )
         ),
     ]
-    rows = zip(candidate.numbers, candidate.multiplicity, candidate.frac, strict=True)
-    for k, (z, m, (x, y, w)) in enumerate(rows, start=1):
-        symbol = SYMBOLS[z]
-        lines.append(f"{symbol}{k} {symbol} {m} {x:.10f} {y:.10f} {w:.10f} 1")
+    rows = zip(candidate.numbers, candidate.wyckoff, candidate.frac, strict=True)
+    for k, (number, name, (x, y, z)) in enumerate(rows, start=1):
+        symbol, m, letter = SYMBOLS[number], name[:-1], name[-1]  # '4' and 'c' of 4c
+        lines.append(f"{symbol}{k} {symbol} {m} {letter} {x:.10f} {y:.10f} {z:.10f} 1")
     return "\n".join(lines) + "\n"
 
 

@@ -14,7 +14,7 @@ from langevin_xtal.crystal.formula import whole_counts
 from langevin_xtal.errors import RequestError
 from langevin_xtal.symmetry import SpaceGroup, lattice_coordinates
 from langevin_xtal.symmetry.assignments import Assignment, explain, fits
-from langevin_xtal.symmetry.wyckoff import wyckoff_positions
+from langevin_xtal.symmetry.wyckoff import position_index, wyckoff_positions
 
 MAX_SITES = 64
 """Sites of one request."""
@@ -65,8 +65,8 @@ class Request:
     sites
         Element symbol to number of sites in the asymmetric unit, e.g. ``{"Cu": 2, "Si": 1}``.
     positions
-        With ``sites``, optionally the Wyckoff position of each, in their order: indices within
-        :func:`~langevin_xtal.symmetry.wyckoff.wyckoff_positions` of the group.
+        With ``sites``, optionally the Wyckoff position of each, in their order: ``"4c"``, ``"c"``,
+        or its index within :func:`~langevin_xtal.symmetry.wyckoff.wyckoff_positions` of the group.
     formula
         Instead of ``sites``: the exact composition, e.g. ``"Cu2KSi"``; sites are then placed on
         Wyckoff positions whose multiplicities add up to it.
@@ -80,8 +80,8 @@ class Request:
     groups
         With no ``space_group``, numbers of those that the model may choose; by default all.
     assignment
-        With a formula and a group, the Wyckoff positions of each element's sites: indices as for
-        ``positions``, elements in the order of the formula.
+        With a formula and a group, the Wyckoff positions of each element's sites, as for
+        ``positions``; elements in the order of the formula.
     choice
         How the model came to this request, where it answers an open one.
     lattice
@@ -96,7 +96,7 @@ class Request:
     Raises
     ------
     SymmetryError
-        For a group that does not exist.
+        For a group, or a Wyckoff position of it, that does not exist.
     RequestError
         For unknown elements, counts below 1, no sites or too many, a formula that does not fit the
         group (the message says what would), a cell at odds with the group.
@@ -129,13 +129,13 @@ class Request:
         space_group: SpaceGroup | int | str | None = None,
         sites: Mapping[str, int] | None = None,
         *,
-        positions: Sequence[int] | None = None,
+        positions: Sequence[int | str] | None = None,
         formula: str | None = None,
         z: int | None = None,
         atoms: int | None = None,
         elements: Sequence[str] | None = None,
         groups: Sequence[int] = (),
-        assignment: Assignment | None = None,
+        assignment: Sequence[Sequence[int | str]] | None = None,
         choice: Choice | None = None,
         lattice: Sequence[float] | None = None,
         fixed: Sequence[tuple[str, Sequence[float]]] = (),
@@ -169,8 +169,9 @@ class Request:
             elements = _checked_elements(elements)
         elif space_group is not None or sites is not None:
             numbers = _site_numbers(sites)
-        if assignment is not None:
-            assignment = _checked_assignment(space_group, counts, assignment)
+        placed = (
+            None if assignment is None else _checked_assignment(space_group, counts, assignment)
+        )
         is_open = space_group is None or elements is not None
         if space_group is None and numbers:
             raise RequestError(
@@ -199,7 +200,7 @@ class Request:
             "z": z,
             "atoms": atoms,
             "groups": tuple(sorted(set(groups))),
-            "assignment": assignment,
+            "assignment": placed,
             "choice": choice,
             "chemical_system": tuple(elements or ()),
             "lattice": (
@@ -367,12 +368,13 @@ def _checked_elements(elements: Sequence[str]) -> tuple[str, ...]:
 
 
 def _checked_assignment(
-    group: SpaceGroup | None, counts: Mapping[str, int], assignment: Assignment
+    group: SpaceGroup | None, counts: Mapping[str, int], named: Sequence[Sequence[int | str]]
 ) -> Assignment:
     """Positions whose multiplicities add up to the formula."""
     if group is None or not counts:
         raise RequestError("an assignment places a formula in a space group: give both")
     table = wyckoff_positions(group.number)
+    assignment = tuple(tuple(_index(group, w) for w in own) for own in named)
     if len(assignment) != len(counts):
         raise RequestError(
             f"the assignment places {len(assignment)} elements and the formula has {len(counts)}"
@@ -385,7 +387,9 @@ def _checked_assignment(
                     f"group {group} has positions 0 to {len(table) - 1}; {w} was given"
                 )
             if w in used and not table[w].freedom:
-                raise RequestError(f"position {w} of group {group} is a point: it holds one site")
+                raise RequestError(
+                    f"position {table[w].name} of group {group} is a point: it holds one site"
+                )
             used.add(w)
         placed = sum(table[w].multiplicity for w in own)
         if placed != count:
@@ -393,7 +397,7 @@ def _checked_assignment(
                 f"the assignment places {placed} {symbol} in the conventional cell; the formula "
                 f"has {count}"
             )
-    return tuple(tuple(int(w) for w in own) for own in assignment)
+    return assignment
 
 
 def _site_numbers(sites: Mapping[str, int] | None) -> tuple[int, ...]:
@@ -409,8 +413,16 @@ def _site_numbers(sites: Mapping[str, int] | None) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def _checked_positions(group: SpaceGroup, positions: Sequence[int], sites: int) -> tuple[int, ...]:
+def _index(group: SpaceGroup, position: int | str) -> int:
+    """Of a Wyckoff position given by name or by index."""
+    return position_index(group.number, position) if isinstance(position, str) else int(position)
+
+
+def _checked_positions(
+    group: SpaceGroup, named: Sequence[int | str], sites: int
+) -> tuple[int, ...]:
     table = wyckoff_positions(group.number)
+    positions = [_index(group, w) for w in named]
     if len(positions) != sites:
         raise RequestError(
             f"{len(positions)} positions were given for {sites} sites; give as many"
@@ -418,9 +430,11 @@ def _checked_positions(group: SpaceGroup, positions: Sequence[int], sites: int) 
     for w in positions:
         if not 0 <= w < len(table):
             raise RequestError(f"group {group} has positions 0 to {len(table) - 1}; {w} was given")
-        if not table[w].freedom and list(positions).count(w) > 1:
-            raise RequestError(f"position {w} of group {group} is a point: it holds one site")
-    return tuple(int(w) for w in positions)
+        if not table[w].freedom and positions.count(w) > 1:
+            raise RequestError(
+                f"position {table[w].name} of group {group} is a point: it holds one site"
+            )
+    return tuple(positions)
 
 
 def _point(symbol: str, x: Sequence[float]) -> tuple[float, float, float]:

@@ -11,8 +11,8 @@ from langevin_xtal.crystal.cell import reduced_formula
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import DataError
 
-TWIN_VOLUME = 0.12
-"""Two crystals of one formula and group are twins when their volumes per atom differ by less."""
+NEAR_VOLUME = 0.12
+"""Largest difference of volumes per atom of near-duplicates, of one formula and group."""
 
 _Kind = tuple[str, int]
 
@@ -50,7 +50,7 @@ def join(parts: Sequence[PackedDataset]) -> PackedDataset:
 def split(
     data: PackedDataset, held_out: int, *, seed: int = 0
 ) -> tuple[PackedDataset, PackedDataset]:
-    """Crystals to train on, and ``held_out`` others drawn at random, of which these have no twin.
+    """Crystals to train on, and ``held_out`` others drawn at random, no near-duplicates.
 
     Raises
     ------
@@ -66,25 +66,26 @@ def split(
     chosen[np.random.default_rng(seed).permutation(len(data))[:held_out]] = True
     others = data.select(chosen)
     rest = data.select(~chosen)
-    rest = rest.select(~twins(rest, others))
+    rest = rest.select(~near_duplicates(rest, others))
     if not len(rest):
         raise DataError(
-            f"every other crystal has a twin among the {held_out} held out; hold out fewer"
+            f"every other crystal has a near-duplicate among the {held_out} held out; "
+            "hold out fewer"
         )
     return rest, others
 
 
-def twins(data: PackedDataset, others: PackedDataset) -> NDArray[np.bool_]:
-    """(B,) which crystals of ``data`` have a twin among ``others``.
+def near_duplicates(data: PackedDataset, others: PackedDataset) -> NDArray[np.bool_]:
+    """(B,) which crystals of ``data`` have a near-duplicate among ``others``.
 
-    A twin has the same reduced formula and space group, and a volume per atom within
-    ``TWIN_VOLUME`` of it: a crude test that finds copies under other names, and more.
+    A near-duplicate has the same reduced formula and space group, and a volume per atom within
+    ``NEAR_VOLUME`` of it: a crude test that finds copies under other names, and more.
     """
     known: dict[_Kind, list[float]] = {}
     for kind, volume in zip(_kinds(others), _volumes(others), strict=True):
         known.setdefault(kind, []).append(volume)
     found = [
-        any(abs(volume / v - 1) < TWIN_VOLUME for v in known.get(kind, []))
+        any(abs(volume / v - 1) < NEAR_VOLUME for v in known.get(kind, []))
         for kind, volume in zip(_kinds(data), _volumes(data), strict=True)
     ]
     return np.array(found, dtype=bool)

@@ -67,7 +67,7 @@ class AsymmetricUnit:
 
 
 @dataclass(frozen=True)
-class Summary:
+class PreparationSummary:
     """What :func:`prepare` did."""
 
     dataset: PackedDataset
@@ -303,7 +303,7 @@ def prepare(
     meta: dict[str, Any] | None = None,
     progress: bool | None = None,
     file_format: str = "",
-) -> Summary:
+) -> PreparationSummary:
     """Pack every usable structure of ``source`` into ``out``; list the others in a CSV beside it.
 
     Parameters
@@ -351,7 +351,7 @@ def prepare(
     provenance = _provenance(Path(source), symprec, gathered, meta or {})
     dataset = pack(gathered.kept, provenance)
     dataset.save(out)
-    return Summary(
+    return PreparationSummary(
         dataset,
         gathered.read,
         dict(gathered.reasons),

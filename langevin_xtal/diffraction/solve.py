@@ -25,7 +25,7 @@ from langevin_xtal.diffraction.radiation import scattering_parameters
 from langevin_xtal.diffraction.refine import Refined, Target, refine_in_stages
 from langevin_xtal.diffraction.simulate import Crystal
 from langevin_xtal.errors import InputError, LangevinXtalError, RequestError
-from langevin_xtal.model.checkpoint import ScoreModel, load_model
+from langevin_xtal.model.checkpoint import CrystalModel, load_model
 from langevin_xtal.sampling.sample import SampleOptions, sample_batches
 from langevin_xtal.sampling.spread import Spread, SpreadOptions
 from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
@@ -119,7 +119,7 @@ def crystal_of(candidate: Candidate) -> Crystal:
 def solve(
     pattern: Pattern,
     request: Request,
-    model: ScoreModel | str = "small",
+    model: CrystalModel | str = "small",
     seed: int = 0,
     *,
     options: SolveOptions | None = None,
@@ -158,7 +158,7 @@ def ranked(solutions: Sequence[Solution]) -> list[Solution]:
 def solve_rounds(
     pattern: Pattern,
     request: Request,
-    model: ScoreModel | str = "small",
+    model: CrystalModel | str = "small",
     seed: int = 0,
     *,
     options: SolveOptions | None = None,
@@ -273,7 +273,7 @@ class _Search:
     """Which settings the next samples are drawn of."""
 
     def __init__(
-        self, request: Request, model: ScoreModel, seed: int, options: SolveOptions
+        self, request: Request, model: CrystalModel, seed: int, options: SolveOptions
     ) -> None:
         self.request, self.options = request, options
         self.spread = Spread(request, model, options.spread) if request.is_open else None

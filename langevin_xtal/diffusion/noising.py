@@ -7,7 +7,7 @@ clean (σ_L = 0) is the paper's position objective.
 Most crystals are noised **confined**: each site moves only along the free directions of its
 Wyckoff position, and counts with that position's multiplicity however near it comes to a more
 special one. The others are noised freely, as in the paper, and snap to what they are near (see
-:mod:`langevin_xtal.graph.snapping`). The network is told which of the two it sees.
+:mod:`langevin_xtal.graph.snapping`). The network is given which of the two it sees.
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ def graph_of(
             "op_start": crystals.op_start,
             "op_count": crystals.op_count,
         }
-        # every site is its own orbit here, which the builder takes for granted unless told
+        # every site is its own orbit here, as the builder assumes by default
         graph = torch_builder.build_tensors(**given, orbit=None, settings=settings)
         given["orbit"] = torch.arange(len(frac), device=frac.device)
     else:

@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS feature (
 
 
 def default_folder() -> Path:
-    """Where features are kept unless told otherwise.
+    """Where features are kept by default.
 
     ``$LANGEVIN_XTAL_CACHE``, else ``$XDG_CACHE_HOME/langevin-xtal``, else
     ``~/.cache/langevin-xtal``.

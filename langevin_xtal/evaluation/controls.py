@@ -25,8 +25,8 @@ from langevin_xtal.errors import DataError, InputError
 from langevin_xtal.evaluation.structures import Missing, StructureSet
 from langevin_xtal.evaluation.targets import Progress, Target, check_trials, trial_id
 from langevin_xtal.extras import require
-from langevin_xtal.model.assignment import element_properties
 from langevin_xtal.model.known import MOST_ELEMENTS, KnownCrystals, nearest, ordered, reduced
+from langevin_xtal.model.prior import element_properties
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.runtime import OutOfTime, time_limit
 from langevin_xtal.symmetry import SpaceGroup, wrap
@@ -62,7 +62,7 @@ def random_symmetric(
 ) -> StructureSet:
     """PyXtal's random crystals with the **true** group, composition and Wyckoff letters.
 
-    That is more than a model is told. Cell, volume and free coordinates are random, as PyXtal
+    That is more than a model is given. Cell, volume and free coordinates are random, as PyXtal
     (Fredericks et al., Comput. Phys. Commun. 261, 107810, 2021) draws them by default: a volume
     between the covalent and the van der Waals spheres of the atoms, and atoms no closer than its
     tolerances. Trial j of target t depends on ``seed``, j and t alone.
@@ -150,11 +150,12 @@ def nearest_template(
     """Known crystals with the target's elements put in: the substitution of CSPML.
 
     Templates are the training crystals of the target's group with the same numbers of sites per
-    element, elements renamed: what a model is told, no more (CSPML, Kusaba et al., Comput. Mater.
-    Sci. 211, 111496, 2022, is told the formula and learns its ranking). Trial j takes the template
-    of rank j by the mean distance of the elements (:func:`template_ranks`). Its fractional
-    coordinates stay; its cell is scaled isotropically, its volume by the ratio of the volumes that
-    :func:`element_volumes` expects of the two contents, which keeps how well the template packs.
+    element, elements replaced: what a model is given, no more (CSPML, Kusaba et al., Comput.
+    Mater. Sci. 211, 111496, 2022, is given the formula and learns its ranking). Trial j takes the
+    template of rank j by the mean distance of the elements (:func:`template_ranks`). Its
+    fractional coordinates stay; its cell is scaled isotropically, its volume by the ratio of
+    the volumes that :func:`element_volumes` expects of the two contents, which keeps how well
+    the template packs.
     Nothing is random.
 
     Parameters
@@ -162,7 +163,7 @@ def nearest_template(
     training
         Should hold none of the targets.
     with_letters
-        Also require the target's Wyckoff letters, element by element: more than a model is told.
+        Also require the target's Wyckoff letters, element by element: more than a model is given.
         Letters are compared as they stand, not up to a shift of the origin.
 
     Raises

@@ -116,7 +116,7 @@ def compute_features(
     workers
         Processes; one per CPU by default, fewer for little work.
     progress
-        Told of the structures that are not in the cache.
+        Called for the structures that are not in the cache.
 
     Raises
     ------

@@ -120,7 +120,7 @@ def evaluate(
     if options.relax:
         HullReferences.shipped(options.relaxation.potential)  # refuses a potential without one now
     with SpareCache(options.cache) as cache:
-        run = _Run(options, cache, progress or (lambda stage, done, planned: None))
+        run = _Evaluation(options, cache, progress or (lambda stage, done, planned: None))
         sets = _as_sets(structures)
         data = _packed(reference)
         known = None
@@ -212,7 +212,7 @@ def _packed(source: PackedDataset | str | os.PathLike[str]) -> PackedDataset:
     return data
 
 
-class _Run:
+class _Evaluation:
     """One evaluation: what all columns share, and how a column is made."""
 
     def __init__(self, options: EvaluateOptions, cache: Cache, progress: Progress) -> None:

@@ -34,7 +34,7 @@ from langevin_xtal.symmetry.wyckoff import WyckoffPosition, locate
 
 if TYPE_CHECKING:
     from langevin_xtal.crystal.candidate import Candidate
-    from langevin_xtal.model.checkpoint import ScoreModel
+    from langevin_xtal.model.checkpoint import CrystalModel
     from langevin_xtal.sampling.sample import SampleOptions
     from langevin_xtal.sampling.spread import Spread
 
@@ -52,7 +52,7 @@ PAPER_GROUPS = range(16, 231)
 
 ALL_GROUPS = range(1, 231)
 
-TOLD: dict[Mode, str] = {
+GIVEN: dict[Mode, str] = {
     "sites": "elements, numbers of sites and group",
     "formula": "formula, formula units in the conventional cell and group",
     "letters": "elements, group and the Wyckoff position of every site",
@@ -76,7 +76,7 @@ class Target:
     freedom: int  #: free coordinates of all sites together
 
     def request(self, mode: Mode = "sites") -> Request:
-        """All that a model is told, elements by atomic number.
+        """All that a model is given, elements by atomic number.
 
         Raises
         ------
@@ -100,11 +100,11 @@ class Target:
             return Request(self.group, formula=formula, z=units)
         elements, sites = np.unique(self.numbers, return_counts=True)
         pairs = zip(elements.tolist(), sites.tolist(), strict=True)
-        told: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
         if mode == "letters":
             order = np.argsort(self.numbers, kind="stable")
-            told["positions"] = tuple(self.positions[k] for k in order)
-        return Request(self.group, {SYMBOLS[z]: n for z, n in pairs}, **told)
+            extra["positions"] = tuple(self.positions[k] for k in order)
+        return Request(self.group, {SYMBOLS[z]: n for z, n in pairs}, **extra)
 
     def counts(self) -> dict[int, int]:
         """Atoms of each element in the conventional cell, by atomic number."""
@@ -187,7 +187,7 @@ def trial_id(target: Target, trial: int) -> str:
 
 def predict(
     targets: Sequence[Target],
-    model: ScoreModel | str,
+    model: CrystalModel | str,
     *,
     mode: Mode = "sites",
     trials: int = 1,
@@ -202,7 +202,7 @@ def predict(
     Parameters
     ----------
     mode
-        What the model is told.
+        What the model is given.
     progress
         Called with noise levels done and planned within the trial that runs.
     on_part
@@ -235,7 +235,7 @@ def predict(
 
 def predict_trial(
     targets: Sequence[Target],
-    model: ScoreModel | str,
+    model: CrystalModel | str,
     trial: int,
     *,
     mode: Mode = "sites",
@@ -270,7 +270,7 @@ def predict_trial(
 
 
 def de_novo_samples(
-    model: ScoreModel | str,
+    model: CrystalModel | str,
     places: range,
     *,
     groups: Sequence[int] = (),
@@ -322,7 +322,7 @@ def _sampled(
     requests: dict[int, Request],
     ids: dict[int, str],
     reason: dict[int, str],
-    model: ScoreModel,
+    model: CrystalModel,
     seed: int,
     options: SampleOptions | None,
     label: str,
@@ -362,7 +362,7 @@ def _sampled(
 
 
 @lru_cache(maxsize=20_000)
-def _spread(request: Request, model: ScoreModel) -> Spread:
+def _spread(request: Request, model: CrystalModel) -> Spread:
     """Samples of an open request, which go on from trial to trial.
 
     Settings of training crystals of the very composition get no share of their own: those held out
@@ -387,7 +387,7 @@ class SettingRanks:
 
 def setting_ranks(
     targets: Sequence[Target],
-    model: ScoreModel,
+    model: CrystalModel,
     *,
     most: int = 20,
     progress: Progress | None = None,
@@ -422,7 +422,7 @@ def setting_ranks(
     return SettingRanks(*ranks)
 
 
-def assignment_ranks(targets: Sequence[Target], model: ScoreModel) -> IntArray:
+def assignment_ranks(targets: Sequence[Target], model: CrystalModel) -> IntArray:
     """(T,) place of each target's true assignment of Wyckoff positions among those of its formula.
 
     0 is the likeliest by the model; −1 where the true one is not among those ranked
@@ -439,10 +439,10 @@ def assignment_ranks(targets: Sequence[Target], model: ScoreModel) -> IntArray:
         except InputError:
             ranks.append(-1)
             continue
-        told = ranked_assignments(
+        ranked = ranked_assignments(
             model.ranker, model.prior, target.group.number, tuple(counts), tuple(counts.values())
         )
-        found = told[0] if told is not None else []
+        found = ranked[0] if ranked is not None else []
         true = target.assignment()
         ranks.append(found.index(true) if true in found else -1)
     return np.array(ranks, dtype=np.int64)

@@ -97,7 +97,7 @@ def write_folders(
     root = Path(out)
     make_root(root, settings["export"], force=force)
     notes = Notes() if notes is None else notes
-    run = _Run(root, settings, make, notes, force)
+    run = _Export(root, settings, make, notes, force)
     plan = run.plan(entries)
     try:
         for done, (entry, name, key) in enumerate(plan):
@@ -119,7 +119,7 @@ def write_folders(
     return run.finish(job)
 
 
-class _Run:
+class _Export:
     """One call of :func:`write_folders`."""
 
     def __init__(

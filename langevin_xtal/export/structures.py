@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from langevin_xtal.crystal.cell import Cell, cell_from_parameters
 from langevin_xtal.crystal.cif import cell_parameters, operation_text
@@ -21,7 +22,7 @@ from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.dataset.packed import ideal_cells
 from langevin_xtal.dataset.prepare import AsymmetricUnit, asymmetric_unit
 from langevin_xtal.dataset.readers import RejectError
-from langevin_xtal.errors import InputError, LangevinXtalError
+from langevin_xtal.errors import InputError, LangevinXtalError, SymmetryError
 from langevin_xtal.export.cells import (
     SYMPREC,
     Carried,
@@ -44,6 +45,7 @@ from langevin_xtal.export.notes import Notes
 from langevin_xtal.files import FULL, check_target, unwritable, write_text
 from langevin_xtal.structures.record import collinear, is_collinear
 from langevin_xtal.symmetry import SpaceGroup, wrap
+from langevin_xtal.symmetry.wyckoff import locate
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -53,6 +55,7 @@ _SITE_COLUMNS = (
     "label",
     "type_symbol",
     "symmetry_multiplicity",
+    "Wyckoff_symbol",
     "fract_x",
     "fract_y",
     "fract_z",
@@ -259,14 +262,23 @@ def declared_sites(cell: Cell, group: int, symprec: float = SYMPREC) -> Asymmetr
         shift += delta[np.arange(len(frac)), image] @ np.linalg.inv(rotation).T
         lowest = np.minimum(lowest, image)
     first, counts = np.unique(lowest, return_counts=True)
+    points = wrap(frac + shift / space_group.order)[first]
     return AsymmetricUnit(
         group=group,
         lattice=lattice,
         numbers=numbers[first],
-        frac=wrap(frac + shift / space_group.order)[first],
+        frac=points,
         multiplicity=counts,
-        wyckoff=np.full(len(first), "", dtype="<U1"),
+        wyckoff=np.array([_letter(group, point, lattice) for point in points], dtype="<U1"),
     )
+
+
+def _letter(group: int, point: NDArray[np.float64], lattice: NDArray[np.float64]) -> str:
+    """Of a site's Wyckoff position; none where it is near a special position, but not on it."""
+    try:
+        return locate(group, point, lattice).letter
+    except SymmetryError:
+        return ""
 
 
 def sites_cif(sites: AsymmetricUnit, name: str) -> str:
@@ -299,9 +311,9 @@ def sites_cif(sites: AsymmetricUnit, name: str) -> str:
         "loop_",
         *(f"_atom_site_{column}" for column in _SITE_COLUMNS),
         *(
-            f"{symbol}{k} {symbol} {m} {x:.10f} {y:.10f} {z:.10f} 1"
-            for k, (symbol, m, (x, y, z)) in enumerate(
-                zip(elements, sites.multiplicity, places, strict=True), start=1
+            f"{symbol}{k} {symbol} {m} {letter or '?'} {x:.10f} {y:.10f} {z:.10f} 1"
+            for k, (symbol, m, letter, (x, y, z)) in enumerate(
+                zip(elements, sites.multiplicity, sites.wyckoff, places, strict=True), start=1
             )
         ),
     ]

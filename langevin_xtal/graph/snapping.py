@@ -1,4 +1,4 @@
-"""Snapping many sites at once: the batched twin of :func:`langevin_xtal.symmetry.snap_site`.
+"""Snapping many sites at once: the batched form of :func:`langevin_xtal.symmetry.snap_site`.
 
 In free mode a noised special position is a cluster of m nearly coincident copies of one atom.
 We count such a cluster as **one atom at the special position it surrounds**, plus the

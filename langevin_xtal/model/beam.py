@@ -1,6 +1,6 @@
 """Likely assignments of a composition, where there are too many to look at each.
 
-The prior (:class:`~langevin_xtal.model.assignment.WyckoffPrior`) is asked for one site
+The prior (:class:`~langevin_xtal.model.prior.WyckoffPrior`) is asked for one site
 after the other; of the partial assignments with the same numbers of sites the likeliest are kept
 at every step (a beam search). Numbers of sites, which the prior takes as given, have the shares
 that the order of enumeration suggests. Each step can be completed to the composition, exactly.
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from langevin_xtal.model.assignment import Reading, WyckoffPrior, element_rank
+from langevin_xtal.model.prior import Reading, WyckoffPrior, element_rank
 from langevin_xtal.symmetry.assignments import (
     Assignment,
     Partial,
@@ -97,8 +97,8 @@ class _Beam:
         longest = max(map(sum, self.plans), default=0)
         self.numbers = torch.zeros(len(plans), longest, dtype=torch.int64)
         for k, plan in enumerate(self.plans):
-            told = [z for z, n in zip(elements, plan, strict=True) for _ in range(n)]
-            self.numbers[k, : len(told)] = torch.tensor(told)
+            sites = [z for z, n in zip(elements, plan, strict=True) for _ in range(n)]
+            self.numbers[k, : len(sites)] = torch.tensor(sites)
 
     def run(self) -> list[tuple[Assignment, float]]:
         """Assignments and the logarithm of their shares."""

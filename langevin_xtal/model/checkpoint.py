@@ -28,9 +28,9 @@ from safetensors.torch import save
 
 from langevin_xtal.errors import CheckpointError, InputError
 from langevin_xtal.files import unwritable, write_bytes
-from langevin_xtal.model.assignment import PriorConfig, WyckoffPrior
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
+from langevin_xtal.model.prior import PriorConfig, WyckoffPrior
 from langevin_xtal.model.proposal import Proposal, ProposalConfig
 from langevin_xtal.model.ranking import AssignmentRanker, RankerConfig
 from langevin_xtal.model.settings import SettingConfig, SettingModel, squared_distances
@@ -56,7 +56,7 @@ PARTS: dict[str, tuple[Any, Any]] = {
 _REMEMBERING = ("ranker", "settings", "types")
 """Parts that hold a memory of training crystals."""
 _LATER = ("settings", "types")
-"""Parts that came after 0.5.0: :attr:`ScoreModel.hash` stays what it was without them."""
+"""Parts that came after 0.5.0: :attr:`CrystalModel.hash` stays what it was without them."""
 
 # what safetensors, json and torch raise on damaged or foreign bytes
 _DAMAGE = (
@@ -73,7 +73,7 @@ _DAMAGE = (
 
 
 @dataclass(frozen=True, eq=False)
-class ScoreModel:
+class CrystalModel:
     """A trained network with everything sampling needs.
 
     ``hash`` identifies the weights: the first 16 hexadecimal digits of a SHA-256 over them.
@@ -139,7 +139,7 @@ class ScoreModel:
             )
         return squared_distances(self.ranker.resemblance())
 
-    def to(self, device: str) -> ScoreModel:
+    def to(self, device: str) -> CrystalModel:
         """With its networks on a device; the host ranks assignments, wherever chains run."""
         if device == "cpu":
             return self
@@ -164,7 +164,7 @@ class ScoreModel:
 
     def __repr__(self) -> str:
         weights = sum(p.numel() for p in self.network.parameters())
-        return f"ScoreModel({self.name}, {weights:,} weights, {self.hash})"
+        return f"CrystalModel({self.name}, {weights:,} weights, {self.hash})"
 
 
 def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
@@ -263,11 +263,11 @@ def read_tensors(path: Path, expected: str) -> tuple[dict[str, torch.Tensor], di
 
 def _header_hash(header: Mapping[str, Any]) -> str:
     """16 hexadecimal digits over a header but for its checksums."""
-    told = {k: v for k, v in header.items() if k not in (HEADER_CHECKSUM, "checksum")}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    hashed = {k: v for k, v in header.items() if k not in (HEADER_CHECKSUM, "checksum")}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def save_model(path: Path, model: ScoreModel) -> None:
+def save_model(path: Path, model: CrystalModel) -> None:
     """Write a model file; numbers that half the bytes hold exactly take no more."""
     tensors = {f"network.{k}": v for k, v in model.network.state_dict().items()}
     tensors |= model._part_tensors()
@@ -283,7 +283,7 @@ def save_model(path: Path, model: ScoreModel) -> None:
     write_tensors(path, tensors, header)
 
 
-def _settings(model: ScoreModel) -> dict[str, Any]:
+def _settings(model: CrystalModel) -> dict[str, Any]:
     """Configurations and noise levels, as plain values."""
     return {
         "network": dataclasses.asdict(model.network.config),
@@ -300,7 +300,7 @@ def _compact(values: torch.Tensor) -> torch.Tensor:
     return short if torch.equal(short.to(values.dtype), values) else values
 
 
-def load_model(name_or_path: str | Path = "small") -> ScoreModel:
+def load_model(name_or_path: str | Path = "small") -> CrystalModel:
     """A shipped model by name, or one of your own by path.
 
     Parameters
@@ -334,7 +334,7 @@ def shipped_models() -> tuple[str, ...]:
     return tuple(sorted(n.removesuffix(SUFFIX) for n in names if n.endswith(SUFFIX)))
 
 
-def _read_model(path: Path) -> ScoreModel:
+def _read_model(path: Path) -> CrystalModel:
     tensors, header = read_tensors(path, MODEL_FORMAT)
     where = f"checkpoint {path}"
     card = header.get("card", {})
@@ -358,7 +358,7 @@ def _read_model(path: Path) -> ScoreModel:
         raise CheckpointError(f"{where} does not fit its own configuration ({reason})") from None
     network.eval().requires_grad_(False)
     name = str(header.get("name", path.stem))
-    return ScoreModel(name, network, levels, statistics, card, **read)
+    return CrystalModel(name, network, levels, statistics, card, **read)
 
 
 def _part_configs(table: Any, where: str) -> dict[str, Any]:

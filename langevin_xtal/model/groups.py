@@ -14,7 +14,7 @@ from langevin_xtal.symmetry.groups import CRYSTAL_SYSTEMS, SpaceGroup
 from langevin_xtal.symmetry.settings import setting_note
 
 if TYPE_CHECKING:
-    from langevin_xtal.model.checkpoint import ScoreModel
+    from langevin_xtal.model.checkpoint import CrystalModel
 
 COMMON = 32
 """Groups that ``"common"`` stands for: the most frequent ones of the model's training data."""
@@ -24,7 +24,7 @@ Groups = str | int | SpaceGroup | Iterable[str | int | SpaceGroup]
 _SYSTEMS = {name: range(first, last + 1) for name, first, last in CRYSTAL_SYSTEMS}
 
 
-def parse_groups(groups: Groups, model: ScoreModel | str = "small") -> tuple[int, ...]:
+def parse_groups(groups: Groups, model: CrystalModel | str = "small") -> tuple[int, ...]:
     """Numbers of the groups named, each once, in order.
 
     Names are numbers, symbols in any spelling that
@@ -74,7 +74,7 @@ def compact(numbers: Iterable[int]) -> str:
     return ",".join("-".join(map(str, run)) for run in runs)
 
 
-def common_groups(model: ScoreModel | str = "small") -> tuple[int, ...]:
+def common_groups(model: CrystalModel | str = "small") -> tuple[int, ...]:
     """The most frequent groups of the model's training data, by frequency."""
     from langevin_xtal.model.checkpoint import load_model
 
@@ -93,7 +93,7 @@ def _parts(text: str) -> list[str]:
     return parts
 
 
-def _named(text: str, model: ScoreModel | str) -> Sequence[int]:
+def _named(text: str, model: CrystalModel | str) -> Sequence[int]:
     name = text.lower()
     if name in ("", "all"):
         return range(1, 231) if name else ()

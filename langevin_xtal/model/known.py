@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.errors import InputError
-from langevin_xtal.model.assignment import element_rank
+from langevin_xtal.model.prior import element_rank
 
 IntArray = NDArray[np.int64]
 

@@ -3,7 +3,7 @@
 Directional messages live on the edges of the symmetry multigraph. What differs from the molecular
 network: angles are turned with the operation of the edge (:mod:`langevin_xtal.graph.batch`), the
 output blocks act on edges and give two numbers each (position weight, relative length change),
-nothing is pooled at the end. The network is told both noise levels continuously, the composition
+nothing is pooled at the end. The network is given both noise levels continuously, the composition
 of the cell, the volume per atom and how abundant each site is.
 
 The interaction block sums, for every edge e = i → h(j), over the edges f leaving j,
@@ -39,7 +39,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "k_min": (0, 1000),
     "k_max": (1, 1000),
 }
-"""What a network may be: its file comes from strangers, and memory is taken on its word."""
+"""What a network may be: its file is not trusted, and memory is taken on its word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +232,7 @@ class EdgeNetwork(nn.Module):
         first = g.first_edge
         weight, dist = edge_weight(g)[first], g.dist[first]
         amount = g.abundance.log()
-        room = (g.volume_per_atom[g.site_crystal] / 20.0).log() - amount
+        volume = (g.volume_per_atom[g.site_crystal] / 20.0).log() - amount
         noise = self.conditions(
             torch.cat(
                 [
@@ -250,7 +250,7 @@ class EdgeNetwork(nn.Module):
         angular = self.spherical(dist) * leaves
 
         confined = g.confined[g.site_crystal].to(amount.dtype)
-        site = torch.stack([amount, room, confined], dim=1)
+        site = torch.stack([amount, volume, confined], dim=1)
         h = self.element(g.numbers) + self.from_amount(site)
         of_source, of_target = self.from_source(h + noise[g.site_crystal]), self.from_target(h)
         if self.fused and fused.fits(self.config.width, self.config.triplet_width, radial):

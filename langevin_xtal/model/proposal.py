@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from langevin_xtal.errors import InputError
-from langevin_xtal.model.assignment import (
+from langevin_xtal.model.network import ELEMENTS, Linear
+from langevin_xtal.model.prior import (
     element_features,
     element_rank,
     position_features,
 )
-from langevin_xtal.model.network import ELEMENTS, Linear
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.symmetry.description import EDGE, represented, smallest_labels
 from langevin_xtal.symmetry.frames import metric_after, metric_of, nearest_frame
@@ -48,10 +48,10 @@ from langevin_xtal.symmetry.lattice import (
 from langevin_xtal.symmetry.wyckoff import table_start, wyckoff_positions
 
 BINS = 96
-"""Fractions of the cell told apart: 0.1 Å in a cell of 10 Å, and all multiples of 1/24."""
+"""Fractions of the cell distinguished: 0.1 Å in a cell of 10 Å, and all multiples of 1/24."""
 
 WAVES = 12
-"""Frequencies by which a parameter is told to the network."""
+"""Frequencies by which a parameter is given to the network."""
 
 COMPONENTS = 12
 """Of the mixture over lattices."""
@@ -65,7 +65,7 @@ RANGES: dict[str, tuple[int, int]] = {
     "heads": (1, 16),
     "members": (1, 16),
 }
-"""What a proposal may be: its file comes from strangers, and memory is taken on its word."""
+"""What a proposal may be: its file is not trusted, and memory is taken on its word."""
 
 LARGEST = 16 * 1024**2
 """Most members × layers × width²."""
@@ -164,7 +164,7 @@ def expected_log_volume(
     return float(np.log(statistics.atomic_volume[numbers] @ multiplicity))
 
 
-class Attention(nn.Module):
+class TransformerBlock(nn.Module):
     """A pre-norm transformer layer over the sites of each crystal."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -211,11 +211,11 @@ class Proposal(nn.Module):
         self.describe_element = Linear(element_features().shape[1], w)
         self.size = Linear(3, w)
         self.read = nn.ModuleList(
-            Attention(w, self.config.heads) for _ in range(self.config.layers)
+            TransformerBlock(w, self.config.heads) for _ in range(self.config.layers)
         )
         self.enter = nn.Linear(w + 3 * 2 * WAVES, w)
         self.place = nn.ModuleList(
-            Attention(w, self.config.heads) for _ in range(self.config.layers)
+            TransformerBlock(w, self.config.heads) for _ in range(self.config.layers)
         )
         self.heads = nn.ModuleList(
             nn.Sequential(nn.Linear(w + 2 * WAVES * k, 2 * w), nn.GELU(), nn.Linear(2 * w, BINS))
@@ -283,10 +283,10 @@ class Proposal(nn.Module):
     def placed(self, context: Tensor, d: Descriptions, dropout: float = 0.0) -> Tensor:
         """(B, S + 1, W): state before each site is placed, and after the last."""
         s = context.shape[1]
-        told = torch.cat([context, (waves(d.values) * d.used.unsqueeze(3)).flatten(2)], 2)
-        told = functional.pad(self.enter(told), (0, 0, 1, 0))
+        given = torch.cat([context, (waves(d.values) * d.used.unsqueeze(3)).flatten(2)], 2)
+        given = functional.pad(self.enter(given), (0, 0, 1, 0))
         # padding says nothing: the state after the last site is the same in any batch
-        x = told + functional.pad(context * (d.numbers > 0).unsqueeze(2), (0, 0, 0, 1))
+        x = given + functional.pad(context * (d.numbers > 0).unsqueeze(2), (0, 0, 0, 1))
         real = functional.pad(d.numbers > 0, (1, 0), value=True)
         causal = torch.ones(s + 1, s + 1, device=x.device).tril().bool()
         for layer in self.place:
@@ -308,8 +308,8 @@ class Proposal(nn.Module):
         for s, n in enumerate(rows):
             x = waiting[:n, s]
             if s:
-                told = (waves(d.values[:n, s - 1]) * d.used[:n, s - 1].unsqueeze(2)).flatten(1)
-                x = x + self.enter(torch.cat([context[:n, s - 1], told], 1))
+                given = (waves(d.values[:n, s - 1]) * d.used[:n, s - 1].unsqueeze(2)).flatten(1)
+                x = x + self.enter(torch.cat([context[:n, s - 1], given], 1))
             x = x.unsqueeze(1)
             for layer, kept in zip(self.place, before, strict=True):
                 x = layer(x, None, 0.0, kept)
@@ -449,7 +449,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Sites:
-    """What a draw is told. A sites."""
+    """What a draw is given. A sites."""
 
     group: int  #: space-group number
     numbers: tuple[int, ...]  #: (A,) atomic numbers
@@ -482,14 +482,14 @@ def draw(
     temperature
         (B,) of each; below 1, likelier crystals come up more often.
     """
-    told = [_in_order(proposal.config.frames, one) for one in asked]
+    ordered = [_in_order(proposal.config.frames, one) for one in asked]
     # the longest first: those still to be placed are always the first ones
-    ranks = sorted(range(len(asked)), key=lambda b: -len(told[b][1]))
-    count = np.array([len(told[b][1]) for b in ranks])
+    ranks = sorted(range(len(asked)), key=lambda b: -len(ordered[b][1]))
+    count = np.array([len(ordered[b][1]) for b in ranks])
     d = padded(
         [asked[b].group for b in ranks],
-        [np.array(asked[b].numbers)[told[b][1]] for b in ranks],
-        [[told[b][0][s] for s in told[b][1]] for b in ranks],
+        [np.array(asked[b].numbers)[ordered[b][1]] for b in ranks],
+        [[ordered[b][0][s] for s in ordered[b][1]] for b in ranks],
         statistics,
     )
     used = d.used.numpy()
@@ -515,7 +515,7 @@ def draw(
     for row, (b, log_p, size) in enumerate(
         zip(ranks, said.tolist(), d.size.tolist(), strict=True)
     ):
-        labels, order = told[b]
+        labels, order = ordered[b]
         table = wyckoff_positions(asked[b].group)
         frac = np.zeros((len(order), 3))
         for place, s in enumerate(order):

@@ -11,7 +11,7 @@ answers how often the same placement was seen, up to a permutation of the elemen
 counting the more the more its elements resemble the ones asked for, site by site; what resembles
 is learned with the rest.
 
-With a prior (:class:`~langevin_xtal.model.assignment.WyckoffPrior`) at hand, the :data:`RESCORED`
+With a prior (:class:`~langevin_xtal.model.prior.WyckoffPrior`) at hand, the :data:`RESCORED`
 best share what probability they have together anew, in proportion to exp s(a) prior(a)^w.
 """
 
@@ -30,19 +30,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from langevin_xtal.errors import CheckpointError, InputError
-from langevin_xtal.model.assignment import (
+from langevin_xtal.model.beam import BEAM, likely_assignments
+from langevin_xtal.model.prior import (
     WyckoffPrior,
     element_features,
     element_rank,
     position_features,
 )
-from langevin_xtal.model.beam import BEAM, likely_assignments
 from langevin_xtal.symmetry.assignments import (
     LIMIT,
     Assignment,
     assignments,
     canonical_all,
-    renamings,
+    position_permutations,
 )
 from langevin_xtal.symmetry.wyckoff import table_start, wyckoff_positions
 
@@ -55,7 +55,7 @@ RESCORED = 64
 """Best assignments of a request of which the prior is asked, too."""
 
 RANGES: dict[str, tuple[int, int]] = {"width": (1, 1024), "similarity": (1, 1024)}
-"""What a ranker may be: its file comes from strangers, and memory is taken on its word."""
+"""What a ranker may be: its file is not trusted, and memory is taken on its word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +88,13 @@ MEMORY_TYPES = {
 """How the arrays of a memory are written."""
 
 Template = tuple[tuple[int, ...], ...]
-"""An assignment without its elements: the first of all renamings, elements in sorted order."""
+"""An assignment without its elements: the first of all permutations, elements sorted."""
 
 
 def template_of(number: int, assignment: Assignment) -> tuple[Template, tuple[int, ...]]:
     """The template of an assignment, and the place of its elements (the template's roles)."""
     best: tuple[Template, tuple[int, ...]] | None = None
-    for names in renamings(number).tolist():
+    for names in position_permutations(number).tolist():
         image = [tuple(sorted([names[w] for w in element])) for element in assignment]
         order = sorted(range(len(image)), key=image.__getitem__)
         found = tuple(image[k] for k in order), tuple(order)
@@ -115,22 +115,22 @@ class Memory:
     elements: NDArray[np.int64]  #: (C, K) atomic number in each role, 0 for padding
 
     def __post_init__(self) -> None:
-        told, crystals = len(self.groups), len(self.templates)
+        templates, crystals = len(self.groups), len(self.templates)
         template, role = self.roles.reshape(-1, 2).T
         inside = (
             self.roles.shape == (len(self.positions), 2)
             and self.elements.ndim == 2
             and len(self.elements) == crystals
             and _within(self.groups, 1, 231)
-            and _within(template, 0, told)
-            and _within(self.templates, 0, told)
+            and _within(template, 0, templates)
+            and _within(self.templates, 0, templates)
             and _within(self.elements, 0, ELEMENTS)
             and _within(role, 0, self.elements.shape[1])
         )
         new, step = np.diff(template, prepend=-1), np.diff(role, prepend=0)
         counted = (
             bool(np.isin(new, (0, 1)).all())  # every template follows the one before,
-            and new.sum() == told
+            and new.sum() == templates
             and not role[new > 0].any()  # and its roles are counted from 0
             and bool(np.isin(step[new == 0], (0, 1)).all())
         )
@@ -194,10 +194,10 @@ def remember(
     for number, elements, assignment in crystals:
         template, order = template_of(number, assignment)
         keys.append(((number, template), tuple(int(elements[k]) for k in order)))
-    told = sorted({key for key, _ in keys})
-    index = {key: t for t, key in enumerate(told)}
+    templates = sorted({key for key, _ in keys})
+    index = {key: t for t, key in enumerate(templates)}
     rows = sorted(range(len(keys)), key=lambda k: index[keys[k][0]])
-    most = max((len(template) for _, template in told), default=1)
+    most = max((len(template) for _, template in templates), default=1)
     place = [0] * len(keys)
     elements_of = np.zeros((len(keys), most), dtype=np.int64)
     for row, k in enumerate(rows):
@@ -205,13 +205,13 @@ def remember(
         place[k] = row
     roles = [
         (t, r, w)
-        for t, (_, template) in enumerate(told)
+        for t, (_, template) in enumerate(templates)
         for r, role in enumerate(template)
         for w in role
     ]
     flat = np.array(roles, dtype=np.int64).reshape(-1, 3)
     memory = Memory(
-        groups=np.array([number for number, _ in told], dtype=np.int64),
+        groups=np.array([number for number, _ in templates], dtype=np.int64),
         roles=flat[:, :2],
         positions=flat[:, 2],
         templates=np.array([index[keys[k][0]] for k in rows], dtype=np.int64),
@@ -300,7 +300,7 @@ def _remembered(
     memory: Memory, number: int, counts: Sequence[int]
 ) -> list[tuple[Assignment, int, tuple[int, ...]]]:
     """Assignments of a request by template and by which element takes which role."""
-    told: list[tuple[Assignment, int, tuple[int, ...]]] = []
+    known: list[tuple[Assignment, int, tuple[int, ...]]] = []
     for index, template in memory.of_request(number, counts):
         atoms = _atoms(number, template)
         orders = list(islice(_orders(atoms, counts), ORDERS))
@@ -311,8 +311,8 @@ def _remembered(
                 mine[element] = template[role]
             placed.append(tuple(mine))
         names = canonical_all(number, placed)
-        told += [(a, index, order) for a, order in zip(names, orders, strict=True)]
-    return told
+        known += [(a, index, order) for a, order in zip(names, orders, strict=True)]
+    return known
 
 
 def _orders(atoms: Sequence[int], counts: Sequence[int]) -> Iterator[tuple[int, ...]]:
@@ -468,8 +468,8 @@ class AssignmentRanker(nn.Module):
             result: NDArray[np.float64] = scores.double().log_softmax(0).numpy()
         if prior is not None and self.config.prior_weight and len(names) > 1:
             best = np.argsort(-result, kind="stable")[:RESCORED]
-            told = prior.of_assignments(number, request[0], [names[k] for k in best])
-            result[best] = shared_anew(result[best], told, self.config.prior_weight)
+            by_prior = prior.of_assignments(number, request[0], [names[k] for k in best])
+            result[best] = shared_anew(result[best], by_prior, self.config.prior_weight)
         return result
 
     def candidates(
@@ -489,9 +489,9 @@ class AssignmentRanker(nn.Module):
         elements, counts
             Atomic numbers, and atoms of each in the conventional cell.
         limit
-            Assignments told in order, at most.
+            Assignments listed in order, at most.
         prior
-            Where the limit cuts some off, those that it finds likely are told, too
+            Where the limit cuts some off, those that it finds likely are listed, too
             (:func:`~langevin_xtal.model.beam.likely_assignments`).
         beam
             Width of that search.
@@ -503,10 +503,10 @@ class AssignmentRanker(nn.Module):
         """
         found = assignments(number, counts, limit=limit)
         in_order = list(found)
-        told = [a for a, _, _ in _remembered(self.memory, number, counts)]
+        likely = [a for a, _, _ in _remembered(self.memory, number, counts)]
         if prior is not None and not found.complete:
-            told += likely_assignments(prior, number, elements, counts, beam=beam)
-        return list(dict.fromkeys([*told, *in_order])), found.complete
+            likely += likely_assignments(prior, number, elements, counts, beam=beam)
+        return list(dict.fromkeys([*likely, *in_order])), found.complete
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Weights and memory, as :meth:`from_tensors` takes them."""
@@ -526,8 +526,8 @@ class AssignmentRanker(nn.Module):
         """
         state = {k: v for k, v in tensors.items() if not k.startswith("memory.")}
         try:
-            told = {name: tensors[f"memory.{name}"].long().numpy() for name in MEMORY_TYPES}
-            ranker = cls(config, Memory(**told))
+            tables = {name: tensors[f"memory.{name}"].long().numpy() for name in MEMORY_TYPES}
+            ranker = cls(config, Memory(**tables))
             ranker.load_state_dict(state)
         except (KeyError, RuntimeError, ValueError, IndexError) as error:
             reason = " ".join(str(error).split())
@@ -551,17 +551,17 @@ class AssignmentRanker(nn.Module):
         element = self.element(batch.element)
         element = element + self.describe_element(element_features()[batch.element])
         sizes = _count_features(batch)
-        told = element + self.count(sizes)
+        state = element + self.count(sizes)
         context = self.group(batch.group)
-        context = context.index_add(0, batch.element_request, _drop(self.compose(told), dropout))
+        context = context.index_add(0, batch.element_request, _drop(self.compose(state), dropout))
         about = self.position(batch.placed_row)
         about = about + self.describe(position_features()[batch.placed_row])
         here = batch.placed_element
-        placed = torch.cat([told[here], about, context[batch.element_request[here]]], 1)
+        placed = torch.cat([state[here], about, context[batch.element_request[here]]], 1)
         placed = self.place(_drop(placed, dropout))
         unit = torch.zeros(len(batch.unit_element), placed.shape[1])
         unit = unit.index_add(0, batch.unit_of, placed[batch.site_of])
-        unit = self.gather(_drop(torch.cat([unit, told[batch.unit_element]], 1), dropout))
+        unit = self.gather(_drop(torch.cat([unit, state[batch.unit_element]], 1), dropout))
         whole = torch.zeros(len(batch.request), unit.shape[1])
         whole = whole.index_add(0, batch.member_of, unit[batch.unit])
         seen = self._recall(batch, without)
@@ -595,14 +595,14 @@ class AssignmentRanker(nn.Module):
         ways = ways.clamp(min=1)
         like = torch.where(known, near.clamp(min=1e-30).log() - least.nan_to_num(posinf=0), NEVER)
         like = torch.where(known, like - ways.log(), NEVER)
-        kin = count / ways
-        total = torch.zeros(len(batch.group)).index_add(0, batch.request, kin)
-        share = (kin + 0.1).log() - (total + 1).log()[batch.request]
+        seen = count / ways
+        total = torch.zeros(len(batch.group)).index_add(0, batch.request, seen)
+        share = (seen + 0.1).log() - (total + 1).log()[batch.request]
         return torch.stack(
             [
                 like.clamp(min=NEVER) / 4,
                 known.float(),
-                kin.log1p() / 4,
+                seen.log1p() / 4,
                 share / 4,
                 (total.log1p() / 4)[batch.request],
                 torch.where(known, (-least).clamp(min=NEVER) / 4, NEVER / 4),

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from langevin_xtal.errors import InputError
-from langevin_xtal.model.assignment import element_features
 from langevin_xtal.model.known import ELEMENTS, MOST_ELEMENTS
+from langevin_xtal.model.prior import element_features
 
 MOST_COUNT = 64  # counts of one element distinguished
 MOST_TOTAL = 128  # atoms of a cell distinguished
@@ -35,7 +35,7 @@ RANGES: dict[str, tuple[int, int]] = {
     "heads": (1, 16),
     "similarity": (1, 256),
 }
-"""What a classifier may be: its file comes from strangers, and memory is taken on its word."""
+"""What a classifier may be: its file is not trusted, and memory is taken on its word."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ from langevin_xtal.errors import InputError
 from langevin_xtal.graph import CrystalArrays, GraphSettings, available, build_multigraph
 from langevin_xtal.graph.batch import snap_radius
 from langevin_xtal.graph.snapping import all_operations, site_pairs, snap_sites
-from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.model.device import resolved_device
 from langevin_xtal.report.roofline import Limits, Tally, measure_limits, stage_rows
 from langevin_xtal.sampling.sample import SampleOptions, sample_batches
@@ -240,7 +240,7 @@ def synchroniser(device: str) -> Callable[[], None]:
 
 
 def measure(
-    model: ScoreModel,
+    model: CrystalModel,
     data: PackedDataset,
     *,
     stages: Sequence[str] = STAGES,
@@ -331,7 +331,7 @@ def measure(
     return report
 
 
-def surroundings(model: ScoreModel, data: PackedDataset, device: str) -> dict[str, Any]:
+def surroundings(model: CrystalModel, data: PackedDataset, device: str) -> dict[str, Any]:
     """Versions, machine, weights and data: what a number is worth nothing without."""
     return {
         "langevin_xtal": __version__,
@@ -364,7 +364,7 @@ def _cpu_name() -> str:
 
 
 def measure_graph(
-    model: ScoreModel, data: PackedDataset, *, device: str, repeat: int
+    model: CrystalModel, data: PackedDataset, *, device: str, repeat: int
 ) -> dict[str, Any]:
     """Crystals and edges per second of every builder there is, one thread, at several σ.
 
@@ -451,7 +451,7 @@ def _seconds(
 
 
 def measure_training(
-    model: ScoreModel,
+    model: CrystalModel,
     data: PackedDataset,
     *,
     device: str,
@@ -511,7 +511,7 @@ def _torch_threads(count: int) -> Iterator[None]:
 
 
 def measure_sampling(
-    model: ScoreModel,
+    model: CrystalModel,
     data: PackedDataset,
     *,
     device: str,
@@ -540,7 +540,7 @@ def measure_sampling(
         synchronise()
         return time.perf_counter() - start, found, attempts
 
-    list(sample_batches(asked[:2], model, device=device, options=options))  # warm caches
+    list(sample_batches(asked[:2], model, device=device, options=options))  # fill caches
     runs = [run(options) for _ in range(repeat)]
     _, found, attempts = runs[0]
     if not found:
@@ -574,7 +574,7 @@ def measure_sampling(
 
 
 def measure_profile(
-    model: ScoreModel,
+    model: CrystalModel,
     data: PackedDataset,
     *,
     device: str,

@@ -27,7 +27,7 @@ STABLE = 1e-6
 
 
 @dataclass(frozen=True)
-class Phase:
+class DiagramPhase:
     """A reference phase."""
 
     formula: str
@@ -42,7 +42,7 @@ class Diagram:
     """Reference phases of two or three elements and the hull they span."""
 
     elements: tuple[str, ...]
-    phases: tuple[Phase, ...]
+    phases: tuple[DiagramPhase, ...]
     lines: tuple[tuple[int, int], ...]  #: pairs of stable phases joined by an edge of the hull
     element_energy: tuple[float, ...]  #: of each element's lowest phase [eV/atom]
 
@@ -122,7 +122,7 @@ def _diagram(elements: tuple[str, ...], references: HullReferences, rows: list[i
     for row, entry in zip(rows, entries, strict=True):
         above = float(diagram.get_e_above_hull(entry))
         phases.append(
-            Phase(
+            DiagramPhase(
                 formula=references.formulas[row],
                 source=references.ids[row],
                 fractions=tuple(float(entry.composition.get_atomic_fraction(s)) for s in elements),

@@ -16,7 +16,7 @@ from langevin_xtal.errors import GraphError
 from langevin_xtal.graph import build_multigraph
 from langevin_xtal.graph.batch import GraphBatch
 from langevin_xtal.graph.snapping import Operations, SitePairs, all_operations, site_pairs
-from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.model.scores import cell_frame, lattice_noise, position_noise
 from langevin_xtal.sampling.start import Start
 from langevin_xtal.sampling.streams import CandidateStreams
@@ -62,7 +62,7 @@ class Chains:
     for the multigraph, is marked in ``failed`` and stays where it is; the others never notice.
     """
 
-    model: ScoreModel
+    model: CrystalModel
     crystals: Crystals  #: the fixed parts, and the start
     streams: CandidateStreams
     tau: Tensor  #: (B,) place on the noise schedule at the start
@@ -79,7 +79,7 @@ class Chains:
     @classmethod
     def start(
         cls,
-        model: ScoreModel,
+        model: CrystalModel,
         starts: Sequence[Start],
         groups: Sequence[int],
         keys: Tensor,
@@ -129,14 +129,14 @@ class Chains:
         estimate: LatticeEstimate = SamplingConfig.lattice_estimate,
     ) -> tuple[Tensor, Tensor]:
         """Predicted noise at levels (B,): positions (A, 3) in σ, lattice (B, 6) in σ_L."""
-        told_lat = torch.where(self._given, 0.0, sigma_lat)
+        given_lat = torch.where(self._given, 0.0, sigma_lat)
         with torch.inference_mode():
             try:
                 g = self._graph(sigma_pos)
             except GraphError:
                 self._give_up_collapsed()
                 g = self._graph(sigma_pos)
-            out = self.model.network(g, sigma_pos.float(), told_lat.float())
+            out = self.model.network(g, sigma_pos.float(), given_lat.float())
             shift = position_noise(g, out, sigma_pos.float()).double()
             change = lattice_noise(
                 g,
@@ -217,8 +217,8 @@ class Chains:
                 build_multigraph(alone, settings, threads=1)
             except GraphError:
                 self.failed[k] = True
-        roomy = self.crystals.coordinates
-        self.coordinates = torch.where(self.failed.unsqueeze(1), roomy, self.coordinates)
+        before = self.crystals.coordinates
+        self.coordinates = torch.where(self.failed.unsqueeze(1), before, self.coordinates)
 
     @cached_property
     def _limits(self) -> tuple[Tensor, Tensor]:

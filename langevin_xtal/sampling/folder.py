@@ -161,11 +161,11 @@ def table_row(candidate: Candidate) -> dict[str, str]:
 
 
 def sites_text(candidate: Candidate) -> str:
-    """Multiplicities of each element's sites in the conventional cell, as ``Cu 4+4 K 4``."""
-    sizes: dict[str, list[str]] = {}
-    for number, size in zip(candidate.numbers, candidate.multiplicity, strict=True):
-        sizes.setdefault(SYMBOLS[number], []).append(str(size))
-    return " ".join(f"{s} {'+'.join(sizes[s])}" for s in candidate.request.elements)
+    """Wyckoff positions of each element's sites, as ``Cu 4c+4c K 4c``."""
+    places: dict[str, list[str]] = {}
+    for number, name in zip(candidate.numbers, candidate.wyckoff, strict=True):
+        places.setdefault(SYMBOLS[number], []).append(name)
+    return " ".join(f"{s} {'+'.join(places[s])}" for s in candidate.request.elements)
 
 
 def _read(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.model.proposal import Draw, expected_log_volume
 from langevin_xtal.model.structure_types import Known
 from langevin_xtal.symmetry.wyckoff import WyckoffPosition
@@ -43,7 +43,7 @@ class OpenCrystal:
         numbers, positions = zip(*sites, strict=True)
         return cls(group, numbers, positions)
 
-    def known(self, model: ScoreModel) -> tuple[list[Known], FloatArray]:
+    def known(self, model: CrystalModel) -> tuple[list[Known], FloatArray]:
         """Types it could have, likeliest first, and their probabilities (K,); none where something
         new is far likelier."""
         if model.types is None:
@@ -56,7 +56,7 @@ class OpenCrystal:
         shares = np.array([one.share for one in found])
         return ([], np.zeros(0)) if shares.sum() < LEAST_SHARE * novel else (found, shares)
 
-    def drawn(self, known: Known, model: ScoreModel) -> Draw:
+    def drawn(self, known: Known, model: CrystalModel) -> Draw:
         """Coordinates and cell by a type."""
         assert model.types is not None
         multiplicity = np.array([w.multiplicity for w in self.positions])
@@ -65,7 +65,7 @@ class OpenCrystal:
 
 
 def drawn_type(
-    model: ScoreModel, crystal: OpenCrystal, temperature: float, quantiles: Sequence[float]
+    model: CrystalModel, crystal: OpenCrystal, temperature: float, quantiles: Sequence[float]
 ) -> Draw | None:
     """A known type drawn by two numbers in (0, 1), or None for the proposal's turn."""
     found, shares = crystal.known(model)
@@ -77,7 +77,7 @@ def drawn_type(
     return crystal.drawn(found[pick], model)
 
 
-def type_in_turn(model: ScoreModel, crystal: OpenCrystal, turn: int) -> Draw | None:
+def type_in_turn(model: CrystalModel, crystal: OpenCrystal, turn: int) -> Draw | None:
     """The type that a setting's sample starts from, or None for the proposal's turn.
 
     The likeliest type comes first, then the proposal, and so on with two types for every proposal.

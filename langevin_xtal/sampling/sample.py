@@ -22,7 +22,7 @@ from langevin_xtal.config.sampling import Positions, SamplingConfig, Start
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.errors import InputError, SamplingError
-from langevin_xtal.model.checkpoint import ScoreModel, load_model
+from langevin_xtal.model.checkpoint import CrystalModel, load_model
 from langevin_xtal.model.device import resolved_device
 from langevin_xtal.runtime import keep_freed_memory
 from langevin_xtal.sampling.chain import LONGEST, LONGEST_STEP, SHARPEST, SHORTEST, Chains
@@ -175,7 +175,7 @@ class Outcome:
 
 def sample(
     requests: Sequence[Request],
-    model: ScoreModel | str = "small",
+    model: CrystalModel | str = "small",
     seed: int = 0,
     *,
     device: str = "auto",
@@ -221,7 +221,7 @@ def sample(
 
 def sample_batches(
     requests: Sequence[Request],
-    model: ScoreModel | str = "small",
+    model: CrystalModel | str = "small",
     seed: int = 0,
     *,
     indices: Sequence[int] | None = None,
@@ -278,7 +278,7 @@ class _Batches:
 
     def __init__(
         self,
-        model: ScoreModel,
+        model: CrystalModel,
         request_of: dict[int, Request],
         seed: int,
         options: SampleOptions,
@@ -431,7 +431,7 @@ def choice_facts(request: Request) -> dict[str, float | int]:
     }
 
 
-def expected_edges(request: Request, model: ScoreModel) -> float:
+def expected_edges(request: Request, model: CrystalModel) -> float:
     """Edges that the multigraph of a request is expected to have, more or less.
 
     Every site has about ``k_max`` neighbours, and edges to the sites that are not among them.
@@ -463,7 +463,7 @@ def packed(sizes: Sequence[float], parts: int, count: int) -> list[list[int]]:
     return [part[k : k + count] for part in found.values() for k in range(0, len(part), count)]
 
 
-def _provenance(model: ScoreModel, options: SampleOptions) -> dict[str, object]:
+def _provenance(model: CrystalModel, options: SampleOptions) -> dict[str, object]:
     within = options.postprocess.round_within
     rounding: dict[str, object] = {"round_within": within} if within else {}
     return rounding | {

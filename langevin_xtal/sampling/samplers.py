@@ -42,7 +42,7 @@ class Sampler(Protocol):
         ...
 
 
-class _Told:
+class _Recorded:
     """Shown with its fields, but for an estimate of the lattice that is the default.
 
     Folders and stores of before it could be chosen record samplers by their representation.
@@ -59,7 +59,7 @@ class _Told:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class AnnealedLangevin(_Told):
+class AnnealedLangevin(_Recorded):
     """The paper's Algorithm 1: T Langevin steps per level, positions first, then the lattice.
 
     ============== =================== =====================================
@@ -102,7 +102,7 @@ class AnnealedLangevin(_Told):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Ancestral(_Told):
+class Ancestral(_Recorded):
     """One evaluation per level: denoise, then add back the noise of the next level.
 
     For variance-exploding noise, x' = x̂ + (σ'/σ)² (x − x̂) + σ' √(1 − (σ'/σ)²) z with x̂ = x − σ ε

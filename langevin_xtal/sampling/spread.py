@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
 from langevin_xtal.crystal.request import CENTRINGS, MAX_ATOMS, Choice, Request
 from langevin_xtal.errors import RequestError
-from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.model.settings import MOST_UNITS, Composition, SettingModel
 from langevin_xtal.sampling.start import ranked_assignments
 from langevin_xtal.symmetry import SpaceGroup
@@ -103,7 +103,7 @@ class SpreadOptions:
 
 
 def settings_of(
-    request: Request, model: ScoreModel, options: SpreadOptions | None = None
+    request: Request, model: CrystalModel, options: SpreadOptions | None = None
 ) -> Iterator[Setting]:
     """Settings of an open request, likeliest first, made as they are asked for.
 
@@ -120,7 +120,7 @@ class Spread:
     """Concrete requests for the samples of one open request, in their order."""
 
     def __init__(
-        self, request: Request, model: ScoreModel, options: SpreadOptions | None = None
+        self, request: Request, model: CrystalModel, options: SpreadOptions | None = None
     ) -> None:
         self.request = request
         self._search = _Search(request, model, options or SpreadOptions())
@@ -176,7 +176,7 @@ class Spread:
 
 def settled(
     requests: Sequence[Request],
-    model: ScoreModel,
+    model: CrystalModel,
     seed: int = 0,
     options: SpreadOptions | None = None,
     known: dict[Request, Spread] | None = None,
@@ -214,7 +214,7 @@ def settled(
     return result
 
 
-def de_novo(request: Request, model: ScoreModel, seed: int, index: int) -> Request:
+def de_novo(request: Request, model: CrystalModel, seed: int, index: int) -> Request:
     """A concrete request drawn from the whole distribution: elements, stoichiometry, setting."""
     settings = _settings_model(model)
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
@@ -304,7 +304,7 @@ def _concrete(request: Request, setting: Setting, draw: int) -> Request:
     )
 
 
-def _settings_model(model: ScoreModel) -> SettingModel:
+def _settings_model(model: CrystalModel) -> SettingModel:
     if model.settings is None:
         raise RequestError(
             f"model {model.name} has no distribution over space groups: name one (--sg), or use a "
@@ -316,7 +316,7 @@ def _settings_model(model: ScoreModel) -> SettingModel:
 class _Search:
     """Best-first enumeration of the settings of one request."""
 
-    def __init__(self, request: Request, model: ScoreModel, options: SpreadOptions) -> None:
+    def __init__(self, request: Request, model: CrystalModel, options: SpreadOptions) -> None:
         self.request, self.model, self.options = request, model, options
         self.settings = _settings_model(model)
         self.left_out = 1.0

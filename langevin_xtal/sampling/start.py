@@ -17,9 +17,9 @@ from langevin_xtal.crystal.request import Request, cell_coordinates
 from langevin_xtal.errors import RequestError
 from langevin_xtal.graph.contract import CrystalArrays
 from langevin_xtal.graph.equivalence import distinct_images
-from langevin_xtal.model.assignment import WyckoffPrior, covalent_radii, element_rank
 from langevin_xtal.model.beam import BEAM
-from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.checkpoint import CrystalModel
+from langevin_xtal.model.prior import WyckoffPrior, covalent_radii, element_rank
 from langevin_xtal.model.proposal import Draw, Sites, draw, in_cell_like
 from langevin_xtal.model.ranking import AssignmentRanker
 from langevin_xtal.model.scores import cell_frame
@@ -27,7 +27,12 @@ from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.sampling.expansion import expand_sites, nearest_pair
 from langevin_xtal.sampling.known_types import OpenCrystal, drawn_type, type_in_turn
 from langevin_xtal.sampling.streams import FIRST_DRAW, normals, uniforms
-from langevin_xtal.symmetry.assignments import Assignment, assignments, explain, renamings
+from langevin_xtal.symmetry.assignments import (
+    Assignment,
+    assignments,
+    explain,
+    position_permutations,
+)
 from langevin_xtal.symmetry.description import smallest_labels
 from langevin_xtal.symmetry.groups import SpaceGroup
 from langevin_xtal.symmetry.lattice import (
@@ -60,8 +65,9 @@ MOST_DRAWN = 1024
 REDRAWS = 8
 """Proposals drawn in turn for a chain while their atoms are too near to each other."""
 
-WARMER = 0.5**0.5
-"""Power of the temperature that each of those is drawn at: cold ones come out crowded again."""
+REDRAW_POWER = 0.5**0.5
+"""Power of the temperature that each of those is drawn at: at low ones the same
+atoms overlap again."""
 
 LIKELIEST = 0.2
 """Temperature of the proposal for the first sample of a setting that the model has chosen."""
@@ -69,7 +75,7 @@ LIKELIEST = 0.2
 MOST_PROPOSALS = (FIRST_DRAW - 3) // (2 * REDRAWS)
 """Drawn for a chain at each of those turns; every one uses two draws of its stream."""
 
-CROWDED = 0.65
+CLOSEST = 0.65
 """Atoms of a proposal are too near at less than this share of the sum of their covalent radii."""
 
 FIXED_WITHIN = 0.1
@@ -103,15 +109,16 @@ class StartOptions:
 
 def start_chains(
     requests: Sequence[Request],
-    model: ScoreModel,
+    model: CrystalModel,
     keys: Tensor,
     options: StartOptions,
     attempts: Sequence[int] | None = None,
 ) -> list[Start]:
     """The start of every request's chain.
 
-    A proposal with less room between its atoms than :data:`CROWDED` is drawn again, up to
-    :data:`REDRAWS` times in all and each time warmer; the roomiest is taken.
+    A proposal with a smaller :func:`_clearance` than :data:`CLOSEST` is drawn again, up to
+    :data:`REDRAWS` times in all, each time at a higher temperature; the one with the largest
+    is taken.
 
     Parameters
     ----------
@@ -133,19 +140,19 @@ def start_chains(
     temperatures = torch.tensor(base, dtype=torch.float64) ** share
     remembered = _known_types(requests, assigned, model, keys, options, temperatures, attempts)
     starts: list[Start | None] = [None] * len(requests)
-    room = [0.0] * len(requests)
+    clearance = [0.0] * len(requests)
     waiting = list(range(len(requests)))
     for turns in _rounds():
         trials = [(k, turn) for k in waiting for turn in turns]
         own = [k for k, _ in trials]
-        warmer = torch.tensor([WARMER**turn for _, turn in trials], dtype=torch.float64)
+        power = torch.tensor([REDRAW_POWER**turn for _, turn in trials], dtype=torch.float64)
         proposed = _proposals(
             [requests[k] for k in own],
             [assigned[k] for k in own],
             model,
             keys[own],
             options,
-            temperatures[own] ** warmer,
+            temperatures[own] ** power,
             [turn for _, turn in trials],
             [None if turn else remembered[k] for k, turn in trials],
         )
@@ -155,10 +162,10 @@ def start_chains(
                 continue
             start = _start(requests[k], assigned[k], one, model, int(keys[k]), options)
             # where nothing is proposed, or all is given, there is nothing to draw again
-            found = np.inf if one is None else _room(start, requests[k].space_group)
-            if starts[k] is None or found > room[k]:
-                starts[k], room[k] = start, found
-            if found >= CROWDED:
+            found = np.inf if one is None else _clearance(start, requests[k].space_group)
+            if starts[k] is None or found > clearance[k]:
+                starts[k], clearance[k] = start, found
+            if found >= CLOSEST:
                 settled.add(k)
         waiting = [k for k in waiting if k not in settled]
         if not waiting:
@@ -174,7 +181,7 @@ def _rounds() -> Iterator[range]:
         first, count = first + count, 3 * count
 
 
-def _room(start: Start, group: SpaceGroup) -> float:
+def _clearance(start: Start, group: SpaceGroup) -> float:
     """Smallest distance of two atoms over the sum of their covalent radii."""
     if not start.sound or start.positions is None:
         return 0.0
@@ -210,7 +217,7 @@ _Sites = list[tuple[int, WyckoffPosition]]
 
 def _assign(
     requests: Sequence[Request],
-    model: ScoreModel,
+    model: CrystalModel,
     keys: Tensor,
     options: StartOptions,
     temperature: Tensor,
@@ -281,7 +288,7 @@ def _fixed_site(group: SpaceGroup, point: Sequence[float]) -> tuple[WyckoffPosit
     return locate(group.number, exact, cell), exact
 
 
-def _assign_formula(request: Request, model: ScoreModel, u: float, temperature: float) -> _Sites:
+def _assign_formula(request: Request, model: CrystalModel, u: float, temperature: float) -> _Sites:
     number = request.space_group.number
     elements = tuple(atomic_number(symbol) for symbol in request.elements)
     counts = list(request.counts.values())
@@ -334,35 +341,35 @@ def ranked_assignments(
     if not present:
         return [((),) * len(elements)], np.zeros(1)
     kinds, amounts = [elements[k] for k in present], [counts[k] for k in present]
-    told = (
+    options = (
         list(assignments(number, amounts, limit=limit))
         if ranker is None
         else ranker.candidates(number, kinds, amounts, limit=limit, prior=prior, beam=beam)[0]
     )
     if occupied:
         # fixed sites fix the origin: the same crystals from other origins are other options now
-        told = [a for option in told for a in _renamed(number, option)]
-        told = [a for a in dict.fromkeys(told) if not _used(a) & set(occupied)]
-    if not told:
+        options = [a for option in options for a in _permuted(number, option)]
+        options = [a for a in dict.fromkeys(options) if not _used(a) & set(occupied)]
+    if not options:
         return None
     if ranker is None:
-        log_p = -np.array([float(sum(len(own) for own in option)) for option in told])
+        log_p = -np.array([float(sum(len(own) for own in option)) for option in options])
     else:
-        log_p = ranker.log_probabilities(number, kinds, amounts, told, prior)
+        log_p = ranker.log_probabilities(number, kinds, amounts, options, prior)
     order = np.argsort(-log_p, kind="stable")
     whole = []
     for k in order:
         filled: list[tuple[int, ...]] = [()] * len(elements)
-        for place, own in zip(present, told[k], strict=True):
+        for place, own in zip(present, options[k], strict=True):
             filled[place] = own
         whole.append(tuple(filled))
     return whole, log_p[order] - np.logaddexp.reduce(log_p)
 
 
-def _renamed(number: int, assignment: Assignment) -> list[Assignment]:
+def _permuted(number: int, assignment: Assignment) -> list[Assignment]:
     return [
         tuple(tuple(sorted(names[w] for w in own)) for own in assignment)
-        for names in renamings(number).tolist()
+        for names in position_permutations(number).tolist()
     ]
 
 
@@ -392,7 +399,7 @@ def _start(
     request: Request,
     sites: _Sites | None,
     proposed: Draw | None,
-    model: ScoreModel,
+    model: CrystalModel,
     key: int,
     options: StartOptions,
 ) -> Start:
@@ -456,7 +463,7 @@ def _start(
 def _proposals(
     requests: Sequence[Request],
     assigned: Sequence[_Sites | None],
-    model: ScoreModel,
+    model: CrystalModel,
     keys: Tensor,
     options: StartOptions,
     temperature: Tensor,
@@ -516,7 +523,7 @@ def _is_proposed(request: Request, sites: _Sites | None) -> bool:
 def _known_types(
     requests: Sequence[Request],
     assigned: Sequence[_Sites | None],
-    model: ScoreModel,
+    model: CrystalModel,
     keys: Tensor,
     options: StartOptions,
     temperature: Tensor,
@@ -558,7 +565,7 @@ def _labellings(
     """
     kinds = element_rank()[list(numbers)].tolist()
     found: dict[tuple[tuple[int, int], ...], tuple[int, ...]] = {}
-    for names in renamings(number).tolist():
+    for names in position_permutations(number).tolist():
         labels, _ = smallest_labels(number, [names[w] for w in where], kinds, turned=turned)
         found.setdefault(tuple(sorted(zip(kinds, labels, strict=True))), labels)
     return list(found.values())

@@ -12,7 +12,7 @@ from langevin_xtal.errors import InputError
 from langevin_xtal.screen.corrections import mp2020_correction
 from langevin_xtal.screen.hull import KEEP, HullReferences
 from langevin_xtal.screen.potentials import CORRECTED, UNCORRECTED, load_potential
-from langevin_xtal.screen.relax import Progress, RelaxOptions, Store, relax_folded
+from langevin_xtal.screen.relax import Progress, RelaxOptions, ResultCache, relax_folded
 
 
 def build_references(
@@ -23,7 +23,7 @@ def build_references(
     relaxation: RelaxOptions | None = None,
     keep: float = KEEP,
     attribution: str = "",
-    cache: Store | None = None,
+    cache: ResultCache | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[HullReferences, dict[str, str]]:

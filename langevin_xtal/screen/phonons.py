@@ -35,7 +35,7 @@ from langevin_xtal.screen.potentials import DEFAULT, load_potential
 from langevin_xtal.screen.relax import (
     Progress,
     RelaxOptions,
-    Store,
+    ResultCache,
     each_once,
     fold,
     one_thread,
@@ -180,7 +180,7 @@ def phonon_checks(
     cells: Sequence[Cell],
     options: PhononOptions = DEFAULT_PHONONS,
     *,
-    cache: Store | None = None,
+    cache: ResultCache | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> list[PhononResult]:

@@ -61,7 +61,7 @@ _HEAD = 7  # energy, start energy, steps, converged, force, stress, atoms
 _LATTICE = _HEAD + 9
 
 
-class Store(Protocol):
+class ResultCache(Protocol):
     """Where relaxations are kept: 1-D arrays of float64 by (kind, key)."""
 
     def get(self, kind: str, keys: Sequence[str]) -> dict[str, FloatArray]:
@@ -196,7 +196,7 @@ def relax(
     cells: Sequence[Cell],
     options: RelaxOptions = DEFAULT_OPTIONS,
     *,
-    cache: Store | None = None,
+    cache: ResultCache | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> list[Relaxation]:
@@ -233,7 +233,7 @@ def relax_folded(
     cells: Sequence[Cell],
     options: RelaxOptions = DEFAULT_OPTIONS,
     *,
-    cache: Store | None = None,
+    cache: ResultCache | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> list[Relaxation]:
@@ -253,7 +253,7 @@ def _each_relaxed(
     what: str,
     cells: Sequence[Cell],
     options: RelaxOptions,
-    cache: Store | None,
+    cache: ResultCache | None,
     workers: int | None,
     progress: Progress | None,
 ) -> list[Relaxation]:
@@ -277,7 +277,7 @@ def each_once(
     kind: str,
     pack: Callable[[Outcome], FloatArray],
     unpack: Callable[[FloatArray, Cell], Outcome],
-    cache: Store | None,
+    cache: ResultCache | None,
     workers: int | None,
     progress: Progress | None,
     per_worker: int = PER_WORKER,
@@ -328,7 +328,7 @@ def _unpacked(
     of: Mapping[str, Cell],
     unpack: Callable[[FloatArray, Cell], Outcome],
 ) -> dict[str, Outcome]:
-    """Results of a cache; damaged ones are told of, and missing."""
+    """Results of a cache; damaged ones are reported, and missing."""
     done = {}
     for key, values in stored.items():
         try:
@@ -395,7 +395,7 @@ def relax_twice(
     options: RelaxOptions = DEFAULT_OPTIONS,
     *,
     release: ReleaseOptions = DEFAULT_RELEASE,
-    cache: Store | None = None,
+    cache: ResultCache | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> list[TwoRelaxations]:
@@ -447,7 +447,7 @@ def relax_released(
     options: RelaxOptions = DEFAULT_OPTIONS,
     *,
     release: ReleaseOptions = DEFAULT_RELEASE,
-    cache: Store | None = None,
+    cache: ResultCache | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> list[Relaxation]:
@@ -762,7 +762,7 @@ def _unpack(values: FloatArray, cell: Cell) -> Relaxation:
     )
 
 
-def _save(cache: Store | None, kind: str, fresh: dict[str, FloatArray]) -> None:
+def _save(cache: ResultCache | None, kind: str, fresh: dict[str, FloatArray]) -> None:
     if cache is not None and fresh:
         cache.put(kind, fresh)
     fresh.clear()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.potentials import load_potential
-from langevin_xtal.screen.relax import Progress, RelaxOptions, Store, relax_folded
+from langevin_xtal.screen.relax import Progress, RelaxOptions, ResultCache, relax_folded
 
 DISAGREE = 0.05
 """Hull distances that differ by more are flagged [eV/atom]: twice a good potential's error."""
@@ -31,7 +31,7 @@ def second_opinions(
     relaxation: RelaxOptions,
     references: HullReferences | None,
     *,
-    cache: Store | None = None,
+    cache: ResultCache | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> list[Opinion]:

@@ -31,7 +31,7 @@ from langevin_xtal.sampling.spread import Spread, SpreadOptions
 from langevin_xtal.search.space import FORMULA_ATOMS, SearchSpace
 
 if TYPE_CHECKING:
-    from langevin_xtal.model.checkpoint import ScoreModel
+    from langevin_xtal.model.checkpoint import CrystalModel
 
 Way = Literal["likely", "even"]
 
@@ -99,7 +99,7 @@ class Likely:
     def __init__(
         self,
         space: SearchSpace,
-        model: ScoreModel,
+        model: CrystalModel,
         seed: int,
         *,
         explore: float = EXPLORE,
@@ -195,7 +195,7 @@ class Likely:
         return found
 
 
-def why_even(space: SearchSpace, model: ScoreModel) -> str:
+def why_even(space: SearchSpace, model: CrystalModel) -> str:
     """Why a model cannot say which settings of a space are likely; empty when it can."""
     settings = model.settings
     if settings is None:

@@ -23,7 +23,7 @@ from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.prepare import load_crystals
 from langevin_xtal.errors import InputError
-from langevin_xtal.model.checkpoint import ScoreModel, load_model
+from langevin_xtal.model.checkpoint import CrystalModel, load_model
 from langevin_xtal.sampling.sample import SampleOptions
 from langevin_xtal.screen.filters import DEFAULT_FILTERS, FilterOptions
 from langevin_xtal.screen.hull import HullReferences
@@ -52,8 +52,8 @@ from langevin_xtal.search.space import SearchSpace
 from langevin_xtal.search.stages import Plan, Progress, run_stages
 from langevin_xtal.search.store import (
     LEASE_SECONDS,
+    CampaignSummary,
     Store,
-    Summary,
     is_store,
     plain_address,
     read_summary,
@@ -160,7 +160,7 @@ class Campaign:
         self,
         store: str | os.PathLike[str],
         space: SearchSpace,
-        model: ScoreModel | str = "small",
+        model: CrystalModel | str = "small",
         *,
         allocate: Way = "likely",
         explore: float | None = None,
@@ -242,7 +242,7 @@ class Campaign:
         name = plain_address(self.store)
         return f"Campaign({name}, {self.plan.space}, {self.plan.total} candidates)"
 
-    def run(self, progress: Progress | None = None) -> Summary:
+    def run(self, progress: Progress | None = None) -> CampaignSummary:
         """Do what is left to do; returns the state of the store.
 
         Parameters
@@ -273,7 +273,7 @@ class Campaign:
         """A table of the best candidates, one line each, see :func:`ranked_table`."""
         return ranked_table(self.entries(count))
 
-    def summary(self) -> Summary:
+    def summary(self) -> CampaignSummary:
         """Counts by state, reasons of rejections, seconds by stage."""
         return read_summary(self.store)
 
@@ -289,7 +289,7 @@ class Campaign:
     def _allocation(
         self,
         space: SearchSpace,
-        model: ScoreModel,
+        model: CrystalModel,
         seed: int,
         allocate: str,
         explore: float | None,

@@ -41,13 +41,13 @@ TABLE = "candidates.csv"
 ABOVE_HULL = ("e_above_hull", "energy_above_hull")
 ENERGY = ("energy_per_atom",)
 """Names of energies [eV/atom] in files."""
-TOLD = frozenset(
+NO_PROPERTIES = frozenset(
     {
         *("found_group", "energy", "e_above_hull", "potential"),
         *("filtered", "ranked", *EQUALS, "converged_kept"),
     }
 )
-"""Facts of a stored candidate that are no properties: told otherwise, or true of all entries."""
+"""Facts of a stored candidate that are no properties: shown elsewhere, or true of all entries."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
@@ -240,7 +240,7 @@ def entry_of(row: Row) -> Entry:
         sampled=None if cell is row.sampled else row.sampled,
         properties={
             "state": row.state,
-            **{name: value for name, value in facts.items() if name not in TOLD},
+            **{name: value for name, value in facts.items() if name not in NO_PROPERTIES},
         },
         provenance={"request": row.request, **row.provenance},
     )

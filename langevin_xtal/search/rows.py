@@ -158,7 +158,7 @@ class Stage(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Summary:
+class CampaignSummary:
     """A store at a glance."""
 
     settings: Mapping[str, Any]
@@ -321,7 +321,7 @@ def _value(value: Any, name: str) -> Value:
 
 def summarise(
     settings: Mapping[str, Any], rows: Sequence[Row], seconds: Mapping[str, float]
-) -> Summary:
+) -> CampaignSummary:
     """Counts of candidates by state, reason and stage."""
     states = dict.fromkeys(STATES, 0)
     reasons: dict[str, int] = {}
@@ -331,7 +331,7 @@ def summarise(
         if reason:
             kind = re.sub(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", "…", reason)
             reasons[kind] = reasons.get(kind, 0) + 1
-    return Summary(settings, states, reasons, seconds, tuple(_stages(rows, seconds)))
+    return CampaignSummary(settings, states, reasons, seconds, tuple(_stages(rows, seconds)))
 
 
 def _stages(rows: Sequence[Row], seconds: Mapping[str, float]) -> Iterator[Stage]:

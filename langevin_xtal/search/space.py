@@ -22,7 +22,7 @@ from langevin_xtal.symmetry.assignments import explain, first_z, fits
 from langevin_xtal.symmetry.groups import SpaceGroup
 
 if TYPE_CHECKING:
-    from langevin_xtal.model.checkpoint import ScoreModel
+    from langevin_xtal.model.checkpoint import CrystalModel
 
 MAX_ATOMS = (24, 52)
 """Most atoms in a primitive cell where the number of formula units is not given: the second where
@@ -78,7 +78,7 @@ class SearchSpace:
         formulas: Sequence[str] | Literal["all"] | None = None,
         z: int | Sequence[int] | None = None,
         max_formula_atoms: int | None = None,
-        model: ScoreModel | str = "small",
+        model: CrystalModel | str = "small",
     ) -> None:
         listed = formulas is not None and formulas != "all"
         compositions = [parse_formula(name) for name in formulas or ()] if listed else []

@@ -20,7 +20,7 @@ from langevin_xtal.crystal.request import Request
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError
 from langevin_xtal.evaluation.cache import Cache, SpareCache
-from langevin_xtal.model.checkpoint import ScoreModel
+from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.sampling.postprocess import Rejection
 from langevin_xtal.sampling.sample import SampleOptions, choice_facts, sample_batches
 from langevin_xtal.screen.filters import FilterOptions, reject_reason
@@ -62,7 +62,7 @@ BROKEN = ", symmetry broken"
 SWELLING = 0.25
 """Relative change of volume in relaxation that is worth a warning."""
 SYMPREC, LOOSE = GROUP_SYMPRECS
-"""Tolerances at which groups are told [Å]."""
+"""Tolerances at which groups are detected [Å]."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,7 +73,7 @@ class Plan:
     allocation: Allocation  #: what each candidate asks for
     total: int  #: candidates in all
     seed: int
-    model: ScoreModel
+    model: CrystalModel
     sampling: SampleOptions
     filters: FilterOptions
     reference: PackedDataset | None
@@ -96,11 +96,11 @@ class Plan:
 
 def run_stages(plan: Plan, store: Store, progress: Progress | None = None) -> None:
     """Do what is left to do, from the first stage to the last."""
-    _Run(plan, store, progress or (lambda title, done, planned: None)).all_stages()
+    _StageRun(plan, store, progress or (lambda title, done, planned: None)).all_stages()
 
 
 @dataclass
-class _Run:
+class _StageRun:
     """One process's share of a plan."""
 
     plan: Plan

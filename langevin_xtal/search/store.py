@@ -54,9 +54,9 @@ from langevin_xtal.search.database import (
 )
 from langevin_xtal.search.rows import (
     STATES,
+    CampaignSummary,
     Change,
     Row,
-    Summary,
     from_data,
     key_value_pairs,
     summarise,
@@ -69,12 +69,12 @@ __all__ = [
     "FINISHED",
     "FINISHED_RELAXED",
     "STATES",
+    "CampaignSummary",
     "Change",
     "Claim",
     "NoStoreError",
     "Row",
     "Store",
-    "Summary",
     "is_address",
     "is_store",
     "plain_address",
@@ -457,7 +457,7 @@ class Store:
         with self._reading() as cursor:
             return _rows(cursor) if indices is None else _some_rows(cursor, sorted(set(indices)))
 
-    def summary(self) -> Summary:
+    def summary(self) -> CampaignSummary:
         """Counts and times."""
         with self._reading() as cursor:
             return _summary(cursor)
@@ -639,7 +639,7 @@ class Store:
             )
 
     def _beat(self) -> None:
-        """Show signs of life until told to stop; a beat that fails is missed, no more."""
+        """Show signs of life until asked to stop; a beat that fails is missed, no more."""
         while not self._stop.wait(min(BEAT_SECONDS, self.lease / 4)):
             with suppress(Exception):
                 connection = self._database._connect()
@@ -694,7 +694,7 @@ def _some_rows(cursor: Any, indices: Sequence[int]) -> list[Row]:
     return rows
 
 
-def _summary(cursor: Any) -> Summary:
+def _summary(cursor: Any) -> CampaignSummary:
     cursor.execute("SELECT stage, seconds FROM langevin_xtal_stage")
     seconds = {str(stage): _seconds(spent) for stage, spent in cursor.fetchall()}
     return summarise(settings_of(cursor) or {}, _rows(cursor), seconds)
@@ -762,7 +762,7 @@ def read_rows(source: str | os.PathLike[str]) -> list[Row]:
         return _rows(cursor)
 
 
-def read_summary(source: str | os.PathLike[str]) -> Summary:
+def read_summary(source: str | os.PathLike[str]) -> CampaignSummary:
     """Settings, counts and times of a store.
 
     Raises

@@ -11,7 +11,12 @@ from langevin_xtal.symmetry.lattice import (
     lattice_freedom,
     length_from_coordinate,
 )
-from langevin_xtal.symmetry.settings import Setting, setting_note, settings_of
+from langevin_xtal.symmetry.settings import (
+    Setting,
+    setting_note,
+    setting_of_group,
+    settings_of,
+)
 from langevin_xtal.symmetry.sites import orbit, site_projector, snap_site, stabiliser, wrap
 
 __all__ = [
@@ -29,6 +34,7 @@ __all__ = [
     "operation_table",
     "orbit",
     "setting_note",
+    "setting_of_group",
     "settings_of",
     "site_projector",
     "snap_site",

@@ -3,8 +3,8 @@
 An assignment gives each element positions whose multiplicities add up to its number of atoms in
 the conventional cell. A position without freedom holds one site over all elements; the others hold
 any number. Two assignments that an isometry of the lattice keeping the group turns into each other
-(:func:`renamings`) describe the same crystals, and only one of them is told: the one that comes
-first in lexicographic order.
+(:func:`position_permutations`) describe the same crystals, and only one of them is listed: the
+one that comes first in lexicographic order.
 
 >>> found = assignments(225, [4, 4])                                # rock salt, in Fm-3m
 >>> list(found), found.complete
@@ -32,14 +32,14 @@ Assignment = tuple[tuple[int, ...], ...]
 """Of each element the sorted indices of its positions within the group, one per site."""
 
 LIMIT = 20_000
-"""Assignments told of one request, unless another limit is asked for."""
+"""Assignments listed of one request, unless another limit is asked for."""
 WORK_LIMIT = 200_000
-"""Partial assignments looked at between two that are told; then the enumeration stops."""
+"""Partial assignments looked at between two that are listed; then the enumeration stops."""
 MAX_ATOMS = 2_000
 """Atoms of one element in the conventional cell."""
 
 LIKELY_SITES = 200
-"""Numbers of sites of the elements told apart by :class:`SiteBySite`, at most."""
+"""Numbers of sites of the elements distinguished by :class:`SiteBySite`, at most."""
 MOST_SITES = 30
 """Sites of an assignment made by :class:`SiteBySite`, at most."""
 
@@ -64,7 +64,7 @@ class _Kind:
     multiplicity: int
     freedom: int
     direction: int  #: a bit for each direction of lines in a group with several; otherwise 0
-    cost: int  #: of one site; cheap assignments are told first
+    cost: int  #: of one site; cheap assignments are listed first
     positions: tuple[int, ...]
 
 
@@ -146,7 +146,7 @@ def _kinds(number: int) -> _Kinds:
 def _directions(number: int) -> list[int]:
     """A bit for the direction of every line, 0 for other positions or where all lines agree.
 
-    Directions that an operation of the group or a renaming maps onto each other are one.
+    Directions that an operation of the group or a permutation maps onto each other are one.
     """
     rotations = SpaceGroup(number).rotations
     back = np.rint(np.linalg.inv(rotations)).astype(np.int64)
@@ -175,13 +175,13 @@ def _site_cost(multiplicity: int, freedom: int, positions: int, order: int) -> i
 
 
 @cache
-def renamings(number: int) -> NDArray[np.int64]:
+def position_permutations(number: int) -> NDArray[np.int64]:
     """(P, W) how isometries of the lattice that keep the group relabel its W positions.
 
     They form a group of permutations: shifts of the origin (:func:`origin_shifts`), and inversions
     and rotations that the lattice of the crystal system has but the group lacks (its Euclidean
     normaliser). A crystal and its image, or mirror image, are the same crystal; position ``w`` of
-    one is ``renaming[w]`` of the other. Row 0 changes nothing.
+    one is ``permutation[w]`` of the other. Row 0 changes nothing.
     """
     found = {tuple(row) for row in origin_shifts(number).tolist()}
     for rotation, shift in _isometries(number):
@@ -196,13 +196,13 @@ def renamings(number: int) -> NDArray[np.int64]:
 
 
 def canonical(number: int, assignment: Assignment) -> tuple[Assignment, int]:
-    """The assignment told for all those that describe the same crystals.
+    """The assignment listed for all those that describe the same crystals.
 
     Returns
     -------
     tuple
-        The first in lexicographic order, kind by kind, and the row of :func:`renamings` that
-        leads to it.
+        The first in lexicographic order, kind by kind, and the row of
+        :func:`position_permutations` that leads to it.
     """
     place = _kinds(number).place
     images = [
@@ -240,7 +240,7 @@ class Assignments(Iterator[Assignment]):
     Attributes
     ----------
     complete
-        Whether all have been told; false while some may follow, and where a limit cut them off.
+        Whether all have been listed; false while some may follow, and where a limit cut them off.
     """
 
     def __init__(
@@ -248,14 +248,14 @@ class Assignments(Iterator[Assignment]):
     ) -> None:
         self.complete = False
         self._search = _Search(number, counts, max_sites)
-        self._told = self._upto(limit)
+        self._found = self._upto(limit)
 
     def __next__(self) -> Assignment:
-        return next(self._told)
+        return next(self._found)
 
     def _upto(self, limit: int) -> Iterator[Assignment]:
-        for told, assignment in enumerate(self._search.run()):
-            if told >= limit:
+        for position, assignment in enumerate(self._search.run()):
+            if position >= limit:
                 return
             yield assignment
         self.complete = not self._search.stopped
@@ -277,7 +277,7 @@ def assignments(
     counts
         Atoms of each element in the conventional cell.
     limit
-        Assignments told at most. The enumeration also stops where it looks at
+        Assignments listed at most. The enumeration also stops where it looks at
         :data:`WORK_LIMIT` partial assignments without finding another.
     max_sites
         Sites of all elements together at most.
@@ -304,7 +304,7 @@ def fits(number: int, counts: Sequence[int]) -> bool:
     reach, fixed = _reach(number)
     # an element that positions with freedom can hold leaves the others to those that need them
     needy = tuple(sorted((n for n in counts if not reach >> n & 1), reverse=True))
-    return _room(needy, reach, fixed)
+    return _fits_fixed(needy, reach, fixed)
 
 
 @cache
@@ -370,15 +370,15 @@ def fitting_groups(counts: Sequence[int]) -> NDArray[np.bool_]:
 
 
 @lru_cache(maxsize=1 << 14)
-def _room(counts: tuple[int, ...], reach: int, fixed: tuple[tuple[int, int], ...]) -> bool:
-    """Whether elements find room when each takes some positions without freedom."""
+def _fits_fixed(counts: tuple[int, ...], reach: int, fixed: tuple[tuple[int, int], ...]) -> bool:
+    """Whether elements fit when each takes some positions without freedom."""
     if not counts:
         return True
     for use in product(*(range(min(n, counts[0] // m) + 1) for m, n in fixed)):
         left = counts[0] - sum(u * m for u, (m, _) in zip(use, fixed, strict=True))
         if left >= 0 and reach >> left & 1:
             after = tuple((m, n - u) for u, (m, n) in zip(use, fixed, strict=True))
-            if _room(counts[1:], reach, after):
+            if _fits_fixed(counts[1:], reach, after):
                 return True
     return False
 
@@ -762,7 +762,7 @@ class _Search:
         """Canonical assignments with the given numbers of sites of each kind.
 
         Parts, the positions of one kind that one element takes, are chosen one after the other.
-        The renamings that leave all parts before unchanged must not make the next one smaller.
+        The permutations that leave all parts before unchanged must not make the next one smaller.
         """
         kinds = self.kinds.fixed + self.kinds.free
         parts = [
@@ -805,7 +805,7 @@ class _Search:
 def _unchanged(
     part: tuple[int, ...], active: tuple[tuple[int, ...], ...]
 ) -> tuple[tuple[int, ...], ...] | None:
-    """Renamings that leave a part as it is; none where one makes it smaller."""
+    """Permutations that leave a part as it is; none where one makes it smaller."""
     if len(active) == 1:
         return active
     kept = []
@@ -819,9 +819,9 @@ def _unchanged(
 
 
 def _invariant(number: int, counts: Sequence[int], names: tuple[int, ...]) -> int:
-    """Number of assignments (not only canonical ones) that a renaming leaves unchanged.
+    """Number of assignments (not only canonical ones) that a permutation leaves unchanged.
 
-    All positions of a cycle of the renaming are then used alike, by the same element.
+    All positions of a cycle of the permutation are then used alike, by the same element.
     """
     kinds = _kinds(number)
     states = {tuple(counts): 1}  # atoms left to place, to number of ways
@@ -898,7 +898,7 @@ def _check(number: int, counts: Sequence[int]) -> None:
 
 @cache
 def _rows(number: int) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(row) for row in renamings(number).tolist())
+    return tuple(tuple(row) for row in position_permutations(number).tolist())
 
 
 def _moved_positions(

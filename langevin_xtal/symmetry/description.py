@@ -3,7 +3,7 @@
 The same crystal can be written down from another origin, in another basis that keeps the group
 (:mod:`langevin_xtal.symmetry.frames`), with another image of every site, in another order.
 :func:`describe` chooses. First come the frames whose labels of Wyckoff positions are smallest in
-lexicographic order: these can be told without knowing the cell. Of them, and of the images of each
+lexicographic order: the cell need not be known for that. Of them, and of the images of each
 site on the representative space of its position, it takes those with the smallest ::
 
     3 log Σ |aᵢ|² + ½ Σᵢ﹤ⱼ (log aᵢ/aⱼ)⁺ + Σᵢ﹤ⱼ (cos αᵢⱼ)⁺ + ⟨ Σₖ wₖ (1 − cos 2π(xₖ − tₖ)) ⟩,
@@ -146,7 +146,7 @@ def descriptions(
     Parameters
     ----------
     most
-        Told at most.
+        Returned at most.
     window
         By how much they may be worse.
     number, positions, frac, kinds, lattice
@@ -177,17 +177,17 @@ def descriptions(
         if not equal and (score[q] > score.min() + window or len(found) >= most):
             break
         after = basis @ table.basis[frame.turn[q]]
-        told = _ordered(number, frame.label[q], values[q], kind, after)
-        found.setdefault(_key(told, lattice @ lattice.T), told)
+        description = _ordered(number, frame.label[q], values[q], kind, after)
+        found.setdefault(_key(description, lattice @ lattice.T), description)
         if equal:  # of those that are equally good the first in lexicographic order
             found = dict(sorted(found.items()))
     return list(found.values())[:most]
 
 
-def _key(told: Description, metric: FloatArray) -> tuple[float, ...]:
+def _key(description: Description, metric: FloatArray) -> tuple[float, ...]:
     """The same for descriptions that are the same but for rounding."""
-    cell = metric_after(metric, told.basis)
-    parts = [np.rint(v / GRAIN) for v in told.parameters]
+    cell = metric_after(metric, description.basis)
+    parts = [np.rint(v / GRAIN) for v in description.parameters]
     return tuple(np.concatenate([*parts, np.rint(cell / 0.05).ravel()]).tolist())
 
 
@@ -316,9 +316,9 @@ def _ordered(
 ) -> Description:
     """Sites of each kind and position in the order of their parameters."""
     table = wyckoff_positions(number)
-    told = values * _position_table(number).used[label]
-    quarter = np.rint(told / QUARTER + QUARTER_OFFSET)
-    order = np.lexsort((*told.T[::-1], *quarter.T[::-1], label, kind))
+    used = values * _position_table(number).used[label]
+    quarter = np.rint(used / QUARTER + QUARTER_OFFSET)
+    order = np.lexsort((*used.T[::-1], *quarter.T[::-1], label, kind))
     mine = [values[s, : table[label[s]].freedom] for s in order]
     points = [table[label[s]].point(x) for s, x in zip(order, mine, strict=True)]
     positions = tuple(label[order].tolist())

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import resources
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from langevin_xtal.errors import SymmetryError
 
@@ -157,6 +158,17 @@ class Setting:
         table, k = setting_table(), self.hall_number - 1
         return table.change[k], table.shift[k]
 
+    def point_in_default(self, point: ArrayLike) -> NDArray[np.float64]:
+        """(..., 3) fractional coordinates of this setting, in the package's, in [0, 1)."""
+        matrix, shift = self.change
+        moved = (np.asarray(point, dtype=np.float64) @ matrix.T + shift) % 1.0
+        return np.where(moved > 1.0 - 1e-12, 0.0, moved)  # rounding below a lattice point
+
+    def lattice_in_default(self, lattice: ArrayLike) -> NDArray[np.float64]:
+        """(3, 3) rows [Å] of a cell of this setting, in the package's."""
+        moved: NDArray[np.float64] = np.linalg.inv(self.change[0]).T @ np.asarray(lattice)
+        return moved
+
     def fits(self, lattice: NDArray[np.float64], tolerance: float = 0.02) -> bool:
         """Whether a cell (rows [Å]) has the shape of this setting, to a relative tolerance."""
         metric = lattice @ lattice.T
@@ -235,6 +247,52 @@ def settings_of_number(number: int) -> tuple[Setting, ...]:
     return tuple(Setting(k + 1) for k in range(int(first), int(last)))
 
 
+def setting_of_group(text: str, number: int) -> Setting:
+    """The setting of a space-group type that a text names.
+
+    Parameters
+    ----------
+    text
+        The choice alone, as ``"2"``, ``"origin choice 2"``, ``"R"``, ``"rhombohedral axes"``,
+        ``"b3"``, ``"unique axis c, cell choice 2"``, ``"cab"``; or a symbol of the setting, with
+        its choice where there are several, as ``"P 1 21/n 1"``, ``"Pbnm"``, ``"Fd-3m:2"``; or a
+        Hall symbol; or a Hall number, as ``"526"``. ``hall`` before a Hall symbol says that it is
+        no H-M symbol, where it could be one: ``"hall P 2"`` has the unique axis c.
+    number
+        Of the type.
+
+    Raises
+    ------
+    SymmetryError
+        Where the text names no setting of this type, or several.
+    """
+    settings = settings_of_number(number)
+    found = [s for s in settings if s.choice.lower() in _choices(text, number)]
+    hall = re.fullmatch(r"\s*hall(?:\s*(?:number|symbol))?\s*:?\s*(.+)", text, re.IGNORECASE)
+    named = hall[1] if hall else text.strip()
+    if not found and named.isdecimal() and len(named) < 4:
+        found = [s for s in settings if s.hall_number == int(named)]
+    by_hall = None if found or named.isdecimal() else hall_setting(named)
+    if by_hall is not None and (hall or number not in {s.number for s in _symbol_settings(named)}):
+        found = [s for s in settings if s == by_hall]
+    if not found and not hall and not named.isdecimal():
+        spelled = settings_of(text)
+        found = [s for s in spelled if s.number == number]
+        if not found:
+            raise SymmetryError(
+                f"setting {named!r} is one of group {spelled[0].number}, not of {number}; "
+                f"give one of {_listed(settings)}"
+            )
+        if len(found) == len(settings) > 1:
+            found = []  # it names the type
+        found = found[:1]  # a short symbol means the usual axes
+    if not found:
+        raise SymmetryError(
+            f"group {number} has no setting {text.strip()[:40]!r}; give one of {_listed(settings)}"
+        )
+    return found[0]
+
+
 def setting_note(text: str) -> str:
     """One sentence where a spelling means a setting other than the package's, else nothing.
 
@@ -256,6 +314,24 @@ def setting_note(text: str) -> str:
         + f", a setting of group {found.number}; structures are given in {found.default.symbol}"
         + (f" (choice {found.default.choice})" if found.default.choice else "")
     )
+
+
+def _symbol_settings(text: str) -> tuple[Setting, ...]:
+    return tuple(map(Setting, lookup(text)))
+
+
+def _choices(text: str, number: int) -> tuple[str, ...]:
+    """What the column ``choice`` may hold for a text that names a choice alone."""
+    plain = re.sub(r"origin|unique|choice|cell|axis|axes|[\s,:]", "", text.lower())
+    plain = {"hexagonal": "h", "rhombohedral": "r"}.get(plain, plain)
+    plain = _LETTERS.get(plain, plain)
+    if 3 <= number <= 15:  # the first cell choice, and the axis b, go without saying
+        return plain, f"{plain}1", f"b{plain}"
+    return (plain,) if plain != "abc" else ("",)
+
+
+def _listed(settings: Sequence[Setting]) -> str:
+    return ", ".join(s.choice or s.symbol.replace(" ", "") for s in settings)
 
 
 def _numbered(text: str) -> tuple[int, ...]:

@@ -4,10 +4,15 @@ A position is an affine space base + range(projector) of fractional coordinates 
 together with its images under the group. Positions are ordered by multiplicity, then by degrees of
 freedom; the last one is the general position. The table is computed from the operations alone
 (``scripts/make_wyckoff_positions.py``) and counts the 1731 positions of the International Tables.
+Letters are those of the International Tables (``scripts/make_wyckoff_letters.py``).
+
+>>> [w.name for w in wyckoff_positions(62)], position_index(62, "4c")
+(['4a', '4b', '4c', '8d'], 2)
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
@@ -34,6 +39,12 @@ class WyckoffPosition:
     multiplicity: int  #: images in the conventional cell
     base: FloatArray  #: (3,) a point of its representative space, multiples of 1/24
     projector: FloatArray  #: (3, 3) onto its free directions, for fractional column vectors
+    letter: str  #: of the International Tables; ``A`` stands for the alpha of group 47
+
+    @property
+    def name(self) -> str:
+        """Multiplicity and letter, such as ``'4c'``."""
+        return f"{self.multiplicity}{self.letter}"
 
     @property
     def freedom(self) -> int:
@@ -81,11 +92,35 @@ class WyckoffPosition:
 def wyckoff_positions(number: int) -> tuple[WyckoffPosition, ...]:
     """All Wyckoff positions of group ``number``, most special first."""
     start, multiplicity, base, projector = _table()
-    rows = range(start[number - 1], start[number])
+    rows, letters = range(start[number - 1], start[number]), _letters()[number - 1]
     return tuple(
-        WyckoffPosition(k, int(multiplicity[row]), base[row], projector[row])
+        WyckoffPosition(k, int(multiplicity[row]), base[row], projector[row], letters[k])
         for k, row in enumerate(rows)
     )
+
+
+def position_index(number: int, text: str) -> int:
+    """Index of the position that is called ``"4c"`` or ``"c"`` in group ``number``.
+
+    Raises
+    ------
+    SymmetryError
+        Where the group has no position of that letter, or of another multiplicity.
+    """
+    positions, group = wyckoff_positions(number), SpaceGroup(number)
+    split = re.fullmatch(r"\s*([0-9]{0,4})\s*([A-Za-z\u03b1])\s*", text)
+    letter = "" if split is None else split[2].replace("\u03b1", "A")
+    found = next((w for w in positions if w.letter == letter), None)
+    if split is None or found is None:
+        names = ", ".join(w.name for w in positions)
+        shown = text if len(text) < 40 else text[:40] + "…"
+        raise SymmetryError(f"group {group} has no Wyckoff position {shown!r}; it has {names}")
+    if split[1] and int(split[1]) != found.multiplicity:
+        raise SymmetryError(
+            f"Wyckoff position {text.strip()} of group {group} does not exist: {letter} has "
+            f"multiplicity {found.multiplicity} in the conventional cell; give {found.name}"
+        )
+    return found.index
 
 
 @cache
@@ -105,6 +140,13 @@ def _table() -> tuple[NDArray[np.int64], NDArray[np.int64], FloatArray, FloatArr
             z["base24"] / 24.0,
             z["projector12"] / 12.0,
         )
+
+
+@cache
+def _letters() -> tuple[str, ...]:
+    """Of each group its positions' letters, in their order."""
+    source = resources.files("langevin_xtal.symmetry").joinpath("wyckoff_letters.txt")
+    return tuple(source.read_text(encoding="ascii").split())
 
 
 def locate(number: int, point: FloatArray, lattice: FloatArray) -> WyckoffPosition:

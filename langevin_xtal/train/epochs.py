@@ -1,7 +1,7 @@
 """Fits of some epochs: AdamW, dropout, a one-cycle rate, the best epoch kept where asked for.
 
 A new part of the model takes a subclass of :class:`EpochFit` and an entry in
-:data:`langevin_xtal.train.starts.PARTS`.
+:data:`langevin_xtal.train.parts.PARTS`.
 """
 
 from __future__ import annotations

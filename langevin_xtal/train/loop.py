@@ -40,7 +40,7 @@ from langevin_xtal.diffusion.noising import Builder, Noised, NoisingConfig, nois
 from langevin_xtal.errors import InputError
 from langevin_xtal.graph.snapping import all_operations
 from langevin_xtal.model.checkpoint import (
-    ScoreModel,
+    CrystalModel,
     load_model,
     save_model,
     weights_hash,
@@ -58,7 +58,7 @@ from langevin_xtal.train.fit import (
     module_tensors,
     moment_tensors,
 )
-from langevin_xtal.train.starts import OnEpoch, StartEpochs, fit_starts
+from langevin_xtal.train.parts import OnEpoch, PartEpochs, fit_parts
 from langevin_xtal.train.store import CrystalStore
 
 LEVEL_BINS = 10
@@ -246,7 +246,7 @@ class Trainer(Fit[LogRow]):
         builder: Builder | None = None,
         name: str = "model",
         card: dict[str, Any] | None = None,
-        start: ScoreModel | None = None,
+        start: CrystalModel | None = None,
     ) -> None:
         if not len(data):
             raise InputError("the training set holds no crystals")
@@ -285,11 +285,11 @@ class Trainer(Fit[LogRow]):
         # listed once: walking through the modules takes a millisecond
         self.weights = list(self.network.parameters())
         self.averages: list[Tensor] = list(self.average.parameters())
-        # fused: one pass, and on a GPU it can be told there whether to step
+        # fused: one pass, and on a GPU it can be said there whether to step
         self.optimiser = torch.optim.Adam(
             self.network.parameters(), lr=config.learning_rate, fused=True
         )
-        self.starts: dict[str, Any] = {}  #: parts of the model beside the network
+        self.parts: dict[str, Any] = {}  #: parts of the model beside the network
         self.given = {} if start is None else start.parts()  #: those that their fits start from
         self.means = LevelMeans(device)  #: of the steps since the last row of the log
         self._orders: dict[int, Tensor] = {}
@@ -297,7 +297,7 @@ class Trainer(Fit[LogRow]):
         self._ahead: Future[Noised] | None = None  #: the next batch, being prepared
         self.open()
 
-    def _start_from(self, start: ScoreModel) -> None:
+    def _start_from(self, start: CrystalModel) -> None:
         if start.network.config != self.config.network:
             raise InputError(
                 f"model {start.name} has the network {start.network.config}, not the "
@@ -340,7 +340,7 @@ class Trainer(Fit[LogRow]):
             self._ahead = self._pool.submit(self._prepare, self.step + 1)
         return noised
 
-    def model(self) -> ScoreModel:
+    def model(self) -> CrystalModel:
         """The averaged weights with the statistics of the training set."""
         data = self.data
         statistics = Statistics.of(
@@ -354,11 +354,11 @@ class Trainer(Fit[LogRow]):
             "training_seconds": round(self.seconds, 1),
         }
         network = copy.deepcopy(self.average).cpu().eval()
-        return ScoreModel(self.name, network, self.config.levels, statistics, card, **self.starts)
+        return CrystalModel(self.name, network, self.config.levels, statistics, card, **self.parts)
 
-    def fit_starts(
+    def fit_parts(
         self,
-        epochs: StartEpochs,
+        epochs: PartEpochs,
         on_epoch: OnEpoch | None = None,
         max_seconds: float = math.inf,
     ) -> bool:
@@ -376,11 +376,11 @@ class Trainer(Fit[LogRow]):
             return True
         self.card["start_epochs"] = dataclasses.asdict(epochs)
         try:
-            for name, part in fit_starts(
+            for name, part in fit_parts(
                 self.data,
                 self.model().statistics,
                 epochs,
-                self.starts,
+                self.parts,
                 init=self.given,
                 seed=self.config.seed,
                 device=self.device,
@@ -388,7 +388,7 @@ class Trainer(Fit[LogRow]):
                 folder=self.out / FITS,
                 until=time.perf_counter() + max_seconds,
             ):
-                self.starts[name] = part
+                self.parts[name] = part
                 save_model(self.out / MODEL, self.model())
         except TimeIsOverError:
             return False
@@ -437,7 +437,7 @@ class Trainer(Fit[LogRow]):
             setattr(self.means, kind, saved)
         finished = self.out / MODEL
         if int(header["step"]) >= self.config.last and finished.exists():
-            self.starts = load_model(finished).parts()
+            self.parts = load_model(finished).parts()
 
     # -- one step
 
@@ -562,7 +562,7 @@ def train(
     name: str = "model",
     card: dict[str, Any] | None = None,
     on_row: Callable[[LogRow, Trainer], None] | None = None,
-) -> ScoreModel:
+) -> CrystalModel:
     """Train to the end, or resume what ``out`` holds, and return the model."""
     trainer = Trainer(
         data,

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from langevin_xtal.config.training import EpochsConfig
 from langevin_xtal.dataset.packed import PackedDataset
-from langevin_xtal.model.assignment import element_rank
 from langevin_xtal.model.checkpoint import weights_hash
+from langevin_xtal.model.prior import element_rank
 from langevin_xtal.model.proposal import (
     Descriptions,
     Proposal,
@@ -30,8 +30,8 @@ from langevin_xtal.parallel import parallel_map
 from langevin_xtal.symmetry.description import Description, descriptions
 from langevin_xtal.symmetry.lattice import lattice_coordinates
 from langevin_xtal.symmetry.wyckoff import table_start
-from langevin_xtal.train.assignments import batches, site_positions, substitution
 from langevin_xtal.train.epochs import EpochConfig, EpochFit, starting_point
+from langevin_xtal.train.prior import batches, site_positions, substitution
 
 TOGETHER = 256
 """Descriptions whose likelihoods are taken in one go."""
@@ -80,8 +80,8 @@ def describe_variants(
     for k in range(len(data)):
         own = data.sites_of(k)
         group = int(data.group[k])
-        told = local[own], data.frac[own], kinds[own], data.lattice[k]
-        jobs.append((group, *told, min(most, VARIANTS_P1) if group == 1 else most))
+        site_data = local[own], data.frac[own], kinds[own], data.lattice[k]
+        jobs.append((group, *site_data, min(most, VARIANTS_P1) if group == 1 else most))
     if len(jobs) <= CHUNK:  # one worker's share: others would only be started
         workers = 1
     every = list(parallel_map(_described, jobs, workers=workers, chunk=CHUNK))
@@ -221,7 +221,7 @@ def fit_proposal(
     out: Path | None = None,
     until: float = math.inf,
 ) -> Proposal:
-    """Maximum likelihood by AdamW with dropout, a one-cycle rate and elements shown as their kin.
+    """Maximum likelihood by AdamW with dropout, a one-cycle rate and similar elements substituted.
 
     Parameters
     ----------
@@ -240,7 +240,7 @@ def fit_proposal(
         Called with the number of epochs done and the mean negative log-likelihoods of a crystal:
         of its parameters and of its lattice.
     out, until
-        As for :func:`~langevin_xtal.train.assignments.fit_prior`.
+        As for :func:`~langevin_xtal.train.prior.fit_prior`.
     """
     chosen = ProposalFitConfig(epochs=epochs, seed=seed)
     fit = ProposalFit(

@@ -30,8 +30,8 @@ from langevin_xtal.model.ranking import (
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.symmetry.assignments import Assignment, assignments, canonical_all
 from langevin_xtal.symmetry.wyckoff import table_start
-from langevin_xtal.train.assignments import site_positions, substitution
 from langevin_xtal.train.epochs import EpochConfig, EpochFit, starting_point
+from langevin_xtal.train.prior import site_positions, substitution
 
 RANKER_FORMAT = "langevin-xtal ranker 1"
 
@@ -55,7 +55,7 @@ def labelled(data: PackedDataset) -> list[Labelled]:
     """The request and the canonical assignment of every crystal."""
     rows = site_positions(data)
     local = rows - np.repeat(table_start()[data.group - 1], data.site_counts)
-    told: list[Labelled] = []
+    crystals: list[Labelled] = []
     for k in range(len(data)):
         sites = data.sites_of(k)
         numbers, multiplicity = data.numbers[sites], data.multiplicity[sites]
@@ -63,15 +63,15 @@ def labelled(data: PackedDataset) -> list[Labelled]:
         elements = tuple(found[i] for i in mendeleev_order(found))
         counts = tuple(int(multiplicity[numbers == e].sum()) for e in elements)
         placed = tuple(tuple(sorted(local[sites][numbers == e].tolist())) for e in elements)
-        told.append(Labelled(int(data.group[k]), elements, counts, placed))
+        crystals.append(Labelled(int(data.group[k]), elements, counts, placed))
     by_group: dict[int, list[int]] = {}
-    for k, crystal in enumerate(told):
+    for k, crystal in enumerate(crystals):
         by_group.setdefault(crystal.number, []).append(k)
     for number, members in by_group.items():
-        names = canonical_all(number, [told[k].assignment for k in members])
+        names = canonical_all(number, [crystals[k].assignment for k in members])
         for k, name in zip(members, names, strict=True):
-            told[k] = dataclasses.replace(told[k], assignment=name)
-    return told
+            crystals[k] = dataclasses.replace(crystals[k], assignment=name)
+    return crystals
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def fit_ranker(
         Called with the number of epochs done and the mean negative log-likelihood of the
         crystals held out.
     out, until
-        As for :func:`~langevin_xtal.train.assignments.fit_prior`.
+        As for :func:`~langevin_xtal.train.prior.fit_prior`.
     """
     chosen = RankerFitConfig(epochs=epochs, seed=seed)
     fit = RankerFit(data, chosen, network=config, init=init, workers=workers, out=out)

@@ -22,18 +22,18 @@ from typing import Any, cast
 
 from langevin_xtal.config.tables import from_table, list_of, parse_toml, table_of
 from langevin_xtal.config.training import Size, TrainingConfig
-from langevin_xtal.dataset.join import join, split, twins
+from langevin_xtal.dataset.join import join, near_duplicates, split
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError
 from langevin_xtal.files import write_text
-from langevin_xtal.model.checkpoint import ScoreModel, load_model, save_model
+from langevin_xtal.model.checkpoint import CrystalModel, load_model, save_model
 from langevin_xtal.model.network import SIZES
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.train.card import page
 from langevin_xtal.train.distributed import join as join_team
 from langevin_xtal.train.fit import TimeIsOverError
 from langevin_xtal.train.loop import MODEL, LogRow, TrainConfig, Trainer
-from langevin_xtal.train.starts import PARTS, Fitting, StartEpochs, clear_states
+from langevin_xtal.train.parts import PARTS, Fitting, PartEpochs, clear_states
 from langevin_xtal.version import __version__
 
 SCORE = "score"
@@ -42,7 +42,7 @@ CARD = "card.md"
 RECORD = "recipe.json"
 HELD_OUT = 0.05
 """Share of a single file that is held out."""
-NOTHING = StartEpochs(**dict.fromkeys(PARTS, 0))
+NOTHING = PartEpochs(**dict.fromkeys(PARTS, 0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,7 +292,7 @@ def prepared(recipe: Recipe, files: Mapping[str, Path]) -> Datasets:
             continue
         whole = join([made[name] for name in step.join])
         if step.without:
-            whole = whole.select(~twins(whole, made[step.without]))
+            whole = whole.select(~near_duplicates(whole, made[step.without]))
         made[step.name] = whole
     other = [n for n, s in recipe.sources.items() if s.hash and s.hash != hashes[n]]
     note = f"not the files of the shipped weights: {', '.join(other)}" if other else ""
@@ -358,7 +358,7 @@ class RecipeRun:
         max_seconds: float = math.inf,
         on_row: Callable[[LogRow, Trainer], None] | None = None,
         progress: Callable[[str, int, int], None] | None = None,
-    ) -> ScoreModel | None:
+    ) -> CrystalModel | None:
         """Go on to the end; None where the time was over, or in all processes but the first.
 
         Parameters
@@ -369,7 +369,7 @@ class RecipeRun:
             Called with the title of a fit, what is done of it and how much there is.
         """
         until = time.perf_counter() + max_seconds
-        model: ScoreModel | None = None
+        model: CrystalModel | None = None
         for k, step in enumerate(self.fits):
             title = f"fit {k + 1} of {len(self.fits)}: {step.part}"
             report = None if progress is None else _titled(progress, title)
@@ -397,11 +397,11 @@ class RecipeRun:
         self,
         step: FitStep,
         folder: Path,
-        model: ScoreModel | None,
+        model: CrystalModel | None,
         until: float,
         on_row: Callable[[LogRow, Trainer], None] | None,
         progress: Callable[[int, int], None] | None,
-    ) -> ScoreModel:
+    ) -> CrystalModel:
         chosen = TrainingConfig(
             size=cast(Size, self.recipe.size),
             steps=step.steps,
@@ -435,10 +435,10 @@ class RecipeRun:
         self,
         step: FitStep,
         folder: Path,
-        model: ScoreModel,
+        model: CrystalModel,
         until: float,
         progress: Callable[[int, int], None] | None,
-    ) -> ScoreModel:
+    ) -> CrystalModel:
         path = folder / MODEL
         kept = load_model(path).parts().get(step.part) if path.exists() else None
         if kept is not None and getattr(kept.config, "members", 1) >= step.members:
@@ -474,7 +474,7 @@ class RecipeRun:
             data.group, data.lattice, data.site_start, data.numbers, data.multiplicity
         )
 
-    def _finished(self, model: ScoreModel) -> ScoreModel | None:
+    def _finished(self, model: CrystalModel) -> CrystalModel | None:
         """The model with its card, in the folder."""
         if not self.leads:
             return None

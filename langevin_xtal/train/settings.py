@@ -28,8 +28,8 @@ from langevin_xtal.model.settings import (
 )
 from langevin_xtal.model.voting import Ballot, VotingClassifier
 from langevin_xtal.symmetry import SpaceGroup
-from langevin_xtal.train.assignments import substitution
 from langevin_xtal.train.epochs import EpochConfig, EpochFit
+from langevin_xtal.train.prior import substitution
 
 TOGETHER = 128  # crystals whose losses are taken in one go
 
@@ -193,7 +193,7 @@ def fit_settings(
         Called with the name of the part, the epochs done and the mean negative log-likelihood of
         the crystals held out.
     out, until
-        As for :func:`~langevin_xtal.train.assignments.fit_prior`; each classifier has a folder in
+        As for :func:`~langevin_xtal.train.prior.fit_prior`; each classifier has a folder in
         this one.
     """
     torch.manual_seed(seed)

@@ -22,7 +22,7 @@ from langevin_xtal.parallel import parallel_map
 from langevin_xtal.symmetry.description import Description, describe
 from langevin_xtal.symmetry.lattice import lattice_coordinates, lattice_freedom
 from langevin_xtal.symmetry.wyckoff import table_start
-from langevin_xtal.train.assignments import site_positions
+from langevin_xtal.train.prior import site_positions
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

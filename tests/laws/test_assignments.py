@@ -28,7 +28,7 @@ from langevin_xtal.symmetry.assignments import (
     explain,
     first_z,
     fits,
-    renamings,
+    position_permutations,
     smallest_z,
 )
 from langevin_xtal.symmetry.sites import orbit
@@ -62,7 +62,7 @@ def every_way(number: int, counts: tuple[int, ...]) -> set[Assignment]:
 def images(number: int, assignment: Assignment) -> set[Assignment]:
     return {
         tuple(tuple(sorted(int(row[w]) for w in element)) for element in assignment)
-        for row in renamings(number)
+        for row in position_permutations(number)
     }
 
 
@@ -72,22 +72,22 @@ def test_against_brute_force(number):
     least = positions[0].multiplicity
     for counts in ((2 * least, least), (least, 3 * least) if len(positions) < 15 else (least,)):
         found = assignments(number, counts)
-        told = list(found)
+        listed = list(found)
         assert found.complete
-        assert len(set(told)) == len(told) == count_assignments(number, counts)
+        assert len(set(listed)) == len(listed) == count_assignments(number, counts)
         everything: set[Assignment] = set()
-        for assignment in told:
+        for assignment in listed:
             mine = images(number, assignment)
-            assert not everything & mine, "an equivalent assignment was told twice"
+            assert not everything & mine, "an equivalent assignment was listed twice"
             everything |= mine
             assert canonical(number, assignment)[0] == assignment
         assert everything == every_way(number, counts)
-        assert fits(number, counts) == bool(told)
+        assert fits(number, counts) == bool(listed)
 
 
 @pytest.mark.parametrize("number", ALL_GROUPS)
-def test_renamings_are_a_group_that_keeps_what_positions_are(number):
-    rows = renamings(number)
+def test_permutations_are_a_group_that_keeps_what_positions_are(number):
+    rows = position_permutations(number)
     as_set = {tuple(row) for row in rows.tolist()}
     positions = wyckoff_positions(number)
     assert rows[0].tolist() == list(range(len(positions)))
@@ -123,7 +123,7 @@ def test_renamed_crystals_match(number):
 
     matcher = StructureMatcher(ltol=0.01, stol=0.01, angle_tol=0.1, scale=False)
     first = crystal(chosen)
-    for row in renamings(number)[1:]:
+    for row in position_permutations(number)[1:]:
         assert matcher.fit(first, crystal([int(row[w]) for w in chosen]))
 
 
@@ -134,7 +134,7 @@ def test_canonical_is_the_same_for_all_images(data, number):
     sites = st.lists(st.integers(0, count - 1), min_size=1, max_size=5).map(sorted).map(tuple)
     assignment = tuple(data.draw(st.lists(sites, min_size=1, max_size=4)))
     best, row = canonical(number, assignment)
-    names = renamings(number)[row]
+    names = position_permutations(number)[row]
     assert best == tuple(tuple(sorted(int(names[w]) for w in e)) for e in assignment)
     same = sorted(images(number, assignment))
     assert {canonical(number, image)[0] for image in same} == {best}
@@ -150,11 +150,11 @@ def test_canonical_is_the_same_for_all_images(data, number):
 def test_any_request_is_answered_within_its_limit(number, units, z):
     counts = [z * n for n in units]
     found = assignments(number, counts, limit=300)
-    told = list(found)
-    assert len(told) == min(300, count_assignments(number, counts))
+    listed = list(found)
+    assert len(listed) == min(300, count_assignments(number, counts))
     assert found.complete == (count_assignments(number, counts) <= 300)
     positions = wyckoff_positions(number)
-    for assignment in told:
+    for assignment in listed:
         for count, element in zip(counts, assignment, strict=True):
             assert sum(positions[w].multiplicity for w in element) == count
             assert list(element) == sorted(element)
@@ -167,8 +167,8 @@ def test_four_elements_in_large_cells(number):
     """The first ones come at once, however many there are."""
     counts = [24, 48, 72, 96]
     found = assignments(number, counts)
-    told = list(islice(found, 30))
-    assert len(set(told)) == 30
+    listed = list(islice(found, 30))
+    assert len(set(listed)) == 30
     assert not found.complete
     assert count_assignments(number, counts) > 10**3
 
@@ -212,8 +212,8 @@ class TestSiteBySite:
             assert begun is not None
             for chosen in self.walk(steps, begun, number):
                 ends = np.cumsum(sites)
-                told = zip(ends, sites, strict=True)
-                assignment = tuple(chosen[end - n : end] for end, n in told)
+                listed = zip(ends, sites, strict=True)
+                assignment = tuple(chosen[end - n : end] for end, n in listed)
                 assert assignment not in made
                 made.add(assignment)
         everything = {
@@ -243,7 +243,7 @@ class TestSiteBySite:
         with pytest.raises(RequestError, match="give 1 to"):
             SiteBySite(225, [0])
 
-    def test_elements_leave_room_for_those_after_them(self):
+    def test_elements_leave_positions_for_those_after_them(self):
         """Cs takes 1a or 1b, so that 1 + 1 + 3 and 3 more atoms fit; not 3c and 3d both."""
         steps = SiteBySite(221, [3, 1, 1])
         begun = steps.start((1, 1, 1))
@@ -291,9 +291,9 @@ class TestKnownCounts:
             true = tuple(tuple(sorted(wyckoff[s] for s in h)) for h in held)
             counts = [int(data.multiplicity[sites][h].sum()) for h in held]
             found = assignments(number, counts)
-            told = canonical(number, true)[0] in set(found)
-            assert told or data.id[k] in BEYOND_LIMIT, data.id[k]
-            assert told or not found.complete
+            listed = canonical(number, true)[0] in set(found)
+            assert listed or data.id[k] in BEYOND_LIMIT, data.id[k]
+            assert listed or not found.complete
 
 
 class TestLimits:
@@ -328,8 +328,8 @@ class TestLimits:
     def test_work_is_bounded(self, monkeypatch):
         monkeypatch.setattr(module, "WORK_LIMIT", 3)
         found = assignments(47, [8, 8])
-        told = list(found)
-        assert len(told) < 1000
+        listed = list(found)
+        assert len(listed) < 1000
         assert not found.complete
 
     def test_order_does_not_depend_on_the_limit(self):

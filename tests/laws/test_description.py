@@ -14,7 +14,7 @@ from pymatgen.core import Lattice, Structure
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import SymmetryError
 from langevin_xtal.symmetry import SpaceGroup, lattice_coordinates, orbit
-from langevin_xtal.symmetry.assignments import renamings
+from langevin_xtal.symmetry.assignments import position_permutations
 from langevin_xtal.symmetry.description import (
     EDGE,
     MOST_BASES,
@@ -34,7 +34,7 @@ from langevin_xtal.symmetry.wyckoff import (
     table_start,
     wyckoff_positions,
 )
-from langevin_xtal.train.assignments import site_positions
+from langevin_xtal.train.prior import site_positions
 from tests.crystals import random_lattice
 
 ALL_GROUPS = range(1, 231)
@@ -67,7 +67,7 @@ FEW = [
 
 
 @dataclass(frozen=True)
-class Told:
+class Crystal:
     """A crystal as someone may write it down."""
 
     number: int
@@ -87,17 +87,17 @@ class Told:
         """(N, 3) all atoms of the cell and (N,) their kinds."""
         return atoms_of(self.number, self.frac, self.kinds)
 
-    def reordered(self, rng: np.random.Generator) -> Told:
+    def reordered(self, rng: np.random.Generator) -> Crystal:
         order = rng.permutation(len(self.frac))
         kinds = [self.kinds[k] for k in order]
         positions = [self.positions[k] for k in order]
         return replace(self, positions=positions, frac=self.frac[order], kinds=kinds)
 
-    def translated(self, rng: np.random.Generator) -> Told:
+    def translated(self, rng: np.random.Generator) -> Crystal:
         """Each site by a vector of the lattice."""
         return replace(self, frac=self.frac + rng.integers(-2, 3, self.frac.shape))
 
-    def from_another_origin(self, rng: np.random.Generator) -> Told:
+    def from_another_origin(self, rng: np.random.Generator) -> Crystal:
         """One that keeps the group: its positions are relabelled."""
         vectors, labels = shift_vectors(self.number)
         row = rng.integers(len(vectors))
@@ -105,27 +105,27 @@ class Told:
         positions = labels[row][self.positions].tolist()
         return replace(self, positions=positions, frac=self.frac + shift)
 
-    def in_another_basis(self, rng: np.random.Generator, steps: int = 2) -> Told:
+    def in_another_basis(self, rng: np.random.Generator, steps: int = 2) -> Crystal:
         """One that keeps the group, mirrored or not."""
-        table, told = frames(self.number), self
+        table, crystal = frames(self.number), self
         for m in rng.integers(len(table.basis), size=steps).tolist():
-            told = replace(
-                told,
-                positions=table.renamed[m][told.positions].tolist(),
-                frac=told.frac @ table.turn[m].T + table.origin[m],
-                lattice=table.basis[m].T @ told.lattice,
+            crystal = replace(
+                crystal,
+                positions=table.renamed[m][crystal.positions].tolist(),
+                frac=crystal.frac @ table.turn[m].T + table.origin[m],
+                lattice=table.basis[m].T @ crystal.lattice,
             )
-        return told
+        return crystal
 
-    def by_other_images(self, rng: np.random.Generator) -> Told:
+    def by_other_images(self, rng: np.random.Generator) -> Crystal:
         w, t = self.group.rotations, self.group.translations
         h = rng.integers(len(w), size=len(self.frac))
         return replace(self, frac=np.einsum("aij,aj->ai", w[h], self.frac) + t[h])
 
-    def otherwise(self, rng: np.random.Generator) -> Told:
+    def otherwise(self, rng: np.random.Generator) -> Crystal:
         """From another origin, in another basis, by other images, reordered."""
-        told = self.from_another_origin(rng).in_another_basis(rng).by_other_images(rng)
-        return told.translated(rng).reordered(rng)
+        crystal = self.from_another_origin(rng).in_another_basis(rng).by_other_images(rng)
+        return crystal.translated(rng).reordered(rng)
 
 
 def atoms_of(number: int, frac: np.ndarray, kinds: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +134,7 @@ def atoms_of(number: int, frac: np.ndarray, kinds: list[int]) -> tuple[np.ndarra
     return np.concatenate(images), np.repeat(kinds, [len(i) for i in images])
 
 
-def random_told(number: int, rng: np.random.Generator, sites: int) -> Told:
+def random_crystal(number: int, rng: np.random.Generator, sites: int) -> Crystal:
     """Sites of up to three elements on random Wyckoff positions."""
     table = wyckoff_positions(number)
     free = [w.index for w in table if w.freedom]
@@ -149,14 +149,14 @@ def random_told(number: int, rng: np.random.Generator, sites: int) -> Told:
     points = [table[w].base + table[w].projector @ rng.uniform(-1, 1, 3) for w in positions]
     kinds = rng.integers(1, 4, len(positions))
     lattice = random_lattice(number, rng, 200.0)
-    return Told(number, positions, np.array(points), kinds.tolist(), lattice)
+    return Crystal(number, positions, np.array(points), kinds.tolist(), lattice)
 
 
-def cell_of(told: Told, found: Description) -> np.ndarray:
-    return found.basis.T @ told.lattice
+def cell_of(crystal: Crystal, found: Description) -> np.ndarray:
+    return found.basis.T @ crystal.lattice
 
 
-def assert_alike(one: Told, other: Told) -> None:
+def assert_alike(one: Crystal, other: Crystal) -> None:
     """Descriptions differ by rounding."""
     a, b = one.described(), other.described()
     assert a.positions == b.positions
@@ -167,12 +167,12 @@ def assert_alike(one: Told, other: Told) -> None:
     np.testing.assert_allclose(first @ first.T, second @ second.T, atol=1e-6)
 
 
-def assert_same_crystal(told: Told, found: Description) -> None:
+def assert_same_crystal(crystal: Crystal, found: Description) -> None:
     """Atoms of the description are those of the crystal, in its basis and from its origin."""
-    mine, mine_kinds = told.atoms()
+    mine, mine_kinds = crystal.atoms()
     mine = mine @ np.linalg.inv(found.basis).T
-    kinds = [told.kinds[k] for k in found.order]
-    theirs, their_kinds = atoms_of(told.number, found.frac, kinds)
+    kinds = [crystal.kinds[k] for k in found.order]
+    theirs, their_kinds = atoms_of(crystal.number, found.frac, kinds)
     assert len(mine) == len(theirs)
     assert abs(np.linalg.det(found.basis)) == pytest.approx(1)
     for start in mine[np.flatnonzero(mine_kinds == kinds[0])]:
@@ -224,7 +224,7 @@ def test_names_are_a_group_of_permutations(number):
     for _ in range(40):
         one, other = (every[k] for k in rng.integers(len(every), size=2))
         assert tuple(one[w] for w in other) in names
-    assert {tuple(row) for row in renamings(number).tolist()} <= names
+    assert {tuple(row) for row in position_permutations(number).tolist()} <= names
 
 
 def test_axes_that_may_be_exchanged():
@@ -238,8 +238,8 @@ def test_axes_that_may_be_exchanged():
 def test_reduction(number, seed):
     """No change that is listed makes the basis shorter, from however far away one comes."""
     rng = np.random.default_rng(seed)
-    told = random_told(number, rng, 1).in_another_basis(rng, 4)
-    table, lattice = frames(number), told.lattice
+    crystal = random_crystal(number, rng, 1).in_another_basis(rng, 4)
+    table, lattice = frames(number), crystal.lattice
     for m in reducing_turns(number, lattice @ lattice.T):
         lattice = table.basis[m].T @ lattice
     sizes = [(np.linalg.norm(b.T @ lattice, axis=1) ** 2).sum() for b in table.basis]
@@ -250,17 +250,17 @@ def test_reduction(number, seed):
 def test_the_nearest_frame_leads_back(number, seed):
     """To the cell that a crystal was given in, up to changes that leave a cell as it is."""
     rng = np.random.default_rng(seed)
-    told = random_told(number, rng, 2)
-    other = told.in_another_basis(rng, 1)
-    start, goal = lattice_coordinates(told.lattice), lattice_coordinates(other.lattice)
+    crystal = random_crystal(number, rng, 2)
+    other = crystal.in_another_basis(rng, 1)
+    start, goal = lattice_coordinates(crystal.lattice), lattice_coordinates(other.lattice)
     turn, origin, names = nearest_frame(number, start, goal)
-    found = np.linalg.inv(turn).T @ told.lattice
+    found = np.linalg.inv(turn).T @ crystal.lattice
     np.testing.assert_allclose(found @ found.T, other.lattice @ other.lattice.T, atol=1e-6)
-    moved = told.frac @ turn.T + origin
-    for x, w in zip(moved, told.positions, strict=True):
+    moved = crystal.frac @ turn.T + origin
+    for x, w in zip(moved, crystal.positions, strict=True):
         assert locate(number, x, CELL).index == names[w]
-    sites = represented(number, names[told.positions].tolist(), moved)
-    for one, image, w in zip(moved, sites, names[told.positions], strict=True):
+    sites = represented(number, names[crystal.positions].tolist(), moved)
+    for one, image, w in zip(moved, sites, names[crystal.positions], strict=True):
         off = image - wyckoff_positions(number)[w].base
         np.testing.assert_allclose(wyckoff_positions(number)[w].projector @ off, off, atol=1e-9)
         group = SpaceGroup(number)
@@ -272,49 +272,49 @@ def test_the_nearest_frame_leads_back(number, seed):
 
 
 @pytest.mark.parametrize("number", ALL_GROUPS)
-def test_a_crystal_told_otherwise(number):
+def test_a_crystal_given_otherwise(number):
     for seed in range(3):
         rng = np.random.default_rng([number, seed])
-        told = random_told(number, rng, 1 + seed)
-        assert_alike(told, told.otherwise(rng))
+        crystal = random_crystal(number, rng, 1 + seed)
+        assert_alike(crystal, crystal.otherwise(rng))
 
 
 @given(st.integers(1, 230), st.integers(1, 6), st.integers(0, 10**6))
-def test_any_crystal_told_otherwise(number, sites, seed):
+def test_any_crystal_given_otherwise(number, sites, seed):
     rng = np.random.default_rng(seed)
-    told = random_told(number, rng, sites)
-    assert_alike(told, told.otherwise(rng))
+    crystal = random_crystal(number, rng, sites)
+    assert_alike(crystal, crystal.otherwise(rng))
 
 
 @pytest.mark.parametrize("number", range(1, 16))
-def test_a_crystal_told_in_a_long_basis(number):
+def test_a_crystal_given_in_a_long_basis(number):
     for seed in range(3):
         rng = np.random.default_rng([number, seed, 1])
-        told = random_told(number, rng, 3)
-        assert_alike(told, told.in_another_basis(rng, 5))
+        crystal = random_crystal(number, rng, 3)
+        assert_alike(crystal, crystal.in_another_basis(rng, 5))
 
 
 @pytest.mark.parametrize("number", ALL_GROUPS)
 def test_the_description_is_the_same_crystal(number):
     rng = np.random.default_rng([number, 2])
-    told = random_told(number, rng, 3)
-    assert_same_crystal(told, told.described())
+    crystal = random_crystal(number, rng, 3)
+    assert_same_crystal(crystal, crystal.described())
 
 
 @pytest.mark.parametrize("number", FEW)
 def test_variants_are_the_same_crystal(number):
     rng = np.random.default_rng([number, 6])
-    told = random_told(number, rng, 3)
-    given = told.number, told.positions, told.frac, told.kinds, told.lattice
+    crystal = random_crystal(number, rng, 3)
+    given = crystal.number, crystal.positions, crystal.frac, crystal.kinds, crystal.lattice
     found = descriptions(*given, most=6)
     assert 1 <= len(found) <= 6
-    first = told.described()
+    first = crystal.described()
     assert found[0].positions == first.positions
     assert np.array_equal(found[0].basis, first.basis)
     np.testing.assert_allclose(found[0].frac, first.frac)
     for one in found:
         assert one.positions == first.positions
-        assert_same_crystal(told, one)
+        assert_same_crystal(crystal, one)
     assert len(descriptions(*given, most=6, window=0.0)) <= len(found)
     assert len(descriptions(*given, most=MOST_BASES, window=0.1)) >= 1
 
@@ -322,11 +322,11 @@ def test_variants_are_the_same_crystal(number):
 @pytest.mark.parametrize("number", ALL_GROUPS)
 def test_what_a_description_holds(number):
     rng = np.random.default_rng([number, 3])
-    told = random_told(number, rng, 4)
-    found = told.described()
+    crystal = random_crystal(number, rng, 4)
+    found = crystal.described()
     table = wyckoff_positions(number)
-    assert sorted(found.order.tolist()) == list(range(len(told.frac)))
-    kinds = [told.kinds[k] for k in found.order]
+    assert sorted(found.order.tolist()) == list(range(len(crystal.frac)))
+    kinds = [crystal.kinds[k] for k in found.order]
     keys = list(zip(kinds, found.positions, strict=True))
     assert keys == sorted(keys)
     for w, values, point in zip(found.positions, found.parameters, found.frac, strict=True):
@@ -346,8 +346,8 @@ def test_what_a_description_holds(number):
 def test_cells_are_short(number):
     """No longer than the shortest cell in which the labels are as small, or a little."""
     rng = np.random.default_rng([number, 7])
-    told = replace(random_told(number, rng, 1), kinds=[1])
-    found, table = cell_of(told, told.described()), frames(number)
+    crystal = replace(random_crystal(number, rng, 1), kinds=[1])
+    found, table = cell_of(crystal, crystal.described()), frames(number)
     size = (np.linalg.norm(found, axis=1) ** 2).sum()
     shortest = min((np.linalg.norm(b.T @ found, axis=1) ** 2).sum() for b in table.basis)
     assert size <= 1.6 * shortest
@@ -356,30 +356,30 @@ def test_cells_are_short(number):
 @pytest.mark.parametrize("number", ALL_GROUPS)
 def test_a_description_describes_itself(number):
     rng = np.random.default_rng([number, 4])
-    told = random_told(number, rng, 3)
-    found = told.described()
-    kinds = [told.kinds[k] for k in found.order]
-    lattice = cell_of(told, found)
-    assert_alike(told, Told(number, list(found.positions), found.frac, kinds, lattice))
+    crystal = random_crystal(number, rng, 3)
+    found = crystal.described()
+    kinds = [crystal.kinds[k] for k in found.order]
+    lattice = cell_of(crystal, found)
+    assert_alike(crystal, Crystal(number, list(found.positions), found.frac, kinds, lattice))
 
 
 @pytest.mark.parametrize("number", ALL_GROUPS)
 def test_smallest_labels_by_trying_all_frames(number):
     rng = np.random.default_rng([number, 5])
-    told = random_told(number, rng, 4)
+    crystal = random_crystal(number, rng, 4)
     for turned in (False, True):
-        labels, rows = smallest_labels(number, told.positions, told.kinds, turned=turned)
+        labels, rows = smallest_labels(number, crystal.positions, crystal.kinds, turned=turned)
         names = frames(number).names if turned else shift_vectors(number)[1]
-        every = names[:, told.positions]
-        tried = [sorted(zip(told.kinds, row.tolist(), strict=True)) for row in every]
+        every = names[:, crystal.positions]
+        tried = [sorted(zip(crystal.kinds, row.tolist(), strict=True)) for row in every]
         assert rows.tolist() == [k for k, d in enumerate(tried) if d == min(tried)]
         assert labels == tuple(every[rows[0]].tolist())
-    kinds = [told.kinds[k] for k in told.described().order]
-    found = sorted(zip(kinds, told.described().positions, strict=True))
+    kinds = [crystal.kinds[k] for k in crystal.described().order]
+    found = sorted(zip(kinds, crystal.described().positions, strict=True))
     assert found == min(tried)
 
 
-def reference_told() -> list[tuple[str, Told]]:
+def reference_crystals() -> list[tuple[str, Crystal]]:
     data = reference_dataset()
     rows, found = site_positions(data), []
     for k in range(len(data)):
@@ -387,17 +387,17 @@ def reference_told() -> list[tuple[str, Told]]:
         local = (rows[own] - table_start()[number - 1]).tolist()
         kinds = data.numbers[own].tolist()
         found.append(
-            (str(data.id[k]), Told(number, local, data.frac[own], kinds, data.lattice[k]))
+            (str(data.id[k]), Crystal(number, local, data.frac[own], kinds, data.lattice[k]))
         )
     return found
 
 
-def test_structure_types_told_otherwise():
+def test_structure_types_given_otherwise():
     """Coordinates of published structures: simple fractions among them."""
     compared = 0
-    for k, (_, told) in enumerate(reference_told()):
-        assert_alike(told, told.otherwise(np.random.default_rng(k)))
-        assert_same_crystal(told, told.described())
+    for k, (_, crystal) in enumerate(reference_crystals()):
+        assert_alike(crystal, crystal.otherwise(np.random.default_rng(k)))
+        assert_same_crystal(crystal, crystal.described())
         compared += 1
     assert compared > 90
 
@@ -406,39 +406,39 @@ def test_structure_types_match_their_descriptions():
     """By pymatgen, which knows nothing of groups and cells."""
     matcher = StructureMatcher(ltol=1e-3, stol=1e-3, angle_tol=0.1)
     compared = 0
-    for k, (_, told) in enumerate(reference_told()):
-        if len(told.atoms()[0]) > 24:
+    for k, (_, crystal) in enumerate(reference_crystals()):
+        if len(crystal.atoms()[0]) > 24:
             continue
-        other = told.otherwise(np.random.default_rng([k, 1]))
+        other = crystal.otherwise(np.random.default_rng([k, 1]))
         found = other.described()
         kinds = [other.kinds[s] for s in found.order]
         points, z = atoms_of(other.number, found.frac, kinds)
-        mine, my_z = told.atoms()
-        one = Structure(Lattice(told.lattice), my_z.tolist(), mine)
+        mine, my_z = crystal.atoms()
+        one = Structure(Lattice(crystal.lattice), my_z.tolist(), mine)
         two = Structure(Lattice(cell_of(other, found)), z.tolist(), points)
         assert matcher.fit(one, two)
         compared += 1
     assert compared > 60
 
 
-def test_wurtzite_told_by_its_other_atoms():
+def test_wurtzite_given_by_its_other_atoms():
     """The zinc and the sulphur atom stored may be of either layer."""
-    told = dict(reference_told())["wurtzite"]
-    assert told.number == 186
+    crystal = dict(reference_crystals())["wurtzite"]
+    assert crystal.number == 186
     for seed in range(5):
-        assert_alike(told, told.by_other_images(np.random.default_rng(seed)))
+        assert_alike(crystal, crystal.by_other_images(np.random.default_rng(seed)))
 
 
-def test_structures_of_one_type_are_told_alike():
+def test_structures_of_one_type_are_described_alike():
     """A perovskite with either cation at the origin."""
     centred = np.array([[0.5, 0.5, 0.5], [0, 0, 0], [0.5, 0.5, 0]])
-    told = []
+    crystal = []
     for frac in (centred, centred + 0.5):
         positions = [locate(221, x, CELL).index for x in frac]
-        told.append((positions, describe(221, positions, frac, [1, 2, 3], CELL)))
-    assert told[0][0] != told[1][0]
-    assert told[0][1].positions == told[1][1].positions
-    np.testing.assert_allclose(told[0][1].frac, told[1][1].frac, atol=1e-12)
+        crystal.append((positions, describe(221, positions, frac, [1, 2, 3], CELL)))
+    assert crystal[0][0] != crystal[1][0]
+    assert crystal[0][1].positions == crystal[1][1].positions
+    np.testing.assert_allclose(crystal[0][1].frac, crystal[1][1].frac, atol=1e-12)
 
 
 @pytest.mark.parametrize("number", [1, 2, 4, 8, 14])
@@ -447,15 +447,15 @@ def test_small_strains_change_little(number):
     alike = 0
     for seed in range(8):
         rng = np.random.default_rng([number, seed, 9])
-        told = random_told(number, rng, 4)
-        a, _, c = np.linalg.norm(told.lattice, axis=1)
+        crystal = random_crystal(number, rng, 4)
+        a, _, c = np.linalg.norm(crystal.lattice, axis=1)
         found = []
         for ratio in (0.99, 1.01):
-            strained = told.lattice * np.array([1.0, 1.0, ratio * a / c])[:, None]
-            moved = told.frac + 0.002 * rng.normal(size=told.frac.shape)
-            free = [wyckoff_positions(number)[w].projector for w in told.positions]
-            moved = told.frac + np.einsum("aij,aj->ai", free, moved - told.frac)
-            found.append(replace(told, frac=moved, lattice=strained).described())
+            strained = crystal.lattice * np.array([1.0, 1.0, ratio * a / c])[:, None]
+            moved = crystal.frac + 0.002 * rng.normal(size=crystal.frac.shape)
+            free = [wyckoff_positions(number)[w].projector for w in crystal.positions]
+            moved = crystal.frac + np.einsum("aij,aj->ai", free, moved - crystal.frac)
+            found.append(replace(crystal, frac=moved, lattice=strained).described())
         one, two = found
         gaps = [x - y for x, y in zip(one.parameters, two.parameters, strict=True)]
         alike += all(np.abs(g - np.rint(g)).max(initial=0.0) < 0.03 for g in gaps)

@@ -165,7 +165,7 @@ def test_cells_come_back_from_any_frame(number, seed):
 
 
 @given(st.tuples(*[st.floats(2.0, 30.0)] * 3), st.tuples(*[st.floats(60.0, 115.0)] * 3))
-def test_cells_told_by_lengths_and_angles(lengths, angles):
+def test_cells_given_by_lengths_and_angles(lengths, angles):
     wanted = Lattice.from_parameters(*lengths, *angles)
     coordinates = torch.from_numpy(cell_coordinates((*lengths, *angles)))
     rows = Lattice(cell_frame(coordinates[None]).rows[0].numpy())

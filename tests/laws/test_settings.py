@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import gemmi
 import numpy as np
 import pytest
 import spglib
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langevin_xtal.errors import SymmetryError
@@ -16,6 +18,7 @@ from langevin_xtal.symmetry.settings import (
     Setting,
     hall_setting,
     setting_note,
+    setting_of_group,
     settings_of,
     settings_of_number,
 )
@@ -215,3 +218,95 @@ def test_numbers_and_notes() -> None:
     assert notes[0].startswith("Pbnm means P b n m (choice cab), a setting of group 62")
     assert setting_note("P2_1/c") == setting_note("14") == setting_note("Fd-3m") == ""
     assert "choice 1" in setting_note("227:2")
+
+
+def orbit_of(setting: Setting, point: np.ndarray) -> np.ndarray:
+    """Images of a point under the operations, each once, in units of 1/24e6."""
+    images = point @ np.swapaxes(setting.rotations, 1, 2) + setting.translations
+    return np.unique(np.rint(images * 24e6).astype(np.int64) % 24_000_000, axis=0)
+
+
+@pytest.mark.parametrize("hall", ALL)
+@given(parts=st.lists(st.integers(0, 23), min_size=3, max_size=3), general=st.booleans())
+@settings(max_examples=4, deadline=None)
+def test_orbits_there_and_back(hall: int, parts: list[int], general: bool) -> None:
+    """The orbit of a transformed site is, transformed back, the orbit of the site."""
+    setting = Setting(hall)
+    point = np.array(parts) / 24 + general * np.array([0.013, 0.029, 0.007])
+    there = setting.point_in_default(point)
+    assert ((there >= 0) & (there < 1)).all()
+    matrix, shift = setting.change
+    inverse = np.linalg.inv(matrix)
+    # lattice vectors of either cell may be fractions of the other's
+    whole = np.array(list(np.ndindex(3, 3, 3)), dtype=float)
+    mine = orbit_of(setting, point)
+    images = there @ np.swapaxes(setting.default.rotations, 1, 2) + setting.default.translations
+    back = ((images[:, None] + whole).reshape(-1, 3) - shift) @ inverse.T
+    back = np.unique(np.rint(back * 24e6).astype(np.int64) % 24_000_000, axis=0)
+    np.testing.assert_array_equal(back, mine)
+
+
+@pytest.mark.parametrize("hall", ALL)
+def test_cells_go_along(hall: int) -> None:
+    """Distances stay: the metric in the package's setting is that of the cell given."""
+    setting, rng = Setting(hall), np.random.default_rng(hall)
+    start = np.array([[40.0, 3, 5], [3, 70, 7], [5, 7, 100]])
+    metric = np.mean([r.T @ start @ r for r in setting.rotations], axis=0)
+    lattice = np.linalg.cholesky(metric)
+    moved = setting.lattice_in_default(lattice)
+    assert setting.fits(lattice)
+    assert setting.default.fits(moved)
+    step = rng.normal(size=3)
+    assert np.linalg.norm(step @ lattice) == pytest.approx(
+        np.linalg.norm(setting.change[0] @ step @ moved)
+    )
+
+
+@pytest.mark.parametrize("hall", ALL)
+def test_settings_within_a_group(hall: int) -> None:
+    """Found by Hall number, Hall symbol, choice, and symbol with choice."""
+    setting = Setting(hall)
+    texts = [f"hall {hall}", f"hall {setting.hall}"]
+    if not {s.number for s in settings_of(setting.hall)} & {setting.number}:
+        texts.append(setting.hall)  # it is no H-M symbol of this group
+    if setting.choice:
+        texts += [setting.choice, f"{setting.symbol}:{setting.choice}"]
+    for text in texts:
+        found = setting_of_group(text, setting.number)
+        assert operations(found) == operations(setting)
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "choice"),
+    [
+        ("2", 227, "2"),
+        ("origin choice 2", 227, "2"),
+        ("Fd-3m:2", 227, "2"),
+        ("526", 227, "2"),
+        ("rhombohedral axes", 166, "R"),
+        ("H", 166, "H"),
+        ("unique axis c", 14, "c1"),
+        ("unique axis b, cell choice 2", 14, "b2"),
+        ("cell choice 3", 14, "b3"),
+        ("P21/n", 14, "b2"),
+        ("c", 3, "c"),
+        ("Pbnm", 62, "cab"),
+        ("abc", 62, ""),
+    ],
+)
+def test_spellings_of_a_setting(text: str, number: int, choice: str) -> None:
+    assert setting_of_group(text, number).choice == choice
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "message"),
+    [
+        ("3", 227, "group 227 has no setting '3'; give one of 1, 2"),
+        ("Pnma", 227, "'Pnma' is one of group 62, not of 227; give one of 1, 2"),
+        ("Fd-3m", 227, "group 227 has no setting 'Fd-3m'; give one of 1, 2"),
+        ("nonsense", 62, "space group 'nonsense' is not known"),
+    ],
+)
+def test_no_setting_of_the_group(text: str, number: int, message: str) -> None:
+    with pytest.raises(SymmetryError, match=re.escape(message)):
+        setting_of_group(text, number)

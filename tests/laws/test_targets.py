@@ -159,9 +159,9 @@ def test_plain_and_orbit_targets_meet_as_noise_vanishes(number):
     # of many points the two farthest from their own images
     points = rng.uniform(0, 1, (300, 3))
     near = [image_displacements(p, group.rotations, group.translations)[1:] for p in points]
-    room = [np.linalg.norm(d @ lattice, axis=1).min(initial=9.0) for d in near]
-    assert sorted(room)[-2] > 0.8
-    sites = Sites(number, lattice, points[np.argsort(room)[-2:]])
+    clearance = [np.linalg.norm(d @ lattice, axis=1).min(initial=9.0) for d in near]
+    assert sorted(clearance)[-2] > 0.8
+    sites = Sites(number, lattice, points[np.argsort(clearance)[-2:]])
     noise = sites.noise(0, False)
     for sigma in (0.05, 0.01):
         found = sites.target(sites.moved(noise, sigma), sigma)

@@ -12,7 +12,7 @@ one then sees what it made of them, the sites placed so far, the element at hand
 to come. Positions without freedom hold one site only.
 
 Elements that resemble each other follow each other in the canonical order, so that a crystal and
-the same crystal with an element substituted are mostly told in the same order.
+the same crystal with an element substituted mostly have the same order.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from langevin_xtal.crystal.elements import period_and_group
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.errors import InputError
 from langevin_xtal.model.network import ELEMENTS, Linear
-from langevin_xtal.symmetry.assignments import Assignment, renamings
+from langevin_xtal.symmetry.assignments import Assignment, position_permutations
 from langevin_xtal.symmetry.groups import SpaceGroup
 from langevin_xtal.symmetry.wyckoff import origin_shifts, table_start, wyckoff_positions
 
 POSITION_FEATURES = 7
-COUNTS = 8  # numbers of sites of one element told apart
-SITES = 12  # numbers of sites of a request told apart
-KINDS = 6  # numbers of elements of a request told apart
+COUNTS = 8  # numbers of sites of one element distinguished
+SITES = 12  # numbers of sites of a request distinguished
+KINDS = 6  # numbers of elements of a request distinguished
 BUMPS = 12  # of the Mendeleev number
 SCORED = 256  # labellings scored at once
 
 RANGES: dict[str, tuple[int, int]] = {"width": (1, 1024), "rounds": (0, 16), "blocks": (0, 16)}
-"""What a prior may be: its file comes from strangers, and memory is taken on its word."""
+"""What a prior may be: its file is not trusted, and memory is taken on its word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,8 @@ def element_rank() -> NDArray[np.int64]:
 
 @cache
 def element_features() -> Tensor:
-    """(119, 46) what kin have in common: place in the periodic table, standardised properties.
+    """(119, 46) features by which elements resemble each other: place in the periodic table,
+    standardised properties.
 
     The last columns are bumps along the Mendeleev number. Unknown properties count as average,
     and row 0 is empty.
@@ -292,8 +293,8 @@ class WyckoffPrior(nn.Module):
         if not assignments:
             return np.zeros(0)
         order = np.argsort(element_rank()[list(elements)], kind="stable").tolist()
-        told = [_labellings(number, [a[k] for k in order]) for a in assignments]
-        numbers, chosen = _padded(number, [elements[k] for k in order], list(chain(*told)))
+        labelled = [_labellings(number, [a[k] for k in order]) for a in assignments]
+        numbers, chosen = _padded(number, [elements[k] for k in order], list(chain(*labelled)))
         group = torch.full((len(numbers),), number)
         with torch.inference_mode():
             parts = [
@@ -301,7 +302,7 @@ class WyckoffPrior(nn.Module):
                 for part in zip(*(x.split(SCORED) for x in (group, numbers, chosen)), strict=True)
             ]
         each = torch.cat(parts).double().numpy()
-        start = np.cumsum([0, *map(len, told)])
+        start = np.cumsum([0, *map(len, labelled)])
         return np.array([np.logaddexp.reduce(each[a:b]) for a, b in pairwise(start)])
 
     def draw(
@@ -416,16 +417,18 @@ class WyckoffPrior(nn.Module):
         placed = same.float().cumsum(1) - same.float()
         used = placed > 0
         blocked = used & ~has_freedom()[table].unsqueeze(1)
-        kin = (numbers.unsqueeze(2) == numbers.unsqueeze(1)) & earlier
-        last = torch.where(kin, chosen.unsqueeze(1), -1).amax(2)  # (B, S)
+        same_element = (numbers.unsqueeze(2) == numbers.unsqueeze(1)) & earlier
+        last = torch.where(same_element, chosen.unsqueeze(1), -1).amax(2)  # (B, S)
         return inside.unsqueeze(1) & ~blocked & (table.unsqueeze(1) >= last.unsqueeze(2))
 
 
 @cache
 def _cosets(number: int) -> list[list[list[int]]]:
-    """Renamings of a group's positions that differ by a shift of the origin, together."""
+    """Permutations of a group's positions that differ by a shift of the origin, together."""
     shifts = origin_shifts(number)
-    found = {tuple(sorted(map(tuple, shifts[:, row].tolist()))) for row in renamings(number)}
+    found = {
+        tuple(sorted(map(tuple, shifts[:, row].tolist()))) for row in position_permutations(number)
+    }
     return [[list(row) for row in coset] for coset in sorted(found)]
 
 
@@ -447,8 +450,8 @@ def _padded(
     numbers = torch.zeros(len(assignments), longest, dtype=torch.int64)
     chosen = torch.full_like(numbers, first)
     for n, assignment in enumerate(assignments):
-        told = [(z, first + w) for z, own in zip(elements, assignment, strict=True) for w in own]
-        numbers[n, : len(told)], chosen[n, : len(told)] = torch.tensor(told).T
+        sites = [(z, first + w) for z, own in zip(elements, assignment, strict=True) for w in own]
+        numbers[n, : len(sites)], chosen[n, : len(sites)] = torch.tensor(sites).T
     return numbers, chosen
 
 

@@ -17,13 +17,13 @@ from torch import Tensor
 from langevin_xtal.config.training import EpochsConfig
 from langevin_xtal.crystal.elements import period_and_group
 from langevin_xtal.dataset.packed import PackedDataset
-from langevin_xtal.model.assignment import PriorConfig, WyckoffPrior, element_rank
 from langevin_xtal.model.network import ELEMENTS
+from langevin_xtal.model.prior import PriorConfig, WyckoffPrior, element_rank
 from langevin_xtal.symmetry.wyckoff import locate, origin_shifts, table_start
 from langevin_xtal.train.epochs import EpochConfig, EpochFit, starting_point
 
 POOL = 32  # batches sorted by size together
-SUBSTITUTED = 0.15  # share of the elements that may be shown as one of their kin in a batch
+SUBSTITUTED = 0.15  # share of the elements that may be shown as a similar one in a batch
 
 
 def site_positions(data: PackedDataset) -> NDArray[np.int64]:
@@ -59,8 +59,8 @@ def assignment_table(data: PackedDataset) -> tuple[Tensor, Tensor, Tensor]:
         order = np.lexsort((rows[start:stop], rank[start:stop]))
         numbers[b, : stop - start] = data.numbers[start:stop][order]
         chosen[b, : stop - start] = rows[start:stop][order]
-    told = torch.from_numpy(data.group.copy()), torch.from_numpy(numbers)
-    return *told, _smallest(*told, torch.from_numpy(chosen))
+    read = torch.from_numpy(data.group.copy()), torch.from_numpy(numbers)
+    return *read, _smallest(*read, torch.from_numpy(chosen))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +133,9 @@ def fit_prior(
 ) -> WyckoffPrior:
     """Maximum likelihood by AdamW with dropout and a one-cycle rate.
 
-    In every batch a share of the elements is shown as one of their kin (:func:`kin`), as if it had
-    been substituted: what a position holds changes little then.
+    In every batch a share of the elements is shown as a similar one
+    (:func:`similar_elements`), as if it had been substituted: what a position holds changes little
+    then.
 
     Parameters
     ----------
@@ -156,7 +157,7 @@ def fit_prior(
 
 
 @cache
-def kin() -> Tensor:
+def similar_elements() -> Tensor:
     """(119, 4) elements of the same column up to two places away in Mendeleev's order.
 
     Where such a place holds an element of another column, or none, the element itself.
@@ -188,13 +189,13 @@ def batches(crystals: Tensor, sites: Tensor, size: int) -> Iterator[Tensor]:
 
 def substitution() -> Tensor:
     """(119,) atomic number to show in place of each."""
-    table = kin()
+    table = similar_elements()
     other = table.gather(1, torch.randint(table.shape[1], (len(table), 1))).squeeze(1)
     return torch.where(torch.rand(len(table)) < SUBSTITUTED, other, torch.arange(len(table)))
 
 
 @cache
-def _renamings() -> tuple[Tensor, Tensor]:
+def _permutation_tables() -> tuple[Tensor, Tensor]:
     """(230, P, W) new row of every position under each shift of the origin; (230,) shifts."""
     start = table_start()
     shifts = [origin_shifts(number) for number in range(1, 231)]
@@ -207,17 +208,17 @@ def _renamings() -> tuple[Tensor, Tensor]:
 
 def _smallest(group: Tensor, numbers: Tensor, chosen: Tensor) -> Tensor:
     """(B, S) the rows from the origin where they come first in lexicographic order."""
-    table, count = _renamings()
+    table, count = _permutation_tables()
     real = numbers > 0
     element = torch.from_numpy(element_rank())[numbers]
     local = chosen - torch.from_numpy(table_start())[group - 1].unsqueeze(1)
     best = chosen
     for shift in range(1, table.shape[1]):
-        renamed = table[group - 1, shift % count[group - 1]].gather(1, local)
+        permuted = table[group - 1, shift % count[group - 1]].gather(1, local)
         # sites of one element from special to general again; padding stays last
-        order = torch.where(real, element * 10**4 + renamed, 10**7).argsort(dim=1, stable=True)
-        renamed = torch.where(real, renamed.gather(1, order), chosen)
-        gap = renamed - best
+        order = torch.where(real, element * 10**4 + permuted, 10**7).argsort(dim=1, stable=True)
+        permuted = torch.where(real, permuted.gather(1, order), chosen)
+        gap = permuted - best
         decides = (gap != 0).long().argmax(1, keepdim=True)
-        best = torch.where(gap.gather(1, decides) < 0, renamed, best)
+        best = torch.where(gap.gather(1, decides) < 0, permuted, best)
     return best

@@ -19,8 +19,8 @@ from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.model.proposal import Proposal
 from langevin_xtal.model.settings import SettingModel, squared_distances
 from langevin_xtal.model.statistics import Statistics
-from langevin_xtal.train.assignments import fit_prior
 from langevin_xtal.train.fit import STATE
+from langevin_xtal.train.prior import fit_prior
 from langevin_xtal.train.proposals import describe_variants, fit_proposal
 from langevin_xtal.train.ranking import fit_ranker
 from langevin_xtal.train.settings import fit_settings
@@ -31,7 +31,7 @@ OnEpoch = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StartEpochs(EpochsConfig):
+class PartEpochs(EpochsConfig):
     """Epochs of each part; with 0 it is the given model's, or left out where none is given."""
 
     def planned(self, name: str) -> int:
@@ -46,7 +46,7 @@ class Fitting:
 
     data: PackedDataset
     statistics: Statistics
-    epochs: StartEpochs
+    epochs: PartEpochs
     done: Mapping[str, Any]  #: parts fitted so far
     given: Mapping[str, Any]  #: parts of another model, where fits start
     seed: int = 0
@@ -163,10 +163,10 @@ PARTS: dict[str, Callable[[Fitting], Iterator[Any]]] = {
 """How each part is fitted, in the order of the fits."""
 
 
-def fit_starts(
+def fit_parts(
     data: PackedDataset,
     statistics: Statistics,
-    epochs: StartEpochs,
+    epochs: PartEpochs,
     known: Mapping[str, Any],
     *,
     init: Mapping[str, Any] | None = None,
@@ -176,7 +176,7 @@ def fit_starts(
     folder: Path | None = None,
     until: float = math.inf,
 ) -> Iterator[tuple[str, Any]]:
-    """The parts of a :class:`~langevin_xtal.model.checkpoint.ScoreModel` beside its network.
+    """The parts of a :class:`~langevin_xtal.model.checkpoint.CrystalModel` beside its network.
 
     Parameters
     ----------

@@ -13,14 +13,6 @@ from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import CheckpointError, InputError
-from langevin_xtal.model.assignment import (
-    PriorConfig,
-    WyckoffPrior,
-    element_features,
-    element_properties,
-    element_rank,
-    has_freedom,
-)
 from langevin_xtal.model.beam import likely_assignments
 from langevin_xtal.model.checkpoint import (
     MODEL_FORMAT,
@@ -28,6 +20,14 @@ from langevin_xtal.model.checkpoint import (
     read_tensors,
     save_model,
     write_tensors,
+)
+from langevin_xtal.model.prior import (
+    PriorConfig,
+    WyckoffPrior,
+    element_features,
+    element_properties,
+    element_rank,
+    has_freedom,
 )
 from langevin_xtal.sampling.chain import Chains
 from langevin_xtal.sampling.sample import SampleOptions, sample
@@ -40,7 +40,7 @@ from langevin_xtal.symmetry.assignments import (
     SiteBySite,
     assignments,
     canonical,
-    renamings,
+    position_permutations,
 )
 from langevin_xtal.symmetry.wyckoff import (
     locate,
@@ -48,11 +48,11 @@ from langevin_xtal.symmetry.wyckoff import (
     table_start,
     wyckoff_positions,
 )
-from langevin_xtal.train.assignments import (
+from langevin_xtal.train.prior import (
     assignment_table,
     fit_prior,
-    kin,
     mean_log_likelihood,
+    similar_elements,
     site_positions,
 )
 from langevin_xtal.train.ranking import labelled
@@ -172,25 +172,25 @@ def test_scores_do_not_look_ahead(prior):
 def labelled_ways(number: int, assignment: Assignment) -> set[Assignment]:
     return {
         tuple(tuple(sorted(int(names[w]) for w in own)) for own in assignment)
-        for names in renamings(number)
+        for names in position_permutations(number)
     }
 
 
 def by_hand(prior: WyckoffPrior, number: int, elements: list[int], way: Assignment) -> float:
     """Log-likelihood of one labelling, elements in Mendeleev's order, one site after the other."""
-    told = [
+    computed = [
         (z, w)
         for z, own in sorted(
             zip(elements, way, strict=True), key=lambda item: element_rank()[item[0]]
         )
         for w in own
     ]
-    numbers = torch.tensor([[z for z, _ in told]])
-    chosen = torch.tensor([[rows(number)[0] + w for _, w in told]])
+    numbers = torch.tensor([[z for z, _ in computed]])
+    chosen = torch.tensor([[rows(number)[0] + w for _, w in computed]])
     with torch.inference_mode():
         logits = prior.logits(torch.tensor([number]), numbers, chosen)[0].double()
     p = logits.softmax(1)
-    return sum(float(p[k, w].log()) for k, (_, w) in enumerate(told))
+    return sum(float(p[k, w].log()) for k, (_, w) in enumerate(computed))
 
 
 @pytest.mark.parametrize(
@@ -200,10 +200,10 @@ def by_hand(prior: WyckoffPrior, number: int, elements: list[int], way: Assignme
 def test_assignments_are_summed_over_their_labellings(prior, number, elements, counts):
     """Of each set that shifts of the origin turn into each other, the first one counts."""
     found = list(assignments(number, counts))
-    told = prior.of_assignments(number, elements, found)
+    computed = prior.of_assignments(number, elements, found)
     order = np.argsort(element_rank()[elements])
     shifts = origin_shifts(number).tolist()
-    for value, assignment in zip(told, found, strict=True):
+    for value, assignment in zip(computed, found, strict=True):
         terms = []
         for way in labelled_ways(number, assignment):
             moved = [tuple(tuple(sorted(s[w] for w in own)) for own in way) for s in shifts]
@@ -214,13 +214,13 @@ def test_assignments_are_summed_over_their_labellings(prior, number, elements, c
 
 def test_the_order_of_elements_and_the_labelling_do_not_matter(prior):
     found = list(assignments(166, [3, 6, 3]))
-    told = prior.of_assignments(166, [29, 8, 11], found)
+    computed = prior.of_assignments(166, [29, 8, 11], found)
     turned = [(c, b, a) for a, b, c in found]
-    assert (prior.of_assignments(166, [11, 8, 29], turned) == told).all()
-    for names in renamings(166).tolist():
+    assert (prior.of_assignments(166, [11, 8, 29], turned) == computed).all()
+    for names in position_permutations(166).tolist():
         renamed = [tuple(tuple(names[w] for w in own) for own in a) for a in found]
-        assert (prior.of_assignments(166, [29, 8, 11], renamed) == told).all()
-    assert (prior.of_assignments(166, [29, 8, 11], found[3:5]) == told[3:5]).all()
+        assert (prior.of_assignments(166, [29, 8, 11], renamed) == computed).all()
+    assert (prior.of_assignments(166, [29, 8, 11], found[3:5]) == computed[3:5]).all()
     assert prior.of_assignments(166, [29, 8, 11], []).shape == (0,)
 
 
@@ -341,16 +341,16 @@ def test_elements_are_described():
     assert not features[0].any()
 
 
-def test_kin_resemble_each_other():
+def test_similar_elements_resemble_each_other():
     def names(symbol):
-        return {SYMBOLS[z] for z in kin()[atomic_number(symbol)].tolist()}
+        return {SYMBOLS[z] for z in similar_elements()[atomic_number(symbol)].tolist()}
 
     assert names("Cl") == {"Cl", "Br", "I"}
     assert names("F") == {"F"}
     assert "Hf" in names("Zr")
     assert "Zr" in names("Hf")
     assert names("Fe") <= {"Fe", "Ru", "Os"}
-    assert kin()[0].tolist() == [0] * 4
+    assert similar_elements()[0].tolist() == [0] * 4
     assert sorted(element_rank().tolist()) == list(range(len(SYMBOLS)))
     order = [SYMBOLS[z] for z in np.argsort(element_rank())]
     assert order.index("Na") < order.index("Fe") < order.index("O")
