@@ -1,7 +1,7 @@
 """Powder patterns of crystals: a differentiable model within the symmetry of a space group.
 
 A crystal is its space group, cell and independent sites. With s = sin θ / λ and the operations
-x' = W x + w of the group,
+x' = W x + w of the group::
 
     F(h)  =  Σ_sites (m / |G|) f(s) exp(−B s²)  Σ_ops exp 2πi h·(W x + w)
     I(h)  =  n |F|² · (1 + cos² 2θ) / (sin² θ cos θ) · P(h)
