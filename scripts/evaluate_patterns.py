@@ -4,7 +4,7 @@
 
 Patterns are Cu Kα (both lines), 5 to 80 degrees, step 0.02, by pymatgen's XRDCalculator, with
 pseudo-Voigt peaks whose widths follow Caglioti (about 0.12 to 0.2 degrees), a background falling
-from 500 to 200 counts, 10,000 counts in the highest peak, and Poisson noise. Told besides: the
+from 500 to 200 counts, 10,000 counts in the highest peak, and Poisson noise. Given besides: the
 composition and the number of atoms in the primitive cell. Settings of known crystals of the
 composition are left out of account, as in all evaluations on MP-20. A solution is right where
 StructureMatcher (ltol 0.3, stol 0.5, angle_tol 10) says so. The control ranks the same candidates,

@@ -32,7 +32,7 @@ def _tools() -> tuple[Any, dict[str, dict[str, float]]]:
 def mp2020_correction(cell: Cell) -> float:
     """What the corrections add to the energy of a crystal [eV/atom].
 
-    NaN where the scheme has no corrections for it. Oxides are told from peroxides and superoxides
+    NaN where the scheme has no corrections for it. Oxides differ from peroxides and superoxides
     by the distances between their oxygen atoms.
 
     Parameters
