@@ -353,5 +353,5 @@ def _jobs(config: ClusterConfig) -> Iterator[Any]:
 
 
 def _close(what: Any) -> None:
-    with suppress(Exception):  # a scheduler that is gone needs no goodbye
+    with suppress(Exception):  # the scheduler may be gone
         what.close(timeout=5)

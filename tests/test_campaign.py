@@ -151,6 +151,15 @@ class TestHere:
         assert read_finished(more.store_of("Na-Cl"), relaxed=False) == 3
         assert read_finished(more.store_of("Na-Cl"), relaxed=True) == 0
 
+    def test_nothing_is_begun_after_the_time(self, tmp_path: Path) -> None:
+        one = {"Na-Cl": SystemOptions(samples=2)}
+        systems = Systems(str(tmp_path), one, max_hours=1e-6)
+        until = systems.deadline()
+        time.sleep(0.01)
+        assert search_system(systems, "Na-Cl", 1, until=until) == Outcome("Na-Cl", "", 0.0, True)
+        assert not list(tmp_path.iterdir())
+        assert Systems(str(tmp_path), one).deadline() == float("inf")
+
     def test_one_system_that_cannot_be_searched_ends_no_other(self, tmp_path: Path) -> None:
         (tmp_path / "Na-Cl.db").write_bytes(b"not a database at all")
         both = dict.fromkeys(("Na-Cl", "K-Cl"), SystemOptions(samples=2))

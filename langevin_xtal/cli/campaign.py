@@ -104,10 +104,12 @@ def run(
 
 
 def _here(systems: Systems, share: tuple[int, int], workers: int | None) -> Iterator[Outcome]:
-    from langevin_xtal.search.systems import search_systems
+    from langevin_xtal.search.systems import search_system
 
+    until = systems.deadline()
     with options.stage_bars() as progress:
-        yield from search_systems(systems, systems.order(*share), workers, progress)
+        for name in systems.order(*share):
+            yield search_system(systems, name, workers, progress, until=until)
 
 
 def _there(systems: Systems, engine: DaskEngine) -> Iterator[Outcome]:
@@ -115,10 +117,9 @@ def _there(systems: Systems, engine: DaskEngine) -> Iterator[Outcome]:
     from langevin_xtal.search.systems import search_system
 
     names = [state.name for state in systems.states() if not state.finished]
+    search = partial(search_system, systems, workers=1, until=systems.deadline())
     begin = said = time.monotonic()
-    for done, (_, outcome) in enumerate(
-        engine.as_done(partial(search_system, systems, workers=1), names), start=1
-    ):
+    for done, (_, outcome) in enumerate(engine.as_done(search, names), start=1):
         yield outcome
         if time.monotonic() - said > LINE_SECONDS:
             said = time.monotonic()
@@ -205,8 +206,7 @@ def report(file: Path, top: int, out: Path, force: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     for state in states:
-        first = best.get(state.name, [])[:1]
-        table = ranked_table(first)
+        first = next(iter(best.get(state.name, [])), None)
         rows.append(
             {
                 "system": state.name,
@@ -214,9 +214,9 @@ def report(file: Path, top: int, out: Path, force: bool) -> None:
                 "candidates": str(state.sampled),
                 "left": str(_left(state)),
                 "seconds": f"{state.seconds:.0f}",
-                "best": first[0].formula if first else "",
-                "group": str(first[0].found_group or "") if first else "",
-                "e_above_hull": _number(table["e_above_hull"].iloc[0]) if first else "",
+                "best": first.formula if first else "",
+                "group": _number(first.found_group) if first else "",
+                "e_above_hull": _number(first.e_above_hull) if first else "",
                 "problem": state.problem,
             }
         )

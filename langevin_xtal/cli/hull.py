@@ -109,12 +109,7 @@ def hull() -> None:
     help="Another potential, whose energies and hull distances are put beside.",
     metavar="NAME",
 )
-@click.option(
-    "--second-references",
-    type=options.LocalPath(exists=True, dir_okay=False),
-    help="Table that hull build wrote for it.  [default: shipped, for chgnet]",
-    metavar="FILE",
-)
+@structures.second_references
 @structures.workers
 @structures.cache
 @click.option(
@@ -164,8 +159,6 @@ def of_files(
     structures.check_file(out, force=force)
     if references is not None and key is not None:
         raise InputError("--references and --key are two sources of references: give one of them")
-    if second_references is not None and second is None:
-        raise InputError("--second-references is of no use without --second-opinion")
     if second is not None and origin != "potential":
         raise InputError(
             "--second-opinion belongs to energies that are computed: leave out --energies"
@@ -179,6 +172,7 @@ def of_files(
         raise InputError("--energies file takes energies as they are: leave out --relax")
     if origin == "potential" and references == OWN_HULL:
         raise InputError("--references own needs energies that are given: --energies file")
+    opinion = structures.references_of_second(second, second_references)
     entries, refused = structures.read_structures(files)
     if origin == "potential":
         structures.known_to(entries, potential)
@@ -206,7 +200,7 @@ def of_files(
             rows[-1]["energy_corrected"] = structures.number_text(compared, 6)
     if second is not None:
         asked = _options_of(second, relax, fmax, steps, symprec)
-        _second(entries, rows, asked, second_references, workers, cache)
+        _second(entries, rows, asked, opinion, workers, cache)
     rows.sort(key=_by_distance)
     rows += [{"name": name, "note": reason} for name, reason in refused.items()]
     structures.write_table(out, rows)
@@ -443,23 +437,14 @@ def _second(
     entries: Sequence[Entry],
     rows: Sequence[dict[str, str]],
     asked: RelaxOptions,
-    references: Path | None,
+    references: HullReferences | None,
     workers: int | None,
     cache: Path | None,
 ) -> None:
     """Put what a second potential says into the rows, which are in the order of the entries."""
-    from langevin_xtal.screen.hull import HullReferences
     from langevin_xtal.screen.second_opinion import disagreement, second_opinions
 
     structures.known_to(entries, asked.potential)
-    if references is not None:
-        table: HullReferences | None = HullReferences.load(references)
-    else:
-        try:
-            table = HullReferences.shipped(asked.potential)
-        except InputError as error:
-            table = None
-            echo(f"Note: no hull distance by the second potential: {error}", err=True)
     with (
         structures.open_cache(cache) as store,
         options.progress_bar("second opinion", "structure") as update,
@@ -467,7 +452,7 @@ def _second(
         opinions = second_opinions(
             [entry.cell for entry in entries],
             asked,
-            table,
+            references,
             cache=store,
             workers=workers,
             progress=update,

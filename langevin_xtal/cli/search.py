@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from langevin_xtal.cli import options
+from langevin_xtal.cli import options, structures
 from langevin_xtal.cli.terminal import echo
 from langevin_xtal.config.sampling import PRESET_HELP, PRESETS, SamplingConfig
 from langevin_xtal.errors import InputError, LangevinXtalError
@@ -162,12 +162,7 @@ class Units(click.ParamType):
     help="Relax the 20 best with another potential too, and put its energies beside.",
     metavar="NAME",
 )
-@click.option(
-    "--second-references",
-    type=options.LocalPath(exists=True, dir_okay=False),
-    help="Table that hull build wrote for it.  [default: shipped, for chgnet]",
-    metavar="FILE",
-)
+@structures.second_references
 @click.option(
     "--phonons",
     type=click.IntRange(min=0),
@@ -259,7 +254,9 @@ def search(
 
     if elements is None and formulas in (None, "all"):
         raise InputError("give --elements, such as Cu,Si,K, or --formula, such as Cu2KSi")
-    opinion = _second_references(second, second_references, relax)
+    if second is not None and not relax:
+        raise InputError("--second-opinion is on what was relaxed: add --relax")
+    opinion = structures.references_of_second(second, second_references)
     weights = load_model(model)
     options.say_settings(groups)
     space = SearchSpace(
@@ -349,31 +346,6 @@ def _stages(summary: CampaignSummary) -> None:
     reasons = sorted(summary.reasons.items(), key=lambda item: -item[1])
     for reason, count in reasons[:REASONS]:
         echo(f"  {count} rejected: {reason}")
-
-
-def _second_references(
-    second: str | None, path: Path | None, relax: bool
-) -> HullReferences | None:
-    """References of the second potential, refused before the search begins."""
-    from langevin_xtal.screen.hull import HullReferences
-    from langevin_xtal.screen.potentials import load_potential
-
-    if second is None:
-        if path is not None:
-            raise InputError("--second-references is of no use without --second-opinion")
-        return None
-    if not relax:
-        raise InputError("--second-opinion is on what was relaxed: add --relax")
-    potential = load_potential(second)
-    if path is not None:
-        table = HullReferences.load(path)
-        table.check(potential)
-        return table
-    try:
-        return HullReferences.shipped(second)
-    except InputError as error:
-        echo(f"Note: no hull distance by the second potential: {error}", err=True)
-        return None
 
 
 def _ask_second(

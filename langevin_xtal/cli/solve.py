@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
     from langevin_xtal.crystal.request import Request
-    from langevin_xtal.symmetry.groups import SpaceGroup
 
 SHOWN = ("rank", "file", "r_wp", "gof", "likeness", "probability", "wyckoff")
 STEP = 0.02
@@ -253,12 +251,9 @@ def _request(
     """What candidates are asked for."""
     from langevin_xtal.crystal.request import Request
     from langevin_xtal.model.groups import parse_groups
-    from langevin_xtal.symmetry.groups import SpaceGroup
 
-    named: Sequence[SpaceGroup] = (
-        () if groups is None else [SpaceGroup(n) for n in parse_groups(groups, weights)]
-    )
-    return Request(formula=formula, z=z, atoms=atoms, groups=[group.number for group in named])
+    named = () if groups is None else parse_groups(groups, weights)
+    return Request(formula=formula, z=z, atoms=atoms, groups=named)
 
 
 def _open_folder(out: Path, force: bool) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from langevin_xtal.crystal.entry import Entry
     from langevin_xtal.dataset.packed import PackedDataset
     from langevin_xtal.evaluation.cache import Cache
+    from langevin_xtal.screen.hull import HullReferences
 
 RECORD = "run.json"
 SHOWN = 30
@@ -73,6 +74,12 @@ potential = click.option(
     "and a file; or module:attribute of anything that makes an ASE calculator.",
     metavar="NAME",
 )
+second_references = click.option(
+    "--second-references",
+    type=options.LocalPath(exists=True, dir_okay=False),
+    help="Table that hull build wrote for it.  [default: shipped, for chgnet]",
+    metavar="FILE",
+)
 workers = click.option(
     "--workers",
     type=click.IntRange(1, options.MOST_WORKERS),
@@ -107,6 +114,33 @@ steps = click.option(
     show_default=True,
     help="Steps of a relaxation, at most.",
 )
+
+
+def references_of_second(second: str | None, path: Path | None) -> HullReferences | None:
+    """Hull references of the potential of ``--second-opinion``; None, said, where it has none.
+
+    Raises
+    ------
+    InputError
+        Where the table is of another potential, or given without ``--second-opinion``.
+    """
+    from langevin_xtal.screen.hull import HullReferences
+    from langevin_xtal.screen.potentials import load_potential
+
+    if second is None:
+        if path is not None:
+            raise InputError("--second-references is of no use without --second-opinion")
+        return None
+    potential = load_potential(second)
+    if path is not None:
+        table = HullReferences.load(path)
+        table.check(potential)
+        return table
+    try:
+        return HullReferences.shipped(second)
+    except InputError as error:
+        echo(f"Note: no hull distance by the second potential: {error}", err=True)
+        return None
 
 
 def read_structures(

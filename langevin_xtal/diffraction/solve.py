@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import Request
+from langevin_xtal.dataset.prepare import min_distance
 from langevin_xtal.diffraction.cells import Bins, fitted_cells
 from langevin_xtal.diffraction.pattern import Pattern
 from langevin_xtal.diffraction.radiation import scattering_parameters
@@ -35,8 +36,8 @@ IntArray = NDArray[np.int64]
 Progress = Callable[[int, int], None]
 """Called with samples done and planned."""
 
-NEAREST = 0.65
-"""Shortest distance between atoms of a solution, as a share of the candidates' own limit [Å]."""
+NEAREST = 0.78
+"""Shortest distance between atoms of a solution [Å]."""
 KNOWN = 0.1
 """Share of the usual strains that is tried where the cell is known."""
 MOST_MISFITS = 5000
@@ -241,21 +242,14 @@ def refined_or_none(crystal: Crystal, target: Target, options: SolveOptions) -> 
         refined = refine_in_stages(crystal, target, orientation=options.orientation)
     except (LangevinXtalError, np.linalg.LinAlgError, ValueError):
         return None
-    if shortest_distance(refined.crystal) < NEAREST * 1.2:
+    if shortest_distance(refined.crystal) < NEAREST:
         return None
     return refined
 
 
 def shortest_distance(crystal: Crystal) -> float:
     """Between atoms of a crystal, its images included [Å]."""
-    frac, _ = atoms_of(crystal)
-    shifts = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)
-    delta = frac[None, :] - frac[:, None]
-    delta -= np.rint(delta)
-    vectors = (delta[:, :, None] + shifts) @ crystal.lattice
-    distance = np.linalg.norm(vectors, axis=-1)
-    distance[distance < 1e-6] = np.inf
-    return float(distance.min())
+    return min_distance(crystal.lattice, atoms_of(crystal)[0])
 
 
 def atoms_of(crystal: Crystal) -> tuple[FloatArray, IntArray]:
@@ -285,11 +279,11 @@ class _Search:
         """Concrete requests of the next round."""
         if self.spread is None:
             return [self.request] * count
-        paying = sorted(self.value, key=lambda r: -self.value[r] / (1 + 0.1 * self.draws[r]))
-        again = min(count // 2 if self.value else 0, 2 * len(paying))
+        best = sorted(self.value, key=lambda r: -self.value[r] / (1 + 0.1 * self.draws[r]))
+        again = min(count // 2 if self.value else 0, 2 * len(best))
         requests: list[Request] = []
         for k in range(again):
-            requests.append(paying[k // 2])
+            requests.append(best[k // 2])
         while len(requests) < count:
             try:
                 request = self.spread[self.next]

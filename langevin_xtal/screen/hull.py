@@ -410,7 +410,7 @@ class HullReferences:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 potential = str(stored["potential"])
-                # tables before 0.8 do not say, and are of CHGNet
+                # those of scripts/make_hull_references.py do not say
                 before = CORRECTED if potential == DEFAULT else UNDECLARED
                 return cls(
                     formulas=tuple(stored["formulas"].tolist()),

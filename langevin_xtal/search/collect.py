@@ -23,7 +23,7 @@ from langevin_xtal.screen.corrections import mp2020_correction
 from langevin_xtal.screen.hull import OWN, HullReferences
 from langevin_xtal.screen.potentials import CORRECTED
 from langevin_xtal.search.rows import Change, Row
-from langevin_xtal.search.store import Store, read_summary
+from langevin_xtal.search.store import reopened
 
 COMPATIBLE_SETS = ("MPRelaxSet", "MPStaticSet")
 """Input sets whose energies, corrected, belong with the Materials Project's."""
@@ -84,11 +84,10 @@ def collect(
             f"{root} holds no folder that langevin-xtal export wrote (there is no {RECORD}): give "
             "the folder of an export to VASP or Quantum ESPRESSO"
         )
-    settings = {k: v for k, v in read_summary(store).settings.items() if k != "format"}
     refused: dict[str, str] = {}
     notes: dict[str, str] = {}
     stored, known = [], []
-    with Store(store, settings) as opened:
+    with reopened(store) as opened:
         rows = {row.uid: row for row in opened.rows()}
         for done, folder in enumerate(folders):
             name = os.path.relpath(folder, root)

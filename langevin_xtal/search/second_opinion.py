@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 
 from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.potentials import load_potential
-from langevin_xtal.screen.relax import Progress, RelaxOptions
-from langevin_xtal.screen.relax import ResultCache as Cache
+from langevin_xtal.screen.relax import Progress, RelaxOptions, ResultCache
 from langevin_xtal.screen.second_opinion import Opinion, disagreement, second_opinions
 from langevin_xtal.search.entries import entry_of, rank_key
 from langevin_xtal.search.rows import Change, Row
-from langevin_xtal.search.store import Store, read_summary
+from langevin_xtal.search.store import reopened
 
 BEST = 20
 """Candidates that are looked at by default."""
@@ -25,7 +25,7 @@ def ask_second(
     *,
     best: int = BEST,
     relaxation: RelaxOptions | None = None,
-    cache: Cache | None = None,
+    cache: ResultCache | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> int:
@@ -57,8 +57,7 @@ def ask_second(
     """
     options = replace(relaxation or RelaxOptions(), potential=potential)
     version = load_potential(potential).version
-    settings = {k: v for k, v in read_summary(store).settings.items() if k != "format"}
-    with Store(store, settings) as opened:
+    with reopened(store) as opened:
         ranked = [row for row in opened.rows() if row.facts.get("ranked") and row.cell is not None]
         ranked = [row for row in ranked if row.state not in ("rejected", "duplicate")]
         chosen = sorted(ranked, key=lambda row: rank_key(entry_of(row)))[:best]
@@ -85,9 +84,9 @@ def _change(row: Row, opinion: Opinion, version: str) -> Change:
     return Change(
         {
             "second_potential": version,
-            "second_energy": None if opinion.energy != opinion.energy else opinion.energy,
+            "second_energy": None if math.isnan(opinion.energy) else opinion.energy,
             "second_above_hull": opinion.e_above_hull,
-            "disagreement": None if difference != difference else difference,
+            "disagreement": None if math.isnan(difference) else difference,
             "potentials_disagree": flagged,
             "second_reason": opinion.reason or None,
         }

@@ -81,6 +81,7 @@ __all__ = [
     "read_finished",
     "read_rows",
     "read_summary",
+    "reopened",
 ]
 
 Item = TypeVar("Item")
@@ -748,6 +749,17 @@ def is_store(source: str | os.PathLike[str]) -> bool:
         return settings_of(connection.cursor()) is not None
     with database_errors(path), reading(path) as connection:  # a writer was killed half-way
         return settings_of(connection.cursor()) is not None
+
+
+def reopened(source: str | os.PathLike[str]) -> Store:
+    """A store that is there, to be opened for work with the settings it has.
+
+    Raises
+    ------
+    DataError
+        When there is none, or it is of another version.
+    """
+    return Store(source, {k: v for k, v in read_summary(source).settings.items() if k != "format"})
 
 
 def read_rows(source: str | os.PathLike[str]) -> list[Row]:

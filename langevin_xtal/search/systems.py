@@ -188,8 +188,12 @@ class Systems:
         return [self.state(name) for name in self.options]
 
     def best(self, name: str, count: int) -> list[Entry]:
-        """The best candidates of a system, best first; none where it was not begun."""
-        return read_entries(self.store_of(name), top=count) if self.state(name).states else []
+        """The best candidates of a system that was begun, best first."""
+        return read_entries(self.store_of(name), top=count)
+
+    def deadline(self) -> float:
+        """When no other system is begun any more, for a campaign that begins now (Unix time)."""
+        return math.inf if self.max_hours is None else time.time() + 3600 * self.max_hours
 
     def order(self, part: int = 0, parts: int = 1) -> list[str]:
         """Names from the share of one of several processes on, then around, so that each begins
@@ -204,7 +208,7 @@ class Outcome(NamedTuple):
     name: str
     problem: str  #: why it could not be searched; empty when it was
     seconds: float
-    passed_over: bool = False  #: it was finished before
+    passed_over: bool = False  #: it was finished before, or the time was over
 
 
 def search_system(
@@ -212,13 +216,16 @@ def search_system(
     name: str,
     workers: int | None = None,
     progress: Progress | None = None,
+    *,
+    until: float = math.inf,
 ) -> Outcome:
     """Search a system as far as it goes; what cannot be done is said in the outcome.
 
-    A lost server or a full disk ends one system and not the campaign: the same command goes on.
+    After ``until`` (Unix time) it is not begun. A lost server or a full disk ends one system and
+    not the campaign: the same command goes on.
     """
     begin = time.monotonic()
-    if systems.state(name).finished:
+    if time.time() > until or systems.state(name).finished:
         return Outcome(name, "", 0.0, passed_over=True)
     try:
         systems.prepare(name)
@@ -226,20 +233,6 @@ def search_system(
     except LangevinXtalError as error:
         return Outcome(name, str(error), time.monotonic() - begin)
     return Outcome(name, "", time.monotonic() - begin)
-
-
-def search_systems(
-    systems: Systems,
-    names: Sequence[str],
-    workers: int | None = None,
-    progress: Progress | None = None,
-) -> Iterator[Outcome]:
-    """Search systems one after the other, until the time of the campaign is over."""
-    begin = time.monotonic()
-    for name in names:
-        if systems.max_hours and time.monotonic() - begin > 3600 * systems.max_hours:
-            return
-        yield search_system(systems, name, workers, progress)
 
 
 def load_systems(path: str | os.PathLike[str]) -> Systems:
