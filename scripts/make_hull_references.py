@@ -29,14 +29,15 @@ from numpy.typing import NDArray
 from pymatgen.core import Lattice, Structure
 from tqdm import tqdm
 
+from langevin_xtal.config.screening import DEFAULT_POTENTIAL, RelaxOptions
 from langevin_xtal.crystal.cell import Cell, to_structure
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.evaluation.structures import StructureSet
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.screen.hull import FILE, HullReferences
-from langevin_xtal.screen.potentials import DEFAULT, load_potential
-from langevin_xtal.screen.relax import RelaxOptions, relax, single_point
+from langevin_xtal.screen.potentials import load_potential
+from langevin_xtal.screen.relax import relax, single_point
 
 TARGET = Path(__file__).parents[1] / "langevin_xtal" / "screen" / FILE
 ATTRIBUTION = (
@@ -161,7 +162,7 @@ def elemental_types() -> list[tuple[str, Cell]]:
     type=click.Path(exists=True, path_type=Path),
     help="Energies that are known already; may be given several times.",
 )
-@click.option("--potential", default=DEFAULT, show_default=True)
+@click.option("--potential", default=DEFAULT_POTENTIAL, show_default=True)
 @click.option("--out", default=TARGET, show_default=True, type=click.Path(path_type=Path))
 @click.option("--workers", type=int, help="Processes.  [default: one per CPU]")
 def main(

@@ -24,11 +24,12 @@ from typing import Any
 import click
 import numpy as np
 
+from langevin_xtal.config.screening import DEFAULT_POTENTIAL
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.model.checkpoint import load_model
 from langevin_xtal.screen.hull import HullReferences
-from langevin_xtal.screen.potentials import DEFAULT, load_potential
+from langevin_xtal.screen.potentials import load_potential
 from langevin_xtal.search.campaign import RELEASE_WITHIN, Campaign
 from langevin_xtal.search.entries import plain_formula
 from langevin_xtal.search.rows import setting_of
@@ -51,7 +52,7 @@ def unseen(
 ) -> dict[frozenset[int], list[int]]:
     """Rows of the reference by system: ternary, unseen, with a phase near the hull."""
     seen = {system for data in training for system in systems_of(data)}
-    elements = load_potential(DEFAULT).elements
+    elements = load_potential(DEFAULT_POTENTIAL).elements
     rows: dict[frozenset[int], list[int]] = {}
     for row, system in enumerate(systems_of(reference)):
         if len(system) == 3 and system not in seen and system <= elements:

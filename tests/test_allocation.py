@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langevin_xtal.cli import run
+from langevin_xtal.config.screening import FilterOptions
 from langevin_xtal.crystal.request import Request, parse_formula
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import DataError, InputError, RequestError
@@ -26,7 +27,6 @@ from langevin_xtal.model.checkpoint import CrystalModel, load_model, save_model
 from langevin_xtal.sampling.sample import SampleOptions
 from langevin_xtal.sampling.samplers import Ancestral
 from langevin_xtal.sampling.spread import Spread
-from langevin_xtal.screen.filters import FilterOptions
 from langevin_xtal.search.allocation import SAMPLES, Even, Likely, _split, why_even
 from langevin_xtal.search.campaign import TABLE, Campaign
 from langevin_xtal.search.rows import to_json

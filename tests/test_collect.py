@@ -13,13 +13,14 @@ from click.testing import CliRunner, Result
 from pymatgen.core import Structure
 
 from langevin_xtal.cli.collect import collect as command
+from langevin_xtal.config.screening import RelaxOptions
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.errors import InputError, LangevinXtalError
 from langevin_xtal.export.espresso import export_qe
 from langevin_xtal.export.vasp import export_vasp
 from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.own_energies import own_references
-from langevin_xtal.screen.relax import RelaxOptions, relax_cell
+from langevin_xtal.screen.relax import relax_cell
 from langevin_xtal.search.campaign import ranked_table
 from langevin_xtal.search.collect import Collected, collect
 from langevin_xtal.search.entries import read_entries

@@ -19,10 +19,10 @@ from ase.units import _amu, _e
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
+from langevin_xtal.config.screening import PhononOptions
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.errors import InputError
 from langevin_xtal.screen.phonons import (
-    PhononOptions,
     PhononResult,
     band_path,
     phonon_check,

@@ -19,6 +19,7 @@ from ase.calculators.emt import EMT
 from pymatgen.core import Lattice, Structure
 
 from langevin_xtal.cli import main
+from langevin_xtal.config.screening import RelaxOptions
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.errors import InputError, MissingPackageError
 from langevin_xtal.screen.corrections import mp2020_correction
@@ -32,7 +33,7 @@ from langevin_xtal.screen.potentials import (
     load_potential,
 )
 from langevin_xtal.screen.potentials.files import FAMILIES
-from langevin_xtal.screen.relax import RelaxOptions, single_point
+from langevin_xtal.screen.relax import single_point
 from langevin_xtal.screen.second_opinion import disagreement
 
 EMT_NAME = "ase.calculators.emt:EMT"

@@ -30,6 +30,7 @@ from pymatgen.entries.computed_entries import ComputedEntry
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from langevin_xtal.config.screening import FilterOptions, RelaxOptions, ReleaseOptions
 from langevin_xtal.crystal.cell import Cell, to_structure
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.packed import PackedDataset
@@ -37,11 +38,9 @@ from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import InputError, LangevinXtalError, MissingPackageError, RequestError
 from langevin_xtal.evaluation.cache import Cache
 from langevin_xtal.screen.fetch import materials_project_phases
-from langevin_xtal.screen.filters import FilterOptions, is_alloy, reject_reason
+from langevin_xtal.screen.filters import is_alloy, reject_reason
 from langevin_xtal.screen.hull import HullReferences, coverage_note
 from langevin_xtal.screen.relax import (
-    RelaxOptions,
-    ReleaseOptions,
     fold,
     found_groups,
     perturbed,

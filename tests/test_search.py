@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from langevin_xtal.config.screening import FilterOptions, RelaxOptions, ReleaseOptions
 from langevin_xtal.crystal.cell import Cell, cell_key, to_structure
 from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.crystal.request import Request, parse_formula
@@ -32,9 +33,7 @@ from langevin_xtal.model.groups import compact, parse_groups
 from langevin_xtal.sampling.postprocess import PostprocessConfig
 from langevin_xtal.sampling.sample import SampleOptions, sample_batches
 from langevin_xtal.sampling.samplers import Ancestral
-from langevin_xtal.screen.filters import FilterOptions
 from langevin_xtal.screen.hull import HullReferences
-from langevin_xtal.screen.relax import RelaxOptions, ReleaseOptions
 from langevin_xtal.search import stages
 from langevin_xtal.search.campaign import Campaign, ranked_table
 from langevin_xtal.search.entries import found_group, plain_formula, rank_key, read_entries

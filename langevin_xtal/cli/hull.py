@@ -15,10 +15,10 @@ from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
+    from langevin_xtal.config.screening import RelaxOptions
     from langevin_xtal.crystal.entry import Entry
     from langevin_xtal.screen.hull import HullReferences, HullResult
     from langevin_xtal.screen.own_energies import OwnEnergy
-    from langevin_xtal.screen.relax import RelaxOptions
 
 TABLE = ("name", "formula", "energy", "e_above_hull", "phases", "note")
 YTTERBIUM = 70
@@ -345,8 +345,9 @@ def build(
     Example:
       langevin-xtal hull build --potential sevennet-0 --data known.lxd --out sevennet-0.npz
     """
+    from langevin_xtal.config.screening import RelaxOptions
     from langevin_xtal.screen.hull_building import build_references, lacking_elements
-    from langevin_xtal.screen.relax import PER_WORKER, RelaxOptions
+    from langevin_xtal.screen.relax import PER_WORKER
 
     structures.check_file(out, force=force)
     entries, refused = structures.read_structures([data])
@@ -422,15 +423,11 @@ def _energies(
 def _options_of(
     potential: str, relax: bool, fmax: float, steps: int, symprec: float
 ) -> RelaxOptions:
-    from langevin_xtal.screen.relax import RelaxOptions
+    from langevin_xtal.config.screening import RelaxOptions
 
-    return RelaxOptions(
-        potential=potential,
-        fmax=fmax,
-        steps=steps if relax else 0,
-        keep_symmetry=relax,
-        symprec=symprec if relax else 1e-3,
-    )
+    if not relax:
+        return RelaxOptions(potential=potential, fmax=fmax, steps=0, keep_symmetry=False)
+    return RelaxOptions(potential=potential, fmax=fmax, steps=steps, symprec=symprec)
 
 
 def _second(

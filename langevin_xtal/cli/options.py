@@ -142,7 +142,10 @@ threads = click.option(
 
 
 def of_config(
-    config: type, *names: str, flags: Mapping[str, str] | None = None
+    config: type,
+    *names: str,
+    flags: Mapping[str, str] | None = None,
+    preset: Mapping[str, Any] | None = None,
 ) -> Callable[[Any], Any]:
     """Options for fields of a configuration, in this order: default, range and help are theirs.
 
@@ -152,19 +155,22 @@ def of_config(
         Fields; all that have a setting by default.
     flags
         Names of options that differ from those of their fields, such as ``--prior-epochs``.
+    preset
+        Defaults that differ from those of the fields.
     """
 
     def decorate(command: Any) -> Any:
         for name in reversed(names or fields.names(config)):
             flag = (flags or {}).get(name, "--" + name.replace("_", "-"))
-            command = _option(config, name, flag)(command)
+            command = _option(config, name, flag, preset or {})(command)
         return command
 
     return decorate
 
 
-def _option(config: type, name: str, flag: str) -> Any:
+def _option(config: type, name: str, flag: str, preset: Mapping[str, Any]) -> Any:
     field, said = fields.setting_of(config, name)
+    default = preset.get(name, field.default)
     kind: Any = float if "float" in str(field.type) else int if "int" in str(field.type) else str
     if said.choices:
         kind = click.Choice(said.choices)
@@ -177,8 +183,8 @@ def _option(config: type, name: str, flag: str) -> Any:
     return click.option(
         flag,
         type=kind,
-        default=field.default,
-        show_default=field.default is not None and said.shown,
+        default=default,
+        show_default=default is not None and said.shown,
         help=said.help or None,
         metavar=said.metavar,
     )

@@ -9,6 +9,7 @@ import click
 
 from langevin_xtal.cli import options, structures
 from langevin_xtal.cli.terminal import echo
+from langevin_xtal.config.screening import PhononOptions
 from langevin_xtal.errors import LangevinXtalError
 
 if TYPE_CHECKING:
@@ -22,42 +23,9 @@ TABLE = ("name", "formula", "imaginary", "minimum", "at", "supercell", "atoms", 
 @click.command()
 @structures.files
 @options.output_folder("phonons")
-@click.option(
-    "--fmax",
-    type=click.FloatRange(min=0, min_open=True, max=1),
-    default=0.005,
-    show_default=True,
-    help="Largest force [eV/Å] of the structure, which is relaxed first.",
+@options.of_config(
+    PhononOptions, "fmax", "displacement", "length", "max_atoms", "tolerance", "potential"
 )
-@click.option(
-    "--displacement",
-    type=click.FloatRange(min=0, min_open=True, max=0.5),
-    default=0.02,
-    show_default=True,
-    help="Of an atom [Å].",
-)
-@click.option(
-    "--length",
-    type=click.FloatRange(min=0, min_open=True, max=100),
-    default=8.0,
-    show_default=True,
-    help="Edges of the supercell, at least (but for a tenth of a cell) [Å].",
-)
-@click.option(
-    "--max-atoms",
-    type=click.IntRange(min=1),
-    default=200,
-    show_default=True,
-    help="Of the supercell; comes before --length.",
-)
-@click.option(
-    "--tolerance",
-    type=click.FloatRange(min=0, min_open=True, max=10),
-    default=0.3,
-    show_default=True,
-    help="Imaginary frequencies smaller than this are noise [THz].",
-)
-@structures.potential
 @structures.workers
 @structures.cache
 @structures.force
@@ -87,7 +55,7 @@ def phonons(
     Example:
       langevin-xtal phonons relaxed/ --out phonons/
     """
-    from langevin_xtal.screen.phonons import PhononOptions, phonon_checks
+    from langevin_xtal.screen.phonons import phonon_checks
     from langevin_xtal.screen.potentials import load_potential
 
     entries, refused = structures.read_structures(files)

@@ -14,9 +14,10 @@ from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import LangevinXtalError
 
 if TYPE_CHECKING:
+    from langevin_xtal.config.screening import RelaxOptions
     from langevin_xtal.crystal.entry import Entry
     from langevin_xtal.evaluation.cache import Cache
-    from langevin_xtal.screen.relax import Relaxation, RelaxOptions
+    from langevin_xtal.screen.relax import Relaxation
 
 SUMMARY = "summary.csv"
 TABLE = ("name", "formula", "energy", "change", "steps", "group_before", "group", "note")
@@ -63,8 +64,9 @@ def relax(
       langevin-xtal relax candidates/ --out relaxed/
       langevin-xtal relax POSCAR perovskite.cif --release --fmax 0.02 --out relaxed/
     """
+    from langevin_xtal.config.screening import RelaxOptions
     from langevin_xtal.screen.potentials import load_potential
-    from langevin_xtal.screen.relax import DEFAULT_RELEASE, PER_WORKER, RelaxOptions
+    from langevin_xtal.screen.relax import DEFAULT_RELEASE, PER_WORKER
 
     entries, refused = structures.read_structures(files)
     structures.known_to(entries, potential)

@@ -11,6 +11,7 @@ import click
 from langevin_xtal.cli import options, structures
 from langevin_xtal.cli.terminal import echo
 from langevin_xtal.config.sampling import PRESET_HELP, PRESETS, SamplingConfig
+from langevin_xtal.config.screening import DEFAULT_POTENTIAL, FilterOptions
 from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from langevin_xtal.search.campaign import Campaign
     from langevin_xtal.search.store import CampaignSummary
 
-DEFAULT_POTENTIAL = "chgnet"
-"""The one hull references are shipped for."""
 SHOWN = 20
 REASONS = 3
 FLAGS = 60
@@ -143,12 +142,7 @@ class Units(click.ParamType):
     help="Relax without symmetry what is up to so far above the hull.  [default: 0.1]",
     metavar="EV",
 )
-@click.option(
-    "--potential",
-    default=DEFAULT_POTENTIAL,
-    show_default=True,
-    help="As of relax: chgnet, sevennet-0, sevennet-l3i5, mace:FILE, module:attribute, …",
-)
+@structures.potential
 @click.option(
     "--references",
     type=options.LocalPath(exists=True, dir_okay=False),
@@ -247,7 +241,6 @@ def search(
     from langevin_xtal.evaluation.cache import default_folder
     from langevin_xtal.model.checkpoint import load_model
     from langevin_xtal.sampling.sample import SampleOptions
-    from langevin_xtal.screen.filters import FilterOptions
     from langevin_xtal.screen.hull import HullReferences
     from langevin_xtal.search.campaign import RELEASE_WITHIN, Campaign
     from langevin_xtal.search.space import SearchSpace

@@ -12,6 +12,7 @@ import click
 
 from langevin_xtal.cli import options
 from langevin_xtal.cli.terminal import echo
+from langevin_xtal.config.screening import RELAX_PRESETS, RelaxOptions
 from langevin_xtal.errors import DataError, InputError
 from langevin_xtal.files import (
     check_target,
@@ -66,14 +67,7 @@ def files(command: Any) -> Any:
     return argument(file_format(command))
 
 
-potential = click.option(
-    "--potential",
-    default="chgnet",
-    show_default=True,
-    help="chgnet, sevennet-0, sevennet-l3i5; mace:, orb:, mattersim:, nequip:, upet: or grace: "
-    "and a file; or module:attribute of anything that makes an ASE calculator.",
-    metavar="NAME",
-)
+potential = options.of_config(RelaxOptions, "potential")
 second_references = click.option(
     "--second-references",
     type=options.LocalPath(exists=True, dir_okay=False),
@@ -93,26 +87,9 @@ cache = click.option(
     metavar="FOLDER",
 )
 force = click.option("--force", is_flag=True, help="Replace files that are there.")
-symprec = click.option(
-    "--symprec",
-    type=click.FloatRange(min=0, min_open=True, max=0.5),
-    default=0.01,
-    show_default=True,
-    help="Tolerance of the symmetry that is kept [Å].",
-)
-fmax = click.option(
-    "--fmax",
-    type=click.FloatRange(min=0, min_open=True, max=1),
-    default=0.05,
-    show_default=True,
-    help="Largest force [eV/Å] of a relaxed structure.",
-)
-steps = click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    default=200,
-    show_default=True,
-    help="Steps of a relaxation, at most.",
+fmax, steps, symprec = (
+    options.of_config(RelaxOptions, name, preset=RELAX_PRESETS["files"])
+    for name in ("fmax", "steps", "symprec")
 )
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from langevin_xtal.config.screening import RelaxOptions
 from langevin_xtal.crystal.candidate import SYMPRECS, Candidate
 from langevin_xtal.crystal.cell import reduced_formula
 from langevin_xtal.dataset.packed import PackedDataset
@@ -35,7 +36,7 @@ from langevin_xtal.evaluation.report import Column, Report
 from langevin_xtal.evaluation.structures import Missing, StructureSet, split_id
 from langevin_xtal.evaluation.targets import ALL_GROUPS, Target, choose_targets
 from langevin_xtal.screen.hull import HullReferences
-from langevin_xtal.screen.relax import Relaxation, RelaxOptions, relax
+from langevin_xtal.screen.relax import Relaxation, relax
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]

@@ -9,52 +9,21 @@ lets metals with metalloids pass, and does not apply the rule at all unless aske
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from typing import NamedTuple
 
 import numpy as np
 
+from langevin_xtal.config.screening import VOLUME_PER_ATOM, FilterOptions
 from langevin_xtal.crystal.cell import Cell, reduced_formula, to_structure
-from langevin_xtal.errors import InputError
 from langevin_xtal.extras import require
 
-VOLUME_PER_ATOM = (3.0, 200.0)
-"""Volumes per atom [Å³] outside of which a cell has collapsed or exploded."""
 METALLOIDS = frozenset(("B", "Si", "Ge", "As", "Sb", "Te"))
 """What alloys contain besides metals."""
 SMACT_STATES = "smact14"
 """Oxidation states, by their name in smact 3 and later: what was the default before."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FilterOptions:
-    """What a crystal must fulfil before it is relaxed.
-
-    Raises
-    ------
-    InputError
-        For values out of range.
-    """
-
-    min_distance: float = 0.7  #: between atoms and their images [Å]
-    volume_per_atom: tuple[float, float] = VOLUME_PER_ATOM  #: least and most [Å³]
-    charge_neutral: bool = False  #: SMACT's rule; alloys pass
-    max_atoms: int | None = None  #: in the cell given
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.min_distance) and 0 <= self.min_distance <= 5):
-            raise InputError(f"min_distance is {self.min_distance} Å: it must lie between 0 and 5")
-        low, high = self.volume_per_atom
-        if not (0 < low < high < math.inf):
-            raise InputError(
-                f"volume_per_atom is {low:g} to {high:g} Å³: it must be a range above 0"
-            )
-        if self.max_atoms is not None and self.max_atoms < 1:
-            raise InputError(f"max_atoms is {self.max_atoms}: the least is 1")
 
 
 DEFAULT_FILTERS = FilterOptions()

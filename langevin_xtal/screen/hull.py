@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
+from langevin_xtal.config.screening import DEFAULT_POTENTIAL
 from langevin_xtal.crystal.cell import Cell, reduced_formula
 from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
 from langevin_xtal.dataset.fetch import Client
@@ -41,7 +42,6 @@ from langevin_xtal.screen.corrections import mp2020_correction
 from langevin_xtal.screen.fetch import materials_project_phases
 from langevin_xtal.screen.potentials import (
     CORRECTED,
-    DEFAULT,
     UNCORRECTED,
     UNDECLARED,
     Potential,
@@ -411,7 +411,7 @@ class HullReferences:
             with np.load(path, allow_pickle=False) as stored:
                 potential = str(stored["potential"])
                 # those of scripts/make_hull_references.py do not say
-                before = CORRECTED if potential == DEFAULT else UNDECLARED
+                before = CORRECTED if potential == DEFAULT_POTENTIAL else UNDECLARED
                 return cls(
                     formulas=tuple(stored["formulas"].tolist()),
                     energy=stored["energy"].astype(np.float64),
@@ -452,7 +452,7 @@ class HullReferences:
         elements: Sequence[str],
         key: str,
         *,
-        potential: str = DEFAULT,
+        potential: str = DEFAULT_POTENTIAL,
         client: Client | None = None,
     ) -> HullReferences:
         """All phases the Materials Project knows of these elements, with their DFT energies.

@@ -27,14 +27,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from langevin_xtal.config.screening import PhononOptions, RelaxOptions
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import InputError
 from langevin_xtal.files import save_figure
-from langevin_xtal.screen.potentials import DEFAULT, load_potential
+from langevin_xtal.screen.potentials import load_potential
 from langevin_xtal.screen.relax import (
     Progress,
-    RelaxOptions,
     ResultCache,
     each_once,
     fold,
@@ -56,44 +56,6 @@ ACOUSTIC = 3
 """Modes at Γ that move the crystal as a whole."""
 
 _HEAD = 19  # numbers before the arrays of a packed result
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhononOptions:
-    """How phonons are computed.
-
-    Raises
-    ------
-    InputError
-        For values out of range.
-    """
-
-    potential: str = DEFAULT  #: see :func:`~langevin_xtal.screen.potentials.load_potential`
-    fmax: float = 0.005  #: of the relaxation, as in :class:`RelaxOptions`
-    steps: int = 300  #: of the relaxation, at most
-    displacement: float = 0.02  #: of an atom [Å]
-    length: float = 8.0  #: least edge of the supercell [Å]
-    max_atoms: int = 200  #: of the supercell; comes before ``length``
-    mesh: float = 30.0  #: points of the mesh along a reciprocal axis, times its real length [Å]
-    path_points: int = 120  #: along the path
-    tolerance: float = 0.3  #: frequencies less negative than this are noise [THz]
-    device: str = "cpu"  #: of torch
-
-    def __post_init__(self) -> None:
-        limits = {
-            "fmax": (0, 1),
-            "displacement": (0, 0.5),
-            "length": (0, 100),
-            "mesh": (0, 500),
-            "tolerance": (0, 10),
-        }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if not (math.isfinite(value) and low < value <= high):
-                raise InputError(f"{name} is {value}: it must lie above {low} and up to {high}")
-        for name in ("steps", "max_atoms", "path_points"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: the least is 1")
 
 
 DEFAULT_PHONONS = PhononOptions()

@@ -28,13 +28,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from langevin_xtal.config.screening import RelaxOptions, ReleaseOptions
 from langevin_xtal.crystal.cell import Cell, cell_key
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.readers import first_line
-from langevin_xtal.errors import InputError, LangevinXtalWarning
+from langevin_xtal.errors import LangevinXtalWarning
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.screen.filters import overlap, wrong_volume
-from langevin_xtal.screen.potentials import DEFAULT, Potential, load_potential
+from langevin_xtal.screen.potentials import Potential, load_potential
 from langevin_xtal.symmetry import wrap
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ FloatArray = NDArray[np.float64]
 Outcome = TypeVar("Outcome")
 Progress = Callable[[int, int], None]
 
-OPTIMISERS = ("LBFGS", "BFGS", "FIRE")
 CURVATURE = 40.0
 """First guess of the Hessian for LBFGS [eV/Å²]; ASE's 70 takes a quarter more steps."""
 GROUP_SYMPRECS = (0.01, 0.1)
@@ -73,73 +73,7 @@ class ResultCache(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class RelaxOptions:
-    """How to relax.
-
-    Raises
-    ------
-    InputError
-        For values out of range.
-    """
-
-    potential: str = DEFAULT  #: see :func:`~langevin_xtal.screen.potentials.load_potential`
-    fmax: float = 0.05  #: largest force [eV/Å], and largest stress times volume per atom [eV]
-    steps: int = 100  #: at most
-    keep_symmetry: bool = True  #: move only as the space group found at the start allows
-    symprec: float = 1e-3  #: tolerance for that group [Å]
-    optimiser: str = "LBFGS"  #: one of ``OPTIMISERS``
-    max_step: float = 0.2  #: farthest an atom moves in a step [Å]
-    min_distance: float = 0.5  #: atoms closer than this overlap [Å]
-    device: str = "cpu"  #: of torch
-
-    def __post_init__(self) -> None:
-        for name in ("fmax", "symprec", "max_step"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and 0 < value <= 1):
-                raise InputError(f"{name} is {value}: it must lie above 0 and up to 1")
-        if self.steps < 0:
-            raise InputError(f"{self.steps} steps were asked for: the least is 0")
-        if self.optimiser not in OPTIMISERS:
-            raise InputError(
-                f"optimiser {self.optimiser!r} is unknown: use one of {', '.join(OPTIMISERS)}"
-            )
-        if not (math.isfinite(self.min_distance) and self.min_distance >= 0):
-            raise InputError(f"min_distance is {self.min_distance}: it must not be negative")
-
-
 DEFAULT_OPTIONS = RelaxOptions()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReleaseOptions:
-    """How symmetry is let go after a relaxation that kept it.
-
-    Of five crystals that CHGNet has at a saddle point (cubic PbTiO3, BaTiO3, KNbO3, body-centred
-    Cu and Si), a start 0.01 Å away from it fell off in two, 0.05 Å in all, one of them without
-    arriving anywhere in 200 steps, 0.1 Å in all. Crystals at a minimum take 12 to 20 steps back.
-
-    Raises
-    ------
-    InputError
-        For values out of range.
-    """
-
-    perturbation: float = 0.1  #: typical displacement at the start [Å]
-    seed: int = 0  #: of the displacements
-    fmax: float = 0.01  #: as in :class:`RelaxOptions`; the smaller of both counts
-    more_steps: int = 100  #: besides those of the first relaxation
-    tolerance: float = 0.005  #: a smaller gain in energy is not one [eV/atom]
-
-    def __post_init__(self) -> None:
-        for name in ("perturbation", "fmax", "tolerance"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and 0 < value <= 1):
-                raise InputError(f"{name} is {value}: it must lie above 0 and up to 1")
-        if self.seed < 0 or self.more_steps < 0:
-            raise InputError("seed and more_steps must not be negative")
-
-
 DEFAULT_RELEASE = ReleaseOptions()
 
 

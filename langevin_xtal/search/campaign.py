@@ -18,6 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from langevin_xtal.config.screening import (
+    DEFAULT_POTENTIAL,
+    FilterOptions,
+    PhononOptions,
+    RelaxOptions,
+    ReleaseOptions,
+)
 from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.dataset.packed import PackedDataset
@@ -25,16 +32,11 @@ from langevin_xtal.dataset.prepare import load_crystals
 from langevin_xtal.errors import InputError
 from langevin_xtal.model.checkpoint import CrystalModel, load_model
 from langevin_xtal.sampling.sample import SampleOptions
-from langevin_xtal.screen.filters import DEFAULT_FILTERS, FilterOptions
+from langevin_xtal.screen.filters import DEFAULT_FILTERS
 from langevin_xtal.screen.hull import HullReferences
-from langevin_xtal.screen.phonons import DEFAULT_PHONONS, PhononOptions
-from langevin_xtal.screen.potentials import DEFAULT, load_potential
-from langevin_xtal.screen.relax import (
-    DEFAULT_OPTIONS,
-    DEFAULT_RELEASE,
-    RelaxOptions,
-    ReleaseOptions,
-)
+from langevin_xtal.screen.phonons import DEFAULT_PHONONS
+from langevin_xtal.screen.potentials import load_potential
+from langevin_xtal.screen.relax import DEFAULT_OPTIONS, DEFAULT_RELEASE
 from langevin_xtal.search.allocation import (
     EXPLORE,
     SAMPLES,
@@ -172,7 +174,7 @@ class Campaign:
         relax: bool = False,
         relax_best: int | None = None,
         release_within: float = RELEASE_WITHIN,
-        potential: str = DEFAULT,
+        potential: str = DEFAULT_POTENTIAL,
         relax_options: RelaxOptions = DEFAULT_OPTIONS,
         release_options: ReleaseOptions = DEFAULT_RELEASE,
         filters: FilterOptions = DEFAULT_FILTERS,

@@ -13,6 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from langevin_xtal.config.screening import (
+    FilterOptions,
+    PhononOptions,
+    RelaxOptions,
+    ReleaseOptions,
+)
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.cell import Cell, cell_key
 from langevin_xtal.crystal.entry import Value
@@ -23,15 +29,13 @@ from langevin_xtal.evaluation.cache import Cache, SpareCache
 from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.sampling.postprocess import Rejection
 from langevin_xtal.sampling.sample import SampleOptions, choice_facts, sample_batches
-from langevin_xtal.screen.filters import FilterOptions, reject_reason
+from langevin_xtal.screen.filters import reject_reason
 from langevin_xtal.screen.hull import HullReferences
-from langevin_xtal.screen.phonons import PhononOptions, PhononResult, phonon_checks
+from langevin_xtal.screen.phonons import PhononResult, phonon_checks
 from langevin_xtal.screen.potentials import load_potential
 from langevin_xtal.screen.relax import (
     GROUP_SYMPRECS,
     Relaxation,
-    RelaxOptions,
-    ReleaseOptions,
     found_groups,
     judge,
     relax_folded,

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
+from langevin_xtal.config.screening import DEFAULT_POTENTIAL
 from langevin_xtal.errors import InputError
 from langevin_xtal.extras import named
 from langevin_xtal.screen.potentials.base import (
@@ -38,7 +39,6 @@ from langevin_xtal.screen.potentials.sevennet import MODELS, sevennet
 
 __all__ = [
     "CORRECTED",
-    "DEFAULT",
     "NAMES",
     "UNCORRECTED",
     "UNDECLARED",
@@ -46,7 +46,7 @@ __all__ = [
     "load_potential",
 ]
 
-DEFAULT = "chgnet"
+
 _SHIPPED: dict[str, Callable[[str, str], Potential]] = {
     "chgnet": chgnet,
     **dict.fromkeys(MODELS, sevennet),
@@ -56,7 +56,7 @@ NAMES = (*_SHIPPED, *(f"{family}:FILE" for family in FAMILIES))
 
 
 @cache
-def load_potential(name: str = DEFAULT, device: str = "cpu") -> Potential:
+def load_potential(name: str = DEFAULT_POTENTIAL, device: str = "cpu") -> Potential:
     """The potential of that name.
 
     Weights of a user's file are read at once, other weights when a calculator is first made.
