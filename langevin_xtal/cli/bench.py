@@ -15,7 +15,7 @@ from langevin_xtal.errors import InputError
 from langevin_xtal.files import check_target, write_text
 
 
-class Stages(click.ParamType):
+class Stages(options.ParamType):
     """``graph,train`` to a tuple of stages."""
 
     name = "stages"

@@ -10,6 +10,7 @@ import click
 from langevin_xtal.cli import options
 from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import LangevinXtalError
+from langevin_xtal.text import KEY_VARIABLE
 
 if TYPE_CHECKING:
     from langevin_xtal.screen.hull import HullReferences
@@ -42,7 +43,7 @@ SHOWN = 50
 @click.option(
     "--key",
     help="Key of the Materials Project, to take its phases as references; 'env' reads "
-    f"{options.KEY_VARIABLE}.",
+    f"{KEY_VARIABLE}.",
     metavar="KEY",
 )
 def collect(folder: Path, store: str, continued: bool, own: Path | None, key: str | None) -> None:

@@ -10,6 +10,7 @@ import click
 from langevin_xtal.cli import options, structures
 from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import InputError
+from langevin_xtal.text import KEY_VARIABLE
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -98,7 +99,7 @@ def prepare(
 @options.output_folder("fetched")
 @click.option(
     "--key",
-    help=f"Of the Materials Project; 'env' reads {options.KEY_VARIABLE}.",
+    help=f"Of the Materials Project; 'env' reads {KEY_VARIABLE}.",
     metavar="KEY",
 )
 @click.option(
@@ -142,8 +143,7 @@ def fetch(
         return
     if key is None:
         raise InputError(
-            "materials-project needs --key KEY, or --key env with the key in "
-            f"{options.KEY_VARIABLE}"
+            f"materials-project needs --key KEY, or --key env with the key in {KEY_VARIABLE}"
         )
     path = out / "materials-project.csv"
     with options.progress_bar("fetching", "atoms per cell") as update:

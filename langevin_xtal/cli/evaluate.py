@@ -45,7 +45,7 @@ DE_NOVO_PART = 500
 PAPER_GROUPS = range(16, 231)
 
 
-class Names(click.ParamType):
+class Names(options.ParamType):
     """``a,b`` to a tuple of known names; ``none`` to nothing."""
 
     name = "names"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SHOWN = 5
 
 
-class Multiples(click.ParamType):
+class Multiples(options.ParamType):
     """``2,2,2`` to three whole numbers."""
 
     name = "multiples"
@@ -35,7 +35,7 @@ class Multiples(click.ParamType):
         return tuple(int(p) for p in parts)
 
 
-def sources(command: Any) -> Any:
+def sources(command: options.Command) -> options.Command:
     """Structures of any source, and ``--format``."""
     argument = click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
     return argument(structures.file_format(command))
@@ -53,14 +53,14 @@ symprec = click.option(
 )
 
 
-def out(metavar: str) -> Any:
+def out(metavar: str) -> options.Decorator:
     """``--out``, required."""
     return click.option(
         "--out", type=options.LocalPath(), required=True, metavar=metavar, help="Where to."
     )
 
 
-def cell(default: str) -> Any:
+def cell(default: str) -> options.Decorator:
     """``--cell``."""
     return click.option(
         "--cell",
@@ -71,10 +71,10 @@ def cell(default: str) -> Any:
     )
 
 
-def job(default: str) -> Callable[[Any], Any]:
+def job(default: str) -> options.Decorator:
     """``--command`` and ``--concurrent`` of the job-array script."""
 
-    def decorate(command: Any) -> Any:
+    def decorate(command: options.Command) -> options.Command:
         command = click.option(
             "--concurrent",
             type=click.IntRange(min=1),
@@ -93,10 +93,10 @@ def job(default: str) -> Callable[[Any], Any]:
     return decorate
 
 
-def vasp_options(default_set: str) -> Callable[[Any], Any]:
+def vasp_options(default_set: str) -> options.Decorator:
     """``--set``, ``--potcar`` and ``--incar``."""
 
-    def decorate(command: Any) -> Any:
+    def decorate(command: options.Command) -> options.Command:
         for option in (
             click.option(
                 "--incar",

@@ -13,6 +13,7 @@ import click
 from langevin_xtal.cli import options, structures
 from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import InputError, LangevinXtalError
+from langevin_xtal.text import KEY_VARIABLE
 
 if TYPE_CHECKING:
     from langevin_xtal.config.screening import RelaxOptions
@@ -51,7 +52,7 @@ class _Hull(click.Group):
         return ("" if name == "files" else name), command, rest
 
 
-class EnergyOrigin(click.ParamType):
+class EnergyOrigin(options.ParamType):
     """``potential``, ``file`` or a table."""
 
     name = "origin"
@@ -99,7 +100,7 @@ def hull() -> None:
 @click.option(
     "--key",
     help="Key of the Materials Project, to take its phases as references; 'env' reads "
-    f"{options.KEY_VARIABLE}.",
+    f"{KEY_VARIABLE}.",
     metavar="KEY",
 )
 @structures.potential

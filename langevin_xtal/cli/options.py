@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import click
 
@@ -23,11 +23,26 @@ if TYPE_CHECKING:
     from langevin_xtal.model.checkpoint import CrystalModel
     from langevin_xtal.symmetry.groups import SpaceGroup
 
+    ParamType = click.ParamType[Any, Any]
+else:
+    ParamType = click.ParamType
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Decorator(Protocol):
+    """What adds options to a command."""
+
+    def __call__(self, command: Command, /) -> Command:
+        """The command with them."""
+        ...
+
+
 MOST_WORKERS = 1024
 """Processes or threads."""
 
 
-class Elements(click.ParamType):
+class Elements(ParamType):
     """``Cu,Si,K``, ``Cu Si K`` or ``Cu-Si-K`` to a tuple of symbols."""
 
     name = "elements"
@@ -47,7 +62,7 @@ class Elements(click.ParamType):
         return symbols
 
 
-class Sites(click.ParamType):
+class Sites(ParamType):
     """``Cu:2,Si:1`` or ``Cu:2 Si:1`` to a dictionary of site counts."""
 
     name = "sites"
@@ -68,7 +83,7 @@ class Sites(click.ParamType):
         return sites
 
 
-class CellParameters(click.ParamType):
+class CellParameters(ParamType):
     """``a,b,c`` or ``a,b,c,alpha,beta,gamma`` to a tuple of numbers."""
 
     name = "cell"
@@ -86,7 +101,7 @@ class CellParameters(click.ParamType):
         return tuple(v for v in cell if v is not None)
 
 
-class FixedSites(click.ParamType):
+class FixedSites(ParamType):
     """``Cu:0,0,0;Si:1/4,1/4,1/4`` to pairs of a symbol and a point."""
 
     name = "fixed sites"
@@ -146,7 +161,7 @@ def of_config(
     *names: str,
     flags: Mapping[str, str] | None = None,
     preset: Mapping[str, Any] | None = None,
-) -> Callable[[Any], Any]:
+) -> Decorator:
     """Options for fields of a configuration, in this order: default, range and help are theirs.
 
     Parameters
@@ -159,7 +174,7 @@ def of_config(
         Defaults that differ from those of the fields.
     """
 
-    def decorate(command: Any) -> Any:
+    def decorate(command: Command) -> Command:
         for name in reversed(names or fields.names(config)):
             flag = (flags or {}).get(name, "--" + name.replace("_", "-"))
             command = _option(config, name, flag, preset or {})(command)
@@ -168,7 +183,7 @@ def of_config(
     return decorate
 
 
-def _option(config: type, name: str, flag: str, preset: Mapping[str, Any]) -> Any:
+def _option(config: type, name: str, flag: str, preset: Mapping[str, Any]) -> Decorator:
     field, said = fields.setting_of(config, name)
     default = preset.get(name, field.default)
     kind: Any = float if "float" in str(field.type) else int if "int" in str(field.type) else str
@@ -194,7 +209,7 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def preset_of(presets: Mapping[str, Mapping[str, Any]], help: str) -> Any:
+def preset_of(presets: Mapping[str, Mapping[str, Any]], help: str) -> Decorator:
     """``--preset``: other defaults for the options of a command, by name."""
 
     def apply(ctx: click.Context, param: click.Parameter, value: str) -> None:
@@ -282,7 +297,7 @@ def secret(key: str) -> str:
     return found
 
 
-def engine(command: Any) -> Any:
+def engine(command: Command) -> Command:
     """``--engine``, ``--scheduler`` and ``--cluster``: where work is done; see
     :func:`chosen_engine`."""
     for option in (
@@ -310,7 +325,7 @@ def engine(command: Any) -> Any:
     return command
 
 
-def on_engine(command: Any) -> Any:
+def on_engine(command: Command) -> Command:
     """The options of :func:`engine`; the command's parallel work is done where they say."""
 
     @wraps(command)
@@ -320,7 +335,7 @@ def on_engine(command: Any) -> Any:
         with chosen_engine(engine, scheduler, cluster):
             return command(*args, **given)
 
-    return engine(run)
+    return cast(Command, engine(run))
 
 
 @contextmanager
@@ -358,7 +373,7 @@ def chosen_engine(
         yield workers
 
 
-def output_folder(default: str) -> Any:
+def output_folder(default: str) -> Decorator:
     """``--out``: a folder, made when missing."""
     return click.option(
         "--out",

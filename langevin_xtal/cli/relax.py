@@ -12,6 +12,7 @@ import click
 from langevin_xtal.cli import options, structures
 from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import LangevinXtalError
+from langevin_xtal.files import write_text
 
 if TYPE_CHECKING:
     from langevin_xtal.config.screening import RelaxOptions
@@ -210,5 +211,5 @@ def _write(
         sampled=entry.cell,
         properties={"converged": result.converged},
     )
-    structures.write_text(path, entry_cif(relaxed, 0)[0])
+    write_text(path, entry_cif(relaxed, 0)[0])
     return path.name

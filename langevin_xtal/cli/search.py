@@ -27,7 +27,7 @@ FLAGS = 60
 """Characters of a line's flags."""
 
 
-class Units(click.ParamType):
+class Units(options.ParamType):
     """``1,2,4`` to numbers of formula units."""
 
     name = "numbers"

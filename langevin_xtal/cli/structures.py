@@ -41,7 +41,7 @@ def _keep_format(ctx: click.Context, param: click.Parameter, value: str | None) 
     ctx.meta[_FORMAT] = value or ""
 
 
-def file_format(command: Any) -> Any:
+def file_format(command: options.Command) -> options.Command:
     """``--format`` of the files that are read, which :func:`read_structures` takes notice of."""
     from langevin_xtal.structures.readers import FORMAT_NAMES
 
@@ -61,7 +61,7 @@ def given_format() -> str:
     return str(click.get_current_context().meta.get(_FORMAT, ""))
 
 
-def files(command: Any) -> Any:
+def files(command: options.Command) -> options.Command:
     """Structure files, and ``--format``."""
     argument = click.argument("files", nargs=-1, required=True, type=options.Source())
     return argument(file_format(command))
@@ -138,7 +138,7 @@ def read_structures(
         When a file is missing, or none holds a structure that can be used.
     """
     from langevin_xtal.search.entries import rank_key, read_entries
-    from langevin_xtal.search.store import is_address
+    from langevin_xtal.text import is_address
 
     entries: list[Entry] = []
     refused: dict[str, str] = {}

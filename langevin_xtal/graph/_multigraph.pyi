@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -22,7 +24,7 @@ def build(
     margin: float,
     max_near: float,
     threads: int,
-) -> dict[str, NDArray]: ...
+) -> dict[str, NDArray[Any]]: ...
 def equivalent_edges(
     lattice: ArrayLike,
     frac: ArrayLike,
@@ -66,7 +68,7 @@ def lay_out_triplets(
     row: int,
     identical: float,
     no_length: float,
-) -> dict[str, NDArray]: ...
+) -> dict[str, NDArray[Any]]: ...
 
 class Plan:
     def __init__(
@@ -88,30 +90,30 @@ class Plan:
 def network_forward(
     plan: Plan,
     sizes: list[int],
-    weights: list[NDArray],
-    features: NDArray,
-    angular: NDArray,
-    weight: NDArray,
-    of_source: NDArray,
-    of_target: NDArray,
-    noise: NDArray,
-    out: NDArray,
-    saved: NDArray,
+    weights: list[NDArray[Any]],
+    features: NDArray[Any],
+    angular: NDArray[Any],
+    weight: NDArray[Any],
+    of_source: NDArray[Any],
+    of_target: NDArray[Any],
+    noise: NDArray[Any],
+    out: NDArray[Any],
+    saved: NDArray[Any],
     threads: int,
 ) -> None: ...
 def network_backward(
     plan: Plan,
     sizes: list[int],
-    weights: list[NDArray],
-    features: NDArray,
-    angular: NDArray,
-    weight: NDArray,
-    of_source: NDArray,
-    of_target: NDArray,
-    noise: NDArray,
-    saved: NDArray,
-    out_gradient: NDArray,
-    gradients: list[NDArray],
+    weights: list[NDArray[Any]],
+    features: NDArray[Any],
+    angular: NDArray[Any],
+    weight: NDArray[Any],
+    of_source: NDArray[Any],
+    of_target: NDArray[Any],
+    noise: NDArray[Any],
+    saved: NDArray[Any],
+    out_gradient: NDArray[Any],
+    gradients: list[NDArray[Any]],
     threads: int,
 ) -> None: ...
 def network_instructions() -> str: ...

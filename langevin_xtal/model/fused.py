@@ -114,7 +114,8 @@ def edge_network(
     given = (features, angular, weight)
     learned = (*weight_list(network), of_source, of_target, of_crystal)
     if torch.is_grad_enabled() and any(x.requires_grad for x in learned):
-        return _Messages.apply(plan, sizes, given, *learned)
+        apply: Any = _Messages.apply
+        return apply(plan, sizes, given, *learned)
     return _forward(plan, sizes, given, learned, np.empty(0, np.float32))
 
 

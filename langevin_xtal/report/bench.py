@@ -31,10 +31,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from langevin_xtal.config.training import Precision
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.dataset.packed import PackedDataset
-from langevin_xtal.diffusion.losses import Precision
 from langevin_xtal.diffusion.noising import Builder
 from langevin_xtal.errors import InputError
 from langevin_xtal.graph import CrystalArrays, GraphSettings, available, build_multigraph

@@ -118,7 +118,7 @@ class _Counting(TorchDispatchMode):
     """Gives every operation to the stage that is on top of the stack."""
 
     def __init__(self, tally: Tally, stack: list[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tally, self.stack = tally, stack
 
     def __torch_dispatch__(

@@ -45,7 +45,6 @@ from langevin_xtal.search.database import (
     SETTINGS,
     begin,
     database_errors,
-    is_address,
     open_database,
     plain_address,
     reading,
@@ -64,6 +63,7 @@ from langevin_xtal.search.rows import (
     to_json,
 )
 from langevin_xtal.structures.databases import read_only
+from langevin_xtal.text import is_address
 
 __all__ = [
     "FINISHED",

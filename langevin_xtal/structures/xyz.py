@@ -168,7 +168,7 @@ def _fixed(atoms: Any) -> tuple[np.ndarray | None, tuple[str, ...]]:
                 isinstance(constraint, FixCartesian)
                 and (np.asarray(constraint.mask).all() or not _tilted(atoms))
             ):
-                mask[constraint.get_indices()] |= np.asarray(constraint.mask, dtype=bool)
+                mask[constraint.get_indices()] |= np.asarray(constraint.mask, dtype=bool)  # type: ignore[no-untyped-call]
             else:
                 said.append(f"constraint {type(constraint).__name__} is not used")
         except (IndexError, TypeError, ValueError):

@@ -81,7 +81,7 @@ def _chgnet_class() -> type[Calculator]:
         implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012
 
         def __init__(self, model: Any, device: str) -> None:
-            super().__init__()
+            super().__init__()  # type: ignore[no-untyped-call]
             self.model = model
             self.device = device
 
@@ -89,7 +89,7 @@ def _chgnet_class() -> type[Calculator]:
             self, atoms: Atoms | None = None, properties: Any = None, system_changes: Any = None
         ) -> None:
             """Everything at once, whatever is asked for."""
-            super().calculate(atoms, properties or ["energy"], system_changes or [])
+            super().calculate(atoms, properties or ["energy"], system_changes or [])  # type: ignore[no-untyped-call]
             now: Atoms = self.atoms  # type: ignore[assignment]
             model = self.model
             structure = Structure(
