@@ -144,7 +144,7 @@ def start(
         signal.pthread_sigmask(signal.SIG_UNBLOCK, early)
         for _, writer in pipes:
             os.close(writer)
-        return Child(child, pipes[0][0], pipes[1][0])
+        return Child(child, pipes[0][0], pipes[1][0], _pages(1, child) / (1 << 20))
     code = OURS
     try:
         os.setsid()
@@ -214,6 +214,7 @@ class Child:
     number: int
     out: int  #: where what it prints is read
     err: int
+    begin: float  #: memory at the start [MiB]: what this process had imported and changed
 
     def ended(self, seconds: float) -> tuple[int, float] | None:
         """Exit code (negative: the signal) and peak of memory [MiB], None when it runs on."""
@@ -256,7 +257,7 @@ def command(
     codes: Sequence[int] = (0, 1, 2),
 ) -> Try:
     """Run a command to its end, or interrupt it, and say what was wrong."""
-    began, own = time.monotonic(), _pages(1) / (1 << 20)
+    began = time.monotonic()
     child = start(arguments, folder, mebibytes=mebibytes, before=before)
     found, stopped, fault = child.ended(seconds), False, ""
     if found is None:
@@ -272,7 +273,7 @@ def command(
     out, err = child.printed()
     what = " ".join(map(str, arguments))
     took = time.monotonic() - began
-    done = Try(kind, what, code, took, max(0.0, peak - own), out, err, fault)
+    done = Try(kind, what, code, took, max(0.0, peak - child.begin), out, err, fault)
     done.fault = fault or _fault(done, codes, stopped)
     return done
 
@@ -296,9 +297,9 @@ def _fault(done: Try, codes: Sequence[int], stopped: bool) -> str:
     return ""
 
 
-def _pages(which: int) -> int:
-    """Bytes of this process: 0 of address space, 1 in memory."""
-    with open("/proc/self/statm") as stream:
+def _pages(which: int, process: int | str = "self") -> int:
+    """Bytes of a process: 0 of address space, 1 in memory."""
+    with open(f"/proc/{process}/statm") as stream:
         return int(stream.read().split()[which]) * os.sysconf("SC_PAGE_SIZE")
 
 
