@@ -31,7 +31,7 @@ from langevin_xtal.sampling.streams import stream_keys
 from langevin_xtal.symmetry import lattice_coordinates, lattice_driver, lattice_freedom
 from langevin_xtal.train import loop
 from langevin_xtal.train.loop import TrainConfig, Trainer
-from langevin_xtal.train.store import CrystalStore
+from langevin_xtal.diffusion.crystals import CrystalStore
 from tests.conftest import TINY
 from tests.crystals import merge, random_crystal
 

@@ -41,7 +41,7 @@ from langevin_xtal.sampling.start import start_chains
 from langevin_xtal.sampling.streams import stream_keys
 from langevin_xtal.train.loop import LevelMeans, TrainConfig, Trainer
 from langevin_xtal.train.proposals import describe_variants, fit_proposal
-from langevin_xtal.train.store import CrystalStore
+from langevin_xtal.diffusion.crystals import CrystalStore
 from tests.conftest import TINY
 from tests.device_waits import HostWaits
 from tests.pretended import DEVICE, PretendedDevice

@@ -28,7 +28,7 @@ from langevin_xtal.train import fit, loop
 from langevin_xtal.train.distributed import Team, join, part_of_total
 from langevin_xtal.train.fit import STATE_FORMAT
 from langevin_xtal.train.loop import TrainConfig, Trainer
-from langevin_xtal.train.store import CrystalStore
+from langevin_xtal.diffusion.crystals import CrystalStore
 from tests.conftest import TINY
 
 QUICK = TrainConfig(

@@ -24,7 +24,7 @@ from langevin_xtal.graph.equivalence import distinct_images, equivalent_edges
 from langevin_xtal.graph.snapping import all_operations
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
-from langevin_xtal.train.store import CrystalStore
+from langevin_xtal.diffusion.crystals import CrystalStore
 from tests.crystals import expand_to_p1, merge, random_crystal
 
 pytestmark = pytest.mark.skipif("cpp" not in available(), reason="needs the C++ extension")

@@ -24,7 +24,7 @@ from langevin_xtal.graph.snapping import all_operations
 from langevin_xtal.model import fused
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import SIZES, EdgeNetwork, NetworkConfig
-from langevin_xtal.train.store import CrystalStore
+from langevin_xtal.diffusion.crystals import CrystalStore
 from tests.crystals import merge, random_crystal
 
 pytestmark = pytest.mark.skipif(fused._kernels() is None, reason="needs the C++ extension")

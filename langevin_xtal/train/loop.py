@@ -59,7 +59,7 @@ from langevin_xtal.train.fit import (
     moment_tensors,
 )
 from langevin_xtal.train.parts import OnEpoch, PartEpochs, fit_parts
-from langevin_xtal.train.store import CrystalStore
+from langevin_xtal.diffusion.crystals import CrystalStore
 
 LEVEL_BINS = 10
 MODEL = "model.safetensors"
