@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from langevin_xtal.crystal.properties import PROPERTIES
 from langevin_xtal.errors import CheckpointError, InputError
 from langevin_xtal.graph.batch import GraphBatch
 from langevin_xtal.model.checkpoint import (
@@ -49,23 +50,6 @@ NEIGHBOURS = 10.0
 LEAST_WIDTH = -5.0
 """Of log b, in units of the property's scale."""
 
-
-@dataclass(frozen=True)
-class Property:
-    """A quantity that can be predicted."""
-
-    title: str
-    unit: str
-    least: float = -math.inf
-    """Smallest value that it can have."""
-
-
-PROPERTIES: Mapping[str, Property] = {
-    "e_form": Property("formation energy", "eV/atom"),
-    "e_hull": Property("energy above hull", "eV/atom", 0.0),
-    "band_gap": Property("band gap", "eV", 0.0),
-}
-"""Properties by the names that packed data have for them."""
 
 RANGES: dict[str, tuple[int, int]] = {
     "width": (1, 1024),
@@ -160,7 +144,7 @@ class PropertyNetwork(nn.Module):
 class Predictions:
     """Properties of B crystals."""
 
-    names: tuple[str, ...]  #: (P,) of :data:`PROPERTIES`
+    names: tuple[str, ...]  #: (P,) of :data:`~langevin_xtal.crystal.properties.PROPERTIES`
     value: NDArray[np.float64]  #: (B, P)
     error: NDArray[np.float64]  #: (B, P) standard deviation; NaN where the value is
 
@@ -176,10 +160,11 @@ class PropertyModel:
 
     name: str
     network: PropertyNetwork
-    names: tuple[str, ...]  #: (P,) of :data:`PROPERTIES`
+    names: tuple[str, ...]  #: (P,) of :data:`~langevin_xtal.crystal.properties.PROPERTIES`
     middle: tuple[float, ...]  #: (P,) median of each in the training set
     scale: tuple[float, ...]  #: (P,) mean deviation from it
     stretch: tuple[float, ...]  #: (P,) factor of error bars
+    elements: frozenset[int]  #: atomic numbers in the training set
     card: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -216,20 +201,6 @@ class PropertyModel:
         return Predictions(self.names, mean.numpy(), (scale * stretch * spread.sqrt()).numpy())
 
 
-def window_probability(
-    name: str, value: NDArray[np.float64], error: NDArray[np.float64], low: float, high: float
-) -> NDArray[np.float64]:
-    """(B,) probability that a normally distributed property lies from ``low`` to ``high``.
-
-    Where the window begins at the smallest value there is, all below counts as there.
-    """
-    from scipy.special import ndtr
-
-    least = PROPERTIES[name].least
-    below = 0.0 if low <= least else ndtr((low - value) / error)
-    return np.asarray(ndtr((high - value) / error) - below, dtype=np.float64)
-
-
 def save_properties(path: Path, model: PropertyModel) -> None:
     """Write the model to a file of its own.
 
@@ -249,6 +220,7 @@ def save_properties(path: Path, model: PropertyModel) -> None:
                 model.names, model.middle, model.scale, model.stretch, strict=True
             )
         },
+        "elements": sorted(model.elements),
         "card": model.card,
     }
     tensors = {f"network.{k}": compact(v) for k, v in model.network.state_dict().items()}
@@ -304,6 +276,11 @@ def _read(path: Path) -> PropertyModel:
     card = header.get("card", {})
     if not isinstance(card, dict):
         raise CheckpointError(f"{where}: the model card should be a table")
+    elements = header.get("elements")
+    if not isinstance(elements, list) or not all(
+        type(z) is int and 0 < z < ELEMENTS for z in elements
+    ):
+        raise CheckpointError(f"{where}: its elements should be a list of atomic numbers")
     made = PropertyNetwork(network, config, len(names))
     start = "network."
     try:
@@ -312,7 +289,9 @@ def _read(path: Path) -> PropertyModel:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{where} does not fit its own configuration ({reason})") from None
     made.eval().requires_grad_(False)
-    return PropertyModel(str(header.get("name", path.stem)), made, names, *scales, card)
+    return PropertyModel(
+        str(header.get("name", path.stem)), made, names, *scales, frozenset(elements), card
+    )
 
 
 def _scales(table: Any, where: str) -> tuple[tuple[str, ...], Sequence[tuple[float, ...]]]:

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from langevin_xtal.crystal.properties import PROPERTIES
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.diffusion.crystals import CrystalStore
 from langevin_xtal.diffusion.noising import clean_graph
@@ -25,12 +26,7 @@ from langevin_xtal.errors import InputError
 from langevin_xtal.graph.batch import GraphBatch
 from langevin_xtal.graph.snapping import all_operations
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
-from langevin_xtal.model.properties import (
-    PROPERTIES,
-    PropertyConfig,
-    PropertyModel,
-    PropertyNetwork,
-)
+from langevin_xtal.model.properties import PropertyConfig, PropertyModel, PropertyNetwork
 from langevin_xtal.runtime import keep_freed_memory
 from langevin_xtal.train.epochs import EpochConfig, EpochFit, starting_point
 
@@ -97,6 +93,7 @@ class PropertyFit(EpochFit):
         self.model_network = PropertyNetwork(trunk, heads, len(self.names))
         if init is not None:
             self.model_network.start_from(init)
+        self.elements = frozenset(data.numbers.tolist())
         self.crystals = CrystalStore(data)
         self.operations = all_operations()
         self.settings = trunk.graph_settings()
@@ -164,6 +161,7 @@ class PropertyFit(EpochFit):
             tuple(self.middle.tolist()),
             tuple(self.scale.tolist()),
             stretch,
+            self.elements,
             **more,
         )
 
@@ -193,7 +191,7 @@ def fit_properties(
     until: float = math.inf,
     name: str = "properties",
 ) -> PropertyModel:
-    """A property model of what the data have of :data:`~langevin_xtal.model.properties.PROPERTIES`.
+    """A property model of what the data have of :data:`~langevin_xtal.crystal.properties.PROPERTIES`.
 
     Parameters
     ----------
