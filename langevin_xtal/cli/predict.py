@@ -23,9 +23,9 @@ DIGITS = 4
 @structures.files
 @click.option(
     "--model",
-    default="mp20",
+    default="mp20-properties",
     show_default=True,
-    help="Property model: a shipped name, or a file that train --recipe properties wrote.",
+    help="Property model: a shipped name, or a file that train --recipe mp20-properties wrote.",
 )
 @click.option(
     "--property",

@@ -161,13 +161,13 @@ class Units(click.ParamType):
 @click.option(
     "--target",
     multiple=True,
-    help="Window of a predicted property: band_gap [eV], e_form or e_hull [eV/atom]. Candidates are "
-    "relaxed and ranked by energy above hull and the probability to lie in it. Repeatable.",
+    help="Window of a predicted property: band_gap [eV], e_form or e_hull [eV/atom]. Candidates "
+    "are relaxed and ranked by energy above hull and the probability to lie in it. Repeatable.",
     metavar="NAME=LOW:HIGH",
 )
 @click.option(
     "--properties",
-    default="mp20",
+    default="mp20-properties",
     show_default=True,
     help="Property model: a shipped name or a file; none predicts none.",
     metavar="MODEL",

@@ -293,9 +293,7 @@ def graph_of(
     )
 
 
-def clean_graph(
-    crystals: Crystals, settings: GraphSettings, operations: Operations
-) -> GraphBatch:
+def clean_graph(crystals: Crystals, settings: GraphSettings, operations: Operations) -> GraphBatch:
     """The float32 multigraph of crystals as they are, on the host."""
     site_crystal = crystals.site_crystal
     return graph_of(

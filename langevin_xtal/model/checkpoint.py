@@ -41,7 +41,7 @@ MODEL_FORMAT = "langevin-xtal model 2"
 HEADER = "langevin_xtal"
 HEADER_CHECKSUM = "header_checksum"
 SUFFIX = ".safetensors"
-PROPERTIES_SUFFIX = ".properties.safetensors"
+PROPERTIES_SUFFIX = "-properties.safetensors"
 """Of shipped files of :mod:`langevin_xtal.model.properties`, which are no models to sample."""
 
 ConfigT = TypeVar("ConfigT")

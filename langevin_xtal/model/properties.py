@@ -7,9 +7,9 @@ cell (sites count by their multiplicity) and give for every property a value and
 
     h_i = m(Σ_e x_e, Z_i),    p = Σ_i M_i h_i / Σ_i M_i,    (μ, log b) = A p + f(p).
 
-A member takes a property for Laplace distributed about μ with width b. The value of all is the mean
-of the μ, the variance of it the mean of 2 b² plus the variance of the μ between members, times a
-factor found on crystals held out, so that 68.3 % of them lie within one error bar.
+A member takes a property for Laplace distributed about μ with width b. The value of all is the
+mean of the μ, the variance of it the mean of 2 b² plus the variance of the μ between members. Error
+bars are multiplied by a factor found on crystals held out, so that 68.3 % of these lie within one.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from langevin_xtal.graph.batch import GraphBatch
 from langevin_xtal.model.checkpoint import (
     MODEL_FORMAT,
     PROPERTIES_SUFFIX,
+    SUFFIX,
     compact,
     config_from_dict,
     read_tensors,
@@ -45,6 +46,8 @@ from langevin_xtal.model.checkpoint import (
 from langevin_xtal.model.network import ELEMENTS, EdgeNetwork, NetworkConfig
 
 PROPERTIES_FORMAT = "langevin-xtal properties 1"
+SHIPPED = "mp20-properties"
+"""Name of the model that is used where none is named."""
 NEIGHBOURS = 10.0
 """What sums over edges are divided by."""
 LEAST_WIDTH = -5.0
@@ -97,7 +100,7 @@ class PropertyNetwork(nn.Module):
         self.config = config
         k, w, e = config.members, config.width, config.element_width
         self.trunk = EdgeNetwork(network)
-        self.trunk.output = self.trunk.output[:2]  # no two numbers per edge
+        self.trunk.output = nn.Sequential(*self.trunk.output[:2])  # no two numbers per edge
         self.element = nn.Embedding(ELEMENTS, e)
         self.site = _Members(k, network.width + e, w)
         self.site_more = _Members(k, w, w)
@@ -130,9 +133,10 @@ class PropertyNetwork(nn.Module):
         x = torch.cat([sums, self.element(g.numbers)], dim=1).unsqueeze(0)
         x = functional.silu(self.site(x))
         x = x + functional.silu(self.site_more(x))
-        share = g.multiplicity / torch.zeros_like(clean).index_add(
-            0, g.site_crystal, g.multiplicity
-        )[g.site_crystal]
+        share = (
+            g.multiplicity
+            / torch.zeros_like(clean).index_add(0, g.site_crystal, g.multiplicity)[g.site_crystal]
+        )
         pooled = x.new_zeros(x.shape[0], len(clean), x.shape[2])
         pooled = pooled.index_add(1, g.site_crystal, x * share.view(1, -1, 1))
         out = self.straight(pooled) + self.curved(functional.silu(self.crystal(pooled)))
@@ -214,12 +218,12 @@ def save_properties(path: Path, model: PropertyModel) -> None:
         "name": model.name,
         "network": dataclasses.asdict(model.network.trunk.config),
         "heads": dataclasses.asdict(model.network.config),
-        "properties": {
-            name: {"middle": m, "scale": s, "stretch": t}
+        "properties": [
+            {"name": name, "middle": m, "scale": s, "stretch": t}
             for name, m, s, t in zip(
                 model.names, model.middle, model.scale, model.stretch, strict=True
             )
-        },
+        ],
         "elements": sorted(model.elements),
         "card": model.card,
     }
@@ -230,12 +234,10 @@ def save_properties(path: Path, model: PropertyModel) -> None:
 def shipped_properties() -> tuple[str, ...]:
     """Names of the property models inside the package."""
     names = (entry.name for entry in resources.files("langevin_xtal.weights").iterdir())
-    return tuple(
-        sorted(n.removesuffix(PROPERTIES_SUFFIX) for n in names if n.endswith(PROPERTIES_SUFFIX))
-    )
+    return tuple(sorted(n.removesuffix(SUFFIX) for n in names if n.endswith(PROPERTIES_SUFFIX)))
 
 
-def load_properties(name_or_path: str | Path = "mp20") -> PropertyModel:
+def load_properties(name_or_path: str | Path = SHIPPED) -> PropertyModel:
     """A shipped property model by name, or one of your own by path.
 
     Raises
@@ -245,7 +247,7 @@ def load_properties(name_or_path: str | Path = "mp20") -> PropertyModel:
     """
     text = str(name_or_path)
     if text in shipped_properties():
-        source = resources.files("langevin_xtal.weights").joinpath(text + PROPERTIES_SUFFIX)
+        source = resources.files("langevin_xtal.weights").joinpath(text + SUFFIX)
         with resources.as_file(source) as path:
             return _read(path)
     known = f"shipped: {', '.join(shipped_properties()) or 'none'}"
@@ -254,7 +256,7 @@ def load_properties(name_or_path: str | Path = "mp20") -> PropertyModel:
     if not os.path.exists(text):
         raise CheckpointError(
             f"property model {text!r} is neither shipped nor a file ({known}); give one of these "
-            "or the path of a file that train --recipe properties wrote"
+            "or the path of a file that train --recipe mp20-properties wrote"
         )
     return _read(Path(text))
 
@@ -289,25 +291,31 @@ def _read(path: Path) -> PropertyModel:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{where} does not fit its own configuration ({reason})") from None
     made.eval().requires_grad_(False)
-    return PropertyModel(
-        str(header.get("name", path.stem)), made, names, *scales, frozenset(elements), card
-    )
+    name = str(header.get("name", path.stem))
+    middle, scale, stretch = scales
+    return PropertyModel(name, made, names, middle, scale, stretch, frozenset(elements), card)
 
 
 def _scales(table: Any, where: str) -> tuple[tuple[str, ...], Sequence[tuple[float, ...]]]:
     """Names and scales of the properties of a header."""
     wanted = ("middle", "scale", "stretch")
-    if not isinstance(table, dict) or not table or not set(table) <= set(PROPERTIES):
-        raise CheckpointError(
-            f"{where}: its properties should be a table with some of {', '.join(PROPERTIES)}"
-        )
-    for name, values in table.items():
-        if not isinstance(values, dict) or set(values) != set(wanted):
-            raise CheckpointError(f"{where}, {name}: expected {', '.join(wanted)}")
+    if not isinstance(table, list) or not table:
+        raise CheckpointError(f"{where}: its properties should be a list of tables")
+    for values in table:
+        if not isinstance(values, dict) or set(values) != {"name", *wanted}:
+            raise CheckpointError(f"{where}: a property should have name, {', '.join(wanted)}")
+        if values["name"] not in PROPERTIES:
+            raise CheckpointError(
+                f"{where}: its properties should be some of {', '.join(PROPERTIES)}"
+            )
         numbers = [values[w] for w in wanted]
         if not all(isinstance(v, float) and math.isfinite(v) for v in numbers) or not (
             values["scale"] > 0 and values["stretch"] > 0
         ):
-            raise CheckpointError(f"{where}, {name}: its scales are no finite numbers above 0")
-    columns = [tuple(table[name][w] for name in table) for w in wanted]
-    return tuple(table), columns
+            raise CheckpointError(
+                f"{where}, {values['name']}: its scales are no finite numbers above 0"
+            )
+    names = tuple(values["name"] for values in table)
+    if len(set(names)) < len(names):
+        raise CheckpointError(f"{where}: it has a property twice")
+    return names, [tuple(values[w] for values in table) for w in wanted]

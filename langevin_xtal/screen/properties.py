@@ -23,6 +23,7 @@ from langevin_xtal.diffusion.noising import clean_graph
 from langevin_xtal.errors import GraphError
 from langevin_xtal.graph.snapping import all_operations
 from langevin_xtal.model.properties import (
+    SHIPPED,
     Predictions,
     PropertyModel,
     load_properties,
@@ -32,6 +33,7 @@ TOGETHER = 64
 """Crystals of a batch."""
 SYMPREC = 1e-2
 """At which the symmetry of a structure is found [Å]."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -45,7 +47,7 @@ class Prediction:
 
 def predict_packed(
     data: PackedDataset,
-    model: PropertyModel | str = "mp20",
+    model: PropertyModel | str = SHIPPED,
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predictions:
@@ -71,7 +73,7 @@ def predict_packed(
 
 def predict_properties(
     cells: Sequence[Cell],
-    model: PropertyModel | str = "mp20",
+    model: PropertyModel | str = SHIPPED,
     *,
     symprec: float = SYMPREC,
     together: int = TOGETHER,

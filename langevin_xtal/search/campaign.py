@@ -25,7 +25,7 @@ from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.prepare import load_crystals
 from langevin_xtal.errors import InputError
 from langevin_xtal.model.checkpoint import CrystalModel, load_model
-from langevin_xtal.model.properties import PropertyModel, load_properties
+from langevin_xtal.model.properties import SHIPPED, PropertyModel, load_properties
 from langevin_xtal.sampling.sample import SampleOptions
 from langevin_xtal.screen.filters import DEFAULT_FILTERS, FilterOptions
 from langevin_xtal.screen.hull import HullReferences
@@ -71,8 +71,6 @@ RELEASE_WITHIN = 0.1
 """Of the hull [eV/atom]; losing its symmetry gains a crystal some hundredths."""
 SECOND_COLUMNS = ("second_energy", "second_above_hull", "disagreement")
 """What :func:`~langevin_xtal.search.second_opinion.ask_second` brings."""
-PROPERTY_MODEL = "mp20"
-"""Which is shipped."""
 PREDICTED_COLUMNS = (
     *(f"predicted_{name}{more}" for name in PROPERTIES for more in ("", "_error")),
     "target_probability",
@@ -198,7 +196,7 @@ class Campaign:
         sampling: SampleOptions | None = None,
         hull: HullReferences | None = None,
         target: str | Sequence[str] | None = None,
-        properties: PropertyModel | str | None = PROPERTY_MODEL,
+        properties: PropertyModel | str | None = SHIPPED,
         reference: PackedDataset | str | os.PathLike[str] | None = None,
         phonons: int = 0,
         phonon_options: PhononOptions = DEFAULT_PHONONS,

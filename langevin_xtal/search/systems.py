@@ -28,8 +28,9 @@ from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.crystal.properties import windows_of
 from langevin_xtal.errors import DataError, InputError, LangevinXtalError
 from langevin_xtal.extras import require
+from langevin_xtal.model.properties import SHIPPED
 from langevin_xtal.sampling.sample import SampleOptions
-from langevin_xtal.search.campaign import PROPERTY_MODEL, RELEASE_WITHIN, Campaign
+from langevin_xtal.search.campaign import RELEASE_WITHIN, Campaign
 from langevin_xtal.search.database import database_errors
 from langevin_xtal.search.entries import read_entries
 from langevin_xtal.search.space import SearchSpace
@@ -64,7 +65,7 @@ class SystemOptions:
     release_within: float = RELEASE_WITHIN  #: [eV/atom]
     potential: str = "chgnet"
     target: str = ""  #: one window, such as ``band_gap=1.1:1.7``
-    properties: str = PROPERTY_MODEL
+    properties: str = SHIPPED
     phonons: int = 0
     reference: str = ""
     max_hours: float | None = None  #: for one process at this system, each time it comes to it

@@ -138,7 +138,8 @@ class PropertyFit(EpochFit):
 
     def _epoch_losses(self) -> tuple[float, ...]:
         steps = -(-len(self.chosen) // self.config.batch_size)
-        off = np.nanmean(np.abs(self._held_out_errors(self._model((1.0,) * len(self.names)))[0]), 0)
+        off, _ = self._held_out_errors(self._model((1.0,) * len(self.names)))
+        off = np.nanmean(np.abs(off), axis=0)
         found = dict(zip(self.names, off.tolist(), strict=True))
         return float(self._sums[0]) / steps, *(found.get(name, math.nan) for name in PROPERTIES)
 
@@ -165,6 +166,11 @@ class PropertyFit(EpochFit):
             **more,
         )
 
+    def halve(self) -> None:
+        """Round the weights to half precision, which takes half the space in a file."""
+        for weights in self.network.parameters():
+            weights.data.copy_(weights.data.half())
+
     def model(self, name: str = "properties", card: dict[str, Any] | None = None) -> PropertyModel:
         """The fitted model, its error bars scaled by the crystals held out."""
         off, error = self._held_out_errors(self._model((1.0,) * len(self.names)))
@@ -173,9 +179,7 @@ class PropertyFit(EpochFit):
             float(np.quantile(r[np.isfinite(r)], WITHIN)) if np.isfinite(r).any() else 1.0
             for r in ratio.T
         ]
-        return self._model(
-            tuple(max(s, 1e-3) for s in stretch), name=name, card=card or {}
-        )
+        return self._model(tuple(max(s, 1e-3) for s in stretch), name=name, card=card or {})
 
 
 def fit_properties(
@@ -190,8 +194,9 @@ def fit_properties(
     out: Path | None = None,
     until: float = math.inf,
     name: str = "properties",
+    halved: bool = False,
 ) -> PropertyModel:
-    """A property model of what the data have of :data:`~langevin_xtal.crystal.properties.PROPERTIES`.
+    """A model of those :data:`~langevin_xtal.crystal.properties.PROPERTIES` that the data have.
 
     Parameters
     ----------
@@ -203,6 +208,8 @@ def fit_properties(
         Called with the epochs done, the loss, and the mean absolute errors of crystals held out.
     out, until
         As for :func:`~langevin_xtal.train.prior.fit_prior`.
+    halved
+        Round the weights to half precision in the end.
 
     Raises
     ------
@@ -218,4 +225,6 @@ def fit_properties(
         out=out,
     )
     fit.finish(on_epoch, until)
+    if halved:
+        fit.halve()
     return fit.model(name)
