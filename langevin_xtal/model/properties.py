@@ -8,8 +8,9 @@ cell (sites count by their multiplicity) and give for every property a value and
     h_i = m(Σ_e x_e, Z_i),    p = Σ_i M_i h_i / Σ_i M_i,    (μ, log b) = A p + f(p).
 
 A member takes a property for Laplace distributed about μ with width b. The value of all is the
-mean of the μ, the variance of it the mean of 2 b² plus the variance of the μ between members. Error
-bars are multiplied by a factor found on crystals held out, so that 68.3 % of these lie within one.
+mean of the μ, the variance of it the mean of 2 b² plus the variance of the μ between members.
+Error bars are multiplied by a factor found on crystals held out, so that 68.3 % of these lie
+within one.
 """
 
 from __future__ import annotations
@@ -100,7 +101,9 @@ class PropertyNetwork(nn.Module):
         self.config = config
         k, w, e = config.members, config.width, config.element_width
         self.trunk = EdgeNetwork(network)
-        self.trunk.output = nn.Sequential(*self.trunk.output[:2])  # no two numbers per edge
+        self.trunk.output = nn.Sequential(
+            *list(self.trunk.output)[:2]
+        )  # not the two numbers per edge
         self.element = nn.Embedding(ELEMENTS, e)
         self.site = _Members(k, network.width + e, w)
         self.site_more = _Members(k, w, w)
