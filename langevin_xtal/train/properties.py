@@ -7,6 +7,7 @@ members differ by more than their starts.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,7 +90,8 @@ class PropertyFit(EpochFit):
         scaled = (self.targets - self.middle) / self.scale
         self._scaled = torch.from_numpy(scaled).float()
         heads = heads or PropertyConfig()
-        trunk = network or NetworkConfig(**TRUNK)  # type: ignore[arg-type]
+        start = NetworkConfig() if init is None else init.config
+        trunk = network or dataclasses.replace(start, **TRUNK)  # type: ignore[arg-type]
         self.model_network = PropertyNetwork(trunk, heads, len(self.names))
         if init is not None:
             self.model_network.start_from(init)
@@ -203,7 +205,8 @@ def fit_properties(
     init
         Score network whose weights the trunk starts from, of the same widths.
     network
-        The trunk; by default that of the size ``small`` without edges between distant sites.
+        The trunk; by default that of ``init``, or of the size ``small``, without edges between
+        distant sites.
     on_epoch
         Called with the epochs done, the loss, and the mean absolute errors of crystals held out.
     out, until
