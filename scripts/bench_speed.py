@@ -75,7 +75,7 @@ class Worker:
         from langevin_xtal.report.bench import requests_like
         from langevin_xtal.sampling.sample import SampleOptions, sample
         from langevin_xtal.train.loop import TrainConfig, Trainer
-        from langevin_xtal.train.store import CrystalStore
+        from langevin_xtal.diffusion.crystals import CrystalStore
 
         torch.set_num_threads(1)
         self.model = load_model(model)

@@ -13,6 +13,7 @@ import torch
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.diffusion.crystals import CrystalStore
 from langevin_xtal.diffusion.losses import denoising_losses
 from langevin_xtal.diffusion.noising import Noised, NoisingConfig, noise_batch
 from langevin_xtal.graph import CrystalArrays, GraphSettings, build_multigraph, torch_builder
@@ -31,7 +32,6 @@ from langevin_xtal.sampling.streams import stream_keys
 from langevin_xtal.symmetry import lattice_coordinates, lattice_driver, lattice_freedom
 from langevin_xtal.train import loop
 from langevin_xtal.train.loop import TrainConfig, Trainer
-from langevin_xtal.train.store import CrystalStore
 from tests.conftest import TINY
 from tests.crystals import merge, random_crystal
 

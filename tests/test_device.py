@@ -23,6 +23,7 @@ from torch import Tensor
 from langevin_xtal.cli.train import train
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.diffusion import noising
+from langevin_xtal.diffusion.crystals import CrystalStore
 from langevin_xtal.diffusion.losses import denoising_losses
 from langevin_xtal.diffusion.noising import Builder, Noised, NoisingConfig, noise_batch
 from langevin_xtal.errors import InputError
@@ -41,7 +42,6 @@ from langevin_xtal.sampling.start import start_chains
 from langevin_xtal.sampling.streams import stream_keys
 from langevin_xtal.train.loop import LevelMeans, TrainConfig, Trainer
 from langevin_xtal.train.proposals import describe_variants, fit_proposal
-from langevin_xtal.train.store import CrystalStore
 from tests.conftest import TINY
 from tests.device_waits import HostWaits
 from tests.pretended import DEVICE, PretendedDevice

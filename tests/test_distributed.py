@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.reference import reference_dataset
+from langevin_xtal.diffusion.crystals import CrystalStore
 from langevin_xtal.diffusion.losses import denoising_losses
 from langevin_xtal.diffusion.noising import Noised, NoisingConfig, noise_batch
 from langevin_xtal.errors import InputError, LangevinXtalError
@@ -28,7 +29,6 @@ from langevin_xtal.train import fit, loop
 from langevin_xtal.train.distributed import Team, join, part_of_total
 from langevin_xtal.train.fit import STATE_FORMAT
 from langevin_xtal.train.loop import TrainConfig, Trainer
-from langevin_xtal.train.store import CrystalStore
 from tests.conftest import TINY
 
 QUICK = TrainConfig(

@@ -11,6 +11,7 @@ import torch
 
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.diffusion import noising
+from langevin_xtal.diffusion.crystals import CrystalStore
 from langevin_xtal.diffusion.losses import denoising_losses
 from langevin_xtal.diffusion.noising import Noised, NoisingConfig, noise_batch
 from langevin_xtal.graph import (
@@ -24,7 +25,6 @@ from langevin_xtal.graph.equivalence import distinct_images, equivalent_edges
 from langevin_xtal.graph.snapping import all_operations
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
-from langevin_xtal.train.store import CrystalStore
 from tests.crystals import expand_to_p1, merge, random_crystal
 
 pytestmark = pytest.mark.skipif("cpp" not in available(), reason="needs the C++ extension")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.diffusion.crystals import CrystalStore
 from langevin_xtal.diffusion.losses import denoising_losses
 from langevin_xtal.diffusion.noising import Noised, NoisingConfig, noise_batch
 from langevin_xtal.graph.batch import GraphBatch, make_batch
@@ -24,7 +25,6 @@ from langevin_xtal.graph.snapping import all_operations
 from langevin_xtal.model import fused
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import SIZES, EdgeNetwork, NetworkConfig
-from langevin_xtal.train.store import CrystalStore
 from tests.crystals import merge, random_crystal
 
 pytestmark = pytest.mark.skipif(fused._kernels() is None, reason="needs the C++ extension")

@@ -18,6 +18,7 @@ from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError
 from langevin_xtal.model import network as network_module
 from langevin_xtal.model.checkpoint import load_model
+from langevin_xtal.model.properties import load_properties, shipped_properties
 from langevin_xtal.train import recipe as recipes
 from langevin_xtal.train.epochs import EpochFit
 from langevin_xtal.train.fit import Fit
@@ -240,7 +241,18 @@ def test_time_over_and_on(files: dict[str, Path], whole: Path, tmp_path: Path) -
     ).read_bytes()
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
+@pytest.mark.parametrize("name", shipped_properties())
+def test_shipped_property_recipes(name: str) -> None:
+    recipe, model = load_recipe(name), load_properties(name)
+    assert recipe.name == name == model.name
+    (fit,) = recipe.fit
+    assert fit.part == "properties"
+    (made,) = model.card["fits"]
+    assert (fit.epochs, fit.seed) == (made["epochs"], made["seed"])
+    assert recipe.sources[recipe.statistics].hash == model.card["data_hash"]
+
+
+@pytest.mark.parametrize("name", sorted({*shipped_recipes()} - {*shipped_properties()}))
 def test_shipped_recipes(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name

@@ -27,6 +27,7 @@ COMMANDS = {
     "collect": "langevin_xtal.cli.collect:collect",
     "solve": "langevin_xtal.cli.solve:solve",
     "xrd": "langevin_xtal.cli.solve:xrd",
+    "predict": "langevin_xtal.cli.predict:predict",
     "report": "langevin_xtal.cli.report:report",
     "train": "langevin_xtal.cli.train:train",
     "evaluate": "langevin_xtal.cli.evaluate:evaluate",

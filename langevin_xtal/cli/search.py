@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 REASONS = 3
+NUMBERS = ("rank", "group", "found", "above all", "above hull", "energy", "gap", "in target")
+"""Columns that are set to the right."""
 FLAGS = 60
 """Characters of a line's flags."""
 
@@ -151,6 +153,20 @@ class Units(options.ParamType):
     metavar="FILE",
 )
 @click.option(
+    "--target",
+    multiple=True,
+    help="Window of a predicted property: band_gap [eV], e_form or e_hull [eV/atom]. Candidates "
+    "are relaxed and ranked by energy above hull and the probability to lie in it. Repeatable.",
+    metavar="NAME=LOW:HIGH",
+)
+@click.option(
+    "--properties",
+    default="mp20-properties",
+    show_default=True,
+    help="Property model: a shipped name or a file; none predicts none.",
+    metavar="MODEL",
+)
+@click.option(
     "--second-opinion",
     "second",
     help="Relax the 20 best with another potential too, and put its energies beside.",
@@ -214,6 +230,8 @@ def search(
     release_within: float | None,
     potential: str,
     references: Path | None,
+    target: tuple[str, ...],
+    properties: str,
     second: str | None,
     second_references: Path | None,
     phonons: int,
@@ -237,6 +255,7 @@ def search(
       langevin-xtal search --elements Cu,Si,K --max-samples 200 --relax --out cu-si-k.db
       langevin-xtal search --elements Cu,Si,K --max-samples 2000 --relax --relax-best 100
       langevin-xtal search --formula Cu2KSi --z 4 --sg 62,orthorhombic --out cu2ksi.db
+      langevin-xtal search --elements Ga,As,P --target band_gap=1.1:1.7 --relax --relax-best 100
     """
     from langevin_xtal.evaluation.cache import default_folder
     from langevin_xtal.model.checkpoint import load_model
@@ -277,6 +296,8 @@ def search(
         release_within=RELEASE_WITHIN if release_within is None else release_within,
         potential=potential,
         hull=None if references is None else HullReferences.load(references),
+        target=target,
+        properties=None if properties == "none" else properties,
         filters=FilterOptions(charge_neutral=charge_neutral, max_atoms=max_atoms),
         sampling=SampleOptions.preset(preset, **({} if levels is None else {"levels": levels})),
         reference=reference,
@@ -364,8 +385,8 @@ def _ranking(campaign: Campaign) -> None:
     from langevin_xtal.search.store import plain_address
 
     lines: list[tuple[str, ...]] = [
-        ("rank", "uid", "formula", "group", "found", "above all", "above hull", "energy",
-         "setting", "flags")
+        ("rank", "uid", "formula", "group", "found", "above all", "above hull", "energy", "gap",
+         "in target", "setting", "flags")
     ]  # fmt: skip
     for rank, entry in enumerate(campaign.entries(SHOWN), start=1):
         known = entry.properties.get("known")
@@ -382,20 +403,24 @@ def _ranking(campaign: Campaign) -> None:
                 _energy(above if isinstance(above, float) else None),
                 _energy(entry.e_above_hull),
                 _energy(entry.energy),
+                structures.with_error(entry.properties, "predicted_band_gap"),
+                _share(entry.properties.get("target_probability")),
                 _setting(entry),
                 text if len(text) <= FLAGS else text[: FLAGS - 1] + "…",
             )
         )
     echo("")
-    if not any(line[-2] for line in lines[1:]):
-        lines = [(*line[:-2], line[-1]) for line in lines]
-    _print(lines, right=(0, 3, 4, 5, 6, 7))
+    optional = {k for k in (8, 9, 10) if not any(line[k] for line in lines[1:])}
+    lines = [tuple(v for k, v in enumerate(line) if k not in optional) for line in lines]
+    _print(lines, right=[k for k, title in enumerate(lines[0]) if title in NUMBERS])
     where = plain_address(campaign.store)
     echo(
         "energies in eV/atom, above the hull of known phases and all candidates, and of known "
         "phases alone; groups found within 0.1 Å where relaxed, else within 0.01 Å; "
         f"all candidates are in {where}"
     )
+    if 8 not in optional:
+        echo("gaps in eV and their standard deviations as predicted from the structure")
     plan = campaign.plan
     if plan.relax and (plan.hull is not None or plan.relax_options.potential == DEFAULT_POTENTIAL):
         from langevin_xtal.screen.hull import coverage_note
@@ -409,6 +434,10 @@ def _setting(entry: Entry) -> str:
 
     rank, probability = setting_of(entry.provenance)
     return "" if rank is None else f"{rank} ({100 * probability:.2g} %)"
+
+
+def _share(value: Any) -> str:
+    return f"{100 * value:.0f} %" if isinstance(value, float) else ""
 
 
 def _energy(value: float | None) -> str:

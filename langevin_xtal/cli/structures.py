@@ -356,6 +356,14 @@ def number_text(value: float, digits: int = 4) -> str:
     return "" if value != value else f"{value:.{digits}f}"
 
 
+def with_error(properties: Mapping[str, Any], name: str) -> str:
+    """A predicted number with its error, such as ``1.32 ± 0.25``; empty where there is none."""
+    value, error = properties.get(name), properties.get(f"{name}_error")
+    if not isinstance(value, float) or not isinstance(error, float):
+        return ""
+    return f"{value:.2f} ± {error:.2f}"
+
+
 def _renamed(entries: Sequence[Entry]) -> list[Entry]:
     """Identifiers of several files made to differ."""
     used: set[str] = set()

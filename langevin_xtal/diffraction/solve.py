@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import Request
-from langevin_xtal.dataset.prepare import min_distance
+from langevin_xtal.dataset.prepare import asymmetric_unit, min_distance
+from langevin_xtal.dataset.readers import RejectError
 from langevin_xtal.diffraction.cells import Bins, fitted_cells
 from langevin_xtal.diffraction.pattern import Pattern
 from langevin_xtal.diffraction.radiation import scattering_parameters
-from langevin_xtal.diffraction.refine import Refined, Target, refine_in_stages
+from langevin_xtal.diffraction.refine import Refined, Target, refine, refine_in_stages
 from langevin_xtal.diffraction.simulate import Crystal
 from langevin_xtal.errors import InputError, LangevinXtalError, RequestError
 from langevin_xtal.model.checkpoint import CrystalModel, load_model
@@ -42,6 +43,10 @@ KNOWN = 0.1
 """Share of the usual strains that is tried where the cell is known."""
 MOST_MISFITS = 5000
 """Settings that a known cell may rule out before the search gives up."""
+SUPERGROUP_SYMPRECS = (0.3, 0.1, 0.03)
+"""Tolerances at which a refined crystal's symmetry is looked for [Å], loosest first."""
+FAR_BETTER = 0.9
+"""Times the supergroup's R_wp, below which a refinement is better without a closer look."""
 POOR = 0.35
 """R_wp above which nothing fits."""
 
@@ -92,12 +97,8 @@ class Solution:
 
     @property
     def penalised(self) -> float:
-        """R_wp times N^(p/2N) for p parameters and N points, as the Bayesian information criterion
-        weighs them: a description of lower symmetry has to fit better than noise lets it."""
-        if self.refined is None:
-            return float("inf")
-        points = len(self.refined.pattern)
-        return float(self.r_wp * points ** (self.refined.parameters / (2 * points)))
+        """R_wp with a small penalty on parameters, see :func:`penalised`."""
+        return float("inf") if self.refined is None else penalised(self.refined)
 
     @property
     def probability(self) -> float:
@@ -230,6 +231,7 @@ def examined(
         refined = refined_or_none(crystal, target, options)
         if refined is not None and (place not in best or refined.r_wp < best[place].r_wp):
             best[place] = refined
+    best = {place: in_supergroup(refined, target, options) for place, refined in best.items()}
     return [
         Solution(candidate, likeness.get(place, 0.0), best.get(place))
         for place, candidate in enumerate(candidates)
@@ -245,6 +247,48 @@ def refined_or_none(crystal: Crystal, target: Target, options: SolveOptions) -> 
     if shortest_distance(refined.crystal) < NEAREST:
         return None
     return refined
+
+
+def in_supergroup(refined: Refined, target: Target, options: SolveOptions) -> Refined:
+    """The refinement in the highest supergroup that fits as well, parameters weighed; or as given.
+
+    A crystal sampled in a subgroup may be refined to the structure of a supergroup: it is that
+    structure then. The two are compared with peak widths that may change with the angle, as by
+    Caglioti; else the splitting of peaks in the subgroup makes up for a width that may not.
+    """
+    crystal = refined.crystal
+    frac, site = atoms_of(crystal)
+    tried = {crystal.group}
+    for symprec in SUPERGROUP_SYMPRECS:
+        try:
+            unit = asymmetric_unit(crystal.lattice, frac, crystal.numbers[site], symprec)
+        except RejectError:
+            continue
+        if unit.group in tried:
+            continue
+        tried.add(unit.group)
+        higher = Crystal(unit.group, unit.lattice, unit.numbers, unit.frac, unit.multiplicity)
+        found = refined_or_none(higher, target, options)
+        if found is None or found.parameters >= refined.parameters:
+            continue
+        if refined.r_wp < FAR_BETTER * found.r_wp:
+            continue
+        own, others = (
+            refine(
+                one.crystal, target, one.profile, orientation=options.orientation, caglioti=True
+            )
+            for one in (refined, found)
+        )
+        if penalised(others) <= penalised(own):
+            return found
+    return refined
+
+
+def penalised(refined: Refined) -> float:
+    """R_wp times N^(p/2N) for p parameters and N points, as the Bayesian information criterion
+    weighs them: a description of lower symmetry has to fit better than noise lets it."""
+    points = len(refined.pattern)
+    return float(refined.r_wp * points ** (refined.parameters / (2 * points)))
 
 
 def shortest_distance(crystal: Crystal) -> float:

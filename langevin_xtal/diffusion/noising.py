@@ -293,5 +293,22 @@ def graph_of(
     )
 
 
+def clean_graph(crystals: Crystals, settings: GraphSettings, operations: Operations) -> GraphBatch:
+    """The float32 multigraph of crystals as they are, on the host."""
+    site_crystal = crystals.site_crystal
+    return graph_of(
+        crystals.frac,
+        cell_frame(crystals.coordinates).rows,
+        crystals,
+        torch.zeros(len(crystals.coordinates), dtype=torch.float64),
+        torch.ones(len(crystals.coordinates), dtype=torch.bool),
+        settings,
+        operations,
+        torch.float32,
+        pairs=site_pairs(site_crystal, crystals.op_start, crystals.op_count),
+        builder="host",
+    )
+
+
 def _on_host(builder: Builder | None, device: torch.device) -> bool:
     return (builder or ("torch" if device.type == "cuda" else "host")) == "host"

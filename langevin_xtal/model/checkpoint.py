@@ -41,6 +41,8 @@ MODEL_FORMAT = "langevin-xtal model 2"
 HEADER = "langevin_xtal"
 HEADER_CHECKSUM = "header_checksum"
 SUFFIX = ".safetensors"
+PROPERTIES_SUFFIX = "-properties.safetensors"
+"""Of shipped files of :mod:`langevin_xtal.model.properties`, which are no models to sample."""
 
 ConfigT = TypeVar("ConfigT")
 
@@ -271,7 +273,7 @@ def save_model(path: Path, model: CrystalModel) -> None:
     """Write a model file; numbers that half the bytes hold exactly take no more."""
     tensors = {f"network.{k}": v for k, v in model.network.state_dict().items()}
     tensors |= model._part_tensors()
-    tensors = {k: _compact(v) for k, v in tensors.items()}
+    tensors = {k: compact(v) for k, v in tensors.items()}
     tables = model.statistics.to_tensors()
     tensors |= {f"statistics.{k}": torch.from_numpy(v) for k, v in tables.items()}
     header = {
@@ -295,7 +297,8 @@ def _settings(model: CrystalModel) -> dict[str, Any]:
 _SHORTER = {torch.float32: torch.float16, torch.int32: torch.int16}
 
 
-def _compact(values: torch.Tensor) -> torch.Tensor:
+def compact(values: torch.Tensor) -> torch.Tensor:
+    """In half the bytes where these hold the same numbers."""
     short = values.to(_SHORTER.get(values.dtype, values.dtype))
     return short if torch.equal(short.to(values.dtype), values) else values
 
@@ -331,7 +334,8 @@ def shipped_models() -> tuple[str, ...]:
     """Names of the models inside the package."""
     folder = resources.files("langevin_xtal.weights")
     names = (entry.name for entry in folder.iterdir())
-    return tuple(sorted(n.removesuffix(SUFFIX) for n in names if n.endswith(SUFFIX)))
+    own = (n for n in names if n.endswith(SUFFIX) and not n.endswith(PROPERTIES_SUFFIX))
+    return tuple(sorted(n.removesuffix(SUFFIX) for n in own))
 
 
 def _read_model(path: Path) -> CrystalModel:

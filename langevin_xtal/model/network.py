@@ -17,6 +17,7 @@ P_l depends on f alone, so the sum over triplets is one matrix product per row o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -180,6 +181,17 @@ class Interaction(nn.Module):
         return self.after(functional.silu(self.skip(self.before(x))) + x_in)
 
 
+class _Read(NamedTuple):
+    """What the layers of messages read of a batch."""
+
+    radial: Tensor  #: (M, F) radial basis and edge features
+    angular: Tensor  #: (M, L, N)
+    weight: Tensor  #: (M,) factor on the outputs
+    of_source: Tensor  #: (A, width)
+    of_target: Tensor  #: (A, width)
+    noise: Tensor  #: (B, width) conditions of each crystal
+
+
 class EdgeNetwork(nn.Module):
     """Two numbers per edge from a batch of symmetry multigraphs and their noise levels.
 
@@ -229,6 +241,18 @@ class EdgeNetwork(nn.Module):
         Tensor
             (E, 2): weight of the edge in the position noise, relative length change.
         """
+        given = self._read(g, sigma_pos, sigma_lat)
+        if self.fused and fused.fits(self.config.width, self.config.triplet_width, given.radial):
+            return fused.edge_network(self, g, *given)[g.message]
+        out = self.output[2](self._last(g, given))
+        return (out * given.weight.unsqueeze(1))[g.message]
+
+    def messages(self, g: GraphBatch, sigma_pos: Tensor, sigma_lat: Tensor) -> Tensor:
+        """(M, width) what the last layer reads of each message, times the weight of its edges."""
+        given = self._read(g, sigma_pos, sigma_lat)
+        return self._last(g, given) * given.weight.unsqueeze(1)
+
+    def _read(self, g: GraphBatch, sigma_pos: Tensor, sigma_lat: Tensor) -> _Read:
         first = g.first_edge
         weight, dist = edge_weight(g)[first], g.dist[first]
         amount = g.abundance.log()
@@ -253,17 +277,20 @@ class EdgeNetwork(nn.Module):
         site = torch.stack([amount, volume, confined], dim=1)
         h = self.element(g.numbers) + self.from_amount(site)
         of_source, of_target = self.from_source(h + noise[g.site_crystal]), self.from_target(h)
-        if self.fused and fused.fits(self.config.width, self.config.triplet_width, radial):
-            out = fused.edge_network(self, g, radial, angular, weight, of_source, of_target, noise)
-            return out[g.message]
-        x = of_source[g.source[first]] + of_target[g.target[first]] + self.from_edge(radial)
+        return _Read(radial, angular, weight, of_source, of_target, noise)
+
+    def _last(self, g: GraphBatch, given: _Read) -> Tensor:
+        """(M, width) what the last layer reads, on the plain path."""
+        first, radial = g.first_edge, given.radial
+        x = given.of_source[g.source[first]] + given.of_target[g.target[first]]
+        x = x + self.from_edge(radial)
         x = functional.silu(self.embed(functional.silu(x)))
         angle = legendre(self.config.spherical, g.cosine) * g.is_triplet.unsqueeze(-1)
         plain = radial[:, : self.config.radial]
         for block in self.blocks:
-            x = block(x, plain, angular, angle, noise, g)
-        out = self.output(x * self.output_gate(radial))
-        return (out * weight.unsqueeze(1))[g.message]
+            x = block(x, plain, given.angular, angle, given.noise, g)
+        last: Tensor = self.output[:2](x * self.output_gate(radial))
+        return last
 
     def _mean_element(self, g: GraphBatch) -> Tensor:
         """(B, width) embedding of the composition: the mean over the atoms of the cell."""

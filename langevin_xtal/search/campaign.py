@@ -27,10 +27,12 @@ from langevin_xtal.config.screening import (
 )
 from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.crystal.entry import Entry
+from langevin_xtal.crystal.properties import PROPERTIES, windows_of
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.prepare import load_crystals
 from langevin_xtal.errors import InputError
 from langevin_xtal.model.checkpoint import CrystalModel, load_model
+from langevin_xtal.model.properties import SHIPPED, PropertyModel, load_properties
 from langevin_xtal.sampling.sample import SampleOptions
 from langevin_xtal.screen.filters import DEFAULT_FILTERS
 from langevin_xtal.screen.hull import HullReferences
@@ -71,6 +73,11 @@ RELEASE_WITHIN = 0.1
 """Of the hull [eV/atom]; losing its symmetry gains a crystal some hundredths."""
 SECOND_COLUMNS = ("second_energy", "second_above_hull", "disagreement")
 """What :func:`~langevin_xtal.search.second_opinion.ask_second` brings."""
+PREDICTED_COLUMNS = (
+    *(f"predicted_{name}{more}" for name in PROPERTIES for more in ("", "_error")),
+    "target_probability",
+)
+"""What a property model predicts, and what a target makes of it."""
 DFT_COLUMNS = ("dft_energy", "dft_e_above_hull", "dft_gap", "dft_magnetisation")
 """What :func:`~langevin_xtal.search.collect.collect` brings."""
 TABLE = (
@@ -86,6 +93,7 @@ TABLE = (
     "known",
     "setting_rank",
     "setting_probability",
+    *PREDICTED_COLUMNS,
     *SECOND_COLUMNS,
     *DFT_COLUMNS,
     "flags",
@@ -139,6 +147,14 @@ class Campaign:
         Details of the stages; potentials named there are not looked at.
     hull
         References for the energy above hull; by default those shipped for the potential.
+    target
+        Windows that properties are wanted in, such as ``"band_gap=1.1:1.7"``, one for each
+        property. Candidates are relaxed and ranked in the order of their energy above hull and of
+        the probability to lie there, see :func:`~langevin_xtal.search.entries.rank_key`. May be
+        given later, not changed.
+    properties
+        Model that predicts properties of candidates, or its name, see
+        :func:`~langevin_xtal.model.properties.load_properties`; None predicts none.
     reference
         Known crystals, or the path of a packed dataset or of structures of any other kind;
         candidates equal to one are marked.
@@ -155,7 +171,8 @@ class Campaign:
     Raises
     ------
     InputError
-        For options out of range, or elements the potential does not know.
+        For options out of range, elements the potential does not know, or a target that the
+        property model does not predict.
     """
 
     def __init__(
@@ -180,6 +197,8 @@ class Campaign:
         filters: FilterOptions = DEFAULT_FILTERS,
         sampling: SampleOptions | None = None,
         hull: HullReferences | None = None,
+        target: str | Sequence[str] | None = None,
+        properties: PropertyModel | str | None = SHIPPED,
         reference: PackedDataset | str | os.PathLike[str] | None = None,
         phonons: int = 0,
         phonon_options: PhononOptions = DEFAULT_PHONONS,
@@ -205,6 +224,14 @@ class Campaign:
             raise InputError("relax_best says how many to relax: ask for relaxation too")
         if phonons and not relax:
             raise InputError("phonons need relaxed candidates: ask for relaxation too")
+        windows = windows_of(target or ())
+        if isinstance(properties, str):
+            properties = load_properties(properties)
+        if windows and properties is None:
+            raise InputError("a target needs a model that predicts properties: name one")
+        for window in windows:
+            assert properties is not None
+            properties.check(window.name)
         self.store, self.lease = store, lease
         if isinstance(reference, (str, os.PathLike)):
             reference = load_crystals(reference)
@@ -233,6 +260,8 @@ class Campaign:
             hull=hull,
             phonons=phonons,
             phonon_options=phonon_options,
+            properties=properties,
+            windows=windows,
             max_hours=max_hours,
             workers=workers or os.cpu_count() or 1,
             cache=cache,
@@ -351,6 +380,8 @@ class Campaign:
             },
             "filters": repr(plan.filters),
             "relax": relax,
+            "properties": None if plan.properties is None else plan.properties.hash,
+            "target": [str(window) for window in plan.windows] or None,
             "reference": None if plan.reference is None else plan.reference.content_hash[:16],
         }
 
@@ -378,7 +409,9 @@ def ranked_table(entries: Sequence[Entry]) -> pandas.DataFrame:
     Columns: uid, formula, group (asked for), found_group, e_above_all (above the hull of
     references and candidates), e_above_hull (of references alone) and energy [eV/atom], atoms (of
     the conventional cell), volume_per_atom [Å³], known (reference it equals), setting_rank (from
-    0) and setting_probability (where the model chose the setting), second_energy,
+    0) and setting_probability (where the model chose the setting), predicted_e_form,
+    predicted_e_hull [eV/atom] and predicted_band_gap [eV] with their errors, target_probability
+    (to lie in the windows of the search's target), second_energy,
     second_above_hull and disagreement [eV/atom] (of a second potential), dft_energy and
     dft_e_above_hull [eV/atom], dft_gap [eV] and dft_magnetisation [μB/atom] (where a calculation
     was collected), flags.
@@ -403,7 +436,10 @@ def ranked_table(entries: Sequence[Entry]) -> pandas.DataFrame:
                 "known": str(entry.properties.get("known", "")),
                 "setting_rank": setting[0],
                 "setting_probability": setting[1],
-                **{name: entry.properties.get(name) for name in (*SECOND_COLUMNS, *DFT_COLUMNS)},
+                **{
+                    name: entry.properties.get(name)
+                    for name in (*PREDICTED_COLUMNS, *SECOND_COLUMNS, *DFT_COLUMNS)
+                },
                 "flags": "; ".join(flags(entry)),
             }
         )

@@ -18,6 +18,7 @@ from typing import Any
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.entry import Entry, Value
+from langevin_xtal.crystal.properties import window_energy
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.readers import (
     ReadStructure,
@@ -179,15 +180,19 @@ def _of_row(entry: Entry) -> ReadStructure:
     return ReadStructure(id=entry.uid, cell=entry.cell, energy=energy, properties=numbers)
 
 
-def rank_key(entry: Entry) -> tuple[float, float, float]:
+def rank_key(entry: Entry) -> tuple[float, float, float, float]:
     """Smaller is better; what is unknown comes last.
 
     Energy above the hull of references and candidates, where a search has found it; then above
-    that of the references alone; then energy [eV/atom].
+    that of the references alone; then energy [eV/atom]. With the target of a search, each is
+    higher by the :func:`~langevin_xtal.crystal.properties.window_energy` of the candidate, which
+    alone orders those without an energy.
     """
+    probability = entry.properties.get("target_probability")
+    more = 0.0 if probability is None else window_energy(float(probability))
     values = (entry.properties.get("e_above_all"), entry.e_above_hull, entry.energy)
-    first, second, third = (math.inf if v is None else float(v) for v in values)
-    return first, second, third
+    first, second, third = (math.inf if v is None else float(v) + more for v in values)
+    return first, second, third, more
 
 
 def found_group(cell: Cell, symprec: float = SYMPREC) -> int | None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.entry import Value
+from langevin_xtal.crystal.properties import PROPERTIES
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError
 
@@ -45,6 +46,9 @@ _KINDS: dict[str, type] = {
             *("e_above_hull", "e_above_all", "phonon_minimum", "min_distance"),
             *("dft_energy", "dft_gap", "dft_magnetisation", "dft_e_above_hull"),
             *("second_energy", "second_above_hull", "disagreement"),
+            *(f"predicted_{name}" for name in PROPERTIES),
+            *(f"predicted_{name}_error" for name in PROPERTIES),
+            "target_probability",
         ),
         float,
     ),
@@ -66,6 +70,7 @@ _KINDS: dict[str, type] = {
         (
             *("reason", "known", "potential", "note", "warning", "hull_reason", "hull_phases"),
             *("dft_code", "dft_note", "dft_set", "second_potential", "second_reason"),
+            "prediction_reason",
         ),
         str,
     ),
@@ -362,6 +367,12 @@ def _stages(rows: Sequence[Row], seconds: Mapping[str, float]) -> Iterator[Stage
         remark = f"{sum(bool(row.facts['known']) for row in looked_up)} known"
         time = spent("known", "known relaxed")
         yield Stage("looked up", len(looked_up), len(looked_up), remark, time)
+    wanted = having("target_probability", unique)
+    if wanted:
+        likely = sum(float(row.facts["target_probability"]) >= 0.5 for row in wanted)
+        remark = f"{likely} in the window of the target as likely as not"
+        time = spent("properties", "properties relaxed")
+        yield Stage("predicted", len(wanted), len(wanted), remark, time)
     relaxed = [row for row in having("energy", unique) if not row.facts.get("reason")]
     if "screen" in seconds:
         known = having("energy_sampled", unique)
@@ -443,6 +454,8 @@ def key_value_pairs(row: Row) -> dict[str, Value]:
         "dft_magnetisation": "dft_magnetisation",
         "known": "reference",
         "potential": "potential",
+        **{f"predicted_{name}": f"predicted_{name}" for name in PROPERTIES},
+        "target_probability": "target_probability",
     }
     for fact, key in names.items():
         if facts.get(fact) not in (None, ""):

@@ -22,17 +22,20 @@ from langevin_xtal.config.screening import (
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.cell import Cell, cell_key
 from langevin_xtal.crystal.entry import Value
+from langevin_xtal.crystal.properties import PROPERTIES, Window, window_energy, windows_of
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError
 from langevin_xtal.evaluation.cache import Cache, SpareCache
 from langevin_xtal.model.checkpoint import CrystalModel
+from langevin_xtal.model.properties import PropertyModel
 from langevin_xtal.sampling.postprocess import Rejection
 from langevin_xtal.sampling.sample import SampleOptions, choice_facts, sample_batches
 from langevin_xtal.screen.filters import reject_reason
 from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.phonons import PhononResult, phonon_checks
 from langevin_xtal.screen.potentials import load_potential
+from langevin_xtal.screen.properties import Prediction, predict_properties
 from langevin_xtal.screen.relax import (
     GROUP_SYMPRECS,
     Relaxation,
@@ -57,7 +60,12 @@ Work = Callable[[str, list[Row], Callable[[int], None]], None]
 POLL_SECONDS = 0.5
 SAMPLING_SHARE = 0.5
 """Of the time allowed, when relaxation is to follow."""
-AT_ONCE = {"filter": 200, "known": 64, "known relaxed": 64, "rank": 200}
+PROPERTY_DIGITS = 4
+"""Decimals of predictions that are kept."""
+AT_ONCE = {
+    **{"filter": 200, "known": 64, "known relaxed": 64, "rank": 200},
+    **{"properties": 64, "properties relaxed": 64},
+}
 """Candidates claimed at a time."""
 EACH_AT_ONCE = {"screen": 128, "relax": 32, "release": 16, "phonons": 4}
 """The same, for each worker; with a limit of time a quarter, of samples too."""
@@ -89,6 +97,8 @@ class Plan:
     hull: HullReferences | None
     phonons: int
     phonon_options: PhononOptions
+    properties: PropertyModel | None  #: that predicts properties of candidates
+    windows: tuple[Window, ...]  #: of the target
     max_hours: float | None
     workers: int
     cache: str | os.PathLike[str] | None
@@ -129,9 +139,11 @@ class _StageRun:
         self._compare("duplicates", "comparing", "duplicate_of")
         if plan.reference is not None:
             self._each("known", "looking up", self._left(), self._look_up)
+        if plan.properties is not None:
+            self._each("properties" + self._target, "predicting", self._left(), self._predict)
         if not plan.relax:
             return
-        if plan.relax_best is not None:
+        if plan.relax_best is not None or self._windows:
             self._each("screen", "energies", self._left(), self._screen)
         self._each("relax", "relaxing", self._to_relax(), self._relax)
         self._compare("merge", "comparing relaxed", "same_as")
@@ -141,6 +153,9 @@ class _StageRun:
             rows = self.store.rows(self._relaxed())
             unknown = [row.index for row in rows if not row.facts.get("known")]
             self._again("known relaxed", "looking up relaxed", unknown, self._look_up)
+        if plan.properties is not None:
+            stage = "properties relaxed" + self._target
+            self._again(stage, "predicting relaxed", self._relaxed(), self._predict)
         self._again("rank", "ranking", self._relaxed(), self._rank)
         self._rank_together()
         if plan.phonons:
@@ -163,17 +178,23 @@ class _StageRun:
         return [row.index for row in sorted(rows, key=lambda r: rank_key(entry_of(r)))[:count]]
 
     def _to_relax(self) -> list[int]:
-        """What is left; or of it the lowest above the hull of all, as sampled."""
+        """What is left; or of it the lowest above the hull of all, as sampled.
+
+        With a target, those come first that are low and likely to lie in its windows.
+        """
         count = self.plan.relax_best
-        if count is None:
+        if count is None and not self._windows:
             return self._left()
         rows = [
             r for r in self.store.rows(self._left()) if r.facts.get("energy_sampled") is not None
         ]
         energy = [float(row.facts["energy_sampled"]) for row in rows]
+        more = np.zeros(len(rows))
+        if self._windows:
+            more[:] = [window_energy(float(r.facts.get("target_probability", 0.0))) for r in rows]
         # without a hull, the lowest energies
-        key = np.nan_to_num(self._above_all(rows, energy), nan=math.inf)
-        return [rows[k].index for k in np.lexsort((np.array(energy), key))[:count]]
+        key = np.nan_to_num(self._above_all(rows, energy) + more, nan=math.inf)
+        return [rows[k].index for k in np.lexsort((np.array(energy) + more, key))[:count]]
 
     def _to_release(self) -> list[int]:
         """Those different with symmetry kept, and near the hull of all, or without a hull."""
@@ -199,6 +220,17 @@ class _StageRun:
         ]
         return hull.above_all([cell[2] for cell in cells], compared)
 
+    @cached_property
+    def _windows(self) -> tuple[Window, ...]:
+        """Of the target, if not of this run then of an earlier one."""
+        stored = self.store.settings.get("target")
+        return self.plan.windows or (windows_of(stored) if stored else ())
+
+    @property
+    def _target(self) -> str:
+        """Added to the name of a stage that looks at all candidates anew for another target."""
+        return "".join(f", {window}" for window in self._windows)
+
     # -- how work is shared
 
     def _late(self, share: float = 1.0) -> bool:
@@ -213,7 +245,7 @@ class _StageRun:
         work: Work,
     ) -> None:
         """``work`` of every candidate, by one of all processes; slow work only in time."""
-        kind = stage.removesuffix(BROKEN)
+        kind = stage.split(",")[0]
         slow, most = kind in EACH_AT_ONCE, AT_ONCE.get(kind, 1)
         if slow:
             limited = self.plan.max_hours is not None
@@ -400,6 +432,21 @@ class _StageRun:
         self.store.settle_each(stage, changes, time.perf_counter() - start)
         show(len(rows))
 
+    def _predict(self, stage: str, rows: list[Row], show: Callable[[int], None]) -> None:
+        assert self.plan.properties is not None
+        start = time.perf_counter()
+        found = predict_properties(
+            [_geometry(row) for row in rows],
+            self.plan.properties,
+            together=1,  # so that who shares the work changes no digit
+            progress=lambda done, planned: show(done),
+        )
+        changes = {
+            row.index: _predicted_change(prediction, self._windows)
+            for row, prediction in zip(rows, found, strict=True)
+        }
+        self.store.settle_each(stage, changes, time.perf_counter() - start)
+
     @cached_property
     def _known(self) -> Known:
         assert self.plan.reference is not None
@@ -564,6 +611,23 @@ def _sampled(candidate: Candidate) -> Row:
         },
         provenance={k: v for k, v in candidate.provenance.items() if k != "request"},
     )
+
+
+def _predicted_change(prediction: Prediction, windows: Sequence[Window]) -> Change:
+    facts: dict[str, Value | None] = {"prediction_reason": prediction.reason or None}
+    for name in PROPERTIES:
+        value, error = prediction.values.get(name), prediction.errors.get(name)
+        facts[f"predicted_{name}"] = None if value is None else round(value, PROPERTY_DIGITS)
+        facts[f"predicted_{name}_error"] = None if error is None else round(error, PROPERTY_DIGITS)
+    if windows:
+        each = [
+            0.0
+            if window.name not in prediction.values
+            else window.probability(prediction.values[window.name], prediction.errors[window.name])
+            for window in windows
+        ]
+        facts["target_probability"] = round(math.prod(each), PROPERTY_DIGITS + 2)
+    return Change(facts)
 
 
 def _screened_change(result: Relaxation) -> Change:

@@ -25,8 +25,10 @@ from langevin_xtal.config.sampling import PRESETS
 from langevin_xtal.config.tables import from_table, list_of, read_toml
 from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
 from langevin_xtal.crystal.entry import Entry
+from langevin_xtal.crystal.properties import windows_of
 from langevin_xtal.errors import DataError, InputError, LangevinXtalError
 from langevin_xtal.extras import require
+from langevin_xtal.model.properties import SHIPPED
 from langevin_xtal.sampling.sample import SampleOptions
 from langevin_xtal.search.campaign import RELEASE_WITHIN, Campaign
 from langevin_xtal.search.database import database_errors
@@ -62,6 +64,8 @@ class SystemOptions:
     relax_best: int | None = None
     release_within: float = RELEASE_WITHIN  #: [eV/atom]
     potential: str = "chgnet"
+    target: str = ""  #: one window, such as ``band_gap=1.1:1.7``
+    properties: str = SHIPPED
     phonons: int = 0
     reference: str = ""
     max_hours: float | None = None  #: for one process at this system, each time it comes to it
@@ -73,6 +77,7 @@ class SystemOptions:
             )
         if self.samples < 1:
             raise InputError(f"samples is {self.samples}; the least is 1")
+        windows_of(self.target or ())
 
 
 class SystemState(NamedTuple):
@@ -160,6 +165,8 @@ class Systems:
             relax_best=chosen.relax_best,
             release_within=chosen.release_within,
             potential=chosen.potential,
+            target=chosen.target or None,
+            properties=None if chosen.properties == "none" else chosen.properties,
             sampling=SampleOptions.preset(chosen.preset),
             reference=chosen.reference or None,
             phonons=chosen.phonons,

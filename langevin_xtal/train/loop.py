@@ -35,6 +35,7 @@ from torch import Tensor
 from langevin_xtal.config.sampling import LatticeEstimate
 from langevin_xtal.config.training import Precision, TrainingConfig
 from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.diffusion.crystals import CrystalStore
 from langevin_xtal.diffusion.losses import Losses, denoising_losses
 from langevin_xtal.diffusion.noising import Builder, Noised, NoisingConfig, noise_batch
 from langevin_xtal.errors import InputError
@@ -59,7 +60,6 @@ from langevin_xtal.train.fit import (
     moment_tensors,
 )
 from langevin_xtal.train.parts import OnEpoch, PartEpochs, fit_parts
-from langevin_xtal.train.store import CrystalStore
 
 LEVEL_BINS = 10
 MODEL = "model.safetensors"

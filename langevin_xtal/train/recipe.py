@@ -22,22 +22,27 @@ from typing import Any, cast
 
 from langevin_xtal.config.tables import from_table, list_of, parse_toml, table_of
 from langevin_xtal.config.training import Size, TrainingConfig
+from langevin_xtal.crystal.properties import PROPERTIES
 from langevin_xtal.dataset.join import join, near_duplicates, split
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError
 from langevin_xtal.files import write_text
 from langevin_xtal.model.checkpoint import CrystalModel, load_model, save_model
 from langevin_xtal.model.network import SIZES
+from langevin_xtal.model.properties import PropertyModel, save_properties
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.train.card import page
 from langevin_xtal.train.distributed import join as join_team
 from langevin_xtal.train.fit import TimeIsOverError
 from langevin_xtal.train.loop import MODEL, LogRow, TrainConfig, Trainer
 from langevin_xtal.train.parts import PARTS, Fitting, PartEpochs, clear_states
+from langevin_xtal.train.properties import fit_properties
 from langevin_xtal.version import __version__
 
 SCORE = "score"
 """Part that the score network is; the others are those of :data:`PARTS`."""
+PROPERTY_FIT = "properties"
+"""Fit of a property model, which is a file of its own and the only fit of its recipe."""
 CARD = "card.md"
 RECORD = "recipe.json"
 HELD_OUT = 0.05
@@ -98,8 +103,9 @@ class FitStep:
     members: int = 1
 
     def __post_init__(self) -> None:
-        if self.part not in (SCORE, *PARTS):
-            raise InputError(f"fit {self.part!r} is not known; give {SCORE}, {', '.join(PARTS)}")
+        known = (SCORE, *PARTS, PROPERTY_FIT)
+        if self.part not in known:
+            raise InputError(f"fit {self.part!r} is not known; give {', '.join(known)}")
         length = "steps" if self.part == SCORE else "epochs"
         if getattr(self, length) < 1:
             raise InputError(f"fit {self.part}: give {length}, 1 or more")
@@ -129,6 +135,8 @@ class Recipe:
     attribution: str
     size: str = "small"
     """Of the score network."""
+    start: str = ""
+    """Model whose score network a property model starts from: a shipped name or a file."""
     halve: Sequence[str] = ()
     """Parts rounded to half precision in the end, which take half the space."""
     weaknesses: Sequence[str] = ()
@@ -139,11 +147,20 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise InputError(f"size {self.size!r} is not known; give one of {', '.join(SIZES)}")
-        if not self.fit or self.fit[0].part != SCORE:
+        if any(fit.part == PROPERTY_FIT for fit in self.fit):
+            if len(self.fit) > 1 or not self.start:
+                raise InputError(
+                    f"a fit of {PROPERTY_FIT} must be the only one, and start from a model: "
+                    'start = "mp20"'
+                )
+        elif not self.fit or self.fit[0].part != SCORE:
             raise InputError(f"the first fit must be of the {SCORE} network")
+        elif self.start:
+            raise InputError(f"start is of fits of {PROPERTY_FIT}; leave it out")
         for part in self.halve:
-            if part not in PARTS:
-                raise InputError(f"halve: {part!r} is not known; give some of {', '.join(PARTS)}")
+            if part not in (*PARTS, PROPERTY_FIT):
+                known_parts = ", ".join((*PARTS, PROPERTY_FIT))
+                raise InputError(f"halve: {part!r} is not known; give some of {known_parts}")
         known = set(self.sources)
         for step in self.data:
             self._check([*step.join, step.without, step.split], known, f"data {step.name}")
@@ -358,7 +375,7 @@ class RecipeRun:
         max_seconds: float = math.inf,
         on_row: Callable[[LogRow, Trainer], None] | None = None,
         progress: Callable[[str, int, int], None] | None = None,
-    ) -> CrystalModel | None:
+    ) -> CrystalModel | PropertyModel | None:
         """Go on to the end; None where the time was over, or in all processes but the first.
 
         Parameters
@@ -375,6 +392,8 @@ class RecipeRun:
             report = None if progress is None else _titled(progress, title)
             folder = self.out / f"{k + 1:02d}-{step.part}"
             try:
+                if step.part == PROPERTY_FIT:
+                    return self._properties(step, folder, until, report) if self.leads else None
                 if step.part == SCORE:
                     model = self._score(step, folder, model, until, on_row, report)
                 elif not self.leads:
@@ -468,6 +487,32 @@ class RecipeRun:
             clear_states(folder)
         return model
 
+    def _properties(
+        self,
+        step: FitStep,
+        folder: Path,
+        until: float,
+        progress: Callable[[int, int], None] | None,
+    ) -> PropertyModel:
+        """The property model with its card, in the folder."""
+        start = load_model(self.recipe.start)
+        fitted = fit_properties(
+            self._learned(step),
+            seed=step.seed,
+            epochs=step.epochs,
+            init=start.network,
+            on_epoch=None if progress is None else lambda e, *_: progress(e, step.epochs),
+            out=folder,
+            until=until,
+            halved=PROPERTY_FIT in self.recipe.halve,
+        )
+        fitted = replace(fitted, name=self.name)
+        card = self._card() | {"weights": fitted.hash, "started_from": start.hash}
+        fitted = replace(fitted, card=card)
+        save_properties(self.out / MODEL, fitted)
+        write_text(self.out / CARD, page(self.name, fitted.card))
+        return fitted
+
     def _statistics(self) -> Statistics:
         data = self.data.of[self.recipe.statistics]
         return Statistics.of(
@@ -554,7 +599,8 @@ class RecipeRun:
 
 
 SHOWN = ("step", "epoch", "position", "lattice", "validation_position", "validation_lattice",
-         "loss", "held_out", "parameters")  # fmt: skip
+         "loss", "held_out", "parameters",
+         *(f"held_out_{name}" for name in PROPERTIES))  # fmt: skip
 """Columns of logs whose last values go into a card; times do not: a repeated run has the same."""
 
 

@@ -1,0 +1,324 @@
+"""Properties of a crystal from its multigraph, with error bars.
+
+The trunk is the score network's (:class:`~langevin_xtal.model.network.EdgeNetwork`) without its
+last layer. What it says of the edges that leave a site is added up; some members, each with
+weights of its own, read that and the element of the site, take the mean over the atoms of the
+cell (sites count by their multiplicity) and give for every property a value and an error:
+
+    h_i = m(Σ_e x_e, Z_i),    p = Σ_i M_i h_i / Σ_i M_i,    (μ, log b) = A p + f(p).
+
+A member takes a property for Laplace distributed about μ with width b. The value of all is the
+mean of the μ, the variance of it the mean of 2 b² plus the variance of the μ between members.
+Error bars are multiplied by a factor found on crystals held out, so that 68.3 % of these lie
+within one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from langevin_xtal.crystal.properties import PROPERTIES
+from langevin_xtal.errors import CheckpointError, InputError
+from langevin_xtal.graph.batch import GraphBatch
+from langevin_xtal.model.checkpoint import (
+    MODEL_FORMAT,
+    PROPERTIES_SUFFIX,
+    SUFFIX,
+    compact,
+    config_from_dict,
+    read_tensors,
+    shipped_models,
+    weights_hash,
+    write_tensors,
+)
+from langevin_xtal.model.network import ELEMENTS, EdgeNetwork, NetworkConfig
+
+PROPERTIES_FORMAT = "langevin-xtal properties 1"
+SHIPPED = "mp20-properties"
+"""Name of the model that is used where none is named."""
+NEIGHBOURS = 10.0
+"""What sums over edges are divided by."""
+LEAST_WIDTH = -5.0
+"""Of log b, in units of the property's scale."""
+
+
+RANGES: dict[str, tuple[int, int]] = {
+    "width": (1, 1024),
+    "element_width": (1, 1024),
+    "members": (1, 64),
+}
+"""What the heads may be: their file is not trusted, and memory is taken on its word."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PropertyConfig:
+    """Size of what reads the trunk."""
+
+    width: int = 64
+    """Features of a site and of a crystal."""
+    element_width: int = 32
+    """Features of an element."""
+    members: int = 4
+    """Heads whose mean is taken."""
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise InputError(f"{name} is {value}; it must lie between {low} and {high}")
+
+
+class _Members(nn.Module):
+    """A linear layer of every member: (K or 1, M, in) to (K, M, out)."""
+
+    def __init__(self, members: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(members, inputs, outputs) / math.sqrt(inputs))
+        self.bias = nn.Parameter(torch.zeros(members, 1, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
+
+class PropertyNetwork(nn.Module):
+    """Values and widths of ``count`` properties, by every member, in units of their scales."""
+
+    def __init__(self, network: NetworkConfig, config: PropertyConfig, count: int) -> None:
+        super().__init__()
+        self.config = config
+        k, w, e = config.members, config.width, config.element_width
+        self.trunk = EdgeNetwork(network)
+        self.trunk.output = nn.Sequential(
+            *list(self.trunk.output)[:2]
+        )  # not the two numbers per edge
+        self.element = nn.Embedding(ELEMENTS, e)
+        self.site = _Members(k, network.width + e, w)
+        self.site_more = _Members(k, w, w)
+        self.crystal = _Members(k, w, w)
+        self.straight, self.curved = _Members(k, w, 2 * count), _Members(k, w, 2 * count)
+
+    def start_from(self, network: EdgeNetwork) -> None:
+        """Take over the weights of a score network.
+
+        Raises
+        ------
+        InputError
+            When its weights are of other sizes.
+        """
+        own = self.trunk.state_dict()
+        given = {k: v for k, v in network.state_dict().items() if k in own}
+        if {k: v.shape for k, v in given.items()} != {k: v.shape for k, v in own.items()}:
+            raise InputError(
+                f"the trunk {self.trunk.config} cannot start from a network {network.config}"
+            )
+        self.trunk.load_state_dict(given)
+
+    def forward(self, g: GraphBatch) -> tuple[Tensor, Tensor]:
+        """(K, B, P) values μ and log widths log b of a batch of clean crystals."""
+        clean = g.volume_per_atom.new_zeros(len(g.volume_per_atom))
+        edges = torch.bincount(g.message, minlength=len(g.first_edge))
+        messages = self.trunk.messages(g, clean, clean) * edges.unsqueeze(1)
+        sums = messages.new_zeros(len(g.numbers), messages.shape[1])
+        sums = sums.index_add(0, g.source[g.first_edge], messages) / NEIGHBOURS
+        x = torch.cat([sums, self.element(g.numbers)], dim=1).unsqueeze(0)
+        x = functional.silu(self.site(x))
+        x = x + functional.silu(self.site_more(x))
+        share = (
+            g.multiplicity
+            / torch.zeros_like(clean).index_add(0, g.site_crystal, g.multiplicity)[g.site_crystal]
+        )
+        pooled = x.new_zeros(x.shape[0], len(clean), x.shape[2])
+        pooled = pooled.index_add(1, g.site_crystal, x * share.view(1, -1, 1))
+        out = self.straight(pooled) + self.curved(functional.silu(self.crystal(pooled)))
+        value, width = out.chunk(2, dim=2)
+        return value, width.clamp(min=LEAST_WIDTH)
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Properties of B crystals."""
+
+    names: tuple[str, ...]  #: (P,) of :data:`~langevin_xtal.crystal.properties.PROPERTIES`
+    value: NDArray[np.float64]  #: (B, P)
+    error: NDArray[np.float64]  #: (B, P) standard deviation; NaN where the value is
+
+    def column(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(B,) values and errors of one property."""
+        k = self.names.index(name)
+        return self.value[:, k], self.error[:, k]
+
+
+@dataclass(frozen=True, eq=False)
+class PropertyModel:
+    """A fitted network with the scales of its properties."""
+
+    name: str
+    network: PropertyNetwork
+    names: tuple[str, ...]  #: (P,) of :data:`~langevin_xtal.crystal.properties.PROPERTIES`
+    middle: tuple[float, ...]  #: (P,) median of each in the training set
+    scale: tuple[float, ...]  #: (P,) mean deviation from it
+    stretch: tuple[float, ...]  #: (P,) factor of error bars
+    elements: frozenset[int]  #: atomic numbers in the training set
+    card: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def hash(self) -> str:
+        """16 hexadecimal digits over weights, scales and names."""
+        scales = torch.tensor([self.middle, self.scale, self.stretch], dtype=torch.float64)
+        named = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        return weights_hash(named | {"scales " + ",".join(self.names): scales})
+
+    def __repr__(self) -> str:
+        weights = sum(p.numel() for p in self.network.parameters())
+        return f"PropertyModel({self.name}: {', '.join(self.names)}; {weights:,} weights)"
+
+    def check(self, name: str) -> None:
+        """Raise InputError unless the property is one that the model predicts."""
+        if name not in self.names:
+            raise InputError(
+                f"property {name!r} is not one that model {self.name} predicts; it predicts "
+                f"{', '.join(self.names)}"
+            )
+
+    @torch.inference_mode()
+    def of_batch(self, g: GraphBatch) -> Predictions:
+        """Properties of a batch of clean crystals."""
+        value, width = self.network(g)
+        value, spread = value.double(), (2.0 * (2.0 * width.double()).exp()).mean(0)
+        if value.shape[0] > 1:
+            spread = spread + value.var(0)
+        scale = torch.tensor(self.scale, dtype=torch.float64)
+        middle = torch.tensor(self.middle, dtype=torch.float64)
+        stretch = torch.tensor(self.stretch, dtype=torch.float64)
+        least = torch.tensor([PROPERTIES[name].least for name in self.names], dtype=torch.float64)
+        mean = torch.maximum(middle + scale * value.mean(0), least)
+        return Predictions(self.names, mean.numpy(), (scale * stretch * spread.sqrt()).numpy())
+
+
+def save_properties(path: Path, model: PropertyModel) -> None:
+    """Write the model to a file of its own.
+
+    Raises
+    ------
+    CheckpointError
+        When the folder is missing or the disk refuses.
+    """
+    header = {
+        "format": PROPERTIES_FORMAT,
+        "name": model.name,
+        "network": dataclasses.asdict(model.network.trunk.config),
+        "heads": dataclasses.asdict(model.network.config),
+        "properties": [
+            {"name": name, "middle": m, "scale": s, "stretch": t}
+            for name, m, s, t in zip(
+                model.names, model.middle, model.scale, model.stretch, strict=True
+            )
+        ],
+        "elements": sorted(model.elements),
+        "card": model.card,
+    }
+    tensors = {f"network.{k}": compact(v) for k, v in model.network.state_dict().items()}
+    write_tensors(path, tensors, header)
+
+
+def shipped_properties() -> tuple[str, ...]:
+    """Names of the property models inside the package."""
+    names = (entry.name for entry in resources.files("langevin_xtal.weights").iterdir())
+    return tuple(sorted(n.removesuffix(SUFFIX) for n in names if n.endswith(PROPERTIES_SUFFIX)))
+
+
+def load_properties(name_or_path: str | Path = SHIPPED) -> PropertyModel:
+    """A shipped property model by name, or one of your own by path.
+
+    Raises
+    ------
+    CheckpointError
+        When there is no such model, or the file cannot be used.
+    """
+    text = str(name_or_path)
+    if text in shipped_properties():
+        source = resources.files("langevin_xtal.weights").joinpath(text + SUFFIX)
+        with resources.as_file(source) as path:
+            return _read(path)
+    known = f"shipped: {', '.join(shipped_properties()) or 'none'}"
+    if text in shipped_models():
+        raise CheckpointError(f"the weights {text} have no head for properties ({known})")
+    if not os.path.exists(text):
+        raise CheckpointError(
+            f"property model {text!r} is neither shipped nor a file ({known}); give one of these "
+            "or the path of a file that train --recipe mp20-properties wrote"
+        )
+    return _read(Path(text))
+
+
+def _read(path: Path) -> PropertyModel:
+    try:
+        tensors, header = read_tensors(path, PROPERTIES_FORMAT)
+    except CheckpointError as error:
+        if repr(MODEL_FORMAT) in str(error):
+            known = ", ".join(shipped_properties()) or "none"
+            raise CheckpointError(
+                f"the weights {path} have no head for properties (shipped: {known})"
+            ) from None
+        raise
+    where = f"checkpoint {path}"
+    network = config_from_dict(NetworkConfig, header.get("network"), where)
+    config = config_from_dict(PropertyConfig, header.get("heads"), where)
+    names, scales = _scales(header.get("properties"), where)
+    card = header.get("card", {})
+    if not isinstance(card, dict):
+        raise CheckpointError(f"{where}: the model card should be a table")
+    elements = header.get("elements")
+    if not isinstance(elements, list) or not all(
+        type(z) is int and 0 < z < ELEMENTS for z in elements
+    ):
+        raise CheckpointError(f"{where}: its elements should be a list of atomic numbers")
+    made = PropertyNetwork(network, config, len(names))
+    start = "network."
+    try:
+        made.load_state_dict({k.removeprefix(start): v.float() for k, v in tensors.items()})
+    except (RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{where} does not fit its own configuration ({reason})") from None
+    made.eval().requires_grad_(False)
+    name = str(header.get("name", path.stem))
+    middle, scale, stretch = scales
+    return PropertyModel(name, made, names, middle, scale, stretch, frozenset(elements), card)
+
+
+def _scales(table: Any, where: str) -> tuple[tuple[str, ...], Sequence[tuple[float, ...]]]:
+    """Names and scales of the properties of a header."""
+    wanted = ("middle", "scale", "stretch")
+    if not isinstance(table, list) or not table:
+        raise CheckpointError(f"{where}: its properties should be a list of tables")
+    for values in table:
+        if not isinstance(values, dict) or set(values) != {"name", *wanted}:
+            raise CheckpointError(f"{where}: a property should have name, {', '.join(wanted)}")
+        if values["name"] not in PROPERTIES:
+            raise CheckpointError(
+                f"{where}: its properties should be some of {', '.join(PROPERTIES)}"
+            )
+        numbers = [values[w] for w in wanted]
+        if not all(isinstance(v, float) and math.isfinite(v) for v in numbers) or not (
+            values["scale"] > 0 and values["stretch"] > 0
+        ):
+            raise CheckpointError(
+                f"{where}, {values['name']}: its scales are no finite numbers above 0"
+            )
+    names = tuple(values["name"] for values in table)
+    if len(set(names)) < len(names):
+        raise CheckpointError(f"{where}: it has a property twice")
+    return names, [tuple(values[w] for values in table) for w in wanted]
