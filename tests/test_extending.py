@@ -1,4 +1,4 @@
-"""The newcomer's page: a sampler, a potential and an exporter, each of one file."""
+"""The newcomer's page: a sampler, a potential, an exporter and a stage, each of one file."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
 import pytest
 
-from langevin_xtal.errors import InputError
+from langevin_xtal.errors import InputError, LangevinXtalError
 from langevin_xtal.sampling.samplers import SAMPLERS, make_sampler
+from langevin_xtal.search.campaign import ranked_table
+from langevin_xtal.search.entries import read_entries
+from langevin_xtal.search.stages import extra_facts
+from langevin_xtal.search.work import ExtraStage
 
 EXTENSIONS = Path(__file__).parents[1] / "examples" / "extensions"
 
@@ -134,3 +139,51 @@ def test_an_exporter(candidates: Path, tmp_path: Path) -> None:
     assert (out / "manifest.csv").exists()
     record = json.loads((written[0].parent / "export.json").read_text())
     assert record
+
+
+def test_a_stage(tmp_path: Path) -> None:
+    store = tmp_path / "s.db"
+    line: tuple[str | Path, ...] = (
+        "-m", "langevin_xtal", "search", "--elements", "Na,Cl", "--max-samples", "4",
+        "--stage", "coordination_stage:coordination", "--out", store,
+    )  # fmt: skip
+    done = command(*line)
+    assert done.returncode == 0, done.stderr
+    entries = read_entries(store)
+    assert entries
+    for entry in entries:
+        lattice, frac, numbers = entry.cell
+        atoms = ase.Atoms(numbers=numbers, cell=lattice, scaled_positions=frac, pbc=True)
+        distances = np.concatenate(
+            [  # brute force over images
+                np.linalg.norm((frac - x + np.array([i, j, k])) @ lattice, axis=1)
+                for x in frac
+                for i in range(-3, 4)
+                for j in range(-3, 4)
+                for k in range(-3, 4)
+            ]
+        )
+        distances = distances[distances > 1e-6]
+        near = (distances <= 1.2 * distances.min()).sum() / len(atoms)
+        assert entry.properties["neighbours"] == pytest.approx(near)
+    table = ranked_table(entries)
+    assert table["neighbours"].tolist() == [e.properties["neighbours"] for e in entries]
+
+
+@pytest.mark.parametrize(
+    ("gives", "word"),
+    [
+        ({"energy": 1.0}, "a column of the search"),
+        ({"angles": [90.0]}, "give a number, a truth value or a text"),
+    ],
+)
+def test_what_no_stage_may_give(gives: dict[str, Any], word: str) -> None:
+    extra = ExtraStage("mine:own", lambda cell: gives)
+    with pytest.raises(InputError, match=word):
+        extra_facts(extra, (np.eye(3), np.zeros((1, 3)), np.array([29])))
+
+
+def test_a_stage_that_fails_is_named() -> None:
+    extra = ExtraStage("mine:own", lambda cell: {"x": 1 / 0})
+    with pytest.raises(LangevinXtalError, match="stage mine:own failed: ZeroDivisionError"):
+        extra_facts(extra, (np.eye(3), np.zeros((1, 3)), np.array([29])))

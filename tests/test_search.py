@@ -34,7 +34,7 @@ from langevin_xtal.sampling.postprocess import PostprocessConfig
 from langevin_xtal.sampling.sample import SampleOptions, sample_batches
 from langevin_xtal.sampling.samplers import Ancestral
 from langevin_xtal.screen.hull import HullReferences
-from langevin_xtal.search import stages
+from langevin_xtal.search import stages, work
 from langevin_xtal.search.campaign import Campaign, ranked_table
 from langevin_xtal.search.entries import found_group, plain_formula, rank_key, read_entries
 from langevin_xtal.search.rows import to_json
@@ -276,14 +276,14 @@ class TestCampaign:
             return [Relaxation(cell, -9.0, -9.0, 1, True, 0.0, 0.0) for cell in moved]
 
         store, late = tmp_path / "s.db", [True]
-        each = stages._StageRun._each
+        each = work.Stage._each
 
-        def in_time(self: Any, stage: str, *arguments: Any) -> None:
-            if stage != "release" or not late[0]:
-                each(self, stage, *arguments)
+        def in_time(self: work.Stage, *arguments: Any) -> None:
+            if self.name != "release" or not late[0]:
+                each(self, *arguments)
 
         monkeypatch.setattr(stages, "relax_released", fall)
-        monkeypatch.setattr(stages._StageRun, "_each", in_time)
+        monkeypatch.setattr(work.Stage, "_each", in_time)
         options: dict[str, Any] = {"hull": emt_hull(0.0), "release_within": 50.0}
         tiny_campaign(store, tiny_model, None, **options).run()
         first = {row.index: row for row in read_rows(store) if row.state == "ranked"}
@@ -496,7 +496,7 @@ class TestCampaign:
         self, tiny_model: CrystalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         clock = itertools.count()
-        monkeypatch.setattr(stages.time, "monotonic", lambda: 600.0 * next(clock))
+        monkeypatch.setattr(work.time, "monotonic", lambda: 600.0 * next(clock))
         summary = tiny_campaign(tmp_path / "s.db", tiny_model, None, max_hours=1.0).run()
         monkeypatch.undo()
         done = sum(summary.states.values())

@@ -182,6 +182,13 @@ class Units(options.ParamType):
     metavar="N",
 )
 @click.option(
+    "--stage",
+    "stages",
+    multiple=True,
+    help="A further stage: a function of a cell, whose numbers become columns; repeatable.",
+    metavar="MODULE:ATTRIBUTE",
+)
+@click.option(
     "--reference",
     help="Known crystals, to mark candidates that are known: packed data, or structures in any "
     "format.",
@@ -235,6 +242,7 @@ def search(
     second: str | None,
     second_references: Path | None,
     phonons: int,
+    stages: tuple[str, ...],
     reference: str | None,
     charge_neutral: bool,
     max_atoms: int | None,
@@ -302,6 +310,7 @@ def search(
         sampling=SampleOptions.preset(preset, **({} if levels is None else {"levels": levels})),
         reference=reference,
         phonons=phonons,
+        stages=stages,
         workers=workers,
         cache=default_folder(),
     )

@@ -51,9 +51,9 @@ from langevin_xtal.search.allocation import (
     why_even,
 )
 from langevin_xtal.search.entries import read_entries
-from langevin_xtal.search.rows import setting_of
+from langevin_xtal.search.rows import FACTS, setting_of
 from langevin_xtal.search.space import SearchSpace
-from langevin_xtal.search.stages import Plan, Progress, run_stages
+from langevin_xtal.search.stages import extra_stage, run_stages
 from langevin_xtal.search.store import (
     LEASE_SECONDS,
     CampaignSummary,
@@ -62,6 +62,7 @@ from langevin_xtal.search.store import (
     plain_address,
     read_summary,
 )
+from langevin_xtal.search.work import Plan, Progress
 from langevin_xtal.version import __version__
 
 if TYPE_CHECKING:
@@ -160,6 +161,9 @@ class Campaign:
         candidates equal to one are marked.
     phonons
         How many of the best to compute phonons for.
+    stages
+        Further stages, each a function of a cell named as ``module:attribute``, see
+        :func:`~langevin_xtal.search.stages.extra_stage`; what they give are further columns.
     workers
         Processes, or threads for sampling; one per CPU by default.
     cache
@@ -202,6 +206,7 @@ class Campaign:
         reference: PackedDataset | str | os.PathLike[str] | None = None,
         phonons: int = 0,
         phonon_options: PhononOptions = DEFAULT_PHONONS,
+        stages: Sequence[str] = (),
         workers: int | None = None,
         cache: str | os.PathLike[str] | None = None,
         lease: float = LEASE_SECONDS,
@@ -262,6 +267,7 @@ class Campaign:
             phonon_options=phonon_options,
             properties=properties,
             windows=windows,
+            extra=tuple(extra_stage(name) for name in stages),
             max_hours=max_hours,
             workers=workers or os.cpu_count() or 1,
             cache=cache,
@@ -414,11 +420,13 @@ def ranked_table(entries: Sequence[Entry]) -> pandas.DataFrame:
     (to lie in the windows of the search's target), second_energy,
     second_above_hull and disagreement [eV/atom] (of a second potential), dft_energy and
     dft_e_above_hull [eV/atom], dft_gap [eV] and dft_magnetisation [μB/atom] (where a calculation
-    was collected), flags.
+    was collected), what stages of the user's own gave, flags.
     """
     import pandas
 
     lines = []
+    known = {*FACTS, "state"}
+    more = dict.fromkeys(name for e in entries for name in e.properties if name not in known)
     for entry in entries:
         lattice, _, numbers = entry.cell
         setting = setting_of(entry.provenance)
@@ -440,11 +448,12 @@ def ranked_table(entries: Sequence[Entry]) -> pandas.DataFrame:
                     name: entry.properties.get(name)
                     for name in (*PREDICTED_COLUMNS, *SECOND_COLUMNS, *DFT_COLUMNS)
                 },
+                **{name: entry.properties.get(name) for name in more},
                 "flags": "; ".join(flags(entry)),
             }
         )
     index = pandas.RangeIndex(1, len(lines) + 1, name="rank")
-    return pandas.DataFrame(lines, columns=list(TABLE), index=index)
+    return pandas.DataFrame(lines, columns=[*TABLE[:-1], *more, TABLE[-1]], index=index)
 
 
 def flags(entry: Entry) -> list[str]:

@@ -39,7 +39,7 @@ MOST_ATOMS = 10_000
 SHORTEST, LONGEST = 0.05, 1e4
 """Least distance between faces of a cell, and longest component of its rows [Å]."""
 MOST_INDEX = 2**53
-_KINDS: dict[str, type] = {
+FACTS: dict[str, type] = {
     **dict.fromkeys(
         (
             *("energy", "energy_sampled", "energy_kept", "energy_released"),
@@ -76,7 +76,7 @@ _KINDS: dict[str, type] = {
     ),
     "phonons": str,
 }
-"""Facts that the stages and reports reckon with."""
+"""Columns: facts that the stages and reports reckon with, and what they are."""
 _WHEN_RELAXED = ("energy_kept", "energy_sampled", "steps", "converged_kept")
 
 
@@ -291,7 +291,7 @@ def _from_json(record: Any) -> Row:
 def _facts(facts: Any) -> dict[str, Value]:
     found: dict[str, Value] = {}
     for name, value in _of(dict, facts, "facts").items():
-        kind = _KINDS.get(name)
+        kind = FACTS.get(name)
         if kind is int:
             found[name] = _whole(value, name, -1, MOST_INDEX)
         elif kind is float:

@@ -34,7 +34,6 @@ from langevin_xtal.search.campaign import RELEASE_WITHIN, Campaign
 from langevin_xtal.search.database import database_errors
 from langevin_xtal.search.entries import read_entries
 from langevin_xtal.search.space import SearchSpace
-from langevin_xtal.search.stages import Progress
 from langevin_xtal.search.store import (
     NoStoreError,
     is_address,
@@ -42,6 +41,7 @@ from langevin_xtal.search.store import (
     read_finished,
     read_summary,
 )
+from langevin_xtal.search.work import Progress
 from langevin_xtal.text import address_of
 
 MOST_SYSTEMS = 100_000
