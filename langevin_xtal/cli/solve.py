@@ -222,7 +222,7 @@ def xrd(
     done = 0
     for entry in entries:
         try:
-            sites = asymmetric_unit(*entry.cell, symprec=0.01)
+            sites = asymmetric_unit(*entry.cell)
             crystal = Crystal(
                 sites.group, sites.lattice, sites.numbers, sites.frac, sites.multiplicity
             )

@@ -12,6 +12,7 @@ import click
 
 from langevin_xtal.cli import options
 from langevin_xtal.cli.terminal import echo
+from langevin_xtal.config.tolerances import USUAL
 from langevin_xtal.errors import DataError, InputError
 from langevin_xtal.files import (
     check_target,
@@ -96,7 +97,7 @@ force = click.option("--force", is_flag=True, help="Replace files that are there
 symprec = click.option(
     "--symprec",
     type=click.FloatRange(min=0, min_open=True, max=0.5),
-    default=0.01,
+    default=USUAL,
     show_default=True,
     help="Tolerance of the symmetry that is kept [Å].",
 )

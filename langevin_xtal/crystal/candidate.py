@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from langevin_xtal.config.tolerances import USUAL
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import Choice, Request
 from langevin_xtal.symmetry.groups import SpaceGroup
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-
-SYMPRECS = (1e-3, 1e-2, 1e-1)
-"""Tolerances at which the space group is detected [Å]."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Candidate:
     @property
     def is_supergroup(self) -> bool:
         """Whether spglib at 0.01 Å finds more symmetry than was requested."""
-        return self.detected[1e-2] != self.space_group.number
+        return self.detected[USUAL] != self.space_group.number
 
     @cached_property
     def structure(self) -> Structure:

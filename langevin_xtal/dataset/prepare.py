@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from langevin_xtal.config.tolerances import USUAL
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.dataset.packed import MAX_ATOMIC_NUMBER, PackedDataset, ideal_cells, pack
 from langevin_xtal.dataset.readers import (
@@ -37,6 +37,7 @@ from langevin_xtal.errors import DataError, InputError
 from langevin_xtal.files import check_target, replacing, unwritable, write_rows
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.symmetry import SpaceGroup, wrap
+from langevin_xtal.symmetry.detection import spglib_version, standard_cell, symmetry_dataset
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -82,7 +83,7 @@ class PreparationSummary:
 
 
 def asymmetric_unit(
-    lattice: ArrayLike, frac: ArrayLike, numbers: ArrayLike, symprec: float = 0.01
+    lattice: ArrayLike, frac: ArrayLike, numbers: ArrayLike, symprec: float = USUAL
 ) -> AsymmetricUnit:
     """Conventional cell, space group and independent sites of a P1 description.
 
@@ -102,22 +103,12 @@ def asymmetric_unit(
     RejectError
         When the structure cannot be used, with its reason.
     """
-    import spglib
-
     lattice, frac, numbers = _checked_cell(lattice, frac, numbers, symprec)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            cell: Any = (lattice, frac, numbers)
-            found = spglib.get_symmetry_dataset(cell, symprec=symprec)
-    except Exception as error:  # spglib raises its own tree since 2.7; all mean the same here
-        found, message = None, str(error)
-    else:
-        message = "no dataset"
+    found = symmetry_dataset((lattice, frac, numbers), symprec)
     if found is None:
         if min_distance(lattice, frac) < MIN_DISTANCE:
             raise RejectError(f"atoms closer than {MIN_DISTANCE} Å")
-        raise RejectError("spglib found no space group", message)
+        raise RejectError("spglib found no space group")
     group = SpaceGroup(int(found.number))
     if found.hall_number != group.hall_number:
         raise RejectError("spglib used another setting", f"Hall number {found.hall_number}")
@@ -154,7 +145,7 @@ def _checked_cell(lattice: ArrayLike, frac: ArrayLike, numbers: ArrayLike, sympr
     return cell
 
 
-def reduced(cell: Cell, symprec: float = 0.01) -> Cell:
+def reduced(cell: Cell, symprec: float = USUAL) -> Cell:
     """The primitive cell that spglib finds, positions as they are; else the cell given.
 
     Raises
@@ -162,23 +153,13 @@ def reduced(cell: Cell, symprec: float = 0.01) -> Cell:
     RejectError
         For more than :data:`MAX_GIVEN` atoms.
     """
-    import spglib
-
-    lattice, frac, numbers = cell
-    if len(numbers) > MAX_GIVEN:
-        raise RejectError(f"more than {MAX_GIVEN} atoms", str(len(numbers)))
-    if len(numbers) == 1:
+    count = len(cell[2])
+    if count > MAX_GIVEN:
+        raise RejectError(f"more than {MAX_GIVEN} atoms", str(count))
+    if count == 1:
         return cell
-    given: Any = (lattice, frac, numbers)
-    try:
-        found = spglib.standardize_cell(
-            given, to_primitive=True, no_idealize=True, symprec=symprec
-        )
-    except Exception:  # spglib raises or returns None for atoms on top of each other
-        return cell
-    if found is None or len(found[2]) >= len(numbers):
-        return cell
-    return np.asarray(found[0]), np.asarray(found[1]), np.asarray(found[2], dtype=np.int64)
+    found = standard_cell(cell, symprec, primitive=True, idealise=False)
+    return cell if found is None or len(found[2]) >= count else found
 
 
 def _independent_sites(
@@ -296,7 +277,7 @@ def min_distance(lattice: FloatArray, frac: FloatArray, others: FloatArray | Non
 def prepare(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    symprec: float = 0.01,
+    symprec: float = USUAL,
     *,
     workers: int | None = None,
     limit: int | None = None,
@@ -362,7 +343,7 @@ def prepare(
 
 
 def load_crystals(
-    source: str | os.PathLike[str], symprec: float = 0.01, *, workers: int | None = None
+    source: str | os.PathLike[str], symprec: float = USUAL, *, workers: int | None = None
 ) -> PackedDataset:
     """A packed dataset, or structures of any other kind packed in memory.
 
@@ -509,8 +490,6 @@ def _all_rejected(source: Any, gathered: _Gathered) -> str:
 def _provenance(
     source: Path, symprec: float, gathered: _Gathered, extra: dict[str, Any]
 ) -> dict[str, Any]:
-    import spglib
-
     import langevin_xtal
 
     return {
@@ -520,7 +499,7 @@ def _provenance(
         "rejects": dict(gathered.reasons.most_common()),
         "versions": {
             "langevin_xtal": getattr(langevin_xtal, "__version__", "unknown"),
-            "spglib": spglib.__version__,
+            "spglib": spglib_version(),
             "numpy": np.__version__,
         },
         **extra,

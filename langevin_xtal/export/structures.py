@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from langevin_xtal.config.tolerances import USUAL
 from langevin_xtal.crystal.cell import Cell, cell_from_parameters
 from langevin_xtal.crystal.cif import cell_parameters, operation_text
 from langevin_xtal.crystal.elements import SYMBOLS
@@ -24,7 +25,6 @@ from langevin_xtal.dataset.prepare import AsymmetricUnit, asymmetric_unit
 from langevin_xtal.dataset.readers import RejectError
 from langevin_xtal.errors import InputError, LangevinXtalError, SymmetryError
 from langevin_xtal.export.cells import (
-    SYMPREC,
     Carried,
     CellChoice,
     ase_constraints,
@@ -67,7 +67,7 @@ def export_cif(
     entries: Sequence[Entry],
     out: str | os.PathLike[str],
     *,
-    symprec: float = SYMPREC,
+    symprec: float = USUAL,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -140,7 +140,7 @@ def export_xyz(
     out: str | os.PathLike[str],
     *,
     cell: CellChoice = "stored",
-    symprec: float = SYMPREC,
+    symprec: float = USUAL,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -202,7 +202,7 @@ def export_xyz(
     return _manifest(path, rows, len(rows) * written, notes)
 
 
-def entry_cif(entry: Entry, rank: int, symprec: float = SYMPREC) -> tuple[str, str]:
+def entry_cif(entry: Entry, rank: int, symprec: float = USUAL) -> tuple[str, str]:
     """The CIF of an entry, and whose symmetry it has: ``declared``, ``found`` or ``P1``."""
     origin = "declared"
     sites = declared_sites(entry.cell, entry.space_group, symprec)
@@ -225,7 +225,7 @@ def _plain_line(value: Any) -> str:
     return text.encode("ascii", "backslashreplace").decode()[:1500]
 
 
-def declared_sites(cell: Cell, group: int, symprec: float = SYMPREC) -> AsymmetricUnit | None:
+def declared_sites(cell: Cell, group: int, symprec: float = USUAL) -> AsymmetricUnit | None:
     """The cell as independent sites of a group, or None where it lacks that symmetry.
 
     The cell must be the conventional one in the package's setting. Each site is placed at the mean

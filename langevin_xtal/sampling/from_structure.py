@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from langevin_xtal.config.tolerances import LOOSE, USUAL
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import MAX_SITES, Request, StartingPoint
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float64]
 
-SYMPRECS = (0.01, 0.1)
+SYMPRECS = (USUAL, LOOSE)
 """Tolerances at which the group of a structure is looked for [Å]; the first that fits counts."""
 
 NOISE = 0.5

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from langevin_xtal.config.tolerances import LOOSE, TIGHT, USUAL
 from langevin_xtal.crystal.cell import Cell, cell_key
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.readers import first_line
@@ -36,6 +37,7 @@ from langevin_xtal.parallel import parallel_map
 from langevin_xtal.screen.filters import overlap, wrong_volume
 from langevin_xtal.screen.potentials import DEFAULT, Potential, load_potential
 from langevin_xtal.symmetry import wrap
+from langevin_xtal.symmetry.detection import group_numbers, symmetry_dataset
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -47,7 +49,7 @@ Progress = Callable[[int, int], None]
 OPTIMISERS = ("LBFGS", "BFGS", "FIRE")
 CURVATURE = 40.0
 """First guess of the Hessian for LBFGS [eV/Å²]; ASE's 70 takes a quarter more steps."""
-GROUP_SYMPRECS = (0.01, 0.1)
+GROUP_SYMPRECS = (USUAL, LOOSE)
 """Tolerances at which space groups are reported [Å]; whether symmetry broke is seen at the last:
 cells relaxed without symmetry are never exact."""
 SAVE_EVERY = 20
@@ -87,7 +89,7 @@ class RelaxOptions:
     fmax: float = 0.05  #: largest force [eV/Å], and largest stress times volume per atom [eV]
     steps: int = 100  #: at most
     keep_symmetry: bool = True  #: move only as the space group found at the start allows
-    symprec: float = 1e-3  #: tolerance for that group [Å]
+    symprec: float = TIGHT  #: tolerance for that group [Å]
     optimiser: str = "LBFGS"  #: one of ``OPTIMISERS``
     max_step: float = 0.2  #: farthest an atom moves in a step [Å]
     min_distance: float = 0.5  #: atoms closer than this overlap [Å]
@@ -528,22 +530,7 @@ def judge(
 
 def found_groups(cell: Cell) -> dict[float, int]:
     """Space-group number by tolerance (:data:`GROUP_SYMPRECS`) [Å], 0 where spglib finds none."""
-    import spglib
-
-    lattice, frac, numbers = cell
-    groups = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for symprec in GROUP_SYMPRECS:
-            try:
-                found = spglib.get_symmetry_dataset(
-                    (lattice, frac, numbers),  # type: ignore[arg-type]
-                    symprec=symprec,
-                )
-            except Exception:  # spglib raises or returns None for atoms on top of each other
-                found = None
-            groups[symprec] = 0 if found is None else int(found.number)
-    return groups
+    return group_numbers(cell, GROUP_SYMPRECS)
 
 
 def perturbed(cell: Cell, size: float, seed: int) -> Cell:
@@ -587,17 +574,9 @@ def fold(cell: Cell, symprec: float) -> Folded:
 
     The cell itself where there is no smaller one, or spglib finds nothing.
     """
-    import spglib
-
     lattice, frac, numbers = cell
     unchanged = Folded(cell, np.eye(3), np.arange(len(numbers)), np.zeros_like(frac))
-    try:
-        found = spglib.get_symmetry_dataset(
-            (lattice, frac, numbers),  # type: ignore[arg-type]
-            symprec=symprec,
-        )
-    except Exception:  # spglib raises or returns None for atoms on top of each other
-        return unchanged
+    found = symmetry_dataset(cell, symprec)
     if found is None:
         return unchanged
     own = np.asarray(found.mapping_to_primitive, dtype=np.int64)

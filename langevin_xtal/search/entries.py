@@ -15,7 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.entry import Entry, Value
 from langevin_xtal.dataset.packed import PackedDataset
@@ -33,9 +32,8 @@ from langevin_xtal.errors import DataError, InputError
 from langevin_xtal.search.rows import EQUALS
 from langevin_xtal.search.store import Row, is_store, plain_address, read_rows
 from langevin_xtal.symmetry import wrap
+from langevin_xtal.symmetry.detection import group_number
 
-SYMPREC = 1e-2
-"""At which the group of a structure is found [Å]."""
 TABLE = "candidates.csv"
 """Of a folder written by ``langevin-xtal sample``."""
 ABOVE_HULL = ("e_above_hull", "energy_above_hull")
@@ -190,17 +188,6 @@ def rank_key(entry: Entry) -> tuple[float, float, float]:
     return first, second, third
 
 
-def found_group(cell: Cell, symprec: float = SYMPREC) -> int | None:
-    """Number of the space group spglib finds within ``symprec`` [Å], None when it finds none."""
-    import spglib
-
-    try:
-        dataset = spglib.get_symmetry_dataset(cell, symprec=symprec)  # type: ignore[arg-type]
-    except spglib.SpglibError:
-        return None
-    return None if dataset is None else int(dataset.number)
-
-
 def plain_formula(numbers: Iterable[int]) -> str:
     """Reduced formula as pymatgen writes it, such as ``"NaCl"``."""
     counts = Counter(int(z) for z in numbers)
@@ -292,7 +279,7 @@ def _of_records(
     for record in records:
         try:
             found = read(record)
-            group = found_group(found.cell)
+            group = group_number(found.cell) or None
         except RejectError as reject:
             refused[record.id] = str(reject)
         except Exception as error:  # one strange structure must not end the run
@@ -371,7 +358,7 @@ def _of_sampled(folder: Path, refused: dict[str, str]) -> Iterator[Entry]:
                 cell=cell,
                 formula=plain_formula(cell[2]),
                 space_group=group,
-                found_group=found_group(cell),
+                found_group=group_number(cell) or None,
                 properties={"symmetry": row.get("symmetry", "")},
                 provenance={
                     **run,
