@@ -12,6 +12,7 @@ from langevin_xtal.config.tolerances import LOOSE, SYMPRECS, USUAL
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.dataset.readers import expand_packed
 from langevin_xtal.dataset.reference import reference_dataset
+from langevin_xtal.screen.relax import RelaxOptions, relax_twice
 from langevin_xtal.symmetry import SpaceGroup
 from langevin_xtal.symmetry.detection import (
     group_number,
@@ -23,6 +24,7 @@ from langevin_xtal.symmetry.detection import (
 DATA = reference_dataset()
 DOUBLE = np.eye(3) * 4.0, np.zeros((2, 3)), np.array([11, 11])
 NOT_FINITE = np.eye(3) * np.nan, np.zeros((1, 3)), np.array([11])
+NOWHERE = np.eye(3) * 4.0, np.full((1, 3), np.inf), np.array([11])
 UNEVEN = np.eye(3) * 4.0, np.zeros((3, 3)), np.array([11])
 
 
@@ -60,7 +62,7 @@ def test_a_tolerance_is_used() -> None:
     assert group_numbers((lattice, frac, numbers), [LOOSE]) == {LOOSE: 225}
 
 
-@pytest.mark.parametrize("cell", [DOUBLE, NOT_FINITE, UNEVEN])
+@pytest.mark.parametrize("cell", [DOUBLE, NOT_FINITE, NOWHERE, UNEVEN])
 def test_one_way_to_fail(cell: Cell) -> None:
     assert symmetry_dataset(cell) is None
     assert standard_cell(cell, primitive=True, idealise=True) is None
@@ -90,3 +92,10 @@ def test_threads_leave_the_filters_as_they_were() -> None:
         thread.join()
     assert warnings.filters == before
     assert set(map(tuple, found.values())) == {tuple(DATA.group[0:24:3].tolist() * 10)}
+
+
+def test_a_cell_that_is_not_finite_is_a_failed_relaxation() -> None:
+    options = RelaxOptions(potential="ase.calculators.emt:EMT")
+    both = relax_twice([NOT_FINITE], options, workers=1)[0]
+    assert both.note == "not relaxed: the cell is not finite, or empty"
+    assert set(both.groups_before.values()) == {0}

@@ -95,6 +95,8 @@ def spglib_version() -> str:
 
 def _asked(function: Callable[..., Any], cell: _Cell, **options: Any) -> Any:
     """What a function of spglib returns for a cell; None where it raises."""
+    if not all(np.isfinite(values).all() for values in cell[:2]):
+        return None  # spglib would end the process (2.8: a segmentation fault)
     with _quiet():
         try:
             return function(cell, **options)
