@@ -10,7 +10,6 @@ import pytest
 
 from langevin_xtal.config.tolerances import LOOSE, SYMPRECS, USUAL
 from langevin_xtal.crystal.cell import Cell
-from langevin_xtal.dataset.readers import expand_packed
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.screen.relax import RelaxOptions, relax_twice
 from langevin_xtal.symmetry import SpaceGroup
@@ -29,10 +28,7 @@ UNEVEN = np.eye(3) * 4.0, np.zeros((3, 3)), np.array([11])
 
 
 def conventional(k: int) -> Cell:
-    own = DATA.sites_of(k)
-    return expand_packed(
-        (int(DATA.group[k]), DATA.lattice[k], DATA.frac[own], DATA.numbers[own])
-    ).cell
+    return DATA.unit(k).cell()
 
 
 @pytest.mark.parametrize("k", range(0, len(DATA), 9), ids=lambda k: str(DATA.id[k]))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from langevin_xtal.config.tolerances import SYMPRECS
-from langevin_xtal.sampling.expansion import EXACT, expand_sites, group_table
 from langevin_xtal.sampling.postprocess import contains_group, verify
 from langevin_xtal.symmetry import SpaceGroup, orbit, snap_site, wrap
 from langevin_xtal.symmetry.detection import group_numbers
+from langevin_xtal.symmetry.expansion import EXACT, expand_sites, group_table, orbits
 from langevin_xtal.symmetry.sites import IDENTICAL
 from langevin_xtal.symmetry.wyckoff import wyckoff_positions
 from tests.candidates import random_candidate
@@ -74,6 +74,9 @@ class TestExpansion:
             own = slice(found.first[k], found.first[k] + found.multiplicity[k])
             assert found.frac[own].tobytes() == images.tobytes()
             assert (found.atom_site[own] == k).all()
+        images, site = orbits(group, found.sites, lattice)
+        assert wrap(images).tobytes() == found.frac.tobytes()
+        np.testing.assert_array_equal(site, found.atom_site)
 
     def test_exactness_is_seen_in_the_atoms_and_the_cell(self) -> None:
         group, cube = SpaceGroup(225), 5.64 * np.eye(3)

@@ -8,9 +8,9 @@ from ase.spacegroup import crystal as ase_crystal
 
 from langevin_xtal.config.tolerances import SYMPRECS
 from langevin_xtal.crystal.candidate import Candidate
+from langevin_xtal.crystal.distances import nearest_pair
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.model.prior import covalent_radii
-from langevin_xtal.sampling.expansion import nearest_pair
 from langevin_xtal.sampling.postprocess import (
     FRACTIONS,
     PostprocessConfig,

@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.errors import LatticeError
-from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
+from langevin_xtal.symmetry import SpaceGroup, wrap
+from langevin_xtal.symmetry.expansion import orbits
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -92,9 +93,8 @@ def expanded(group: SpaceGroup, lattice: FloatArray, frac: FloatArray, numbers: 
     numbers
         (A,) atomic numbers.
     """
-    images = [orbit(f, group.rotations, group.translations, lattice)[0] for f in frac]
-    atoms = np.repeat(numbers, [len(i) for i in images])
-    return primitive(group, (lattice, wrap(np.concatenate(images)), atoms))
+    images, site = orbits(group, frac, lattice)
+    return primitive(group, (lattice, wrap(images), numbers[site]))
 
 
 def primitive(group: SpaceGroup, cell: Cell) -> Cell:

@@ -16,14 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.config.tolerances import USUAL
+from langevin_xtal.crystal.asymmetric import AsymmetricUnit, asymmetric_unit
 from langevin_xtal.crystal.cell import Cell, cell_from_parameters
 from langevin_xtal.crystal.cif import cell_parameters, operation_text
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.entry import Entry
-from langevin_xtal.dataset.packed import ideal_cells
-from langevin_xtal.dataset.prepare import AsymmetricUnit, asymmetric_unit
-from langevin_xtal.dataset.readers import RejectError
-from langevin_xtal.errors import InputError, LangevinXtalError, SymmetryError
+from langevin_xtal.errors import InputError, LangevinXtalError, RejectError, SymmetryError
 from langevin_xtal.export.cells import (
     Carried,
     CellChoice,
@@ -45,6 +43,7 @@ from langevin_xtal.export.notes import Notes
 from langevin_xtal.files import FULL, check_target, unwritable, write_text
 from langevin_xtal.structures.record import collinear, is_collinear
 from langevin_xtal.symmetry import SpaceGroup, wrap
+from langevin_xtal.symmetry.lattice import ideal_cells
 from langevin_xtal.symmetry.wyckoff import locate
 
 if TYPE_CHECKING:

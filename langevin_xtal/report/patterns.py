@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from langevin_xtal.config.tolerances import TIGHT
+from langevin_xtal.crystal.asymmetric import AsymmetricUnit
 from langevin_xtal.crystal.cif import cell_parameters
 from langevin_xtal.crystal.elements import SYMBOLS
-from langevin_xtal.dataset.prepare import AsymmetricUnit
 from langevin_xtal.diffraction.simulate import Crystal
 from langevin_xtal.diffraction.solve import Solution, atoms_of, ranked
 from langevin_xtal.export.structures import sites_cif

@@ -2,7 +2,7 @@
 
 Chains start from the crystal with noise added, so they explore its surroundings: a little noise
 relaxes it, much of it forgets it. The crystal is standardised as training data are, see
-:func:`~langevin_xtal.dataset.prepare.asymmetric_unit`.
+:func:`~langevin_xtal.crystal.asymmetric.asymmetric_unit`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.config.tolerances import LOOSE, USUAL
+from langevin_xtal.crystal.asymmetric import AsymmetricUnit, asymmetric_unit
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import MAX_SITES, Request, StartingPoint
-from langevin_xtal.dataset.prepare import AsymmetricUnit, asymmetric_unit, expand
-from langevin_xtal.dataset.readers import RejectError, cell_of, read_records
-from langevin_xtal.errors import DataError, RequestError
+from langevin_xtal.dataset.readers import cell_of, read_records
+from langevin_xtal.errors import DataError, RejectError, RequestError
 from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
+from langevin_xtal.symmetry.expansion import orbits
+from langevin_xtal.symmetry.sites import tidy
 from langevin_xtal.symmetry.wyckoff import WyckoffPosition, locate
 
 if TYPE_CHECKING:
@@ -177,7 +179,8 @@ def _in_subgroup(sites: AsymmetricUnit, group: SpaceGroup) -> AsymmetricUnit | N
     own = _operations(parent)
     if not _operations(group) <= own:
         return None
-    atoms, owner = expand(sites)
+    images, owner = orbits(parent, sites.frac, sites.lattice)
+    atoms = wrap(tidy(images))
     left = list(range(len(atoms)))
     kept: list[int] = []
     sizes: list[int] = []

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from langevin_xtal.config.sampling import SamplingConfig
 from langevin_xtal.config.tolerances import SYMPRECS, USUAL
 from langevin_xtal.crystal.candidate import Candidate
+from langevin_xtal.crystal.distances import nearest_pair
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.errors import InputError
-from langevin_xtal.sampling.expansion import expand_sites, nearest_pair
 from langevin_xtal.sampling.start import Start
 from langevin_xtal.symmetry import SpaceGroup
 from langevin_xtal.symmetry.detection import symmetry_dataset
+from langevin_xtal.symmetry.expansion import expand_sites
 from langevin_xtal.symmetry.sites import IDENTICAL
 from langevin_xtal.symmetry.wyckoff import WyckoffPosition
 

@@ -10,7 +10,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,12 @@ from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.readers import (
     ReadStructure,
     Record,
-    RejectError,
     cell_of,
-    expand_packed,
     first_line,
     read,
     read_records,
 )
-from langevin_xtal.errors import DataError, InputError
+from langevin_xtal.errors import DataError, InputError, RejectError
 from langevin_xtal.search.rows import EQUALS
 from langevin_xtal.search.store import Row, is_store, plain_address, read_rows
 from langevin_xtal.symmetry import wrap
@@ -327,10 +325,10 @@ def _unique(entries: Iterable[Entry]) -> Iterator[Entry]:
 
 
 def _of_packed(data: PackedDataset, k: int) -> Entry:
-    number, own = int(data.group[k]), data.sites_of(k)
-    made = expand_packed((number, data.lattice[k], data.frac[own], data.numbers[own]))
+    unit = data.unit(k)
     properties = {name: float(values[k]) for name, values in data.properties.items()}
-    return _entry(replace(made, id=str(data.id[k]), properties=properties), number, {})
+    made = ReadStructure(id=str(data.id[k]), cell=unit.cell(), properties=properties)
+    return _entry(made, unit.group, {})
 
 
 # -- a folder of samples

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from langevin_xtal.crystal.cell import Cell, to_structure
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.errors import RejectError
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -32,17 +33,6 @@ VACUUM = 4.0
 FARTHEST = 1000.0
 """Largest fractional coordinate that is read: beyond, digits are lost, or a point was."""
 _LONGEST_LINE = 300
-
-
-class RejectError(Exception):
-    """A structure that cannot be used; the reason is without numbers that vary."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
 @dataclass(frozen=True, eq=False)

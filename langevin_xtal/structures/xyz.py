@@ -10,12 +10,12 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from langevin_xtal.errors import RejectError
 from langevin_xtal.structures.documents import vectors
 from langevin_xtal.structures.record import (
     MOST_ATOMS,
     ReadStructure,
     Record,
-    RejectError,
     first_line,
     number,
     rejected,
