@@ -22,8 +22,9 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Element
 
 import langevin_xtal as lx
-from langevin_xtal.crystal.cell import Cell, reduced_formula, to_structure
+from langevin_xtal.crystal.cell import Cell, reduced_formula
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import DataError, InputError, MissingPackageError
 from langevin_xtal.evaluation import controls

@@ -21,8 +21,9 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langevin_xtal.crystal.cell import Cell, cell_key, to_structure
+from langevin_xtal.crystal.cell import Cell, cell_key
 from langevin_xtal.crystal.entry import Entry
+from langevin_xtal.crystal.pymatgen import plain_formula, to_structure
 from langevin_xtal.crystal.request import Request, parse_formula
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.prepare import prepare
@@ -37,7 +38,7 @@ from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.relax import RelaxOptions, ReleaseOptions
 from langevin_xtal.search import stages
 from langevin_xtal.search.campaign import Campaign, ranked_table
-from langevin_xtal.search.entries import plain_formula, rank_key, read_entries
+from langevin_xtal.search.entries import rank_key, read_entries
 from langevin_xtal.search.rows import to_json
 from langevin_xtal.search.space import SearchSpace
 from langevin_xtal.search.store import Row, read_rows, read_summary

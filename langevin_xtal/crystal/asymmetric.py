@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from langevin_xtal.config.tolerances import USUAL
-from langevin_xtal.crystal.cell import Cell, primitive
+from langevin_xtal.crystal.cell import Cell, cell_from_parameters, cell_parameters, primitive
 from langevin_xtal.crystal.distances import min_distance
 from langevin_xtal.crystal.elements import SYMBOLS
-from langevin_xtal.errors import RejectError
+from langevin_xtal.errors import RejectError, SymmetryError
 from langevin_xtal.symmetry import SpaceGroup, wrap
 from langevin_xtal.symmetry.detection import standard_cell, symmetry_dataset
 from langevin_xtal.symmetry.expansion import orbits
@@ -144,6 +144,62 @@ def asymmetric_unit(
     sites = _independent_sites(found, group, cell, symprec)
     _verify(sites, found, (lattice, frac, numbers), symprec)
     return sites
+
+
+def declared_sites(cell: Cell, group: int, symprec: float = USUAL) -> AsymmetricUnit | None:
+    """The asymmetric unit of a cell in a given group, or None where it lacks that symmetry.
+
+    The cell must be the conventional one in the package's setting. Each site is placed at the mean
+    of what all operations say of it; no atom moves further than ``symprec``.
+
+    Parameters
+    ----------
+    cell
+        (lattice rows [Å], fractional coordinates, atomic numbers).
+    group
+        Space-group number.
+    symprec
+        Largest distance [Å] between an atom's image and the atom there.
+    """
+    if not 1 <= group <= 230:
+        return None
+    frac, numbers = wrap(cell[1]), cell[2]
+    standard = cell_from_parameters(cell_parameters(cell[0]))
+    lattice = ideal_cells(standard, group)
+    if np.abs(lattice - standard).max() > symprec:
+        return None
+    space_group = SpaceGroup(group)
+    shift = np.zeros_like(frac)
+    lowest = np.arange(len(frac))
+    for rotation, translation in zip(space_group.rotations, space_group.translations, strict=True):
+        delta = frac - (frac @ rotation.T + translation)[:, None]
+        delta -= np.rint(delta)
+        distance = np.linalg.norm(delta @ lattice, axis=2)
+        distance[numbers[:, None] != numbers] = np.inf
+        image = distance.argmin(axis=1)
+        nearest = distance[np.arange(len(frac)), image]
+        if nearest.max() > symprec or len(np.unique(image)) < len(frac):
+            return None
+        shift += delta[np.arange(len(frac)), image] @ np.linalg.inv(rotation).T
+        lowest = np.minimum(lowest, image)
+    first, counts = np.unique(lowest, return_counts=True)
+    points = wrap(frac + shift / space_group.order)[first]
+    return AsymmetricUnit(
+        group=group,
+        lattice=lattice,
+        numbers=numbers[first],
+        frac=points,
+        multiplicity=counts,
+        wyckoff=np.array([_letter(group, point, lattice) for point in points], dtype="<U1"),
+    )
+
+
+def _letter(group: int, point: FloatArray, lattice: FloatArray) -> str:
+    """Of a site's Wyckoff position; none where it is near a special position, but not on it."""
+    try:
+        return locate(group, point, lattice).letter
+    except SymmetryError:
+        return ""
 
 
 def _checked_cell(lattice: ArrayLike, frac: ArrayLike, numbers: ArrayLike, symprec: float) -> Cell:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,9 +12,6 @@ from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.errors import LatticeError
 from langevin_xtal.symmetry import SpaceGroup, wrap
 from langevin_xtal.symmetry.expansion import orbits
-
-if TYPE_CHECKING:
-    from pymatgen.core import Structure
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -31,14 +27,6 @@ def cell_key(cell: Cell) -> str:
     for values in (lattice, frac):
         digest.update((np.round(values, 9) + 0.0).astype("<f8").tobytes())  # + 0.0: no -0
     return digest.hexdigest()
-
-
-def to_structure(cell: Cell) -> Structure:
-    """pymatgen Structure of a P1 cell."""
-    from pymatgen.core import Lattice, Structure
-
-    lattice, frac, numbers = cell
-    return Structure(Lattice(lattice), [SYMBOLS[z] for z in numbers], frac)
 
 
 def reduced_formula(numbers: NDArray[np.int64]) -> str:
@@ -79,6 +67,14 @@ def cell_from_parameters(parameters: ArrayLike) -> NDArray[np.float64]:
             [c * cosines[1], c * along, c * math.sqrt(height)],
         ]
     )
+
+
+def cell_parameters(lattice: NDArray[np.float64]) -> tuple[float, ...]:
+    """a, b, c [Å], α, β, γ [degrees]."""
+    lengths = np.linalg.norm(lattice, axis=1)
+    unit = lattice / lengths[:, None]
+    cosines = np.array([unit[1] @ unit[2], unit[0] @ unit[2], unit[0] @ unit[1]])
+    return (*lengths.tolist(), *np.degrees(np.arccos(np.clip(cosines, -1, 1))).tolist())
 
 
 def expanded(group: SpaceGroup, lattice: FloatArray, frac: FloatArray, numbers: IntArray) -> Cell:

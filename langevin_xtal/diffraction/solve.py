@@ -107,13 +107,7 @@ class Solution:
 
 def crystal_of(candidate: Candidate) -> Crystal:
     """The independent sites of a candidate."""
-    return Crystal(
-        candidate.space_group.number,
-        candidate.lattice,
-        candidate.numbers,
-        candidate.frac,
-        candidate.multiplicity,
-    )
+    return candidate.unit
 
 
 def solve(

@@ -26,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.config.tolerances import LOOSE
-from langevin_xtal.crystal.cell import Cell, cell_key, reduced_formula, to_structure
+from langevin_xtal.crystal.cell import Cell, cell_key, reduced_formula
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import InputError, MissingPackageError
 from langevin_xtal.evaluation.cache import Cache

@@ -22,8 +22,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from langevin_xtal.crystal.asymmetric import reduced
 from langevin_xtal.crystal.candidate import Candidate
-from langevin_xtal.crystal.cell import Cell, primitive, reduced_formula, to_structure
+from langevin_xtal.crystal.cell import Cell, primitive, reduced_formula
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.readers import cell_of, first_line, read_records
 from langevin_xtal.errors import DataError, RejectError
@@ -210,9 +211,8 @@ class StructureSet:
             if candidate is None:
                 missing.append(Missing(name, reason))
                 continue
-            numbers = candidate.numbers[candidate.atom_site]
             group = candidate.space_group
-            cells.append(primitive(group, (candidate.lattice, candidate.atom_frac, numbers)))
+            cells.append(primitive(group, candidate.cell))
             here.append(name)
             groups.append(group.number)
         return cls.of(label, cells, here, groups, missing)

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.config.tolerances import USUAL
-from langevin_xtal.crystal.cell import Cell, to_structure
+from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.errors import InputError
 from langevin_xtal.structures.record import collinear, is_collinear
 from langevin_xtal.symmetry.detection import standard_cell

@@ -11,11 +11,11 @@ import numpy as np
 
 from langevin_xtal.config.tolerances import TIGHT
 from langevin_xtal.crystal.asymmetric import AsymmetricUnit
-from langevin_xtal.crystal.cif import cell_parameters
+from langevin_xtal.crystal.cell import cell_parameters
+from langevin_xtal.crystal.cif import sites_cif
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.diffraction.simulate import Crystal
 from langevin_xtal.diffraction.solve import Solution, atoms_of, ranked
-from langevin_xtal.export.structures import sites_cif
 from langevin_xtal.files import replacing, save_figure, write_rows, write_text
 from langevin_xtal.symmetry import SpaceGroup
 from langevin_xtal.symmetry.detection import symmetry_dataset

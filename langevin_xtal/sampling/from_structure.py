@@ -18,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.config.tolerances import LOOSE, USUAL
+from langevin_xtal.crystal.ase import from_atoms
 from langevin_xtal.crystal.asymmetric import AsymmetricUnit, asymmetric_unit
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.pymatgen import from_structure
 from langevin_xtal.crystal.request import MAX_SITES, Request, StartingPoint
 from langevin_xtal.dataset.readers import cell_of, read_records
 from langevin_xtal.errors import DataError, RejectError, RequestError
@@ -217,12 +219,8 @@ def _as_cell(structure: Any) -> Cell:
     if hasattr(structure, "get_scaled_positions"):
         if not all(structure.pbc):
             raise DataError("the structure is not periodic in three directions")
-        numbers = np.array(structure.numbers, dtype=np.int64)
-        return np.array(structure.cell), structure.get_scaled_positions(), numbers
-    if not structure.is_ordered:
-        raise DataError("the structure has partial occupancies; give an ordered one")
-    numbers = np.array([getattr(site.specie, "Z", 0) for site in structure], dtype=np.int64)
-    return structure.lattice.matrix.copy(), structure.frac_coords.copy(), numbers
+        return from_atoms(structure)
+    return from_structure(structure)
 
 
 def _reason(reject: RejectError) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from langevin_xtal.config.sampling import SamplingConfig
 from langevin_xtal.config.tolerances import SYMPRECS, USUAL
+from langevin_xtal.crystal.asymmetric import AsymmetricUnit
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.distances import nearest_pair
 from langevin_xtal.crystal.elements import SYMBOLS
@@ -123,9 +124,7 @@ def finish(
         seed=seed,
         index=index,
         attempt=attempt,
-        numbers=numbers,
-        frac=atoms.sites,
-        lattice=lattice,
+        unit=AsymmetricUnit(group.number, lattice, numbers, atoms.sites, atoms.multiplicity),
         atom_site=atom_site,
         atom_frac=atoms.frac,
         detected=detected,

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from langevin_xtal.crystal.cell import Cell, reduced_formula, to_structure
+from langevin_xtal.crystal.cell import Cell, reduced_formula
+from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.errors import InputError
 from langevin_xtal.extras import require
 

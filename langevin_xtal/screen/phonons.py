@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.config.tolerances import TIGHT
+from langevin_xtal.crystal.ase import to_atoms
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import InputError
@@ -384,11 +385,7 @@ def _forces(atoms: Any, calculator: Any) -> FloatArray:
     FloatingPointError
         When they are not finite.
     """
-    from ase import Atoms
-
-    own = Atoms(
-        numbers=atoms.numbers, cell=atoms.cell, scaled_positions=atoms.scaled_positions, pbc=True
-    )
+    own = to_atoms((atoms.cell, atoms.scaled_positions, atoms.numbers))
     own.calc = calculator
     forces = np.array(own.get_forces(), dtype=float)
     if not np.isfinite(forces).all():

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.config.tolerances import LOOSE, TIGHT, USUAL
+from langevin_xtal.crystal.ase import from_atoms, to_atoms
 from langevin_xtal.crystal.cell import Cell, cell_key
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.readers import first_line
@@ -618,12 +619,10 @@ def _unfit(cell: Cell, potential: Potential, options: RelaxOptions) -> str:
 def _relaxed(cell: Cell, calculator: Any, options: RelaxOptions, start: list[float]) -> Relaxation:
     """The relaxation itself; the first energy is left in ``start`` also when it fails."""
     import ase.optimize
-    from ase import Atoms
     from ase.constraints import FixSymmetry
     from ase.filters import UnitCellFilter
 
-    lattice, frac, numbers = cell
-    atoms = Atoms(numbers=numbers, cell=lattice, scaled_positions=frac, pbc=True)
+    atoms = to_atoms(cell)
     if options.keep_symmetry:
         atoms.set_constraint(FixSymmetry(atoms, symprec=options.symprec))
     atoms.calc = calculator
@@ -642,7 +641,8 @@ def _relaxed(cell: Cell, calculator: Any, options: RelaxOptions, start: list[flo
         converged = bool(force <= options.fmax and pull <= options.fmax)
         if converged:
             break
-    end = np.array(atoms.cell.array), wrap(atoms.get_scaled_positions(wrap=False)), numbers
+    lattice, frac, _ = from_atoms(atoms)
+    end = lattice, wrap(frac), cell[2]
     reason = overlap(end, options.min_distance)
     if reason:
         raise _FailedError(f"collapsed: {reason}")

@@ -7,16 +7,13 @@ import json
 import math
 import os
 import re
-import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.entry import Entry, Value
+from langevin_xtal.crystal.pymatgen import plain_formula
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.readers import (
     ReadStructure,
@@ -184,21 +181,6 @@ def rank_key(entry: Entry) -> tuple[float, float, float]:
     values = (entry.properties.get("e_above_all"), entry.e_above_hull, entry.energy)
     first, second, third = (math.inf if v is None else float(v) for v in values)
     return first, second, third
-
-
-def plain_formula(numbers: Iterable[int]) -> str:
-    """Reduced formula as pymatgen writes it, such as ``"NaCl"``."""
-    counts = Counter(int(z) for z in numbers)
-    return _formula(tuple(sorted(counts.items())))
-
-
-@cache
-def _formula(counts: tuple[tuple[int, int], ...]) -> str:
-    from pymatgen.core import Composition
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # helium has no electronegativity to order it by
-        return str(Composition({SYMBOLS[z]: n for z, n in counts}).reduced_formula)
 
 
 def entry_of(row: Row) -> Entry:

@@ -732,7 +732,7 @@ def _proposal(symbol: str) -> str:
 
 
 def _parameters(lattice: FloatArray) -> tuple[float, ...]:
-    from langevin_xtal.crystal.cif import cell_parameters
+    from langevin_xtal.crystal.cell import cell_parameters
 
     return cell_parameters(lattice)
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from langevin_xtal.crystal.cell import Cell, to_structure
+from langevin_xtal.crystal.ase import to_atoms
+from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.errors import RejectError
 
 if TYPE_CHECKING:
@@ -75,11 +77,9 @@ class ReadStructure:
     @property
     def atoms(self) -> Atoms:
         """ase.Atoms, with moments and fixed atoms."""
-        from ase import Atoms
         from ase.constraints import FixScaled
 
-        lattice, frac, numbers = self.cell
-        made = Atoms(numbers, cell=lattice, scaled_positions=frac, pbc=True)
+        made = to_atoms(self.cell)
         if self.moments is not None:
             made.set_initial_magnetic_moments(collinear(self.moments))
         if self.fixed is not None:
