@@ -72,3 +72,14 @@ class SamplingError(LangevinXtalError):
 
 class BackendError(LangevinXtalError):
     """An explicitly requested graph builder that is not available here."""
+
+
+class RejectError(Exception):
+    """A structure that cannot be used; the reason is without numbers that vary."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason

@@ -32,7 +32,8 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Structure
 
 import langevin_xtal as lx
-from langevin_xtal.crystal.cell import expanded, to_structure
+from langevin_xtal.crystal.cell import expanded
+from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.diffraction.pattern import Pattern
 from langevin_xtal.diffraction.simulate import Crystal

@@ -30,8 +30,9 @@ from pymatgen.core import Lattice, Structure
 from tqdm import tqdm
 
 from langevin_xtal.config.screening import DEFAULT_POTENTIAL, RelaxOptions
-from langevin_xtal.crystal.cell import Cell, to_structure
+from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.evaluation.structures import StructureSet
 from langevin_xtal.parallel import parallel_map

@@ -39,8 +39,9 @@ import torch
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from langevin_xtal.config.screening import RelaxOptions
-from langevin_xtal.crystal.cell import Cell, primitive, to_structure
+from langevin_xtal.crystal.cell import Cell, primitive
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.evaluation.targets import Target, choose_targets
 from langevin_xtal.files import write_text

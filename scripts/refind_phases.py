@@ -26,12 +26,12 @@ import numpy as np
 
 from langevin_xtal.config.screening import DEFAULT_POTENTIAL
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.pymatgen import plain_formula
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.model.checkpoint import load_model
 from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.potentials import load_potential
 from langevin_xtal.search.campaign import RELEASE_WITHIN, Campaign
-from langevin_xtal.search.entries import plain_formula
 from langevin_xtal.search.rows import setting_of
 from langevin_xtal.search.space import SearchSpace
 from langevin_xtal.search.store import read_rows

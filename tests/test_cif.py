@@ -15,7 +15,8 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.io.cif import CifParser
 
 from langevin_xtal.crystal.candidate import Candidate
-from langevin_xtal.crystal.cif import cell_parameters, cif_text, operation_text
+from langevin_xtal.crystal.cell import cell_parameters
+from langevin_xtal.crystal.cif import cif_text, operation_text
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.symmetry import SpaceGroup, cell_directions
 from tests.candidates import candidate, random_candidate

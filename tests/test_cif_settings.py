@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import spglib
 
+from langevin_xtal.errors import RejectError
 from langevin_xtal.structures.cif import parse_cif
-from langevin_xtal.structures.record import RejectError
 
 ALL = bool(os.environ.get("LX_ALL_SETTINGS"))
 SETTINGS = [h for h in range(1, 531) if ALL or h % 7 == 1 or h in (434, 459, 526)]

@@ -22,9 +22,10 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Element
 
 import langevin_xtal as lx
-from langevin_xtal.crystal.cell import Cell, reduced_formula, to_structure
+from langevin_xtal.crystal.cell import Cell, reduced_formula
 from langevin_xtal.crystal.elements import SYMBOLS
-from langevin_xtal.dataset.packed import PackedDataset, ideal_cells
+from langevin_xtal.crystal.pymatgen import to_structure
+from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import DataError, InputError, MissingPackageError
 from langevin_xtal.evaluation import controls
 from langevin_xtal.evaluation.controls import (
@@ -51,6 +52,7 @@ from langevin_xtal.sampling.postprocess import PostprocessConfig
 from langevin_xtal.sampling.sample import SampleOptions
 from langevin_xtal.sampling.samplers import Ancestral
 from langevin_xtal.symmetry import SpaceGroup, orbit
+from langevin_xtal.symmetry.lattice import ideal_cells
 from langevin_xtal.symmetry.wyckoff import wyckoff_positions
 
 EVERY = range(1, 231)

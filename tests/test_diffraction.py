@@ -12,7 +12,7 @@ import torch
 
 import langevin_xtal as lx
 from langevin_xtal.cli import run
-from langevin_xtal.crystal.cell import to_structure
+from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.diffraction.cells import Bins, fitted_cells
 from langevin_xtal.diffraction.pattern import Pattern, estimated_error, read_pattern

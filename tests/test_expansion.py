@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from langevin_xtal.crystal.candidate import SYMPRECS
-from langevin_xtal.sampling.expansion import EXACT, expand_sites, group_table
-from langevin_xtal.sampling.postprocess import contains_group, detect_groups, verify
+from langevin_xtal.config.tolerances import SYMPRECS
+from langevin_xtal.sampling.postprocess import contains_group, verify
 from langevin_xtal.symmetry import SpaceGroup, orbit, snap_site, wrap
+from langevin_xtal.symmetry.detection import group_numbers
+from langevin_xtal.symmetry.expansion import EXACT, expand_sites, group_table, orbits
 from langevin_xtal.symmetry.sites import IDENTICAL
 from langevin_xtal.symmetry.wyckoff import wyckoff_positions
 from tests.candidates import random_candidate
@@ -73,6 +74,9 @@ class TestExpansion:
             own = slice(found.first[k], found.first[k] + found.multiplicity[k])
             assert found.frac[own].tobytes() == images.tobytes()
             assert (found.atom_site[own] == k).all()
+        images, site = orbits(group, found.sites, lattice)
+        assert wrap(images).tobytes() == found.frac.tobytes()
+        np.testing.assert_array_equal(site, found.atom_site)
 
     def test_exactness_is_seen_in_the_atoms_and_the_cell(self) -> None:
         group, cube = SpaceGroup(225), 5.64 * np.eye(3)
@@ -101,7 +105,7 @@ class TestVerification:
         exact = expand_sites(c.space_group, c.frac, c.lattice, np.full(2, IDENTICAL)).is_exact
         detected, contained = verify(*given, c.space_group, is_exact=exact)
         assert exact
-        assert detected == detect_groups(*given)
+        assert detected == group_numbers(given)
         assert contained == contains_group(*given, c.space_group)
 
     @pytest.mark.parametrize("shift", [3e-4, 4e-3, 3e-2, 0.3])
@@ -115,7 +119,7 @@ class TestVerification:
             given = lattice, atoms.frac, np.array([11, 17])[atoms.atom_site]
             assert atoms.is_exact == (number == 139)
             found = verify(*given, group, is_exact=atoms.is_exact)
-            assert found == (detect_groups(*given), contains_group(*given, group))
+            assert found == (group_numbers(given), contains_group(*given, group))
 
     def test_spglib_is_asked_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import spglib

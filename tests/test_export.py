@@ -22,8 +22,10 @@ from hypothesis import strategies as st
 
 import langevin_xtal as lx
 from langevin_xtal.cli.export import export as export_command
-from langevin_xtal.crystal.cell import Cell, cell_key, to_structure
+from langevin_xtal.crystal.asymmetric import declared_sites
+from langevin_xtal.crystal.cell import Cell, cell_key
 from langevin_xtal.crystal.entry import Entry
+from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError, LangevinXtalError
 from langevin_xtal.export import folders, structures, vasp
@@ -33,7 +35,7 @@ from langevin_xtal.export.jobs import Job, script_text
 from langevin_xtal.export.manifest import COLUMNS, ExportWarning, export_key
 from langevin_xtal.export.notes import Notes
 from langevin_xtal.export.phonons import displaced, export_phonopy, supercell_multiples
-from langevin_xtal.export.structures import declared_sites, entry_cif, export_cif, export_xyz
+from langevin_xtal.export.structures import entry_cif, export_cif, export_xyz
 from langevin_xtal.export.vasp import INPUT_SETS, export_vasp, read_incar_tag
 from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
 

@@ -293,7 +293,7 @@ def matminer_fingerprint() -> Any:
 
 
 def by_matminer(fingerprint: Any, cell: Cell) -> np.ndarray:
-    from langevin_xtal.crystal.cell import to_structure
+    from langevin_xtal.crystal.pymatgen import to_structure
 
     structure = to_structure(cell)
     return np.array([fingerprint.featurize(structure, k) for k in range(len(structure))])

@@ -15,7 +15,8 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from scipy.spatial.transform import Rotation
 from scipy.stats import binomtest
 
-from langevin_xtal.crystal.cell import Cell, to_structure
+from langevin_xtal.crystal.cell import Cell
+from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import DataError, InputError
 from langevin_xtal.evaluation import matching

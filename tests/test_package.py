@@ -78,6 +78,19 @@ def imported(tree: ast.AST) -> Iterator[str]:
                 yield from (f"langevin_xtal.{alias.name}" for alias in node.names)
 
 
+def at_run_time(tree: ast.Module) -> Iterator[str]:
+    """Names of all modules a file imports, those for type checkers alone left out."""
+    for_types = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in for_types:
+            yield from imported(node)
+
+
 def required(tree: ast.AST) -> Iterator[str]:
     """Names of the optional modules a file asks ``require`` for."""
     for node in ast.walk(tree):
@@ -142,6 +155,14 @@ class TestLayers:
         for path, tree in trees():
             if part_of(module_of(path)) in ("errors", "symmetry", "crystal"):
                 assert "torch" not in {name.split(".")[0] for name in imported(tree)}, path
+
+    def test_spglib_is_called_in_one_place(self) -> None:
+        asking = [
+            module_of(path)
+            for path, tree in trees()
+            if "spglib" in {name.split(".")[0] for name in at_run_time(tree)}
+        ]
+        assert asking == ["langevin_xtal.symmetry.detection"]
 
 
 class TestDataIsNeverCode:

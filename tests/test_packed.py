@@ -17,14 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from langevin_xtal.crystal.cell import cell_from_parameters
-from langevin_xtal.dataset.packed import (
-    FORMAT_VERSION,
-    PackedDataset,
-    ideal_cells,
-    pack,
-)
+from langevin_xtal.dataset.packed import FORMAT_VERSION, PackedDataset, pack
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import DataError, LatticeError
+from langevin_xtal.symmetry.lattice import ideal_cells
 
 
 @pytest.fixture(scope="module")

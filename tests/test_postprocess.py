@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 from ase.spacegroup import crystal as ase_crystal
 
-from langevin_xtal.crystal.candidate import SYMPRECS, Candidate
+from langevin_xtal.config.tolerances import SYMPRECS
+from langevin_xtal.crystal.candidate import Candidate
+from langevin_xtal.crystal.distances import nearest_pair
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.model.prior import covalent_radii
-from langevin_xtal.sampling.expansion import nearest_pair
 from langevin_xtal.sampling.postprocess import (
     FRACTIONS,
     PostprocessConfig,
     Rejection,
     contains_group,
-    detect_groups,
 )
 from langevin_xtal.symmetry import SpaceGroup
+from langevin_xtal.symmetry.detection import group_numbers
 from langevin_xtal.symmetry.wyckoff import wyckoff_positions
 from tests.candidates import candidate, finished, random_candidate
 
@@ -254,13 +255,13 @@ class TestEveryGroup:
     def test_another_origin_is_not_the_group_in_this_cell(self) -> None:
         c = random_candidate(62)
         frac, numbers = c.atom_frac + np.array([0.1, 0.07, 0.03]), c.numbers[c.atom_site]
-        assert detect_groups(c.lattice, frac, numbers)[1e-2] == 62
+        assert group_numbers((c.lattice, frac, numbers))[1e-2] == 62
         assert not contains_group(c.lattice, frac, numbers, SpaceGroup(62))
 
     def test_what_spglib_cannot_read_contains_nothing(self) -> None:
         frac, numbers = np.zeros((2, 3)), np.array([1, 1])
         assert not contains_group(np.eye(3), frac, numbers, SpaceGroup(1))
-        assert set(detect_groups(np.eye(3), frac, numbers).values()) == {0}
+        assert set(group_numbers((np.eye(3), frac, numbers)).values()) == {0}
 
 
 class TestNearestPair:

@@ -20,19 +20,14 @@ from hypothesis import strategies as st
 
 from langevin_xtal.cli.data import data as data_commands
 from langevin_xtal.cli.data import describe
+from langevin_xtal.crystal.asymmetric import AsymmetricUnit, asymmetric_unit
+from langevin_xtal.crystal.distances import min_distance
 from langevin_xtal.dataset import prepare as module
 from langevin_xtal.dataset.packed import PackedDataset
-from langevin_xtal.dataset.prepare import (
-    AsymmetricUnit,
-    RejectError,
-    asymmetric_unit,
-    expand,
-    min_distance,
-    prepare,
-)
+from langevin_xtal.dataset.prepare import prepare
 from langevin_xtal.dataset.readers import Record, cell_of, read_records
 from langevin_xtal.dataset.reference import reference_dataset
-from langevin_xtal.errors import DataError, InputError, LangevinXtalError
+from langevin_xtal.errors import DataError, InputError, LangevinXtalError, RejectError
 from langevin_xtal.structures.cif import parse_cif
 from langevin_xtal.structures.record import rejected
 from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
@@ -48,16 +43,8 @@ NAMES = REFERENCE.id.tolist()
 def cell(name: str):
     """P1 conventional cell of a reference structure: lattice, frac, numbers."""
     k = NAMES.index(name)
-    s = REFERENCE.sites_of(k)
-    unit = AsymmetricUnit(
-        int(REFERENCE.group[k]),
-        REFERENCE.lattice[k],
-        REFERENCE.numbers[s],
-        REFERENCE.frac[s],
-        REFERENCE.multiplicity[s],
-        REFERENCE.wyckoff[s],
-    )
-    frac, owner = expand(unit)
+    unit = REFERENCE.unit(k)
+    frac, owner = unit.atoms()
     return unit.lattice, frac, unit.numbers[owner]
 
 
@@ -144,7 +131,7 @@ def test_random_crystals_of_every_group(number: int) -> None:
 
 
 def expanded(unit: AsymmetricUnit):
-    frac, owner = expand(unit)
+    frac, owner = unit.atoms()
     return frac, unit.numbers[owner]
 
 

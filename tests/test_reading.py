@@ -28,10 +28,10 @@ from langevin_xtal.cli import options
 from langevin_xtal.cli import run as command
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.prepare import prepare
-from langevin_xtal.errors import DataError, InputError
+from langevin_xtal.errors import DataError, InputError, RejectError
 from langevin_xtal.evaluation.structures import StructureSet
 from langevin_xtal.structures.operations import group_of, parse_operation
-from langevin_xtal.structures.record import ReadStructure, RejectError
+from langevin_xtal.structures.record import ReadStructure
 from langevin_xtal.symmetry import SpaceGroup
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

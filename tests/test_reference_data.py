@@ -13,10 +13,11 @@ from math import gcd
 import numpy as np
 import pytest
 
+from langevin_xtal.crystal.asymmetric import asymmetric_unit
+from langevin_xtal.crystal.distances import min_distance
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset import reference
 from langevin_xtal.dataset.packed import PackedDataset
-from langevin_xtal.dataset.prepare import AsymmetricUnit, asymmetric_unit, expand, min_distance
 from langevin_xtal.dataset.reference import reference_dataset, structure_types
 from langevin_xtal.errors import DataError
 from langevin_xtal.symmetry import SpaceGroup, stabiliser
@@ -27,18 +28,6 @@ TYPES = structure_types()
 @pytest.fixture(scope="module")
 def dataset() -> PackedDataset:
     return reference_dataset()
-
-
-def unit_of(data: PackedDataset, index: int) -> AsymmetricUnit:
-    s = data.sites_of(index)
-    return AsymmetricUnit(
-        group=int(data.group[index]),
-        lattice=data.lattice[index],
-        numbers=data.numbers[s],
-        frac=data.frac[s],
-        multiplicity=data.multiplicity[s],
-        wyckoff=data.wyckoff[s],
-    )
 
 
 def composition(formula: str) -> dict[str, int]:
@@ -56,8 +45,8 @@ def test_the_set_covers_every_crystal_system(dataset: PackedDataset) -> None:
 
 @pytest.mark.parametrize("index", range(len(TYPES)), ids=[t["name"] for t in TYPES])
 def test_structure_type(index: int, dataset: PackedDataset) -> None:
-    entry, unit = TYPES[index], unit_of(dataset, index)
-    atoms, owner = expand(unit)
+    entry, unit = TYPES[index], dataset.unit(index)
+    atoms, owner = unit.atoms()
 
     counts: dict[str, int] = {}
     for z, m in zip(unit.numbers, unit.multiplicity, strict=True):
@@ -84,8 +73,8 @@ def test_letters_are_spglibs(dataset: PackedDataset) -> None:
     spglib = pytest.importorskip("spglib")
     compared = 0
     for index in range(len(dataset)):
-        unit = unit_of(dataset, index)
-        atoms, owner = expand(unit)
+        unit = dataset.unit(index)
+        atoms, owner = unit.atoms()
         found = spglib.get_symmetry_dataset((unit.lattice, atoms, unit.numbers[owner]), 1e-3)
         moved = np.abs(found.origin_shift - np.rint(found.origin_shift)).max() > 1e-6
         turned = not np.allclose(found.transformation_matrix, np.eye(3), atol=1e-6)
@@ -99,7 +88,7 @@ def test_letters_are_spglibs(dataset: PackedDataset) -> None:
 
 def test_sites_are_exactly_special(dataset: PackedDataset) -> None:
     for index in range(len(dataset)):
-        unit, group = unit_of(dataset, index), SpaceGroup(int(dataset.group[index]))
+        unit, group = dataset.unit(index), SpaceGroup(int(dataset.group[index]))
         for point, multiplicity in zip(unit.frac, unit.multiplicity, strict=True):
             stay = stabiliser(point, group.rotations, group.translations, unit.lattice)
             assert len(stay) * multiplicity == group.order

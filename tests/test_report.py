@@ -22,9 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langevin_xtal.cli.report import report
-from langevin_xtal.crystal.cell import Cell, to_structure
+from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.crystal.entry import Entry, Value
+from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.errors import InputError
 from langevin_xtal.report import search as report_module
 from langevin_xtal.report.diagram import agree, make_diagram

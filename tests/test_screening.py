@@ -31,8 +31,9 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from langevin_xtal.config.screening import FilterOptions, RelaxOptions, ReleaseOptions
-from langevin_xtal.crystal.cell import Cell, to_structure
+from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import InputError, LangevinXtalError, MissingPackageError, RequestError

@@ -22,8 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langevin_xtal.config.screening import FilterOptions, RelaxOptions, ReleaseOptions
-from langevin_xtal.crystal.cell import Cell, cell_key, to_structure
+from langevin_xtal.crystal.cell import Cell, cell_key
 from langevin_xtal.crystal.entry import Entry
+from langevin_xtal.crystal.pymatgen import plain_formula, to_structure
 from langevin_xtal.crystal.request import Request, parse_formula
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.prepare import prepare
@@ -36,10 +37,11 @@ from langevin_xtal.sampling.samplers import Ancestral
 from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.search import stages, work
 from langevin_xtal.search.campaign import Campaign, ranked_table
-from langevin_xtal.search.entries import found_group, plain_formula, rank_key, read_entries
+from langevin_xtal.search.entries import rank_key, read_entries
 from langevin_xtal.search.rows import to_json
 from langevin_xtal.search.space import SearchSpace
 from langevin_xtal.search.store import Row, read_rows, read_summary
+from langevin_xtal.symmetry.detection import group_number
 
 FORK = hasattr(os, "fork")
 needs_fork = pytest.mark.skipif(not FORK, reason="starts processes by fork")
@@ -756,7 +758,7 @@ class TestEntries:
         assert len(entries) == len(reference)
         assert len({e.uid for e in entries}) == len(entries)
         for k, one in enumerate(entries):
-            assert one.space_group == reference.group[k] == found_group(one.cell)
+            assert one.space_group == reference.group[k] == group_number(one.cell)
             assert len(one.cell[2]) == reference.atom_counts[k]
 
     @pytest.mark.parametrize("file_format", ["cif", "xyz", "poscar"])

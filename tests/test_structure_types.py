@@ -11,7 +11,8 @@ import torch
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from langevin_xtal import Request, load_model
-from langevin_xtal.crystal.cell import expanded, to_structure
+from langevin_xtal.crystal.cell import expanded
+from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import CheckpointError
 from langevin_xtal.evaluation.targets import ALL_GROUPS, Target, choose_targets

@@ -206,10 +206,10 @@ def xrd(
     """
     import numpy as np
 
-    from langevin_xtal.dataset.prepare import asymmetric_unit
-    from langevin_xtal.dataset.readers import RejectError
+    from langevin_xtal.crystal.asymmetric import asymmetric_unit
     from langevin_xtal.diffraction.radiation import radiation
     from langevin_xtal.diffraction.simulate import Crystal, Profile, simulate
+    from langevin_xtal.errors import RejectError
     from langevin_xtal.files import write_text
 
     low, high = limits
@@ -222,7 +222,7 @@ def xrd(
     done = 0
     for entry in entries:
         try:
-            sites = asymmetric_unit(*entry.cell, symprec=0.01)
+            sites = asymmetric_unit(*entry.cell)
             crystal = Crystal(
                 sites.group, sites.lattice, sites.numbers, sites.frac, sites.multiplicity
             )

@@ -9,6 +9,7 @@ from typing import Any
 
 from langevin_xtal.config.fields import check, preset, setting
 from langevin_xtal.config.sampling import SamplingConfig
+from langevin_xtal.config.tolerances import TIGHT, USUAL
 from langevin_xtal.errors import InputError
 
 DEFAULT_POTENTIAL = "chgnet"
@@ -64,7 +65,7 @@ class RelaxOptions:
     steps: int = setting(100, "Steps of a relaxation, at most.", low=0)
     keep_symmetry: bool = True  #: move only as the space group found at the start allows
     symprec: float = setting(
-        1e-3, "Tolerance of the symmetry that is kept [Å].", above=0, high=0.5
+        TIGHT, "Tolerance of the symmetry that is kept [Å].", above=0, high=0.5
     )
     optimiser: str = setting("LBFGS", choices=OPTIMISERS)
     max_step: float = setting(0.2, "Farthest an atom moves in a step [Å].", above=0, high=1)
@@ -88,7 +89,7 @@ class RelaxOptions:
 
 RELAX_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "candidates": {},
-    "files": {"steps": 200, "symprec": 0.01},
+    "files": {"steps": 200, "symprec": USUAL},
 }
 """``candidates``: of a search, many and with exact symmetry; ``files``: what people have, with
 rounded coordinates, and few enough to be relaxed to the end."""

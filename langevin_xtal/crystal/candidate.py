@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from langevin_xtal.config.tolerances import USUAL
+from langevin_xtal.crystal.ase import to_atoms
+from langevin_xtal.crystal.asymmetric import AsymmetricUnit
+from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.crystal.request import Choice, Request
 from langevin_xtal.symmetry.groups import SpaceGroup
-from langevin_xtal.symmetry.wyckoff import locate
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -21,9 +25,6 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-
-SYMPRECS = (1e-3, 1e-2, 1e-1)
-"""Tolerances at which the space group is detected [Å]."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,7 @@ class Candidate:
     seed: int
     index: int  #: position in the list of requests
     attempt: int  #: 0 unless earlier streams were rejected
-    numbers: IntArray  #: (A,) atomic number of each site
-    frac: FloatArray  #: (A, 3) sites, in [0, 1), exactly on their special positions
-    lattice: FloatArray  #: (3, 3) rows [Å]
+    unit: AsymmetricUnit  #: its A sites, in the requested group
     atom_site: IntArray  #: (N,) site of each atom of the cell
     atom_frac: FloatArray  #: (N, 3) atoms of the cell, in [0, 1)
     detected: Mapping[float, int]  #: symprec [Å] to the space group spglib finds
@@ -49,6 +48,26 @@ class Candidate:
         return self.request.space_group
 
     @property
+    def numbers(self) -> IntArray:
+        """(A,) atomic number of each site."""
+        return self.unit.numbers
+
+    @property
+    def frac(self) -> FloatArray:
+        """(A, 3) sites, in [0, 1), exactly on their special positions."""
+        return self.unit.frac
+
+    @property
+    def lattice(self) -> FloatArray:
+        """(3, 3) conventional cell, rows [Å]."""
+        return self.unit.lattice
+
+    @property
+    def cell(self) -> Cell:
+        """The conventional cell: lattice, (N, 3) fractional coordinates, (N,) atomic numbers."""
+        return self.unit.lattice, self.atom_frac, self.unit.numbers[self.atom_site]
+
+    @property
     def choice(self) -> Choice | None:
         """How the model came to the setting, where the request left it open."""
         return self.request.choice
@@ -56,13 +75,12 @@ class Candidate:
     @property
     def multiplicity(self) -> IntArray:
         """(A,) atoms of each site in the cell."""
-        return np.bincount(self.atom_site, minlength=len(self.numbers))
+        return self.unit.multiplicity
 
     @cached_property
     def wyckoff(self) -> tuple[str, ...]:
         """(A,) Wyckoff position of each site: multiplicity and letter, such as ``"4c"``."""
-        number = self.space_group.number
-        return tuple(locate(number, point, self.lattice).name for point in self.frac)
+        return tuple(position.name for position in self.unit.positions)
 
     @property
     def formula(self) -> str:
@@ -77,37 +95,22 @@ class Candidate:
     @property
     def volume(self) -> float:
         """Of the conventional cell [Å^3]."""
-        return float(abs(np.linalg.det(self.lattice)))
+        return self.unit.volume
 
     @property
     def is_supergroup(self) -> bool:
         """Whether spglib at 0.01 Å finds more symmetry than was requested."""
-        return self.detected[1e-2] != self.space_group.number
+        return self.detected[USUAL] != self.space_group.number
 
     @cached_property
     def structure(self) -> Structure:
         """pymatgen Structure of the conventional cell [Å], provenance in ``properties``."""
-        from pymatgen.core import Lattice, Structure
-
-        return Structure(
-            Lattice(self.lattice),
-            [SYMBOLS[z] for z in self.numbers[self.atom_site]],
-            self.atom_frac,
-            properties=dict(self.provenance),
-        )
+        return to_structure(self.cell, self.provenance)
 
     @cached_property
     def atoms(self) -> Atoms:
         """ase.Atoms of the conventional cell [Å], provenance in ``info``."""
-        from ase import Atoms
-
-        return Atoms(
-            numbers=self.numbers[self.atom_site],
-            scaled_positions=self.atom_frac,
-            cell=self.lattice,
-            pbc=True,
-            info=dict(self.provenance),
-        )
+        return to_atoms(self.cell, self.provenance)
 
     def __repr__(self) -> str:
         return (

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.errors import LatticeError
-from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
-
-if TYPE_CHECKING:
-    from pymatgen.core import Structure
+from langevin_xtal.symmetry import SpaceGroup, wrap
+from langevin_xtal.symmetry.expansion import orbits
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -30,14 +27,6 @@ def cell_key(cell: Cell) -> str:
     for values in (lattice, frac):
         digest.update((np.round(values, 9) + 0.0).astype("<f8").tobytes())  # + 0.0: no -0
     return digest.hexdigest()
-
-
-def to_structure(cell: Cell) -> Structure:
-    """pymatgen Structure of a P1 cell."""
-    from pymatgen.core import Lattice, Structure
-
-    lattice, frac, numbers = cell
-    return Structure(Lattice(lattice), [SYMBOLS[z] for z in numbers], frac)
 
 
 def reduced_formula(numbers: NDArray[np.int64]) -> str:
@@ -80,6 +69,14 @@ def cell_from_parameters(parameters: ArrayLike) -> NDArray[np.float64]:
     )
 
 
+def cell_parameters(lattice: NDArray[np.float64]) -> tuple[float, ...]:
+    """a, b, c [Å], α, β, γ [degrees]."""
+    lengths = np.linalg.norm(lattice, axis=1)
+    unit = lattice / lengths[:, None]
+    cosines = np.array([unit[1] @ unit[2], unit[0] @ unit[2], unit[0] @ unit[1]])
+    return (*lengths.tolist(), *np.degrees(np.arccos(np.clip(cosines, -1, 1))).tolist())
+
+
 def expanded(group: SpaceGroup, lattice: FloatArray, frac: FloatArray, numbers: IntArray) -> Cell:
     """Primitive P1 cell of A sites.
 
@@ -92,9 +89,8 @@ def expanded(group: SpaceGroup, lattice: FloatArray, frac: FloatArray, numbers: 
     numbers
         (A,) atomic numbers.
     """
-    images = [orbit(f, group.rotations, group.translations, lattice)[0] for f in frac]
-    atoms = np.repeat(numbers, [len(i) for i in images])
-    return primitive(group, (lattice, wrap(np.concatenate(images)), atoms))
+    images, site = orbits(group, frac, lattice)
+    return primitive(group, (lattice, wrap(images), numbers[site]))
 
 
 def primitive(group: SpaceGroup, cell: Cell) -> Cell:

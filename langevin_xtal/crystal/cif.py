@@ -1,4 +1,4 @@
-"""CIF with symmetry: the asymmetric unit and the operations of the requested group.
+"""CIF with symmetry: the asymmetric unit and the operations of its group.
 
 Written here rather than by a library because those at hand write P1, or search the symmetry again
 and change setting and origin; the file must say exactly what was sampled. Readers are tested
@@ -7,14 +7,28 @@ against pymatgen and ASE.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
+from langevin_xtal.crystal.asymmetric import AsymmetricUnit
 from langevin_xtal.crystal.candidate import Candidate
+from langevin_xtal.crystal.cell import cell_parameters
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.symmetry.groups import SpaceGroup
 
 _AXES = "xyz"
+_SITE_COLUMNS = (
+    "label",
+    "type_symbol",
+    "symmetry_multiplicity",
+    "Wyckoff_symbol",
+    "fract_x",
+    "fract_y",
+    "fract_z",
+    "occupancy",
+)
 
 
 def operation_text(rotation: NDArray[np.int64], translation24: NDArray[np.int64]) -> str:
@@ -32,51 +46,36 @@ def operation_text(rotation: NDArray[np.int64], translation24: NDArray[np.int64]
     return ",".join(parts)
 
 
-def cell_parameters(lattice: NDArray[np.float64]) -> tuple[float, ...]:
-    """a, b, c [Å], α, β, γ [degrees]."""
-    lengths = np.linalg.norm(lattice, axis=1)
-    unit = lattice / lengths[:, None]
-    cosines = np.array([unit[1] @ unit[2], unit[0] @ unit[2], unit[0] @ unit[1]])
-    return (*lengths.tolist(), *np.degrees(np.arccos(np.clip(cosines, -1, 1))).tolist())
-
-
 def cif_text(candidate: Candidate) -> str:
     """The candidate as a CIF."""
-    a, b, c, alpha, beta, gamma = cell_parameters(candidate.lattice)
-    group = candidate.space_group
+    letters = np.array([name[-1] for name in candidate.wyckoff])  # c of 4c
+    name = f"{candidate.formula}_{candidate.space_group.number}_{candidate.index:04d}"
+    return sites_cif(replace(candidate.unit, wyckoff=letters), name, gap="   ")
+
+
+def sites_cif(unit: AsymmetricUnit, name: str, gap: str = " ") -> str:
+    """The CIF of an asymmetric unit as the data block ``name``, ``gap`` before single values."""
+    group = unit.space_group
+    parameters = cell_parameters(unit.lattice)
+    names = (*(f"length_{n}" for n in "abc"), "angle_alpha", "angle_beta", "angle_gamma")
+    places = np.round(unit.frac, 10) % 1.0
+    rows = zip(unit.numbers, unit.multiplicity, unit.wyckoff, places, strict=True)
     lines = [
-        f"data_{candidate.formula}_{group.number}_{candidate.index:04d}",
-        f"_chemical_formula_sum '{_formula_sum(candidate)}'",
-        *(f"_cell_length_{n}   {v:.6f}" for n, v in zip("abc", (a, b, c), strict=True)),
-        *(
-            f"_cell_angle_{n}   {v:.6f}"
-            for n, v in zip(("alpha", "beta", "gamma"), (alpha, beta, gamma), strict=True)
-        ),
-        f"_cell_volume   {candidate.volume:.6f}",
-        f"_space_group_IT_number   {group.number}",
-        f"_space_group_name_H-M_alt   '{group.symbol}'",
+        f"data_{name}",
+        f"_chemical_formula_sum '{_formula_sum(unit)}'",
+        *(f"_cell_{n}{gap}{v:.6f}" for n, v in zip(names, parameters, strict=True)),
+        f"_cell_volume{gap}{unit.volume:.6f}",
+        f"_space_group_IT_number{gap}{group.number}",
+        f"_space_group_name_H-M_alt{gap}'{group.symbol}'",
         "",
         *_operation_lines(group),
         "",
         "loop_",
-        *(
-            f"_atom_site_{name}"
-            for name in (
-                "label",
-                "type_symbol",
-                "symmetry_multiplicity",
-                "Wyckoff_symbol",
-                "fract_x",
-                "fract_y",
-                "fract_z",
-                "occupancy",
-            )
-        ),
+        *(f"_atom_site_{column}" for column in _SITE_COLUMNS),
     ]
-    rows = zip(candidate.numbers, candidate.wyckoff, candidate.frac, strict=True)
-    for k, (number, name, (x, y, z)) in enumerate(rows, start=1):
-        symbol, m, letter = SYMBOLS[number], name[:-1], name[-1]  # '4' and 'c' of 4c
-        lines.append(f"{symbol}{k} {symbol} {m} {letter} {x:.10f} {y:.10f} {z:.10f} 1")
+    for k, (number, size, letter, (x, y, z)) in enumerate(rows, start=1):
+        label = f"{SYMBOLS[number]}{k} {SYMBOLS[number]} {size} {letter or '?'}"
+        lines.append(f"{label} {x:.10f} {y:.10f} {z:.10f} 1")
     return "\n".join(lines) + "\n"
 
 
@@ -86,6 +85,6 @@ def _operation_lines(group: SpaceGroup) -> list[str]:
     return ["loop_", "_space_group_symop_id", "_space_group_symop_operation_xyz", *texts]
 
 
-def _formula_sum(candidate: Candidate) -> str:
-    found = np.unique(candidate.numbers[candidate.atom_site], return_counts=True)
-    return " ".join(f"{SYMBOLS[z]}{n}" for z, n in zip(*found, strict=True))
+def _formula_sum(unit: AsymmetricUnit) -> str:
+    atoms = unit.atom_numbers.tolist()
+    return " ".join(f"{SYMBOLS[z]}{atoms.count(z)}" for z in dict.fromkeys(atoms))

@@ -17,7 +17,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,11 +26,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from langevin_xtal.crystal.asymmetric import AsymmetricUnit
 from langevin_xtal.errors import DataError
 from langevin_xtal.files import replacing, unwritable
 from langevin_xtal.structures.files import check_archive
 from langevin_xtal.structures.record import first_line
-from langevin_xtal.symmetry import cell_directions, cell_lengths, operation_table
+from langevin_xtal.symmetry import cell_lengths, operation_table
+from langevin_xtal.symmetry.lattice import ideal_cells
 
 FORMAT_VERSION = 1
 """Version of the file layout; readers refuse any other."""
@@ -119,6 +121,18 @@ class PackedDataset:
     def sites_of(self, index: int) -> slice:
         """The sites of crystal ``index``, as a slice of the per-site arrays."""
         return slice(int(self.site_start[index]), int(self.site_start[index + 1]))
+
+    def unit(self, index: int) -> AsymmetricUnit:
+        """The asymmetric unit of crystal ``index``."""
+        own = self.sites_of(index)
+        return AsymmetricUnit(
+            group=int(self.group[index]),
+            lattice=self.lattice[index],
+            numbers=self.numbers[own],
+            frac=self.frac[own],
+            multiplicity=self.multiplicity[own],
+            wyckoff=self.wyckoff[own],
+        )
 
     @property
     def site_counts(self) -> NDArray[np.int64]:
@@ -244,31 +258,41 @@ class PackedDataset:
         return dataset
 
 
-def pack(crystals: Sequence[dict[str, Any]], meta: dict[str, Any] | None = None) -> PackedDataset:
-    """One dataset from crystals given as dictionaries.
+def pack(
+    units: Sequence[AsymmetricUnit],
+    ids: Sequence[str] = (),
+    properties: Sequence[Mapping[str, float]] = (),
+    meta: Mapping[str, Any] | None = None,
+) -> PackedDataset:
+    """One dataset of asymmetric units.
 
-    Each has ``id``, ``group``, ``lattice`` (3, 3), ``numbers`` (n,), ``frac`` (n, 3),
-    ``multiplicity`` (n,), ``wyckoff`` (n,) and, optionally, ``properties`` (name to number).
+    Parameters
+    ----------
+    ids
+        Identifier of each.
+    properties
+        Numbers known of each, by name; of none by default.
+    meta
+        See :class:`PackedDataset`.
     """
-    counts = [len(crystal["numbers"]) for crystal in crystals]
-    names = dict.fromkeys(name for c in crystals for name in c.get("properties", {}))
+    known = properties or [{}] * len(units)
+    names = dict.fromkeys(name for own in known for name in own)
 
-    def joined(key: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-        parts = [np.asarray(crystal[key], dtype=dtype).reshape(shape) for crystal in crystals]
+    def joined(name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        parts = [np.asarray(getattr(unit, name), dtype=dtype).reshape(shape) for unit in units]
         return np.concatenate([np.zeros((0, *shape[1:]), dtype=dtype), *parts])
 
     return PackedDataset(
-        group=np.array([crystal["group"] for crystal in crystals], dtype=np.int64),
+        group=np.array([unit.group for unit in units], dtype=np.int64),
         lattice=joined("lattice", (1, 3, 3), "float64"),
-        site_start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        site_start=np.cumsum([0, *(len(unit.numbers) for unit in units)]).astype(np.int64),
         numbers=joined("numbers", (-1,), "int64"),
         frac=joined("frac", (-1, 3), "float64"),
         multiplicity=joined("multiplicity", (-1,), "int64"),
         wyckoff=joined("wyckoff", (-1,), "<U1"),
-        id=np.array([crystal["id"] for crystal in crystals], dtype=np.str_),
+        id=np.array(list(ids), dtype=np.str_),
         properties={
-            name: np.array([c.get("properties", {}).get(name, np.nan) for c in crystals], float)
-            for name in names
+            name: np.array([own.get(name, np.nan) for own in known], float) for name in names
         },
         meta=dict(meta or {}),
     )
@@ -436,28 +460,3 @@ def _validate_cells(data: PackedDataset) -> None:
                 f"the cell of {str(worst)!r} does not have the shape and orientation of space "
                 f"group {number}"
             )
-
-
-def ideal_cells(lattice: NDArray[np.float64], number: int) -> NDArray[np.float64]:
-    """Cells made exactly consistent with a group's crystal system, in standard orientation.
-
-    Parameters
-    ----------
-    lattice
-        (..., 3, 3) conventional cells near that shape, rows [Å]; for groups 1 to 15 already
-        with a along x and b in the xy plane.
-    number
-        Space-group number.
-    """
-    lengths = cell_lengths(lattice)
-    if number >= 195:
-        lengths = np.broadcast_to(lengths.mean(axis=-1, keepdims=True), lengths.shape)
-    elif number >= 75:
-        ab = lengths[..., :2].mean(axis=-1)
-        lengths = np.stack([ab, ab, lengths[..., 2]], axis=-1)
-    if number >= 16:
-        return lengths[..., None] * cell_directions(number)
-    mask = np.tril(np.ones((3, 3)))
-    if number >= 3:  # unique axis b: a along x, b along y, c in the xz plane
-        mask = np.array([[1.0, 0, 0], [0, 1, 0], [1, 0, 1]])
-    return lattice * mask

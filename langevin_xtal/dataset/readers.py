@@ -5,29 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from langevin_xtal.crystal.asymmetric import AsymmetricUnit
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.structures.readers import FORMATS, Records
 from langevin_xtal.structures.readers import read_records as read_files
-from langevin_xtal.structures.record import (
-    ReadStructure,
-    Record,
-    RejectError,
-    first_line,
-    read,
-)
-from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
+from langevin_xtal.structures.record import ReadStructure, Record, first_line, read
 
 __all__ = [
     "FORMATS",
     "ReadStructure",
     "Record",
     "Records",
-    "RejectError",
     "cell_of",
     "first_line",
     "read",
@@ -67,16 +57,10 @@ def cell_of(record: Record) -> Cell:
 
 def _of_packed(data: PackedDataset, name: str) -> Iterator[Record]:
     for k in range(len(data)):
-        own = data.sites_of(k)
-        payload = (int(data.group[k]), data.lattice[k], data.frac[own], data.numbers[own])
         properties = {key: float(values[k]) for key, values in data.properties.items()}
-        yield Record(str(data.id[k]), payload, expand_packed, properties, name)
+        yield Record(str(data.id[k]), data.unit(k), _conventional, properties, name)
 
 
-def expand_packed(payload: tuple[int, Any, Any, Any]) -> ReadStructure:
+def _conventional(unit: AsymmetricUnit) -> ReadStructure:
     """The conventional cell of a crystal of a packed dataset."""
-    number, lattice, points, numbers = payload
-    group = SpaceGroup(number)
-    images = [wrap(orbit(p, group.rotations, group.translations, lattice)[0]) for p in points]
-    atoms = np.repeat(numbers, [len(i) for i in images])
-    return ReadStructure(id="", cell=(lattice, np.concatenate(images), atoms))
+    return ReadStructure(id="", cell=unit.cell())

@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from langevin_xtal.crystal.asymmetric import AsymmetricUnit
 from langevin_xtal.crystal.cell import cell_from_parameters
 from langevin_xtal.crystal.elements import atomic_number
-from langevin_xtal.dataset.packed import PackedDataset, ideal_cells, pack
+from langevin_xtal.dataset.packed import PackedDataset, pack
 from langevin_xtal.errors import DataError
 from langevin_xtal.symmetry import SpaceGroup, orbit, snap_site, wrap
+from langevin_xtal.symmetry.lattice import ideal_cells
 
 SNAP_RADIUS = 0.005
 """Rounded coordinates lie this close to the special position they mean [Å]."""
@@ -51,9 +53,11 @@ def _source() -> Traversable:
 
 def reference_dataset() -> PackedDataset:
     """All structure types as one dataset, every site exactly on its special position."""
+    types = structure_types()
     return pack(
-        [_crystal(entry) for entry in structure_types()],
-        {
+        [_unit(entry) for entry in types],
+        [entry["name"] for entry in types],
+        meta={
             "source": "langevin-xtal reference set (structure_types.json)",
             "licence": "CC0-1.0",
             "attribution": "",
@@ -62,7 +66,7 @@ def reference_dataset() -> PackedDataset:
     )
 
 
-def _crystal(entry: dict[str, Any]) -> dict[str, Any]:
+def _unit(entry: dict[str, Any]) -> AsymmetricUnit:
     group = SpaceGroup(entry["space_group"])
     lattice = ideal_cells(cell_from_parameters(entry["lattice"]), group.number)
     rotations, translations = group.rotations, group.translations
@@ -77,12 +81,11 @@ def _crystal(entry: dict[str, Any]) -> dict[str, Any]:
                 f"reference structure {entry['name']!r}: {site['element']} at {site['frac']} has "
                 f"{multiplicity[-1]} images, not {site['multiplicity']}"
             )
-    return {
-        "id": entry["name"],
-        "group": group.number,
-        "lattice": lattice,
-        "numbers": [atomic_number(site["element"]) for site in entry["sites"]],
-        "frac": frac,
-        "multiplicity": multiplicity,
-        "wyckoff": [site["wyckoff"] for site in entry["sites"]],
-    }
+    return AsymmetricUnit(
+        group=group.number,
+        lattice=lattice,
+        numbers=np.array([atomic_number(site["element"]) for site in entry["sites"]]),
+        frac=np.array(frac),
+        multiplicity=np.array(multiplicity),
+        wyckoff=np.array([site["wyckoff"] for site in entry["sites"]]),
+    )

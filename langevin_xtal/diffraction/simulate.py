@@ -22,6 +22,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from langevin_xtal.crystal.asymmetric import AsymmetricUnit
 from langevin_xtal.diffraction.radiation import Radiation, scattering_parameters
 from langevin_xtal.errors import InputError
 from langevin_xtal.symmetry import SpaceGroup
@@ -35,15 +36,7 @@ MOST_REFLECTIONS = 20_000
 """Lattice points that are listed for one pattern, before equivalent ones are merged."""
 
 
-@dataclass(frozen=True, eq=False)
-class Crystal:
-    """A crystal by its independent sites, in the conventional cell of its group."""
-
-    group: int
-    lattice: FloatArray  #: (3, 3) rows [Å]
-    numbers: IntArray  #: (A,) atomic numbers
-    frac: FloatArray  #: (A, 3) sites, exactly on their special positions
-    multiplicity: IntArray  #: (A,) atoms of each site in the cell
+Crystal = AsymmetricUnit
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,21 +16,20 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from langevin_xtal.crystal.asymmetric import asymmetric_unit
 from langevin_xtal.crystal.candidate import Candidate
+from langevin_xtal.crystal.distances import min_distance
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import Request
-from langevin_xtal.dataset.prepare import asymmetric_unit, min_distance
-from langevin_xtal.dataset.readers import RejectError
 from langevin_xtal.diffraction.cells import Bins, fitted_cells
 from langevin_xtal.diffraction.pattern import Pattern
 from langevin_xtal.diffraction.radiation import scattering_parameters
 from langevin_xtal.diffraction.refine import Refined, Target, refine, refine_in_stages
 from langevin_xtal.diffraction.simulate import Crystal
-from langevin_xtal.errors import InputError, LangevinXtalError, RequestError
+from langevin_xtal.errors import InputError, LangevinXtalError, RejectError, RequestError
 from langevin_xtal.model.checkpoint import CrystalModel, load_model
 from langevin_xtal.sampling.sample import SampleOptions, sample_batches
 from langevin_xtal.sampling.spread import Spread, SpreadOptions
-from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -109,13 +108,7 @@ class Solution:
 
 def crystal_of(candidate: Candidate) -> Crystal:
     """The independent sites of a candidate."""
-    return Crystal(
-        candidate.space_group.number,
-        candidate.lattice,
-        candidate.numbers,
-        candidate.frac,
-        candidate.multiplicity,
-    )
+    return candidate.unit
 
 
 def solve(
@@ -298,13 +291,7 @@ def shortest_distance(crystal: Crystal) -> float:
 
 def atoms_of(crystal: Crystal) -> tuple[FloatArray, IntArray]:
     """(N, 3) all atoms of the conventional cell, and (N,) the site of each."""
-    group = SpaceGroup(crystal.group)
-    images = [
-        orbit(point, group.rotations, group.translations, crystal.lattice)[0]
-        for point in crystal.frac
-    ]
-    site = np.repeat(np.arange(len(images)), [len(i) for i in images])
-    return wrap(np.concatenate(images)), site
+    return crystal.atoms()
 
 
 class _Search:

@@ -25,15 +25,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from langevin_xtal.crystal.candidate import SYMPRECS
-from langevin_xtal.crystal.cell import Cell, cell_key, reduced_formula, to_structure
+from langevin_xtal.config.tolerances import LOOSE
+from langevin_xtal.crystal.cell import Cell, cell_key, reduced_formula
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import InputError, MissingPackageError
 from langevin_xtal.evaluation.cache import Cache
 from langevin_xtal.evaluation.structures import StructureSet
 from langevin_xtal.extras import require
 from langevin_xtal.parallel import parallel_map
+from langevin_xtal.symmetry.detection import group_numbers, symmetry_dataset
 
 if TYPE_CHECKING:
     from pymatgen.core import Lattice
@@ -311,32 +313,16 @@ def _shortest_vector(lattice: Lattice) -> float:
 
 
 def _symmetry(cell: Cell) -> FloatArray:
-    return np.array([_space_group(cell, tolerance) for tolerance in SYMPRECS], float)
-
-
-def _space_group(cell: Cell, tolerance: float) -> int:
-    found = _spglib_dataset(cell, tolerance)
-    return 0 if found is None else int(found.number)
+    return np.array(list(group_numbers(cell).values()), float)
 
 
 def _lattice(cell: Cell) -> FloatArray:
     from pymatgen.core import Lattice
 
-    found = _spglib_dataset(cell, SYMPRECS[-1])
+    found = symmetry_dataset(cell, LOOSE)
     if found is None:
         raise ValueError("spglib finds no symmetry")
     return np.array(Lattice(found.std_lattice).parameters)
-
-
-def _spglib_dataset(cell: Cell, tolerance: float) -> Any:
-    """spglib's dataset, None where it finds no symmetry."""
-    import spglib
-
-    plain: Any = cell
-    try:
-        return spglib.get_symmetry_dataset(plain, symprec=tolerance)
-    except Exception:  # newer releases raise where older ones return None
-        return None
 
 
 # -- the CrystalNN fingerprint

@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from langevin_xtal.crystal.cell import Cell, cell_key, reduced_formula, to_structure
+from langevin_xtal.crystal.cell import Cell, cell_key, reduced_formula
+from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError, InputError
 from langevin_xtal.evaluation.cache import Cache

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.config.screening import RelaxOptions
-from langevin_xtal.crystal.candidate import SYMPRECS, Candidate
+from langevin_xtal.config.tolerances import SYMPRECS
+from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.cell import reduced_formula
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.prepare import load_crystals

@@ -20,15 +20,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from langevin_xtal.crystal.asymmetric import reduced
 from langevin_xtal.crystal.candidate import Candidate
-from langevin_xtal.crystal.cell import Cell, primitive, reduced_formula, to_structure
+from langevin_xtal.crystal.cell import Cell, primitive, reduced_formula
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.dataset.packed import PackedDataset
-from langevin_xtal.dataset.prepare import reduced
-from langevin_xtal.dataset.readers import RejectError, cell_of, first_line, read_records
-from langevin_xtal.errors import DataError
+from langevin_xtal.dataset.readers import cell_of, first_line, read_records
+from langevin_xtal.errors import DataError, RejectError
 from langevin_xtal.files import replacing
-from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
+from langevin_xtal.symmetry import wrap
+from langevin_xtal.symmetry.expansion import orbits
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -185,14 +187,10 @@ class StructureSet:
         picked = np.arange(len(data)) if indices is None else np.asarray(indices)
         cells = []
         for k in picked:
-            own = data.sites_of(int(k))
-            group = SpaceGroup(int(data.group[k]))
-            images = [
-                orbit(point, group.rotations, group.translations, data.lattice[k])[0]
-                for point in data.frac[own]
-            ]
-            numbers = np.repeat(data.numbers[own], [len(i) for i in images])
-            cells.append(primitive(group, (data.lattice[k], np.concatenate(images), numbers)))
+            unit = data.unit(int(k))
+            # not wrapped first: the feature crystalnn depends on the last bit
+            images, site = orbits(unit.space_group, unit.frac, unit.lattice)
+            cells.append(primitive(unit.space_group, (unit.lattice, images, unit.numbers[site])))
         return cls.of(label, cells, data.id[picked].tolist(), data.group[picked])
 
     @classmethod
@@ -213,9 +211,8 @@ class StructureSet:
             if candidate is None:
                 missing.append(Missing(name, reason))
                 continue
-            numbers = candidate.numbers[candidate.atom_site]
             group = candidate.space_group
-            cells.append(primitive(group, (candidate.lattice, candidate.atom_frac, numbers)))
+            cells.append(primitive(group, candidate.cell))
             here.append(name)
             groups.append(group.number)
         return cls.of(label, cells, here, groups, missing)

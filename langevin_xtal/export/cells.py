@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from langevin_xtal.crystal.cell import Cell, to_structure
+from langevin_xtal.config.tolerances import USUAL
+from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.errors import InputError
 from langevin_xtal.structures.record import collinear, is_collinear
+from langevin_xtal.symmetry.detection import standard_cell
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -24,13 +26,11 @@ CellChoice = Literal["primitive", "conventional", "stored"]
 CELL_CHOICES: tuple[CellChoice, ...] = ("primitive", "conventional", "stored")
 SAME_MOMENT = 0.1
 """Moments of one element that differ by less are equal [μB]."""
-SYMPREC = 0.01
-"""Default tolerance of the symmetry search [Å], as for the groups that are reported."""
 
 _NAME_LENGTH = 60
 
 
-def export_cell(cell: Cell, choice: CellChoice = "primitive", symprec: float = SYMPREC) -> Cell:
+def export_cell(cell: Cell, choice: CellChoice = "primitive", symprec: float = USUAL) -> Cell:
     """The same crystal in spglib's standardised primitive or conventional cell.
 
     Atoms are placed exactly where the symmetry found within ``symprec`` has them, so that a DFT
@@ -48,26 +48,8 @@ def export_cell(cell: Cell, choice: CellChoice = "primitive", symprec: float = S
     """
     if choice == "stored":
         return cell
-    import spglib
-
-    lattice, frac, numbers = cell
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            given: Any = (lattice, frac, numbers)
-            found = spglib.standardize_cell(
-                given, to_primitive=choice == "primitive", no_idealize=False, symprec=symprec
-            )
-    except Exception:  # spglib raises its own tree since 2.7
-        found = None
-    if found is None:
-        return cell
-    standard: Cell = (
-        np.asarray(found[0], dtype=np.float64),
-        np.asarray(found[1], dtype=np.float64),
-        np.asarray(found[2], dtype=np.int64),
-    )
-    return standard if _same_density(standard, cell) else cell
+    standard = standard_cell(cell, symprec, primitive=choice == "primitive", idealise=True)
+    return cell if standard is None or not _same_density(standard, cell) else standard
 
 
 class Carried(NamedTuple):

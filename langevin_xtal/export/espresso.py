@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from langevin_xtal.config.tolerances import USUAL
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.errors import InputError
 from langevin_xtal.export.cells import (
-    SYMPREC,
     CellChoice,
     ase_constraints,
     carried_notes,
@@ -60,7 +60,7 @@ def export_qe(
     ecutrho: float = 480.0,
     overrides: Mapping[str, Any] | None = None,
     cell: CellChoice = "primitive",
-    symprec: float = SYMPREC,
+    symprec: float = USUAL,
     command: str = COMMAND,
     concurrent: int = 16,
     force: bool = False,

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from langevin_xtal.config.tolerances import USUAL
 from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.errors import InputError
 from langevin_xtal.export.cells import (
-    SYMPREC,
     CellChoice,
     carried_notes,
     check_cell_options,
@@ -77,7 +77,7 @@ def export_phonopy(
     potcar: PotcarChoice = "auto",
     overrides: Mapping[str, Any] | None = None,
     cell: CellChoice = "conventional",
-    symprec: float = SYMPREC,
+    symprec: float = USUAL,
     command: str = COMMAND,
     concurrent: int = 16,
     force: bool = False,

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from langevin_xtal.crystal.ase import from_atoms
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.errors import DataError
 
@@ -180,19 +181,11 @@ def _qe(path: Path) -> DftResult:
     version = re.search(r"Program PWSCF v\.?(\S+)", text)
     return DftResult(
         code=f"pw.x {version.group(1) if version else ''}".strip(),
-        first=_of_atoms(frames[0]),
-        last=_of_atoms(last),
+        first=from_atoms(frames[0]),
+        last=from_atoms(last),
         energy=energy,
         gap=float(levels[-1][1]) - float(levels[-1][0]) if levels else None,
         magnetisation=float(moments[-1]) / len(last) if moments else None,
-    )
-
-
-def _of_atoms(atoms: Any) -> Cell:
-    return (
-        np.array(atoms.cell.array, dtype=float),
-        np.array(atoms.get_scaled_positions(wrap=False), dtype=float),
-        np.array(atoms.numbers, dtype=np.int64),
     )
 
 
@@ -230,8 +223,8 @@ def of_frames(frames: list[Any], name: str) -> DftResult:
         raise DataError(f"{name} has no finite energy")
     return DftResult(
         code=f"ASE, {getattr(last.calc, 'name', '') or 'calculator not named'}",
-        first=_of_atoms(frames[0]),
-        last=_of_atoms(last),
+        first=from_atoms(frames[0]),
+        last=from_atoms(last),
         energy=energy,
         magnetisation=None if moment is None else float(np.sum(moment)) / len(last),
         notes=notes,

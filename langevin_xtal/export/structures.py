@@ -6,25 +6,20 @@ import io
 import os
 import re
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from langevin_xtal.crystal.cell import Cell, cell_from_parameters
-from langevin_xtal.crystal.cif import cell_parameters, operation_text
-from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.config.tolerances import USUAL
+from langevin_xtal.crystal.ase import to_atoms
+from langevin_xtal.crystal.asymmetric import asymmetric_unit, declared_sites
+from langevin_xtal.crystal.cif import sites_cif
 from langevin_xtal.crystal.entry import Entry
-from langevin_xtal.dataset.packed import ideal_cells
-from langevin_xtal.dataset.prepare import AsymmetricUnit, asymmetric_unit
-from langevin_xtal.dataset.readers import RejectError
-from langevin_xtal.errors import InputError, LangevinXtalError, SymmetryError
+from langevin_xtal.errors import InputError, LangevinXtalError, RejectError
 from langevin_xtal.export.cells import (
-    SYMPREC,
     Carried,
     CellChoice,
     ase_constraints,
@@ -44,30 +39,18 @@ from langevin_xtal.export.manifest import (
 from langevin_xtal.export.notes import Notes
 from langevin_xtal.files import FULL, check_target, unwritable, write_text
 from langevin_xtal.structures.record import collinear, is_collinear
-from langevin_xtal.symmetry import SpaceGroup, wrap
-from langevin_xtal.symmetry.wyckoff import locate
 
 if TYPE_CHECKING:
     from ase import Atoms
 
 _ORIGINS = {"found": "the group found by spglib", "P1": "P1"}
-_SITE_COLUMNS = (
-    "label",
-    "type_symbol",
-    "symmetry_multiplicity",
-    "Wyckoff_symbol",
-    "fract_x",
-    "fract_y",
-    "fract_z",
-    "occupancy",
-)
 
 
 def export_cif(
     entries: Sequence[Entry],
     out: str | os.PathLike[str],
     *,
-    symprec: float = SYMPREC,
+    symprec: float = USUAL,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -140,7 +123,7 @@ def export_xyz(
     out: str | os.PathLike[str],
     *,
     cell: CellChoice = "stored",
-    symprec: float = SYMPREC,
+    symprec: float = USUAL,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -202,7 +185,7 @@ def export_xyz(
     return _manifest(path, rows, len(rows) * written, notes)
 
 
-def entry_cif(entry: Entry, rank: int, symprec: float = SYMPREC) -> tuple[str, str]:
+def entry_cif(entry: Entry, rank: int, symprec: float = USUAL) -> tuple[str, str]:
     """The CIF of an entry, and whose symmetry it has: ``declared``, ``found`` or ``P1``."""
     origin = "declared"
     sites = declared_sites(entry.cell, entry.space_group, symprec)
@@ -223,101 +206,6 @@ def _plain_line(value: Any) -> str:
     """A comment of a CIF: ASCII, one line of at most 2048 characters with its name."""
     text = " ".join(str(value).split())
     return text.encode("ascii", "backslashreplace").decode()[:1500]
-
-
-def declared_sites(cell: Cell, group: int, symprec: float = SYMPREC) -> AsymmetricUnit | None:
-    """The cell as independent sites of a group, or None where it lacks that symmetry.
-
-    The cell must be the conventional one in the package's setting. Each site is placed at the mean
-    of what all operations say of it; no atom moves further than ``symprec``.
-
-    Parameters
-    ----------
-    cell
-        (lattice rows [Å], fractional coordinates, atomic numbers).
-    group
-        Space-group number.
-    symprec
-        Largest distance [Å] between an atom's image and the atom there.
-    """
-    if not 1 <= group <= 230:
-        return None
-    frac, numbers = wrap(cell[1]), cell[2]
-    standard = cell_from_parameters(cell_parameters(cell[0]))
-    lattice = ideal_cells(standard, group)
-    if np.abs(lattice - standard).max() > symprec:
-        return None
-    space_group = SpaceGroup(group)
-    shift = np.zeros_like(frac)
-    lowest = np.arange(len(frac))
-    for rotation, translation in zip(space_group.rotations, space_group.translations, strict=True):
-        delta = frac - (frac @ rotation.T + translation)[:, None]
-        delta -= np.rint(delta)
-        distance = np.linalg.norm(delta @ lattice, axis=2)
-        distance[numbers[:, None] != numbers] = np.inf
-        image = distance.argmin(axis=1)
-        nearest = distance[np.arange(len(frac)), image]
-        if nearest.max() > symprec or len(np.unique(image)) < len(frac):
-            return None
-        shift += delta[np.arange(len(frac)), image] @ np.linalg.inv(rotation).T
-        lowest = np.minimum(lowest, image)
-    first, counts = np.unique(lowest, return_counts=True)
-    points = wrap(frac + shift / space_group.order)[first]
-    return AsymmetricUnit(
-        group=group,
-        lattice=lattice,
-        numbers=numbers[first],
-        frac=points,
-        multiplicity=counts,
-        wyckoff=np.array([_letter(group, point, lattice) for point in points], dtype="<U1"),
-    )
-
-
-def _letter(group: int, point: NDArray[np.float64], lattice: NDArray[np.float64]) -> str:
-    """Of a site's Wyckoff position; none where it is near a special position, but not on it."""
-    try:
-        return locate(group, point, lattice).letter
-    except SymmetryError:
-        return ""
-
-
-def sites_cif(sites: AsymmetricUnit, name: str) -> str:
-    """A CIF of independent sites and the operations of their group."""
-    group = SpaceGroup(sites.group)
-    parameters = [f"{v:.6f}" for v in cell_parameters(sites.lattice)]
-    elements = [SYMBOLS[z] for z in sites.numbers]
-    counts: Counter[str] = Counter()
-    for symbol, number in zip(elements, sites.multiplicity.tolist(), strict=True):
-        counts[symbol] += number
-    operations = zip(group.rotations, group.translations24, strict=True)
-    places = np.round(sites.frac, 10) % 1.0
-    lines = [
-        f"data_{name}",
-        "_chemical_formula_sum '" + " ".join(f"{s}{n}" for s, n in counts.items()) + "'",
-        *(f"_cell_length_{n} {v}" for n, v in zip("abc", parameters[:3], strict=True)),
-        *(
-            f"_cell_angle_{n} {v}"
-            for n, v in zip(("alpha", "beta", "gamma"), parameters[3:], strict=True)
-        ),
-        f"_cell_volume {abs(np.linalg.det(sites.lattice)):.6f}",
-        f"_space_group_IT_number {group.number}",
-        f"_space_group_name_H-M_alt '{group.symbol}'",
-        "",
-        "loop_",
-        "_space_group_symop_id",
-        "_space_group_symop_operation_xyz",
-        *(f"{k} '{operation_text(w, t)}'" for k, (w, t) in enumerate(operations, start=1)),
-        "",
-        "loop_",
-        *(f"_atom_site_{column}" for column in _SITE_COLUMNS),
-        *(
-            f"{symbol}{k} {symbol} {m} {letter or '?'} {x:.10f} {y:.10f} {z:.10f} 1"
-            for k, (symbol, m, letter, (x, y, z)) in enumerate(
-                zip(elements, sites.multiplicity, sites.wyckoff, places, strict=True), start=1
-            )
-        ),
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def _check(entries: Sequence[Entry]) -> None:
@@ -389,20 +277,17 @@ def _facts(entry: Entry) -> Iterator[tuple[str, Any]]:
 
 def _atoms(chosen: Carried, entry: Entry, rank: int) -> tuple[Atoms, list[str]]:
     """ase.Atoms, and what could not be carried along."""
-    from ase import Atoms
-
     info: dict[str, Any] = {"name": entry_name(rank, entry), "rank": rank}
     for name, value in _facts(entry):
         plain = value.item() if isinstance(value, np.generic) else value
         info.setdefault(name, " ".join(plain.split()) if isinstance(plain, str) else plain)
     info["structure_sha"] = structure_sha(entry)
-    lattice, frac, numbers = chosen.cell
-    atoms = Atoms(numbers=numbers, scaled_positions=frac, cell=lattice, pbc=True, info=info)
+    atoms = to_atoms(chosen.cell, info)
     if chosen.moments is not None:
         flat = is_collinear(chosen.moments)
         atoms.set_initial_magnetic_moments(collinear(chosen.moments) if flat else chosen.moments)
     if chosen.fixed is None:
         return atoms, []
-    held, note = ase_constraints(chosen.fixed, lattice)
+    held, note = ase_constraints(chosen.fixed, chosen.cell[0])
     atoms.set_constraint(held)
     return atoms, [note] * bool(note)

@@ -14,10 +14,10 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from langevin_xtal.config.tolerances import USUAL
 from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.errors import InputError
 from langevin_xtal.export.cells import (
-    SYMPREC,
     CellChoice,
     carried_notes,
     check_cell_options,
@@ -59,7 +59,7 @@ def export_vasp(
     potcar: PotcarChoice = "auto",
     overrides: Mapping[str, Any] | None = None,
     cell: CellChoice = "primitive",
-    symprec: float = SYMPREC,
+    symprec: float = USUAL,
     command: str = COMMAND,
     concurrent: int = 16,
     force: bool = False,

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from langevin_xtal.crystal.cif import cell_parameters
+from langevin_xtal.config.tolerances import TIGHT
+from langevin_xtal.crystal.asymmetric import AsymmetricUnit
+from langevin_xtal.crystal.cell import cell_parameters
+from langevin_xtal.crystal.cif import sites_cif
 from langevin_xtal.crystal.elements import SYMBOLS
-from langevin_xtal.dataset.prepare import AsymmetricUnit
 from langevin_xtal.diffraction.simulate import Crystal
 from langevin_xtal.diffraction.solve import Solution, atoms_of, ranked
-from langevin_xtal.export.structures import sites_cif
 from langevin_xtal.files import replacing, save_figure, write_rows, write_text
 from langevin_xtal.symmetry import SpaceGroup
+from langevin_xtal.symmetry.detection import symmetry_dataset
 
 TABLE = "solutions.csv"
 PICTURE = "fit.png"
@@ -98,12 +100,9 @@ def solution_cif(solution: Solution, rank: int) -> str:
 def wyckoff_text(crystal: Crystal) -> str:
     """Positions of each element's sites, such as ``Na 4a Cl 4b``; multiplicities alone where
     spglib finds another group."""
-    import spglib
-
     frac, site = atoms_of(crystal)
     letters = np.full(len(crystal.numbers), "", dtype="<U1")
-    cell = (crystal.lattice.tolist(), frac.tolist(), crystal.numbers[site].tolist())
-    data = spglib.get_symmetry_dataset(cell, symprec=1e-3)
+    data = symmetry_dataset((crystal.lattice, frac, crystal.numbers[site]), TIGHT)
     if data is not None and data.number == crystal.group:
         _, first = np.unique(site, return_index=True)
         letters = np.array(data.wyckoffs)[first]

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from langevin_xtal.crystal.cell import Cell, to_structure
+from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.entry import Entry, Value
+from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.report.diagram import Diagram
 from langevin_xtal.search.store import STATES
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from langevin_xtal.config.tolerances import SYMPRECS
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.cif import cif_text
 from langevin_xtal.crystal.elements import SYMBOLS
@@ -145,9 +146,7 @@ def table_row(candidate: Candidate) -> dict[str, str]:
         "formula": candidate.formula,
         "request": str(candidate.request),
         "group": str(candidate.space_group.number),
-        "found_0.001": str(candidate.detected[1e-3]),
-        "found_0.01": str(candidate.detected[1e-2]),
-        "found_0.1": str(candidate.detected[1e-1]),
+        **{f"found_{symprec:g}": str(candidate.detected[symprec]) for symprec in SYMPRECS},
         "symmetry": "supergroup" if candidate.is_supergroup else "as requested",
         "sites": sites_text(candidate),
         "atoms": str(len(candidate.atom_site)),

@@ -2,7 +2,7 @@
 
 Chains start from the crystal with noise added, so they explore its surroundings: a little noise
 relaxes it, much of it forgets it. The crystal is standardised as training data are, see
-:func:`~langevin_xtal.dataset.prepare.asymmetric_unit`.
+:func:`~langevin_xtal.crystal.asymmetric.asymmetric_unit`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from langevin_xtal.config.tolerances import LOOSE, USUAL
+from langevin_xtal.crystal.ase import from_atoms
+from langevin_xtal.crystal.asymmetric import AsymmetricUnit, asymmetric_unit
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.pymatgen import from_structure
 from langevin_xtal.crystal.request import MAX_SITES, Request, StartingPoint
-from langevin_xtal.dataset.prepare import AsymmetricUnit, asymmetric_unit, expand
-from langevin_xtal.dataset.readers import RejectError, cell_of, read_records
-from langevin_xtal.errors import DataError, RequestError
+from langevin_xtal.dataset.readers import cell_of, read_records
+from langevin_xtal.errors import DataError, RejectError, RequestError
 from langevin_xtal.symmetry import SpaceGroup, orbit, wrap
+from langevin_xtal.symmetry.expansion import orbits
+from langevin_xtal.symmetry.sites import tidy
 from langevin_xtal.symmetry.wyckoff import WyckoffPosition, locate
 
 if TYPE_CHECKING:
@@ -32,7 +37,7 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float64]
 
-SYMPRECS = (0.01, 0.1)
+SYMPRECS = (USUAL, LOOSE)
 """Tolerances at which the group of a structure is looked for [Å]; the first that fits counts."""
 
 NOISE = 0.5
@@ -176,7 +181,8 @@ def _in_subgroup(sites: AsymmetricUnit, group: SpaceGroup) -> AsymmetricUnit | N
     own = _operations(parent)
     if not _operations(group) <= own:
         return None
-    atoms, owner = expand(sites)
+    images, owner = orbits(parent, sites.frac, sites.lattice)
+    atoms = wrap(tidy(images))
     left = list(range(len(atoms)))
     kept: list[int] = []
     sizes: list[int] = []
@@ -213,12 +219,8 @@ def _as_cell(structure: Any) -> Cell:
     if hasattr(structure, "get_scaled_positions"):
         if not all(structure.pbc):
             raise DataError("the structure is not periodic in three directions")
-        numbers = np.array(structure.numbers, dtype=np.int64)
-        return np.array(structure.cell), structure.get_scaled_positions(), numbers
-    if not structure.is_ordered:
-        raise DataError("the structure has partial occupancies; give an ordered one")
-    numbers = np.array([getattr(site.specie, "Z", 0) for site in structure], dtype=np.int64)
-    return structure.lattice.matrix.copy(), structure.frac_coords.copy(), numbers
+        return from_atoms(structure)
+    return from_structure(structure)
 
 
 def _reason(reject: RejectError) -> str:

@@ -5,21 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.config.sampling import SamplingConfig
-from langevin_xtal.crystal.candidate import SYMPRECS, Candidate
+from langevin_xtal.config.tolerances import SYMPRECS, USUAL
+from langevin_xtal.crystal.asymmetric import AsymmetricUnit
+from langevin_xtal.crystal.candidate import Candidate
+from langevin_xtal.crystal.distances import nearest_pair
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.errors import InputError
-from langevin_xtal.sampling.expansion import expand_sites, nearest_pair
 from langevin_xtal.sampling.start import Start
 from langevin_xtal.symmetry import SpaceGroup
+from langevin_xtal.symmetry.detection import symmetry_dataset
+from langevin_xtal.symmetry.expansion import expand_sites
 from langevin_xtal.symmetry.sites import IDENTICAL
 from langevin_xtal.symmetry.wyckoff import WyckoffPosition
+
+if TYPE_CHECKING:
+    from spglib import SpglibDataset
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -111,15 +118,13 @@ def finish(
         lattice, atoms.frac, numbers[atom_site], group, is_exact=atoms.is_exact
     )
     if not contained:
-        return reject(f"symmetry: spglib at 0.01 Å finds group {detected[1e-2]}, not {group}")
+        return reject(f"symmetry: spglib at 0.01 Å finds group {detected[USUAL]}, not {group}")
     return Candidate(
         request=request,
         seed=seed,
         index=index,
         attempt=attempt,
-        numbers=numbers,
-        frac=atoms.sites,
-        lattice=lattice,
+        unit=AsymmetricUnit(group.number, lattice, numbers, atoms.sites, atoms.multiplicity),
         atom_site=atom_site,
         atom_frac=atoms.frac,
         detected=detected,
@@ -163,7 +168,9 @@ def verify(
     *,
     is_exact: bool,
 ) -> tuple[dict[float, int], bool]:
-    """What :func:`detect_groups` and :func:`contains_group` say, with one search where it can be.
+    """The groups at all of ``SYMPRECS``, 0 where there is none, and :func:`contains_group`.
+
+    One search serves for all where it can.
 
     Operations found at a small tolerance are among those found at a larger one. So where spglib
     finds this group and nothing more at the largest of ``SYMPRECS``, in this very cell, and the
@@ -171,18 +178,12 @@ def verify(
     spglib is asked at each of them.
     """
     cell, need = (lattice, frac, numbers), _group_codes(group.number)
-    widest = _dataset(cell, SYMPRECS[-1])
+    widest = symmetry_dataset(cell, SYMPRECS[-1])
     if is_exact and _number(widest) == group.number and _operations(widest) == need:
         return dict.fromkeys(SYMPRECS, group.number), True
-    datasets = {s: widest if s == SYMPRECS[-1] else _dataset(cell, s) for s in SYMPRECS}
+    datasets = {s: widest if s == SYMPRECS[-1] else symmetry_dataset(cell, s) for s in SYMPRECS}
     detected = {s: _number(dataset) for s, dataset in datasets.items()}
-    return detected, need <= _operations(datasets[1e-2])
-
-
-def detect_groups(lattice: FloatArray, frac: FloatArray, numbers: IntArray) -> dict[float, int]:
-    """Space-group number spglib finds at each of ``SYMPRECS``; 0 where it finds none."""
-    cell = lattice, frac, numbers
-    return {symprec: _number(_dataset(cell, symprec)) for symprec in SYMPRECS}
+    return detected, need <= _operations(datasets[USUAL])
 
 
 def contains_group(
@@ -190,34 +191,26 @@ def contains_group(
     frac: FloatArray,
     numbers: IntArray,
     group: SpaceGroup,
-    symprec: float = 1e-2,
+    symprec: float = USUAL,
 ) -> bool:
     """Whether every operation of ``group`` is among those spglib finds in this very cell."""
-    found = _dataset((lattice, frac, numbers), symprec)
+    found = symmetry_dataset((lattice, frac, numbers), symprec)
     return _group_codes(group.number) <= _operations(found)
 
 
-def _dataset(cell: Any, symprec: float) -> Any:
-    """What spglib finds, or None."""
-    import spglib
-
-    try:
-        return spglib.get_symmetry_dataset(cell, symprec=symprec)
-    except spglib.SpglibError:
-        return None
-
-
-def _number(dataset: Any) -> int:
+def _number(dataset: SpglibDataset | None) -> int:
     return 0 if dataset is None else int(dataset.number)
 
 
-def _operations(dataset: Any) -> frozenset[bytes]:
+def _operations(dataset: SpglibDataset | None) -> frozenset[bytes]:
     if dataset is None:
         return frozenset()
     return _codes(dataset.rotations, dataset.translations)
 
 
-def _codes(rotations: IntArray, translations: FloatArray) -> frozenset[bytes]:
+def _codes(
+    rotations: NDArray[np.signedinteger[Any]], translations: FloatArray
+) -> frozenset[bytes]:
     """Operations as texts of bytes, translations rounded to 1/24."""
     t = np.rint(translations * 24) % 24
     rows = np.concatenate([np.reshape(rotations, (-1, 9)), t], axis=1).astype(np.int16)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from langevin_xtal.config.sampling import Positions
+from langevin_xtal.crystal.distances import nearest_pair
 from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.crystal.request import Request, cell_coordinates
 from langevin_xtal.errors import RequestError
@@ -24,7 +25,6 @@ from langevin_xtal.model.proposal import Draw, Sites, draw, in_cell_like
 from langevin_xtal.model.ranking import AssignmentRanker
 from langevin_xtal.model.scores import cell_frame
 from langevin_xtal.model.statistics import Statistics
-from langevin_xtal.sampling.expansion import expand_sites, nearest_pair
 from langevin_xtal.sampling.known_types import OpenCrystal, drawn_type, type_in_turn
 from langevin_xtal.sampling.streams import FIRST_DRAW, normals, uniforms
 from langevin_xtal.symmetry.assignments import (
@@ -34,6 +34,7 @@ from langevin_xtal.symmetry.assignments import (
     position_permutations,
 )
 from langevin_xtal.symmetry.description import smallest_labels
+from langevin_xtal.symmetry.expansion import expand_sites
 from langevin_xtal.symmetry.groups import SpaceGroup
 from langevin_xtal.symmetry.lattice import (
     cell_directions,

@@ -13,7 +13,8 @@ import warnings
 from functools import cache
 from typing import Any
 
-from langevin_xtal.crystal.cell import Cell, to_structure
+from langevin_xtal.crystal.cell import Cell
+from langevin_xtal.crystal.pymatgen import to_structure
 
 MIXED_ANIONS = ("O", "F")
 """With these, as the most electronegative element, the Materials Project applies PBE+U."""

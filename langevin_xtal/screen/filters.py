@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from langevin_xtal.config.screening import VOLUME_PER_ATOM, FilterOptions
-from langevin_xtal.crystal.cell import Cell, reduced_formula, to_structure
+from langevin_xtal.crystal.cell import Cell, reduced_formula
+from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.extras import require
 
 METALLOIDS = frozenset(("B", "Si", "Ge", "As", "Sb", "Te"))

@@ -28,6 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.config.screening import PhononOptions, RelaxOptions
+from langevin_xtal.config.tolerances import TIGHT
+from langevin_xtal.crystal.ase import to_atoms
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import InputError
@@ -41,12 +43,11 @@ from langevin_xtal.screen.relax import (
     one_thread,
     relax_cell,
 )
+from langevin_xtal.symmetry.detection import standard_cell
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-SYMPREC = 1e-3
-"""Tolerance of the symmetry of the relaxed cell [Å]; it is exact to rounding."""
 SLACK = 0.1
 """How much of a cell may be missing from ``length``: two cells of a perovskite will do, and zone
 boundaries fit into an even number only."""
@@ -247,7 +248,7 @@ def _fraction(value: float) -> str:
 def _phonons(primitive: Cell, options: PhononOptions) -> PhononResult:
     from phonopy import Phonopy
 
-    unit = _conventional(primitive)
+    unit = standard_cell(primitive, TIGHT, primitive=False, idealise=False) or primitive
     copies = supercell_copies(unit, options.length, options.max_atoms)
     if copies is None:
         unit = primitive
@@ -259,7 +260,7 @@ def _phonons(primitive: Cell, options: PhononOptions) -> PhononResult:
         _phonopy_atoms(unit),
         supercell_matrix=np.diag(copies),
         primitive_matrix="auto",
-        symprec=SYMPREC,
+        symprec=TIGHT,
     )
     phonon.generate_displacements(distance=options.displacement)
     calculator = load_potential(options.potential, options.device).calculator()
@@ -346,11 +347,7 @@ def _forces(atoms: Any, calculator: Any) -> FloatArray:
     FloatingPointError
         When they are not finite.
     """
-    from ase import Atoms
-
-    own = Atoms(
-        numbers=atoms.numbers, cell=atoms.cell, scaled_positions=atoms.scaled_positions, pbc=True
-    )
+    own = to_atoms((atoms.cell, atoms.scaled_positions, atoms.numbers))
     own.calc = calculator
     forces = np.array(own.get_forces(), dtype=float)
     if not np.isfinite(forces).all():
@@ -372,22 +369,6 @@ def supercell_copies(unit: Cell, length: float, max_atoms: int) -> IntArray | No
         if (copies == 1).all():
             return None
         length *= SHRINK
-
-
-def _conventional(primitive: Cell) -> Cell:
-    """The conventional cell by spglib, in the orientation given; the cell itself without one."""
-    import spglib
-
-    lattice, frac, numbers = primitive
-    found = spglib.standardize_cell(
-        (lattice, frac, numbers),  # type: ignore[arg-type]
-        to_primitive=False,
-        no_idealize=True,
-        symprec=SYMPREC,
-    )
-    if found is None:
-        return primitive
-    return np.asarray(found[0]), np.asarray(found[1]), np.asarray(found[2], dtype=np.int64)
 
 
 def _phonopy_atoms(cell: Cell) -> Any:

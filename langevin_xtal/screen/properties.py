@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from langevin_xtal.crystal.asymmetric import AsymmetricUnit, asymmetric_unit
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.packed import PackedDataset, pack
-from langevin_xtal.dataset.prepare import AsymmetricUnit, asymmetric_unit
-from langevin_xtal.dataset.readers import RejectError
 from langevin_xtal.diffusion.crystals import CrystalStore
 from langevin_xtal.diffusion.noising import clean_graph
-from langevin_xtal.errors import GraphError
+from langevin_xtal.errors import GraphError, RejectError
 from langevin_xtal.graph.snapping import all_operations
 from langevin_xtal.model.properties import (
     SHIPPED,
@@ -117,8 +116,7 @@ def predict_properties(
 def _predict(units: Sequence[AsymmetricUnit], model: PropertyModel) -> list[Prediction]:
     """Of some crystals together; alone where one of them has no multigraph."""
     try:
-        records = [{"id": str(k), **vars(unit)} for k, unit in enumerate(units)]
-        found = predict_packed(pack(records), model)
+        found = predict_packed(pack(units, [str(k) for k in range(len(units))]), model)
     except GraphError as error:
         if len(units) == 1:
             return [Prediction(reason=str(error), group=units[0].group)]

@@ -29,6 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.config.screening import RelaxOptions, ReleaseOptions
+from langevin_xtal.config.tolerances import LOOSE, USUAL
+from langevin_xtal.crystal.ase import from_atoms, to_atoms
 from langevin_xtal.crystal.cell import Cell, cell_key
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.readers import first_line
@@ -37,6 +39,7 @@ from langevin_xtal.parallel import parallel_map
 from langevin_xtal.screen.filters import overlap, wrong_volume
 from langevin_xtal.screen.potentials import Potential, load_potential
 from langevin_xtal.symmetry import wrap
+from langevin_xtal.symmetry.detection import group_numbers, symmetry_dataset
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -47,7 +50,7 @@ Progress = Callable[[int, int], None]
 
 CURVATURE = 40.0
 """First guess of the Hessian for LBFGS [eV/Å²]; ASE's 70 takes a quarter more steps."""
-GROUP_SYMPRECS = (0.01, 0.1)
+GROUP_SYMPRECS = (USUAL, LOOSE)
 """Tolerances at which space groups are reported [Å]; whether symmetry broke is seen at the last:
 cells relaxed without symmetry are never exact."""
 SAVE_EVERY = 20
@@ -462,22 +465,7 @@ def judge(
 
 def found_groups(cell: Cell) -> dict[float, int]:
     """Space-group number by tolerance (:data:`GROUP_SYMPRECS`) [Å], 0 where spglib finds none."""
-    import spglib
-
-    lattice, frac, numbers = cell
-    groups = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for symprec in GROUP_SYMPRECS:
-            try:
-                found = spglib.get_symmetry_dataset(
-                    (lattice, frac, numbers),  # type: ignore[arg-type]
-                    symprec=symprec,
-                )
-            except Exception:  # spglib raises or returns None for atoms on top of each other
-                found = None
-            groups[symprec] = 0 if found is None else int(found.number)
-    return groups
+    return group_numbers(cell, GROUP_SYMPRECS)
 
 
 def perturbed(cell: Cell, size: float, seed: int) -> Cell:
@@ -521,17 +509,9 @@ def fold(cell: Cell, symprec: float) -> Folded:
 
     The cell itself where there is no smaller one, or spglib finds nothing.
     """
-    import spglib
-
     lattice, frac, numbers = cell
     unchanged = Folded(cell, np.eye(3), np.arange(len(numbers)), np.zeros_like(frac))
-    try:
-        found = spglib.get_symmetry_dataset(
-            (lattice, frac, numbers),  # type: ignore[arg-type]
-            symprec=symprec,
-        )
-    except Exception:  # spglib raises or returns None for atoms on top of each other
-        return unchanged
+    found = symmetry_dataset(cell, symprec)
     if found is None:
         return unchanged
     own = np.asarray(found.mapping_to_primitive, dtype=np.int64)
@@ -573,12 +553,10 @@ def _unfit(cell: Cell, potential: Potential, options: RelaxOptions) -> str:
 def _relaxed(cell: Cell, calculator: Any, options: RelaxOptions, start: list[float]) -> Relaxation:
     """The relaxation itself; the first energy is left in ``start`` also when it fails."""
     import ase.optimize
-    from ase import Atoms
     from ase.constraints import FixSymmetry
     from ase.filters import UnitCellFilter
 
-    lattice, frac, numbers = cell
-    atoms = Atoms(numbers=numbers, cell=lattice, scaled_positions=frac, pbc=True)
+    atoms = to_atoms(cell)
     if options.keep_symmetry:
         atoms.set_constraint(FixSymmetry(atoms, symprec=options.symprec))
     atoms.calc = calculator
@@ -597,7 +575,8 @@ def _relaxed(cell: Cell, calculator: Any, options: RelaxOptions, start: list[flo
         converged = bool(force <= options.fmax and pull <= options.fmax)
         if converged:
             break
-    end = np.array(atoms.cell.array), wrap(atoms.get_scaled_positions(wrap=False)), numbers
+    lattice, frac, _ = from_atoms(atoms)
+    end = lattice, wrap(frac), cell[2]
     reason = overlap(end, options.min_distance)
     if reason:
         raise _FailedError(f"collapsed: {reason}")

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from langevin_xtal.crystal.cell import Cell, cell_key, to_structure
+from langevin_xtal.crystal.cell import Cell, cell_key
 from langevin_xtal.crystal.entry import Value
+from langevin_xtal.crystal.pymatgen import plain_formula, to_structure
 from langevin_xtal.errors import DataError, InputError
 from langevin_xtal.export.folders import RECORD, Progress
 from langevin_xtal.export.results import DftResult, find_result, incar_differences, read_result
@@ -155,9 +156,8 @@ def _matched(
     result = read_result(path)
     remarks = list(result.notes)
     if _counts(result.last) != _counts(exported):
-        raise DataError(
-            f"{path.name} is of {_formula(result.last)}, but {_formula(exported)} was exported"
-        )
+        found, wanted = plain_formula(result.last[2]), plain_formula(exported[2])
+        raise DataError(f"{path.name} is of {found}, but {wanted} was exported")
     if not _same_crystal(result.first, exported):
         if not continued:
             raise DataError(
@@ -187,10 +187,6 @@ def _counts(cell: Cell) -> dict[int, float]:
     """Share of each element's atoms."""
     numbers = cell[2].tolist()
     return {z: round(numbers.count(z) / len(numbers), 9) for z in set(numbers)}
-
-
-def _formula(cell: Cell) -> str:
-    return str(to_structure(cell).composition.reduced_formula)
 
 
 def _same_crystal(one: Cell, other: Cell) -> bool:

@@ -21,7 +21,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from langevin_xtal.crystal.cell import Cell, cell_key, reduced_formula, to_structure
+from langevin_xtal.crystal.cell import Cell, cell_key, reduced_formula
+from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.evaluation.cache import Cache
 from langevin_xtal.evaluation.matching import (

@@ -7,36 +7,29 @@ import json
 import math
 import os
 import re
-import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from langevin_xtal.crystal.cell import Cell
-from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.entry import Entry, Value
 from langevin_xtal.crystal.properties import window_energy
+from langevin_xtal.crystal.pymatgen import plain_formula
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.readers import (
     ReadStructure,
     Record,
-    RejectError,
     cell_of,
-    expand_packed,
     first_line,
     read,
     read_records,
 )
-from langevin_xtal.errors import DataError, InputError
+from langevin_xtal.errors import DataError, InputError, RejectError
 from langevin_xtal.search.rows import EQUALS
 from langevin_xtal.search.store import Row, is_store, plain_address, read_rows
 from langevin_xtal.symmetry import wrap
+from langevin_xtal.symmetry.detection import group_number
 
-SYMPREC = 1e-2
-"""At which the group of a structure is found [Å]."""
 TABLE = "candidates.csv"
 """Of a folder written by ``langevin-xtal sample``."""
 ABOVE_HULL = ("e_above_hull", "energy_above_hull")
@@ -195,32 +188,6 @@ def rank_key(entry: Entry) -> tuple[float, float, float, float]:
     return first, second, third, more
 
 
-def found_group(cell: Cell, symprec: float = SYMPREC) -> int | None:
-    """Number of the space group spglib finds within ``symprec`` [Å], None when it finds none."""
-    import spglib
-
-    try:
-        dataset = spglib.get_symmetry_dataset(cell, symprec=symprec)  # type: ignore[arg-type]
-    except spglib.SpglibError:
-        return None
-    return None if dataset is None else int(dataset.number)
-
-
-def plain_formula(numbers: Iterable[int]) -> str:
-    """Reduced formula as pymatgen writes it, such as ``"NaCl"``."""
-    counts = Counter(int(z) for z in numbers)
-    return _formula(tuple(sorted(counts.items())))
-
-
-@cache
-def _formula(counts: tuple[tuple[int, int], ...]) -> str:
-    from pymatgen.core import Composition
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # helium has no electronegativity to order it by
-        return str(Composition({SYMBOLS[z]: n for z, n in counts}).reduced_formula)
-
-
 def entry_of(row: Row) -> Entry:
     """A candidate of a store as exports and reports see it.
 
@@ -297,7 +264,7 @@ def _of_records(
     for record in records:
         try:
             found = read(record)
-            group = found_group(found.cell)
+            group = group_number(found.cell) or None
         except RejectError as reject:
             refused[record.id] = str(reject)
         except Exception as error:  # one strange structure must not end the run
@@ -345,10 +312,10 @@ def _unique(entries: Iterable[Entry]) -> Iterator[Entry]:
 
 
 def _of_packed(data: PackedDataset, k: int) -> Entry:
-    number, own = int(data.group[k]), data.sites_of(k)
-    made = expand_packed((number, data.lattice[k], data.frac[own], data.numbers[own]))
+    unit = data.unit(k)
     properties = {name: float(values[k]) for name, values in data.properties.items()}
-    return _entry(replace(made, id=str(data.id[k]), properties=properties), number, {})
+    made = ReadStructure(id=str(data.id[k]), cell=unit.cell(), properties=properties)
+    return _entry(made, unit.group, {})
 
 
 # -- a folder of samples
@@ -376,7 +343,7 @@ def _of_sampled(folder: Path, refused: dict[str, str]) -> Iterator[Entry]:
                 cell=cell,
                 formula=plain_formula(cell[2]),
                 space_group=group,
-                found_group=found_group(cell),
+                found_group=group_number(cell) or None,
                 properties={"symmetry": row.get("symmetry", "")},
                 provenance={
                     **run,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from langevin_xtal.crystal import ase
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.entry import Value
@@ -413,8 +414,7 @@ def to_atoms(row: Row) -> Any:
 
     if row.cell is None:
         return Atoms()
-    lattice, frac, numbers = row.cell
-    atoms = Atoms(numbers=numbers, cell=lattice, scaled_positions=frac, pbc=True)
+    atoms = ase.to_atoms(row.cell)
     energy = row.facts.get("energy")
     if isinstance(energy, float):
         atoms.calc = SinglePointCalculator(atoms, energy=energy * len(atoms))

@@ -23,15 +23,9 @@ from numpy.typing import NDArray
 from langevin_xtal.crystal.cell import cell_from_parameters
 from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
 from langevin_xtal.crystal.formula import amounts
-from langevin_xtal.errors import InputError, LatticeError, SymmetryError
+from langevin_xtal.errors import InputError, LatticeError, RejectError, SymmetryError
 from langevin_xtal.structures.operations import Operations, from_setting, group_of
-from langevin_xtal.structures.record import (
-    FARTHEST,
-    ReadStructure,
-    RejectError,
-    covalent_radii,
-    first_line,
-)
+from langevin_xtal.structures.record import FARTHEST, ReadStructure, covalent_radii, first_line
 from langevin_xtal.symmetry.settings import (
     Setting,
     hall_setting,
@@ -738,7 +732,7 @@ def _proposal(symbol: str) -> str:
 
 
 def _parameters(lattice: FloatArray) -> tuple[float, ...]:
-    from langevin_xtal.crystal.cif import cell_parameters
+    from langevin_xtal.crystal.cell import cell_parameters
 
     return cell_parameters(lattice)
 

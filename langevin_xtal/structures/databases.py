@@ -11,13 +11,12 @@ from urllib.parse import quote
 
 import numpy as np
 
-from langevin_xtal.errors import DataError
+from langevin_xtal.errors import DataError, RejectError
 from langevin_xtal.structures.documents import vectors
 from langevin_xtal.structures.record import (
     MOST_ATOMS,
     ReadStructure,
     Record,
-    RejectError,
     first_line,
     number,
     rejected,

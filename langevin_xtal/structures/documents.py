@@ -10,12 +10,11 @@ import numpy as np
 
 from langevin_xtal.crystal.cell import cell_from_parameters
 from langevin_xtal.crystal.elements import SYMBOLS
-from langevin_xtal.errors import DataError, LatticeError
+from langevin_xtal.errors import DataError, LatticeError, RejectError
 from langevin_xtal.structures.record import (
     MOST_ATOMS,
     ReadStructure,
     Record,
-    RejectError,
     first_line,
     number,
     rejected,

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from langevin_xtal.errors import DataError
+from langevin_xtal.errors import DataError, RejectError
 from langevin_xtal.structures.files import Found
-from langevin_xtal.structures.record import ReadStructure, Record, RejectError, first_line
+from langevin_xtal.structures.record import ReadStructure, Record, first_line
 from langevin_xtal.structures.xyz import of_atoms
 
 BY_SUFFIX = {

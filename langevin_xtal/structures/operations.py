@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from langevin_xtal.structures.record import RejectError
+from langevin_xtal.errors import RejectError
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

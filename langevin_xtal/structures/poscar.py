@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.crystal.elements import SYMBOLS
-from langevin_xtal.structures.record import MOST_ATOMS, ReadStructure, RejectError
+from langevin_xtal.errors import RejectError
+from langevin_xtal.structures.record import MOST_ATOMS, ReadStructure
 
 FloatArray = NDArray[np.float64]
 _FLOAT = re.compile(r"[+-]?(?:\d{1,20}\.?\d{0,30}|\.\d{1,30})(?:[eEdD][+-]?\d{1,3})?")

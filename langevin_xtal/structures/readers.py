@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from langevin_xtal.errors import DataError, InputError, LangevinXtalError
+from langevin_xtal.errors import DataError, InputError, LangevinXtalError, RejectError
 from langevin_xtal.structures.cif import parse_cif, split_blocks
 from langevin_xtal.structures.documents import holds_structures, read_json
 from langevin_xtal.structures.files import (
@@ -27,13 +27,7 @@ from langevin_xtal.structures.files import (
 )
 from langevin_xtal.structures.foreign import KINDS, foreign_format, read_foreign
 from langevin_xtal.structures.poscar import looks_like_poscar, parse_poscar
-from langevin_xtal.structures.record import (
-    ReadStructure,
-    Record,
-    RejectError,
-    first_line,
-    rejected,
-)
+from langevin_xtal.structures.record import ReadStructure, Record, first_line, rejected
 from langevin_xtal.structures.tables import read_csv, read_npz
 from langevin_xtal.structures.xyz import looks_like_xyz, read_xyz
 

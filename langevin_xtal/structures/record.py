@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from langevin_xtal.crystal.cell import Cell, to_structure
+from langevin_xtal.crystal.ase import to_atoms
+from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.pymatgen import to_structure
+from langevin_xtal.errors import RejectError
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -32,17 +35,6 @@ VACUUM = 4.0
 FARTHEST = 1000.0
 """Largest fractional coordinate that is read: beyond, digits are lost, or a point was."""
 _LONGEST_LINE = 300
-
-
-class RejectError(Exception):
-    """A structure that cannot be used; the reason is without numbers that vary."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +77,9 @@ class ReadStructure:
     @property
     def atoms(self) -> Atoms:
         """ase.Atoms, with moments and fixed atoms."""
-        from ase import Atoms
         from ase.constraints import FixScaled
 
-        lattice, frac, numbers = self.cell
-        made = Atoms(numbers, cell=lattice, scaled_positions=frac, pbc=True)
+        made = to_atoms(self.cell)
         if self.moments is not None:
             made.set_initial_magnetic_moments(collinear(self.moments))
         if self.fixed is not None:

@@ -12,16 +12,9 @@ from typing import Any, TextIO
 import numpy as np
 
 from langevin_xtal.crystal.cell import cell_from_parameters
-from langevin_xtal.errors import DataError, LatticeError
+from langevin_xtal.errors import DataError, LatticeError, RejectError
 from langevin_xtal.structures.files import check_archive
-from langevin_xtal.structures.record import (
-    ReadStructure,
-    Record,
-    RejectError,
-    first_line,
-    number,
-    rejected,
-)
+from langevin_xtal.structures.record import ReadStructure, Record, first_line, number, rejected
 
 COLUMNS = ("cif", "structure", "poscar", "cif_string", "cif_text")
 """Columns that hold a structure as text, by preference."""

@@ -10,12 +10,13 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from langevin_xtal.crystal.ase import from_atoms
+from langevin_xtal.errors import RejectError
 from langevin_xtal.structures.documents import vectors
 from langevin_xtal.structures.record import (
     MOST_ATOMS,
     ReadStructure,
     Record,
-    RejectError,
     first_line,
     number,
     rejected,
@@ -133,11 +134,7 @@ def of_atoms(atoms: Any, notes: tuple[str, ...] = ()) -> ReadStructure:
         properties.pop(key, None)
     return ReadStructure(
         id="",
-        cell=(
-            np.array(atoms.cell),
-            atoms.get_scaled_positions(wrap=False),
-            np.array(atoms.numbers),
-        ),
+        cell=from_atoms(atoms),
         energy=number(results.get("energy")),
         moments=moments,
         fixed=fixed,

@@ -123,3 +123,28 @@ def cell_directions(number: int) -> FloatArray:
 def cell_lengths(lattice: FloatArray) -> FloatArray:
     """(..., 3) lengths a, b, c [Å] of (..., 3, 3) row lattices."""
     return np.linalg.norm(lattice, axis=-1)
+
+
+def ideal_cells(lattice: FloatArray, number: int) -> FloatArray:
+    """Cells made exactly consistent with a group's crystal system, in standard orientation.
+
+    Parameters
+    ----------
+    lattice
+        (..., 3, 3) conventional cells near that shape, rows [Å]; for groups 1 to 15 already
+        with a along x and b in the xy plane.
+    number
+        Space-group number.
+    """
+    lengths = cell_lengths(lattice)
+    if number >= 195:
+        lengths = np.broadcast_to(lengths.mean(axis=-1, keepdims=True), lengths.shape)
+    elif number >= 75:
+        ab = lengths[..., :2].mean(axis=-1)
+        lengths = np.stack([ab, ab, lengths[..., 2]], axis=-1)
+    if number >= 16:
+        return lengths[..., None] * cell_directions(number)
+    mask = np.tril(np.ones((3, 3)))
+    if number >= 3:  # unique axis b: a along x, b along y, c in the xz plane
+        mask = np.array([[1.0, 0, 0], [0, 1, 0], [1, 0, 1]])
+    return lattice * mask

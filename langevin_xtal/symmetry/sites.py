@@ -27,6 +27,12 @@ def wrap(frac: FloatArray) -> FloatArray:
     return np.where(wrapped >= 1.0, 0.0, wrapped)
 
 
+def tidy(frac: FloatArray) -> FloatArray:
+    """Coordinates without rounding next to multiples of 1/24, where all fixed ones lie."""
+    nearest = np.rint(frac * 24) / 24
+    return np.where(np.abs(frac - nearest) < 1e-12, nearest, frac)
+
+
 def image_displacements(
     point: FloatArray, rotations: IntArray, translations: FloatArray
 ) -> FloatArray:

@@ -1,4 +1,4 @@
-"""From the sites at the end of a chain to the atoms of the cell, for all sites at once.
+"""From the sites of an asymmetric unit to the atoms of its cell, for all sites at once.
 
 What :func:`~langevin_xtal.symmetry.snap_site` and :func:`~langevin_xtal.symmetry.orbit` do one
 site at a time, to the last bit: a site far from any special position is left to a few products
@@ -15,8 +15,15 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from langevin_xtal.symmetry import SpaceGroup, orbit, snap_site, wrap
-from langevin_xtal.symmetry.sites import IDENTICAL, fixed_projector, group_inverse
+from langevin_xtal.symmetry.groups import SpaceGroup
+from langevin_xtal.symmetry.sites import (
+    IDENTICAL,
+    fixed_projector,
+    group_inverse,
+    orbit,
+    snap_site,
+    wrap,
+)
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -26,13 +33,6 @@ EXACT = 1e-6
 
 CLEAR = 10 * IDENTICAL
 """Images further apart than this are different atoms whatever the shape of the cell [Å]."""
-
-
-MOST_PAIRS = 1 << 16
-"""Distances computed at a time in the search for overlaps."""
-
-_STEPS = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-"""(27, 3) the cell and its neighbours."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,17 +134,14 @@ def expand_sites(
     gap = images - sites[:, None]
     gap -= np.rint(gap)
     length = _lengths(gap, lattice)
-    clear = [bool(((own < EXACT) | (own > CLEAR)).all()) for own in length]
-    atoms, exact = [], all(clear) and _keeps_metric(group, lattice)
+    clear = _clear(length)
+    atoms, exact = [], bool(clear.all()) and _keeps_metric(group, lattice)
     for k in range(len(sites)):
         if not clear[k]:
             found, _ = orbit(sites[k], group.rotations, group.translations, lattice)
             atoms.append(wrap(found))
             continue
-        stays = np.flatnonzero(length[k] < EXACT)
-        # the first operation of every coset: they, and no others, give different images
-        lowest = table.product[:, stays].min(axis=1)
-        kept = np.flatnonzero(lowest == np.arange(len(lowest)))
+        kept, lowest = _distinct(table, length[k])
         own = wrap(images[k, kept])
         atoms.append(own)
         if exact:
@@ -156,6 +153,55 @@ def expand_sites(
         multiplicity=np.array([len(own) for own in atoms], dtype=np.int64),
         is_exact=exact,
     )
+
+
+def orbits(
+    group: SpaceGroup, frac: FloatArray, lattice: FloatArray
+) -> tuple[FloatArray, IntArray]:
+    """All different images of sites in one cell, site by site.
+
+    Parameters
+    ----------
+    frac
+        (A, 3) fractional coordinates, as exactly on special positions as they are to be.
+    lattice
+        (3, 3) conventional cell, rows [Å].
+
+    Returns
+    -------
+    tuple
+        (N, 3) images ``W f + w``, not wrapped, and (N,) the site of each.
+    """
+    table = group_table(group.number)
+    images = table.images(frac)
+    gap = images - frac[:, None]
+    gap -= np.rint(gap)
+    length = _lengths(gap, lattice)
+    clear = _clear(length)
+    atoms = [
+        images[k, _distinct(table, length[k])[0]]
+        if clear[k]
+        else orbit(frac[k], group.rotations, group.translations, lattice)[0]
+        for k in range(len(frac))
+    ]
+    counts = [len(own) for own in atoms]
+    return np.concatenate([np.zeros((0, 3)), *atoms]), np.repeat(np.arange(len(atoms)), counts)
+
+
+def _clear(length: FloatArray) -> NDArray[np.bool_]:
+    """(A,) sites none of whose images (A, G) is at a distance [Å] that leaves a doubt."""
+    return np.asarray(((length < EXACT) | (length > CLEAR)).all(axis=1))
+
+
+def _distinct(table: GroupTable, length: FloatArray) -> tuple[IntArray, IntArray]:
+    """Operations that give different images of a clear site: the first of every coset.
+
+    Also (G,) the first of each operation's coset. ``length`` (G,) is how far each operation moves
+    the site [Å].
+    """
+    stays = np.flatnonzero(length < EXACT)
+    lowest = table.product[:, stays].min(axis=1)
+    return np.flatnonzero(lowest == np.arange(len(lowest))), lowest
 
 
 def _placed(
@@ -208,40 +254,3 @@ def _maps_onto(
     gap = images - atoms[partner]
     gap -= np.rint(gap)
     return bool((_lengths(gap, lattice) <= EXACT).all())
-
-
-def nearest_pair(
-    frac: FloatArray,
-    lattice: FloatArray,
-    start: IntArray | None = None,
-    radii: FloatArray | None = None,
-) -> tuple[float, int, int]:
-    """Shortest distance [Å] between two atoms or an atom and its copies, and the two atoms.
-
-    Parameters
-    ----------
-    start
-        The atoms to look from, by default all; one of each site is enough.
-    radii
-        (N,) of the atoms [Å]: what is looked for, and given, is the smallest ratio of a distance
-        to the sum of two radii.
-    """
-    start = np.arange(len(frac)) if start is None else start
-    delta = frac[None, :] - frac[start][:, None]
-    delta -= np.rint(delta)
-    best = np.full(delta.shape[:2], np.inf)
-    own = (np.arange(len(start)), start)
-    at_once = max(1, MOST_PAIRS // best.size)
-    for k in range(0, len(_STEPS), at_once):
-        steps = _STEPS[k : k + at_once]
-        vectors = (delta + steps[:, None, None]) @ lattice
-        vectors *= vectors
-        square = vectors[..., 0] + vectors[..., 1] + vectors[..., 2]
-        for step in np.flatnonzero(~steps.any(axis=1)):
-            square[step][own] = np.inf
-        best = np.minimum(best, square.min(axis=0))
-    best = np.sqrt(best)
-    if radii is not None:
-        best /= radii[start][:, None] + radii
-    i, j = np.unravel_index(int(best.argmin()), best.shape)
-    return float(best[i, j]), int(start[i]), int(j)
