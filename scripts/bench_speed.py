@@ -69,13 +69,13 @@ class Worker:
         import torch
 
         from langevin_xtal.dataset.packed import PackedDataset
+        from langevin_xtal.diffusion.crystals import CrystalStore
         from langevin_xtal.diffusion.noising import NoisingConfig, noise_batch
         from langevin_xtal.graph.snapping import all_operations
         from langevin_xtal.model.checkpoint import load_model
         from langevin_xtal.report.bench import requests_like
         from langevin_xtal.sampling.sample import SampleOptions, sample
         from langevin_xtal.train.loop import TrainConfig, Trainer
-        from langevin_xtal.diffusion.crystals import CrystalStore
 
         torch.set_num_threads(1)
         self.model = load_model(model)
