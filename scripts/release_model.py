@@ -6,6 +6,8 @@
 A model made by a recipe (langevin-xtal train --recipe) says itself what it was made of: give only
 --name and --validation then. With --starts what says where chains start is another model's. With
 --halve the weights of a part are rounded to half precision, which takes half the space.
+
+The name of a property model (train --recipe mp20-properties) ends with -properties.
 """
 
 import dataclasses
@@ -14,7 +16,8 @@ from pathlib import Path
 
 import click
 
-from langevin_xtal.model.checkpoint import load_model, save_model
+from langevin_xtal.model.checkpoint import PROPERTIES_SUFFIX, SUFFIX, load_model, save_model
+from langevin_xtal.model.properties import load_properties, save_properties
 from langevin_xtal.train.card import page
 
 NEEDED = ("command", "data", "split", "licence", "attribution", "revision", "weaknesses")
@@ -45,7 +48,11 @@ def main(
     halve: tuple[str, ...],
     **facts: str | None,
 ) -> None:
-    model = dataclasses.replace(load_model(run), name=name)
+    properties = f"{name}{SUFFIX}".endswith(PROPERTIES_SUFFIX)
+    read, write = (load_properties, save_properties) if properties else (load_model, save_model)
+    model = dataclasses.replace(read(run), name=name)
+    if properties and (starts is not None or halve):
+        raise click.UsageError("--starts and --halve are not of property models")
     if starts is not None:
         model = dataclasses.replace(model, **load_model(starts).parts())
     for part in halve:
@@ -59,7 +66,7 @@ def main(
     if missing:
         raise click.UsageError(f"the card lacks {', '.join(missing)}; give them as options")
     card["weights"] = model.hash
-    save_model(WEIGHTS / f"{name}.safetensors", dataclasses.replace(model, card=card))
+    write(WEIGHTS / f"{name}{SUFFIX}", dataclasses.replace(model, card=card))
     (WEIGHTS / f"{name}.md").write_text(page(name, card))
 
 

@@ -529,6 +529,6 @@ class TestStatistics:
 def test_half_the_bytes_where_they_hold_the_numbers(
     values: torch.Tensor, dtype: torch.dtype
 ) -> None:
-    found = checkpoint._compact(values)
+    found = checkpoint.compact(values)
     assert found.dtype == dtype
     assert torch.equal(found.to(values.dtype), values)

@@ -860,9 +860,14 @@ class TestInfo:
 
     def test_models(self, capsys: pytest.CaptureFixture[str]) -> None:
         from langevin_xtal.model.checkpoint import shipped_models
+        from langevin_xtal.model.properties import shipped_properties
 
         assert run(["model", "info"]) == 0
-        assert len(capsys.readouterr().out.splitlines()) == len(shipped_models())
+        models = [*shipped_models(), *shipped_properties()]
+        assert len(capsys.readouterr().out.splitlines()) == len(models)
+        for name in shipped_properties():
+            assert run(["model", "info", name]) == 0
+            assert '"licence": "CC-BY 4.0' in capsys.readouterr().out
 
     def test_data(
         self, reference: PackedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]

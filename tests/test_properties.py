@@ -45,6 +45,7 @@ from langevin_xtal.search.entries import rank_key, read_entries
 from langevin_xtal.search.store import read_rows, read_summary
 from langevin_xtal.train.fit import TimeIsOverError
 from langevin_xtal.train.properties import PropertyFit, PropertyFitConfig, fit_properties
+from langevin_xtal.train.recipe import parse_recipe
 from tests.conftest import TINY
 from tests.test_search import content, tiny_campaign
 
@@ -228,6 +229,63 @@ def test_the_trunk_starts_from_a_score_network(
     wider = dataclasses.replace(TINY, width=2 * TINY.width)
     with pytest.raises(InputError, match="cannot start from a network"):
         PropertyFit(labelled, config, init=tiny_model.network, network=wider)
+
+
+RECIPE = """
+name = "tried"
+statistics = "known"
+start = "{start}"
+halve = ["properties"]
+licence = "CC0-1.0"
+attribution = "nobody"
+weaknesses = ["It is tiny."]
+
+[sources.known]
+what = "made up"
+
+[[fit]]
+part = "properties"
+data = "known"
+epochs = 2
+"""
+
+
+def test_a_recipe_makes_model_and_card(
+    labelled: PackedDataset, tiny_path: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "own.toml").write_text(RECIPE.format(start=tiny_path))
+    data = labelled.select(np.arange(70)).save(tmp_path / "known.lxd")
+    command = ["train", "--recipe", str(tmp_path / "own.toml"), "--data", str(data)]
+    assert run([*command, "--threads", "1", "--out", str(tmp_path / "run")]) == 0
+    assert "PropertyModel(tried: e_form, band_gap" in capsys.readouterr().out
+    model = load_properties(tmp_path / "run" / "model.safetensors")
+    start = checkpoint.load_model(tiny_path)
+    assert model.card["started_from"] == start.hash
+    assert model.card["weights"] == model.hash
+    assert "5 % of the crystals were not learned" in model.card["split"]
+    assert model.card["fits"][0]["log_ends"]["epoch"] == "2"
+    assert all(torch.equal(p, p.half().float()) for p in model.network.parameters())
+    page = (tmp_path / "run" / "card.md").read_text()
+    assert page.startswith("# Model card: tried")
+    again = [*command, "--threads", "1", "--out", str(tmp_path / "again"), "--max-minutes", "1e-6"]
+    assert run(again) == 0
+    assert "the time was over" in capsys.readouterr().out
+    assert run([*again[:-1], "10"]) == 0
+    same = load_properties(tmp_path / "again" / "model.safetensors")
+    assert same.hash == model.hash
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (('start = "{start}"', ""), "start from a model"),
+        (("epochs = 2", "steps = 2"), "give epochs"),
+        (('part = "properties"', 'part = "score"\nsteps = 2'), "start is of fits of properties"),
+    ],
+)
+def test_bad_property_recipes(change: tuple[str, str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        parse_recipe(RECIPE.replace(*change))
 
 
 # -- files

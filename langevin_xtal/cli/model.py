@@ -23,14 +23,24 @@ def info(name: str | None) -> None:
     Example:
       langevin-xtal model info small
     """
-    from langevin_xtal.model.checkpoint import load_model, shipped_models
+    from langevin_xtal.model.checkpoint import CrystalModel, load_model, shipped_models
+    from langevin_xtal.model.properties import PropertyModel, load_properties, shipped_properties
 
     if name is None:
         for shipped in shipped_models():
             echo(repr(load_model(shipped)))
+        for shipped in shipped_properties():
+            echo(repr(load_properties(shipped)))
         return
-    chosen = load_model(name)
-    echo(repr(chosen))
-    echo(f"network  {chosen.network.config}")
-    echo(f"levels   {chosen.levels}")
+    chosen: CrystalModel | PropertyModel
+    if name in shipped_properties():
+        chosen = load_properties(name)
+        echo(repr(chosen))
+        echo(f"trunk    {chosen.network.trunk.config}")
+        echo(f"heads    {chosen.network.config}")
+    else:
+        chosen = load_model(name)
+        echo(repr(chosen))
+        echo(f"network  {chosen.network.config}")
+        echo(f"levels   {chosen.levels}")
     echo(json.dumps(chosen.card, indent=2, ensure_ascii=False))

@@ -308,11 +308,12 @@ def _systems(table: Mapping[str, Any], folder: Path) -> Systems:
 
 def _from_here(options: SystemOptions, folder: Path) -> SystemOptions:
     """Paths in a campaign file are as seen from it: workers may run in another folder."""
-    model = options.model
-    if (folder / model).is_file():
-        model = str(folder / model)
+    model, properties = (
+        str(folder / name) if (folder / name).is_file() else name
+        for name in (options.model, options.properties)
+    )
     reference = str(folder / options.reference) if options.reference else ""
-    return replace(options, model=model, reference=reference)
+    return replace(options, model=model, properties=properties, reference=reference)
 
 
 def _all_of(file: _File) -> Iterator[str]:

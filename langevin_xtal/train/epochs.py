@@ -165,7 +165,8 @@ class EpochFit(Fit[EpochRow]):
 
     def begin(self) -> None:
         """Note where the generators are, and resume what the folder holds."""
-        self._at_epoch = self._now = self._randomness()
+        # two copies: tensors that share memory cannot be saved
+        self._at_epoch, self._now = self._randomness(), self._randomness()
         self.open()
 
     def recorded(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from langevin_xtal.train.distributed import join as join_team
 from langevin_xtal.train.fit import TimeIsOverError
 from langevin_xtal.train.loop import MODEL, LogRow, TrainConfig, Trainer
 from langevin_xtal.train.parts import PARTS, Fitting, PartEpochs, clear_states
-from langevin_xtal.train.properties import fit_properties
+from langevin_xtal.train.properties import PropertyFitConfig, fit_properties
 from langevin_xtal.version import __version__
 
 SCORE = "score"
@@ -552,6 +552,9 @@ class RecipeRun:
                 "; left out is what has the formula, group and volume (within 12 %) of a crystal "
                 f"of another set: {'; '.join(left_out)}"
             )
+        if any(step.part == PROPERTY_FIT for step in self.fits):
+            share = 100 * PropertyFitConfig.held_out
+            split_text = f"{share:g} % of the crystals were not learned, but scale the error bars"
         if self.data.note:
             split_text += f"; {self.data.note}"
         return {
