@@ -165,7 +165,7 @@ class EpochFit(Fit[EpochRow]):
 
     def begin(self) -> None:
         """Note where the generators are, and resume what the folder holds."""
-        self._at_epoch = self._now = self._randomness()
+        self._at_epoch, self._now = self._randomness(), self._randomness()
         self.open()
 
     def recorded(self) -> dict[str, Any]:
