@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stderr, redirect_stdout
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from langevin_xtal.baselines.base import WEIGHTS, candidate_of, fit_in_folder, p
 from langevin_xtal.baselines.neighbours import nearest_neighbours
 from langevin_xtal.baselines.registry import generator_class, load_generator
 from langevin_xtal.baselines.vector_field import VectorField, VectorFieldConfig
+from langevin_xtal.cli import run as run_command
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.reference import reference_dataset
@@ -98,7 +102,7 @@ class TestTorus:
     def test_wrapped_normal_tends_to_the_uniform_one(self) -> None:
         x = np.linspace(0, 1, 101)
         worst = [np.abs(torus.wrapped_density(x, s) - 1).max() for s in (0.3, 0.6, 1.2, 2.4)]
-        assert all(a > b for a, b in zip(worst, worst[1:], strict=False))
+        assert all(a > b for a, b in pairwise(worst))
         # the first Fourier mode is what is left: 2 exp(-2 π² σ²)
         assert worst[1] == pytest.approx(2 * np.exp(-2 * np.pi**2 * 0.36), rel=1e-6)
         assert worst[3] < 1e-15
@@ -305,3 +309,80 @@ class TestInterface:
         made = candidate_of((np.eye(3) * np.nan, *both), lx.Request(), seed=0, index=0)
         assert not isinstance(made, Candidate)
         assert "not finite" in made.reason
+
+
+class TestCommands:
+    @pytest.fixture(scope="class")
+    def folder(
+        self, crystals: PackedDataset, tmp_path_factory: pytest.TempPathFactory
+    ) -> tuple[Path, Path]:
+        """A fitted generator's weights, and small crystals to compare with."""
+        folder = tmp_path_factory.mktemp("generators")
+        few = crystals.select(np.flatnonzero(crystals.atom_counts <= 8)[:6])
+        few.save(folder / "few.lxd")
+        done = run(
+            "train", "--generator", "gemsdiff", "--data", folder / "few.lxd", "--epochs", 1,
+            "--out", folder / "fit",
+        )  # fmt: skip
+        assert "1 epochs; weights in" in done
+        return folder / "fit" / WEIGHTS, folder / "few.lxd"
+
+    def test_sample(self, folder: tuple[Path, Path], tmp_path: Path) -> None:
+        given = ["sample", "--generator", "gemsdiff", "--weights", folder[0], "--formula", "NaCl",
+                 "--out", tmp_path / "out"]  # fmt: skip
+        assert "3 candidates in" in run(*given, "--n", 3).replace("3 of 3", "3")
+        first = (tmp_path / "out/candidates.csv").read_text()
+        assert len(list((tmp_path / "out").glob("*.cif"))) == 3
+        run(*given, "--n", 4)
+        assert (tmp_path / "out/candidates.csv").read_text().startswith(first.strip())
+
+    def test_evaluate(self, folder: tuple[Path, Path], tmp_path: Path) -> None:
+        text = run(
+            "evaluate", "--generator", "gemsdiff", "--weights", folder[0], "--reference",
+            folder[1], "--training", folder[1], "--fingerprints", "none", "--controls",
+            "training", "--workers", 1, "--cache", tmp_path / "cache", "--out", tmp_path / "out",
+        )  # fmt: skip
+        assert "gemsdiff" in text
+        assert "match" in text
+        assert (
+            "Generator gemsdiff serves a formula" in (tmp_path / "out/evaluation.json").read_text()
+        )
+
+    @pytest.mark.parametrize(
+        ("given", "why"),
+        [
+            (["--elements", "Ti,O"], "needs a composition"),
+            (["--formula", "TiO2", "--sg", "136"], "takes no space group"),
+            (["--formula", "TiO2", "--levels", "10"], "--levels does not go with --generator"),
+            ([], "give one of --formula"),
+        ],
+    )
+    def test_refused_in_one_sentence(
+        self, folder: tuple[Path, Path], tmp_path: Path, given: list[str], why: str
+    ) -> None:
+        text = run(
+            "sample", "--generator", "gemsdiff", "--weights", folder[0], "--out", tmp_path / "no",
+            *given, code=2,
+        )  # fmt: skip
+        assert why in text
+        assert not (tmp_path / "no").exists()
+
+    def test_options_that_belong_together(self, folder: tuple[Path, Path]) -> None:
+        assert "needs --weights" in run("sample", "--generator", "gemsdiff", "--formula", "TiO2",
+                                        code=2)  # fmt: skip
+        assert "--weights needs --generator" in run("sample", "--formula", "TiO2", "--weights",
+                                                    folder[0], code=2)  # fmt: skip
+        assert "--epochs needs --generator" in run("train", "--epochs", 2, code=2)
+        assert "--mode formula does not go" in run(
+            "evaluate", "--generator", "gemsdiff", "--weights", folder[0], "--mode", "formula",
+            "--reference", folder[1], code=2,
+        )  # fmt: skip
+
+
+def run(*given: object, code: int = 0) -> str:
+    """What a command prints, both streams together."""
+    out = io.StringIO()
+    with redirect_stdout(out), redirect_stderr(out):
+        ended = run_command([str(each) for each in given])
+    assert ended == code, out.getvalue()
+    return out.getvalue()

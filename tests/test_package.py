@@ -35,6 +35,7 @@ LAYERS = [
     ("sampling",),
     ("train", "screen", "diffraction"),
     ("evaluation",),
+    ("baselines",),
     ("export",),
     ("search",),
     ("report",),

@@ -342,5 +342,3 @@ class GemsDiffFit(GeneratorFit):
         off = ((cell - torch.as_tensor(self.cell[batch], dtype=cell.dtype)) ** 2).sum(1).mean()
         loss = POSITION_WEIGHT * position + CELL_WEIGHT * off
         return loss, torch.stack([position, off]).double()
-
-

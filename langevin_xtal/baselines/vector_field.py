@@ -65,8 +65,7 @@ class _Layer(nn.Module):
 
 
 class VectorField(nn.Module):
-    """Displacements and changes of the cell, with the diffusion step given as a number in [0, 1].
-    """
+    """Displacements and changes of the cell, given the step of the diffusion."""
 
     def __init__(self, config: VectorFieldConfig) -> None:
         super().__init__()
@@ -78,8 +77,10 @@ class VectorField(nn.Module):
         self.shape = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
         self.volume = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
         for head in (self.place, self.shape, self.volume):
-            nn.init.zeros_(head[-1].weight)
-            nn.init.zeros_(head[-1].bias)
+            last = head[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def forward(
         self, graph: NeighbourGraph, numbers: Tensor, time: Tensor
