@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from contextlib import redirect_stderr, redirect_stdout
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import langevin_xtal as lx
-from langevin_xtal.baselines import algebra, gemsdiff, torus
+from langevin_xtal.baselines import algebra, crystens, gemsdiff, torus
+from langevin_xtal.baselines import crystens_encoding as encoding
+from langevin_xtal.baselines.adversarial import gradient_penalty
 from langevin_xtal.baselines.base import WEIGHTS, candidate_of, fit_in_folder, primitive_cells
 from langevin_xtal.baselines.neighbours import nearest_neighbours
 from langevin_xtal.baselines.registry import generator_class, load_generator
@@ -22,6 +24,8 @@ from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import CheckpointError, InputError, LatticeError, RequestError
+from langevin_xtal.symmetry import SpaceGroup, orbit
+from tests.crystals import random_crystal
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +282,173 @@ class TestGemsDiff:
         large = crystals.select(np.flatnonzero(crystals.atom_counts > 100)[:1])
         with pytest.raises(InputError, match="at most 20 atoms"):
             gemsdiff.GemsDiff.fit(large)
+
+
+@pytest.fixture(scope="module")
+def thousand() -> list[tuple[gemsdiff.Cell, int]]:
+    """Conventional cells of random crystals, about a hundred groups."""
+    found: list[tuple[gemsdiff.Cell, int]] = []
+    for seed in count():
+        if len(found) == 1000:
+            break
+        number = 1 + seed % 230
+        crystal = random_crystal(number, 1 + seed % 3, seed)
+        group, lattice = SpaceGroup(number), crystal.lattice[0]
+        images = [orbit(f, group.rotations, group.translations, lattice)[0] for f in crystal.frac]
+        kinds = np.random.default_rng(seed).integers(1, 95, len(images))
+        numbers = np.repeat(kinds, [len(i) for i in images])
+        if len(numbers) <= encoding.MOST_ATOMS:
+            found.append(((lattice, np.concatenate(images), numbers), number))
+    return found
+
+
+class TestCrysTensEncoding:
+    def test_round_trip_is_exact_for_a_thousand_crystals(
+        self, thousand: list[tuple[gemsdiff.Cell, int]]
+    ) -> None:
+        assert len({group for _, group in thousand}) > 100
+        for (lattice, frac, numbers), group in thousand:
+            picture = encoding.encode((lattice, frac, numbers), group)
+            found = encoding.decode(picture, clustered=False)
+            rows, points, elements = found.cell
+            assert found.group == group
+            np.testing.assert_allclose(rows @ rows.T, lattice @ lattice.T, atol=1e-9)
+            assert sorted(elements.tolist()) == sorted(numbers.tolist())
+            apart = points[:, None] - frac
+            off = np.abs(apart - np.rint(apart)).max(axis=2)
+            off[elements[:, None] != numbers] = 1.0
+            assert off.min(axis=0).max() < 1e-12
+            assert off.min(axis=1).max() < 1e-12
+
+    def test_what_stands_where(self) -> None:
+        cell = np.diag([3.0, 6.0, 9.0]), np.array([[0, 0, 0], [0.5, 0.25, 0]]), np.array([8, 22])
+        picture = encoding.encode(cell, 25)
+        assert picture.shape == (4, 64, 64)
+        np.testing.assert_allclose(picture[:, :12], picture[:, :, :12].transpose(0, 2, 1))
+        np.testing.assert_allclose(picture[2, 0, 12:15], [0.08, 0.22, 0])
+        np.testing.assert_allclose(picture[3, 4:11, 13], [0.1, 0.2, 0.3, 0.5, 0.5, 0.5, 25 / 230])
+        assert not picture[:, 11].any()
+        distance = np.hypot(1.5, 1.5) / encoding.LENGTH_SCALE
+        np.testing.assert_allclose(picture[0, 12:14, 12:14], [[0, distance], [distance, 0]])
+        np.testing.assert_allclose(picture[1, 12:14, 12:14], [[0, 0.5], [-0.5, 0]])
+        assert np.count_nonzero(picture[:, 14:, 14:]) == 0
+
+    def test_noise_is_averaged_away_and_measured(
+        self, thousand: list[tuple[gemsdiff.Cell, int]]
+    ) -> None:
+        rng = np.random.default_rng(8)
+        cell, group = next(t for t in thousand if len(t[0][2]) == 12)
+        exact = encoding.encode(cell, group)
+        none = encoding.variances(exact)
+        assert none is not None
+        assert max(none.length, none.angle, none.group, none.coordinate) < 1e-20
+        noisy = exact.copy()
+        noisy[:, :, :24] += 0.003 * rng.standard_normal((4, 64, 24))
+        noisy[:, :24] += 0.003 * rng.standard_normal((4, 24, 64))
+        noisy[:, 24:, :12] = noisy[:, :12, 24:] = 0.0
+        measured = encoding.variances(noisy)
+        assert measured is not None
+        assert measured.group == pytest.approx(230**2 * measured.length / 900, rel=0.5)
+        found = encoding.decode(noisy, clustered=False)
+        assert found.group == group
+        want = encoding.decode(exact, clustered=False)
+        apart = found.cell[1] - want.cell[1]
+        own = noisy[0, 1:4, 12:24].T - exact[0, 1:4, 12:24].T
+        assert np.abs(apart - np.rint(apart)).mean() < 0.5 * np.abs(own).mean()
+
+    def test_votes_go_through_the_differences(self) -> None:
+        cell = np.eye(3) * 5, np.array([[0.1, 0.2, 0.3], [0.6, 0.7, 0.8]]), np.array([8, 8])
+        picture = encoding.encode(cell, 1)
+        picture[1, 12, 13] += 0.2  # the first atom says the second is further along a
+        votes = encoding.coordinate_votes(picture)
+        np.testing.assert_allclose(votes[:, 1, 0], [0.8, 0.6])
+        found = encoding.decode(picture, clustered=False)
+        np.testing.assert_allclose(found.cell[1][1], [0.7, 0.7, 0.8])
+
+    def test_elements_and_places_are_drawn_together(self) -> None:
+        frac = np.zeros((8, 3))
+        frac[:, 0] = [0.001, 0.999, 0.25, 0.252, 0.5, 0.498, 0.75, 0.751]
+        numbers = np.array([12, 12, 12, 12, 8, 8, 8, 22])
+        picture = encoding.encode((np.eye(3) * 9, frac, numbers), 1)
+        drift = np.array([0.2, 0.6, 0.4, 0.5, -0.3, -0.6, 0.4, 0.2]) / 100
+        picture[:, 0, 12:20] += drift
+        picture[:, 12:20, 0] += drift
+        found = encoding.decode(picture, clustered=True)
+        assert sorted(found.cell[2].tolist()) == [8, 8, 8, 12, 12, 12, 12, 22]
+
+    def test_refuses_what_it_cannot_hold(self) -> None:
+        with pytest.raises(InputError, match="at most 52"):
+            encoding.encode((np.eye(3), np.random.rand(53, 3), np.ones(53, int)), 1)
+        with pytest.raises(InputError, match="no atoms"):
+            encoding.decode(np.zeros((4, 64, 64)), clustered=True)
+        flat = encoding.encode((np.eye(3) * 4, np.zeros((1, 3)), np.array([8])), 1)
+        flat[:, 7:10, 12] = flat[:, 12, 7:10] = 0.9
+        with pytest.raises(InputError, match="no cell"):
+            encoding.decode(flat, clustered=True)
+
+
+class TestGradientPenalty:
+    def test_of_a_plane_is_its_slope(self) -> None:
+        real, made = torch.randn(7, 2, 3), torch.randn(7, 2, 3)
+        slope = torch.tensor([[2.0, 0.0, 0.0], [0.0, -2.0, 1.0]])  # norm 3
+        penalty = gradient_penalty(lambda x: (x * slope).sum((1, 2)), real, made, torch.rand(7))
+        assert float(penalty) == pytest.approx(4.0, rel=1e-6)
+
+    def test_of_a_bowl_is_taken_between_the_points(self) -> None:
+        real, made = torch.tensor([[4.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+
+        def bowl(x: torch.Tensor) -> torch.Tensor:
+            return 0.5 * (x**2).sum(1)  # slope x
+
+        for share, expected in ((1.0, 9.0), (0.5, 1.0), (0.25, 0.0), (0.0, 1.0)):
+            found = gradient_penalty(bowl, real, made, torch.tensor([share]))
+            assert found.item() == pytest.approx(expected, abs=1e-6)
+
+    def test_reaches_the_weights_of_the_critic(self) -> None:
+        weight = torch.tensor([3.0], requires_grad=True)
+        penalty = gradient_penalty(
+            lambda x: weight * x, torch.ones(4, 1), torch.zeros(4, 1), torch.rand(4)
+        )
+        penalty.backward()
+        assert weight.grad is not None
+        assert float(weight.grad) == pytest.approx(2 * (3 - 1))
+
+
+class TestCrysTens:
+    @pytest.mark.parametrize("name", ["crystens", "crystens-gan"])
+    def test_fit_save_and_sample(self, crystals: PackedDataset, tmp_path: Path, name: str) -> None:
+        if name == "crystens":
+            pytest.importorskip("diffusers")
+        kind = generator_class(name)
+        few = crystals.select(np.flatnonzero(crystals.atom_counts <= 8)[:12])
+        run_ = kind.start_fit(few, kind.recipe(epochs=2, width=8, batch_size=6), tmp_path)
+        rows = list(run_.run())
+        assert [row.epoch for row in rows] == [1, 2]
+        assert np.isfinite(rows[-1].losses).all()
+        generator = load_generator(name, tmp_path / WEIGHTS)
+        assert isinstance(generator, crystens._Pictures)
+        both = generator.pictures(5, [3, 4])
+        assert both.shape == (2, 4, 64, 64)
+        np.testing.assert_allclose(generator.pictures(5, [4])[0], both[1], atol=1e-4)
+        outcome = generator.outcomes([lx.Request()] * 2)
+        assert len(outcome.candidates) + len(outcome.rejections) == 2
+        with pytest.raises(RequestError, match="takes no conditions; it serves"):
+            generator.sample([lx.Request(formula="TiO2")])
+
+    def test_a_stopped_gan_goes_on_as_if_it_had_not(
+        self, crystals: PackedDataset, tmp_path: Path
+    ) -> None:
+        few = crystals.select(np.flatnonzero(crystals.atom_counts <= 8)[:12])
+        recipe = crystens.PictureGanRecipe(epochs=3, width=4, latent=4, batch_size=4)
+        whole = crystens.CrysTensGan.fit(few, recipe)
+        first = crystens.PictureGanFit(few, recipe, tmp_path)
+        for row in first.run():
+            if row.epoch == 2:
+                break
+        second = crystens.PictureGanFit(few, recipe, tmp_path)
+        assert second.epoch == 2
+        list(second.run())
+        assert second.generator().hash == whole.hash
 
 
 class TestInterface:

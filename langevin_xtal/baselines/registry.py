@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 GENERATORS = {
     "gemsdiff": "langevin_xtal.baselines.gemsdiff:GemsDiff",
+    "crystens": "langevin_xtal.baselines.crystens:CrysTensDiffusion",
+    "crystens-gan": "langevin_xtal.baselines.crystens:CrysTensGan",
 }
 """Name to module and class."""
 
