@@ -35,6 +35,7 @@ LAYERS = [
     ("sampling",),
     ("train", "screen", "diffraction"),
     ("evaluation",),
+    ("baselines",),
     ("export",),
     ("search",),
     ("report",),
@@ -43,7 +44,7 @@ LAYERS = [
 ]
 """Each layer imports those above it only, never its own neighbours."""
 
-EXTRAS = ("screen", "evaluate", "mp", "postgres", "pyg", "cluster", "sevennet")
+EXTRAS = ("baselines", "screen", "evaluate", "mp", "postgres", "pyg", "cluster", "sevennet")
 """Whose packages the code imports."""
 
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

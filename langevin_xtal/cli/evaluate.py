@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from langevin_xtal.cli import options, structures
+from langevin_xtal.cli import generators, options, structures
 from langevin_xtal.cli.terminal import echo
 from langevin_xtal.config.sampling import PRESET_HELP, PRESETS, SamplingConfig
 from langevin_xtal.errors import InputError
@@ -92,6 +92,8 @@ class Names(options.ParamType):
     help="Sample this model for the targets and evaluate what it gives; may be repeated.",
     metavar="MODEL",
 )
+@generators.option("Sample and evaluate")
+@generators.weights
 @click.option(
     "--mode",
     type=click.Choice(["sites", "formula", "letters", "composition", "de-novo"]),
@@ -187,6 +189,8 @@ def evaluate(
     reference: Path,
     training: Path | None,
     models: tuple[str, ...],
+    generator: str | None,
+    weights: Path | None,
     mode: Mode | Literal["de-novo"],
     count: int | None,
     trials: int,
@@ -221,6 +225,8 @@ def evaluate(
       langevin-xtal evaluate --model small --mode composition --reference held_out.lxd --k 20
       langevin-xtal evaluate --model small --mode de-novo --reference held_out.lxd --n 10000
       langevin-xtal evaluate --model small --reference held_out.lxd --levels 10,25,50,100
+      langevin-xtal evaluate --generator gemsdiff --weights gemsdiff/generator.safetensors
+      --reference held_out.lxd --training train.lxd
     """
     import numpy as np
 
@@ -231,10 +237,17 @@ def evaluate(
     from langevin_xtal.model.groups import parse_groups
     from langevin_xtal.report.evaluation import plot_evaluation
 
-    if not samples and not models:
+    if not samples and not models and generator is None:
         raise InputError("nothing to evaluate: give files or folders of structures, or --model")
+    generators.check_apart(generator, weights=weights)
+    other = None if generator is None else generators.loaded(generator, weights)
+    if other is not None:
+        mode = generators.mode_for(other, mode)
+    sampled = bool(models) or other is not None
     began = time.perf_counter()
     data = structures.load_crystals(reference)
+    if other is not None:
+        data = generators.served(other, data)
     known = None if training is None else structures.load_crystals(training)
     options.say_settings(groups)
     kept = None if groups is None else set(parse_groups(groups))
@@ -244,14 +257,14 @@ def evaluate(
         data = data.select(np.isin(data.group, sorted(kept)))
         known = None if known is None else known.select(np.isin(known.group, sorted(kept)))
     sets = _read(samples)
-    if count is not None and not models:
+    if count is not None and not sampled:
         raise InputError("--n counts the targets of a --model; leave it out")
     if mode == "de-novo":
-        _check_de_novo(models, trials, control_trials, controls)
+        _check_de_novo(sampled, trials, control_trials, controls)
         targets = []
-    elif models:
+    elif sampled:
         targets = choose_targets(data, count or DEFAULT_TARGETS, groups=ALL_GROUPS, seed=seed)
-        for target in targets[:1]:
+        for target in targets[:1] if models else ():
             target.request(mode)  # refuses a mode that cannot be given
     else:
         targets = reference_targets(data, sets, _listed(chosen_targets, sets, data))
@@ -282,6 +295,10 @@ def evaluate(
                 )
             sets.append(made)
             evaluations[label] = count_of
+    if other is not None:
+        drawn = count or DEFAULT_DE_NOVO
+        sets += generators.evaluated(other, folder.get, targets, trials, drawn, seed)
+        folder.settings[other.name] = {"weights": other.hash, "card": other.card}
     relaxed = [s.label for s in sets] if relax else []
     compared = len(targets) or (count or DEFAULT_DE_NOVO if mode == "de-novo" else None)
     sets += _controls(
@@ -293,7 +310,7 @@ def evaluate(
         features=fingerprints,
         relax=relaxed,
         relax_trials=relax_trials,
-        per_composition=bool(models) and mode == "composition",
+        per_composition=sampled and mode == "composition",
         workers=workers,
         cache=cache or default_folder(),
     )
@@ -302,13 +319,13 @@ def evaluate(
             sets,
             data,
             training=known,
-            targets=targets if models else None,
+            targets=targets if sampled else None,
             evaluations=evaluations,
             options=chosen,
             progress=progress,
         )
     report.settings |= {
-        "targets": len(targets), "trials": trials, "seed": seed, "mode": mode if models else None,
+        "targets": len(targets), "trials": trials, "seed": seed, "mode": mode if sampled else None,
         "groups": None if kept is None else sorted(kept), "models": folder.settings,
         "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
@@ -320,6 +337,8 @@ def evaluate(
         )
     elif models:
         report.notes.append(f"Models are given of each target: {GIVEN[mode]}.")
+    if other is not None:
+        report.notes.append(f"Generator {other.name} serves {other.serves}.")
     report.notes += notes
     report.notes += [f"Control {name}: {CONTROLS[name]}." for name in controls]
     report.save(out)
@@ -528,13 +547,13 @@ def _drawn(
 
 
 def _check_de_novo(
-    models: Sequence[str],
+    sampled: bool,
     trials: int,
     control_trials: int | None,
     controls: Sequence[str] | None,
 ) -> None:
     """Refuse what belongs to targets."""
-    if not models:
+    if not sampled:
         raise InputError("--mode de-novo samples a model: name it with --model")
     if trials > 1 or control_trials is not None:
         raise InputError(

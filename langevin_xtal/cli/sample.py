@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from langevin_xtal.cli import options
+from langevin_xtal.cli import generators, options
 from langevin_xtal.cli.terminal import echo
 from langevin_xtal.config.sampling import PRESET_HELP, PRESETS, SamplingConfig
 from langevin_xtal.errors import InputError, LangevinXtalError, RequestError
@@ -226,6 +226,8 @@ class Asked:
 )
 @options.seed
 @click.option("--model", default="small", show_default=True, help="Shipped name or file.")
+@generators.option("Sample")
+@generators.weights
 @options.device
 @options.threads
 @options.output_folder("candidates")
@@ -272,6 +274,8 @@ def sample(
     count: int,
     seed: int,
     model: str,
+    generator: str | None,
+    weights: Path | None,
     device: str,
     threads: int | None,
     out: Path,
@@ -307,7 +311,27 @@ def sample(
       langevin-xtal sample --formula MgAl2O4 --sg 227 --fix-sites Mg:1/8,1/8,1/8 --setting 2
       langevin-xtal sample --from-structure olivine.cif --noise 0.3 --out varied/
       langevin-xtal sample --formula TiO2 --sg 136 --n 4 --trajectory chains.extxyz
+      langevin-xtal sample --generator gemsdiff --weights gemsdiff/generator.safetensors --formula
+      TiO2 --atoms 6
     """
+    generators.check_apart(generator, weights=weights)
+    if generator is not None:
+        generators.sample(
+            generator,
+            weights,
+            formula=formula,
+            atoms=atoms,
+            z=z,
+            elements=elements,
+            de_novo=de_novo,
+            groups=groups,
+            count=count,
+            seed=seed,
+            threads=threads,
+            out=out,
+            file_format=file_format,
+        )
+        return
     ways = {"formula": formula, "elements": elements, "sites": sites,
             "de-novo": True if de_novo else None, "from-structure": from_structure}  # fmt: skip
     _check_together([name for name, value in ways.items() if value is not None], z=z, atoms=atoms,
@@ -345,12 +369,12 @@ def sample(
     # refuse what cannot be sampled before a folder is made
     options.say_settings(groups)
     named = (None,) if groups is None else [SpaceGroup(n) for n in parse_groups(groups, model)]
-    weights = load_model(model)
-    spread = weights.settings is not None
+    network = load_model(model)
+    spread = network.settings is not None
     chooses = sites is None and from_structure is None
     if chooses and groups is None and not spread:
         raise InputError(
-            f"model {weights.name} has no distribution over space groups; name some by --sg, such "
+            f"model {network.name} has no distribution over space groups; name some by --sg, such "
             "as 62, Pnma, common or all"
         )
     # sites that are fixed, and cells, belong to one group each
@@ -365,11 +389,11 @@ def sample(
     spreads: dict[Request, Spread] = {}
     if elements is None or spread:
         by_group = _fitting(
-            by_group, lambda request: _can_start(request, weights, chosen, spreads)
+            by_group, lambda request: _can_start(request, network, chosen, spreads)
         )
     if setting is not None:
         options.say_setting(setting, [request.space_group for request in by_group])
-    options.say_unknown({symbol for each in by_group for symbol in each.elements}, weights)
+    options.say_unknown({symbol for each in by_group for symbol in each.elements}, network)
     folder = CandidateFolder(
         out,
         {
@@ -379,9 +403,9 @@ def sample(
                 for request in by_group
             ],
             "seed": seed,
-            "model": weights.name,
-            "weights": weights.hash,
-            "model_settings": weights.settings_hash,
+            "model": network.name,
+            "weights": network.hash,
+            "model_settings": network.settings_hash,
             **chosen.record(),
         },
         file_format=file_format,
@@ -396,18 +420,18 @@ def sample(
     turns = [by_group[k % len(by_group)] for k in range(count)]
     if elements is not None and not spread:
         for k in indices:
-            drawn = draw_sites(elements, turns[k].space_group, weights.statistics, seed, k)
+            drawn = draw_sites(elements, turns[k].space_group, network.statistics, seed, k)
             turns[k] = Request(drawn.space_group, drawn.sites, lattice=turns[k].lattice)
     if not de_novo:
-        turns = settled(turns, weights, seed, known=spreads)
+        turns = settled(turns, network, seed, known=spreads)
     began = time.perf_counter()
     drawn_now = []
     with options.progress_bar("sampling", "level") as update:
         # settings of many crystals take a while: sampled in parts, they show progress
         for part in _parts(indices, DE_NOVO_PART if de_novo else count):
             for outcome in sample_batches(
-                [_drawn(turns[k], weights, seed, k) for k in part],
-                weights,
+                [_drawn(turns[k], network, seed, k) for k in part],
+                network,
                 seed,
                 indices=part,
                 device=device,
@@ -427,7 +451,7 @@ def sample(
         draw_candidates(drawn_now[:8], out / "candidates.png")
     if chains is not None:
         chains.finish(k for k in folder.rows if k < count and k in chains)
-    _summary(folder, count, chosen.attempts, weights, seconds if indices else None)
+    _summary(folder, count, chosen.attempts, network, seconds if indices else None)
     if trajectory is not None:
         echo(f"chains in {trajectory}")
     if not any(k < count for k in folder.rows):

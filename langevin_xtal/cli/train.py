@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from langevin_xtal.cli import options
+from langevin_xtal.cli import generators, options
 from langevin_xtal.cli.terminal import echo
 from langevin_xtal.config.fields import names
 from langevin_xtal.config.training import TRAINING_PRESETS, EpochsConfig, TrainingConfig
@@ -56,6 +56,13 @@ WITH_RECIPE = {"recipe", "data", "scale", "out", "name", "device", "threads", "m
     show_default=True,
     help="With --recipe: share of its steps and epochs, to try it out.",
 )
+@generators.option("Fit")
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    help="With --generator: times that every crystal is seen.  [default: the generator's]",
+    metavar="N",
+)
 @options.preset_of(
     TRAINING_PRESETS,
     "Settings by name, which options change. paper: plain targets, its noise levels, learning "
@@ -87,6 +94,8 @@ def train(
     out: Path,
     recipe: str | None,
     scale: float,
+    generator: str | None,
+    epochs: int | None,
     init: str | None,
     max_minutes: float | None,
     name: str | None,
@@ -99,17 +108,25 @@ def train(
 
     Writes model.safetensors (to sample from), log.csv and loss.png to the folder, and enough to
     resume: the same command goes on where it stopped, with the same losses as if it had not. With
-    --recipe, every fit has a folder of its own, and model.safetensors and card.md come last.
+    --recipe, every fit has a folder of its own, and model.safetensors and card.md come last. With
+    --generator, another published generator is fitted, which leaves generator.safetensors.
 
     \b
     Examples:
       langevin-xtal train --data mine.lxd --validation held_out.lxd --out run/
       langevin-xtal sample --model run/model.safetensors --elements Mg,O --sg 225
       langevin-xtal train --recipe small --data mine.lxd --out mine/
+      langevin-xtal train --generator gemsdiff --data mine.lxd --out gemsdiff/
     """
+    limit = math.inf if max_minutes is None else 60.0 * max_minutes
+    generators.check_apart(generator, epochs=epochs)
+    if generator is not None:
+        generators.train(
+            generator, files, out, epochs=epochs, seed=seed, threads=threads, limit=limit
+        )
+        return
     # the next batch is prepared on a core of its own; sharing it costs far more than it gains
     options.set_threads(threads or max(1, (os.cpu_count() or 1) - 1))
-    limit = math.inf if max_minutes is None else 60.0 * max_minutes
     if recipe is not None:
         _check_recipe(click.get_current_context())
         _by_recipe(recipe, files, out, scale, device, name, limit)
@@ -122,12 +139,12 @@ def train(
             "or --recipe"
         )
     config = TrainingConfig(**{k: settings[k] for k in names(TrainingConfig)})
-    epochs = {field: settings[flag[2:].replace("-", "_")] for field, flag in EPOCHS.items()}
+    of_parts = {field: settings[flag[2:].replace("-", "_")] for field, flag in EPOCHS.items()}
     if config.steps == 0 and init is None:
         raise InputError("with --steps 0 there is no network: give one by --init")
     _plainly(
         config,
-        epochs,
+        of_parts,
         files[0] if files else None,
         validation,
         out,

@@ -118,7 +118,7 @@ class EpochFit(Fit[EpochRow]):
         self.facts = dict(facts or {})  #: what else a resumed run must agree with
         self.rng = rng
         self.weights = list(network.parameters())
-        self.optimiser = torch.optim.AdamW(
+        self.optimiser: torch.optim.Optimizer = torch.optim.AdamW(
             self.weights, lr=rate, weight_decay=config.weight_decay, fused=fused
         )
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(

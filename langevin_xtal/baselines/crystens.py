@@ -1,0 +1,386 @@
+"""CrysTens: generators of pictures of crystals, a diffusion model and a Wasserstein GAN.
+
+After Alverson et al., "Generative adversarial networks and diffusion models in material
+discovery" (2023). The pictures are those of :mod:`~langevin_xtal.baselines.crystens_encoding`;
+the diffusion model is a U-Net and a schedule of the library ``diffusers``. What differs from the
+paper, and why, is in the documentation (page ``baselines``).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from langevin_xtal.baselines.adversarial import (
+    AdversarialFit,
+    AdversarialRecipe,
+    Adversaries,
+    gradient_penalty,
+)
+from langevin_xtal.baselines.base import (
+    Generator,
+    GeneratorFit,
+    Given,
+    Recipe,
+    own_stream,
+    steps_in,
+)
+from langevin_xtal.baselines.crystens_encoding import MOST_ATOMS, SIZE, decode, encode
+from langevin_xtal.crystal.cell import Cell
+from langevin_xtal.crystal.request import Request
+from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.errors import InputError
+from langevin_xtal.extras import require
+from langevin_xtal.symmetry import SpaceGroup, orbit
+from langevin_xtal.train.fit import load_module
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+LEVELS = 1000
+"""Noise levels of the diffusion model."""
+SAMPLING_STEPS = 50
+FOLD = 4
+"""Pixels along each side that are folded into channels before the U-Net."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureDiffusionRecipe(Recipe):
+    """How the diffusion model is fitted."""
+
+    rate: float = 1e-3
+    weight_decay: float = 0.0
+    batch_size: int = 32
+    width: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureGanRecipe(AdversarialRecipe):
+    """How the Wasserstein GAN is fitted."""
+
+    batch_size: int = 32
+    width: int = 32
+    latent: int = 128
+    average: float = 0.99
+
+
+class _Pictures(Generator):
+    """What both have in common: pictures of conventional cells with at most 52 atoms."""
+
+    given: ClassVar[Given] = "nothing"
+    serves: ClassVar[str] = (
+        "requests without conditions (--de-novo), for crystals of at most "
+        f"{MOST_ATOMS} atoms in the cell"
+    )
+
+    def check(self, request: Request) -> None:
+        """Nothing may be asked for."""
+        if not request.is_empty or request.groups:
+            raise self.refused("takes no conditions")
+
+    def generate(
+        self, requests: Sequence[Request], seed: int, indices: Sequence[int]
+    ) -> list[Cell | str]:
+        """Pictures, decoded."""
+        return [_decoded(p) for p in self.pictures(seed, indices)]
+
+    @abstractmethod
+    def pictures(self, seed: int, indices: Sequence[int]) -> FloatArray:
+        """(B, 4, 64, 64) as they are generated, each from its own stream of ``seed``."""
+
+
+def _decoded(picture: FloatArray) -> Cell | str:
+    try:
+        return decode(picture, clustered=True).cell
+    except InputError as error:
+        return str(error)
+
+
+def conventional_cells(data: PackedDataset, most_atoms: int) -> tuple[list[Cell], IntArray]:
+    """Conventional cells of the crystals with at most so many atoms in them, and their groups."""
+    small = np.flatnonzero(data.atom_counts <= most_atoms)
+    cells = []
+    for k in small.tolist():
+        own = data.sites_of(k)
+        group = SpaceGroup(int(data.group[k]))
+        images = [
+            orbit(point, group.rotations, group.translations, data.lattice[k])[0]
+            for point in data.frac[own]
+        ]
+        numbers = np.repeat(data.numbers[own], [len(i) for i in images])
+        cells.append((data.lattice[k], np.concatenate(images), numbers))
+    return cells, data.group[small]
+
+
+class _Drawn:
+    """Pictures of the training crystals, drawn when they are needed."""
+
+    def __init__(self, data: PackedDataset, name: str) -> None:
+        self.cells, self.groups = conventional_cells(data, MOST_ATOMS)
+        if not self.cells:
+            raise InputError(
+                f"no crystal of the data has at most {MOST_ATOMS} atoms in the conventional "
+                f"cell; {name} learns from such"
+            )
+
+    def batch(self, chosen: IntArray) -> Tensor:
+        """(B, 4, 64, 64)."""
+        drawn = [encode(self.cells[k], int(self.groups[k])) for k in chosen.tolist()]
+        return torch.as_tensor(np.array(drawn), dtype=torch.float32)
+
+
+# -- diffusion
+
+
+def _diffusers() -> Any:
+    return require("diffusers", "baselines", "generator crystens")
+
+
+class FoldedUnet(nn.Module):
+    """A U-Net on pictures whose squares of 4 × 4 pixels are channels; predicts the clean one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        folded = SIZE // FOLD
+        self.unet = _diffusers().UNet2DModel(
+            sample_size=folded,
+            in_channels=4 * FOLD**2,
+            out_channels=4 * FOLD**2,
+            layers_per_block=1,
+            block_out_channels=(width, 2 * width),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            norm_num_groups=min(8, width),
+            attention_head_dim=min(32, width),
+        )
+
+    def forward(self, pictures: Tensor, level: Tensor) -> Tensor:
+        """(B, 4, 64, 64) clean pictures of noisy ones, at noise levels (B,)."""
+        folded = functional.pixel_unshuffle(pictures, FOLD)
+        found: Tensor = self.unet(folded, level).sample
+        return functional.pixel_shuffle(found, FOLD)
+
+
+class CrysTensDiffusion(_Pictures):
+    """Pictures from noise, by a U-Net."""
+
+    name: ClassVar[str] = "crystens"
+    recipe: ClassVar[type[Recipe]] = PictureDiffusionRecipe
+    network: FoldedUnet
+
+    @classmethod
+    def start_fit(cls, data: PackedDataset, recipe: Recipe, out: Path | None) -> GeneratorFit:
+        """See :class:`~langevin_xtal.baselines.base.Generator`."""
+        assert isinstance(recipe, PictureDiffusionRecipe)
+        return PictureDiffusionFit(data, recipe, out)
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
+        """From what ``save`` wrote."""
+        network = FoldedUnet(int(header["width"]))
+        load_module("network", network, tensors)
+        network.eval().requires_grad_(False)
+        return cls(network, header["card"])
+
+    def header(self) -> dict[str, Any]:
+        """The width of the network."""
+        return {"width": self.network.width}
+
+    def pictures(self, seed: int, indices: Sequence[int]) -> FloatArray:
+        """By 50 steps of DDIM, which add no noise."""
+        scheduler = _scheduler()
+        scheduler.set_timesteps(SAMPLING_STEPS)
+        shape = (4, SIZE, SIZE)
+        noise = [own_stream(seed, k).standard_normal(shape) for k in indices]
+        now = torch.as_tensor(np.array(noise), dtype=torch.float32)
+        for level in scheduler.timesteps:
+            clean = self.network(now, level.expand(len(now)))
+            now = scheduler.step(clean, level, now).prev_sample
+        return now.double().numpy()
+
+
+def _scheduler() -> Any:
+    return _diffusers().DDIMScheduler(
+        num_train_timesteps=LEVELS,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="sample",
+        clip_sample=False,
+    )
+
+
+class PictureDiffusionFit(GeneratorFit):
+    """The fit of :class:`CrysTensDiffusion`."""
+
+    network: FoldedUnet
+    mean: FoldedUnet
+
+    def __init__(
+        self, data: PackedDataset, recipe: PictureDiffusionRecipe, out: Path | None
+    ) -> None:
+        torch.manual_seed(recipe.seed)
+        network = FoldedUnet(recipe.width)
+        self.drawn = _Drawn(data, "crystens")
+        self.scheduler = _scheduler()
+        total = steps_in(len(self.drawn.cells), recipe.batch_size, recipe.epochs)
+        super().__init__(
+            network, recipe, data.content_hash, out, rate=recipe.rate, total_steps=total,
+            rng=np.random.default_rng(recipe.seed),
+        )  # fmt: skip
+        self.begin()
+
+    def generator(self) -> CrysTensDiffusion:
+        """With the mean of the weights."""
+        return CrysTensDiffusion(self.mean, {"crystals": len(self.drawn.cells)} | self.card())
+
+    def _draw(self) -> list[IntArray]:
+        assert self.rng is not None
+        order = self.rng.permutation(len(self.drawn.cells))
+        size = self.config.batch_size
+        return [order[k : k + size] for k in range(0, len(order), size)]
+
+    def _loss(self, batch: IntArray) -> tuple[Tensor, Tensor]:
+        clean = self.drawn.batch(batch)
+        level = torch.randint(0, LEVELS, (len(clean),))
+        noise = torch.randn(clean.shape)
+        noisy = self.scheduler.add_noise(clean, noise, level)
+        loss = functional.mse_loss(self.network(noisy, level), clean)
+        return loss, loss.detach()[None].double()
+
+
+# -- Wasserstein GAN
+
+
+@dataclass(frozen=True)
+class PictureGanConfig:
+    """Sizes of the networks."""
+
+    width: int
+    latent: int
+
+
+class PictureMaker(nn.Module):
+    """From a vector of noise to a picture."""
+
+    def __init__(self, config: PictureGanConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.start = nn.Linear(config.latent, 4 * width * 64)
+        self.rest = nn.Sequential(
+            nn.LeakyReLU(0.2),
+            nn.ConvTranspose2d(4 * width, 2 * width, 4, 2, 1),
+            nn.GroupNorm(4, 2 * width),
+            nn.LeakyReLU(0.2),
+            nn.ConvTranspose2d(2 * width, width, 4, 2, 1),
+            nn.GroupNorm(4, width),
+            nn.LeakyReLU(0.2),
+            nn.ConvTranspose2d(width, 4, 4, 2, 1),
+        )
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """(B, 4, 64, 64) of noise (B, latent)."""
+        begun = self.start(noise).reshape(len(noise), 4 * self.config.width, 8, 8)
+        made: Tensor = self.rest(begun)
+        return made
+
+
+class PictureCritic(nn.Module):
+    """From a picture to a number, the larger the more real it looks."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.rest = nn.Sequential(
+            nn.Conv2d(4, width, 4, 2, 1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(width, 2 * width, 4, 2, 1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(2 * width, 4 * width, 4, 2, 1),
+            nn.LeakyReLU(0.2),
+            nn.Flatten(),
+            nn.Linear(4 * width * 64, 1),
+        )
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """(B,)."""
+        judged: Tensor = self.rest(pictures)
+        return judged[:, 0]
+
+
+class CrysTensGan(_Pictures):
+    """Pictures in one step."""
+
+    name: ClassVar[str] = "crystens-gan"
+    recipe: ClassVar[type[Recipe]] = PictureGanRecipe
+    network: PictureMaker
+
+    @classmethod
+    def start_fit(cls, data: PackedDataset, recipe: Recipe, out: Path | None) -> GeneratorFit:
+        """See :class:`~langevin_xtal.baselines.base.Generator`."""
+        assert isinstance(recipe, PictureGanRecipe)
+        return PictureGanFit(data, recipe, out)
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
+        """From what ``save`` wrote."""
+        network = PictureMaker(PictureGanConfig(**header["network"]))
+        load_module("network", network, tensors)
+        network.eval().requires_grad_(False)
+        return cls(network, header["card"])
+
+    def header(self) -> dict[str, Any]:
+        """Sizes of the network."""
+        return {"network": asdict(self.network.config)}
+
+    def pictures(self, seed: int, indices: Sequence[int]) -> FloatArray:
+        """In one step."""
+        latent = self.network.config.latent
+        noise = [own_stream(seed, k).standard_normal(latent) for k in indices]
+        made = self.network(torch.as_tensor(np.array(noise), dtype=torch.float32))
+        return np.asarray(made.double().numpy())
+
+
+class PictureGanFit(AdversarialFit):
+    """The fit of :class:`CrysTensGan`."""
+
+    def __init__(self, data: PackedDataset, recipe: PictureGanRecipe, out: Path | None) -> None:
+        torch.manual_seed(recipe.seed)
+        self.drawn = _Drawn(data, "crystens-gan")
+        self.latent = recipe.latent
+        network = Adversaries(
+            PictureMaker(PictureGanConfig(recipe.width, recipe.latent)),
+            PictureCritic(recipe.width),
+        )
+        super().__init__(network, recipe, data.content_hash, out, len(self.drawn.cells))
+        self.begin()
+
+    def generator(self) -> CrysTensGan:
+        """With the mean of the weights."""
+        maker = self.mean.maker
+        assert isinstance(maker, PictureMaker)
+        return CrysTensGan(maker, {"crystals": len(self.drawn.cells)} | self.card())
+
+    def _made(self, count: int) -> Tensor:
+        made: Tensor = self.network.maker(torch.randn(count, self.latent))
+        return made
+
+    def _critic_turn(self, chosen: IntArray) -> tuple[Tensor, Tensor]:
+        real = self.drawn.batch(chosen)
+        with torch.no_grad():
+            made = self._made(len(real))
+        critic = self.network.critic
+        distance = critic(real).mean() - critic(made).mean()
+        return distance, gradient_penalty(critic, real, made, torch.rand(len(real)))
+
+    def _maker_turn(self, chosen: IntArray) -> Tensor:
+        judged: Tensor = self.network.critic(self._made(len(chosen)))
+        return -judged.mean()
