@@ -37,7 +37,7 @@ from langevin_xtal.errors import InputError, RejectError, RequestError
 from langevin_xtal.model.checkpoint import weights_hash, write_tensors
 from langevin_xtal.sampling.postprocess import Rejection
 from langevin_xtal.symmetry import SpaceGroup
-from langevin_xtal.symmetry.detection import group_numbers
+from langevin_xtal.symmetry.detection import group_numbers, niggli_lattice
 from langevin_xtal.train.epochs import EpochConfig, EpochFit, EpochRow
 from langevin_xtal.train.fit import load_module, module_tensors
 
@@ -347,8 +347,6 @@ def _answered(group: int, numbers: IntArray) -> Request:
 def primitive_cells(data: PackedDataset, most_atoms: int) -> tuple[list[Cell], IntArray]:
     """Niggli-reduced primitive cells of the crystals that have at most so many atoms in them,
     and (C,) their places in the data."""
-    import spglib
-
     centring = np.array([1] + [len(SpaceGroup(n).centring) for n in range(1, 231)])
     small = np.flatnonzero(data.atom_counts // centring[data.group] <= most_atoms)
     cells = []
@@ -358,11 +356,9 @@ def primitive_cells(data: PackedDataset, most_atoms: int) -> tuple[list[Cell], I
         lattice, frac, numbers = expanded(
             group, data.lattice[k], data.frac[own], data.numbers[own]
         )
-        niggli = spglib.niggli_reduce(lattice)
-        if niggli is not None:
-            frac = frac @ lattice @ np.linalg.inv(niggli)
-            lattice = np.asarray(niggli)
-        cells.append((lattice, frac - np.floor(frac), numbers))
+        rows = niggli_lattice(lattice)
+        frac = frac @ lattice @ np.linalg.inv(rows)
+        cells.append((rows, frac - np.floor(frac), numbers))
     return cells, small
 
 

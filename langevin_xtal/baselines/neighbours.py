@@ -10,6 +10,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from langevin_xtal.crystal.cell import Cell
+from langevin_xtal.symmetry.detection import niggli_lattice
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -35,12 +36,9 @@ def nearest_neighbours(cells: Sequence[Cell], count: int) -> NeighbourGraph:
     The search runs in the Niggli-reduced cell, so that the edges do not depend on which cell of
     the lattice is given.
     """
-    import spglib
-
     lattices, positions = [], []
     for lattice, frac, _ in cells:
-        niggli = spglib.niggli_reduce(lattice)
-        rows = np.ascontiguousarray(lattice if niggli is None else niggli, dtype=float)
+        rows = niggli_lattice(lattice)
         reduced = frac @ lattice @ np.linalg.inv(rows)
         lattices.append(rows)
         positions.append(reduced - np.floor(reduced))

@@ -86,6 +86,14 @@ def standard_cell(
     )
 
 
+def niggli_lattice(lattice: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Niggli-reduced rows (3, 3) of a lattice [Å]; the lattice given where there is no answer."""
+    import spglib
+
+    found = spglib.niggli_reduce(lattice) if np.isfinite(lattice).all() else None
+    return np.ascontiguousarray(lattice if found is None else found, dtype=np.float64)
+
+
 def spglib_version() -> str:
     """Of the spglib that is installed."""
     import spglib
