@@ -19,6 +19,7 @@ from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
     from langevin_xtal.baselines.base import Generator, Recipe
+    from langevin_xtal.cli.asked import Asked
     from langevin_xtal.crystal.request import Request
     from langevin_xtal.dataset.packed import PackedDataset
     from langevin_xtal.evaluation.structures import StructureSet
@@ -134,13 +135,9 @@ def train(
 def sample(
     name: str,
     file: Path | None,
-    *,
-    formula: str | None,
-    atoms: int | None,
-    z: int | None,
-    elements: tuple[str, ...] | None,
-    de_novo: bool,
+    asked: Asked,
     groups: str | None,
+    *,
     count: int,
     seed: int,
     threads: int | None,
@@ -151,20 +148,15 @@ def sample(
     check_alone(WITH_SAMPLE)
     from langevin_xtal.sampling.folder import CandidateFolder
 
-    ways = [w for w, v in (("formula", formula), ("elements", elements), ("de-novo", de_novo or
-                                                                          None)) if v]  # fmt: skip
-    if len(ways) != 1:
-        given = " and ".join(f"--{way}" for way in ways) or "none"
-        raise InputError(f"give one of --formula, --elements and --de-novo; {given} given")
     if threads is not None:
         options.set_threads(threads)
     generator = loaded(name, file)
-    asked = _requests(formula, atoms, z, elements, groups)
-    for request in asked:
+    requests = _requests(asked, groups)
+    for request in requests:
         generator.check(request)
     folder = CandidateFolder(
         out,
-        {"generator": name, "weights": generator.hash, "requests": [str(r) for r in asked],
+        {"generator": name, "weights": generator.hash, "requests": [str(r) for r in requests],
          "seed": seed, "model_settings": None},
         file_format=file_format,
     )  # fmt: skip
@@ -173,7 +165,9 @@ def sample(
     with options.progress_bar("sampling", "crystal") as update:
         for first in range(0, len(places), generator.part):
             part = places[first : first + generator.part]
-            found = generator.outcomes([asked[k % len(asked)] for k in part], seed, indices=part)
+            found = generator.outcomes(
+                [requests[k % len(requests)] for k in part], seed, indices=part
+            )
             folder.add(found.candidates, found.rejections)
             update(first + len(part), len(places))
     _summary(folder, count, name, time.perf_counter() - began)
@@ -183,20 +177,15 @@ def sample(
         )
 
 
-def _requests(
-    formula: str | None,
-    atoms: int | None,
-    z: int | None,
-    elements: tuple[str, ...] | None,
-    groups: str | None,
-) -> list[Request]:
+def _requests(asked: Asked, groups: str | None) -> list[Request]:
     """One for each group named, which take turns; one where none is."""
     from langevin_xtal.crystal.request import Request
     from langevin_xtal.model.groups import parse_groups
 
     options.say_settings(groups)
     named = (None,) if groups is None else parse_groups(groups)
-    return [Request(g, formula=formula, atoms=atoms, z=z, elements=elements) for g in named]
+    given = {name: getattr(asked, name) for name in ("formula", "atoms", "z", "elements")}
+    return [Request(group, **given) for group in named]
 
 
 def _summary(folder: CandidateFolder, count: int, name: str, seconds: float) -> None:

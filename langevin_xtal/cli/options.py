@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -161,6 +161,7 @@ def of_config(
     *names: str,
     flags: Mapping[str, str] | None = None,
     preset: Mapping[str, Any] | None = None,
+    into: str | None = None,
 ) -> Decorator:
     """Options for fields of a configuration, in this order: default, range and help are theirs.
 
@@ -172,13 +173,43 @@ def of_config(
         Names of options that differ from those of their fields, such as ``--prior-epochs``.
     preset
         Defaults that differ from those of the fields.
+    into
+        Name of one argument that is the configuration itself, in place of its fields.
     """
 
+    chosen = names or fields.names(config)
+
     def decorate(command: Command) -> Command:
-        for name in reversed(names or fields.names(config)):
+        if into is not None:
+            command = gathered(config, *chosen, into=into)(command)
+        for name in reversed(chosen):
             flag = (flags or {}).get(name, "--" + name.replace("_", "-"))
             command = _option(config, name, flag, preset or {})(command)
         return command
+
+    return decorate
+
+
+def gathered(
+    kind: Callable[..., Any], *names: str, into: str, copied: Collection[str] = ()
+) -> Decorator:
+    """One argument of a command in place of several: ``kind`` of those named.
+
+    Parameters
+    ----------
+    into
+        Name of the argument.
+    copied
+        Those of the names that stay arguments as well.
+    """
+
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def run(**given: Any) -> Any:
+            own = {name: given[name] if name in copied else given.pop(name) for name in names}
+            return command(**given, **{into: kind(**own)})
+
+        return cast(Command, run)
 
     return decorate
 

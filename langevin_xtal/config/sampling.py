@@ -11,6 +11,8 @@ from langevin_xtal.config.fields import check, preset, setting
 Positions = Literal["assigned", "free"]
 Start = Literal["proposal", "noise"]
 LatticeEstimate = Literal["least_squares", "mean"]
+STRUCTURE_NOISE = 0.5
+"""Added to the positions of a structure that is varied [Å]."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from langevin_xtal.config.sampling import STRUCTURE_NOISE
 from langevin_xtal.config.tolerances import LOOSE, USUAL
 from langevin_xtal.crystal.ase import from_atoms
 from langevin_xtal.crystal.asymmetric import AsymmetricUnit, asymmetric_unit
@@ -39,9 +40,6 @@ FloatArray = NDArray[np.float64]
 
 SYMPRECS = (USUAL, LOOSE)
 """Tolerances at which the group of a structure is looked for [Å]; the first that fits counts."""
-
-NOISE = 0.5
-"""Of the positions at the start, by default [Å]."""
 
 
 def read_cell(path: str | os.PathLike[str]) -> Cell:
@@ -79,7 +77,7 @@ def read_cell(path: str | os.PathLike[str]) -> Cell:
 def request_from_structure(
     structure: Structure | Atoms | Cell,
     space_group: SpaceGroup | int | str | None = None,
-    noise: float = NOISE,
+    noise: float = STRUCTURE_NOISE,
     *,
     lattice: Sequence[float] | None = None,
 ) -> Request:

@@ -182,7 +182,7 @@ class TrajectoryFile:
     """
 
     def __init__(self, path: Path, run_folder: Path, every: int) -> None:
-        self.path = path
+        self.path, self.every = path, every
         self.parts = run_folder / f"trajectory.every{every}.parts"
 
     @staticmethod
