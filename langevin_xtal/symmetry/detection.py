@@ -86,6 +86,13 @@ def standard_cell(
     )
 
 
+def niggli_lattice(lattice: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """(3, 3) rows [Å] of the Niggli-reduced cell of a lattice, None where there is none."""
+    import spglib
+
+    return None if (found := _asked(spglib.niggli_reduce, lattice)) is None else np.asarray(found)
+
+
 def spglib_version() -> str:
     """Of the spglib that is installed."""
     import spglib
@@ -93,9 +100,9 @@ def spglib_version() -> str:
     return str(spglib.__version__)
 
 
-def _asked(function: Callable[..., Any], cell: _Cell, **options: Any) -> Any:
-    """What a function of spglib returns for a cell; None where it raises."""
-    if not all(np.isfinite(values).all() for values in cell[:2]):
+def _asked(function: Callable[..., Any], cell: _Cell | NDArray[np.float64], **options: Any) -> Any:
+    """What a function of spglib returns for a cell or lattice; None where it raises."""
+    if not all(np.isfinite(values).all() for values in cell):
         return None  # spglib would end the process (2.8: a segmentation fault)
     with _quiet():
         try:
