@@ -16,6 +16,7 @@ from langevin_xtal.symmetry import SpaceGroup
 from langevin_xtal.symmetry.detection import (
     group_number,
     group_numbers,
+    niggli_lattice,
     standard_cell,
     symmetry_dataset,
 )
@@ -95,3 +96,12 @@ def test_a_cell_that_is_not_finite_is_a_failed_relaxation() -> None:
     both = relax_twice([NOT_FINITE], options, workers=1)[0]
     assert both.note == "not relaxed: the cell is not finite, or empty"
     assert set(both.groups_before.values()) == {0}
+
+
+def test_niggli_cells() -> None:
+    """Three shortest vectors of a lattice, found from a skewed basis of it."""
+    edges = np.diag([3.0, 4.0, 5.0])
+    found = niggli_lattice(np.array([[1, 0, 0], [3, 1, 0], [-2, 5, 1]]) @ edges)
+    assert found is not None
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), [3, 4, 5], atol=1e-9)
+    assert niggli_lattice(np.full((3, 3), np.nan)) is None

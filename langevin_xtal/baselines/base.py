@@ -356,7 +356,8 @@ def primitive_cells(data: PackedDataset, most_atoms: int) -> tuple[list[Cell], I
         lattice, frac, numbers = expanded(
             group, data.lattice[k], data.frac[own], data.numbers[own]
         )
-        rows = niggli_lattice(lattice)
+        found = niggli_lattice(lattice)
+        rows = lattice if found is None else found
         frac = frac @ lattice @ np.linalg.inv(rows)
         cells.append((rows, frac - np.floor(frac), numbers))
     return cells, small

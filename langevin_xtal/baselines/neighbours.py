@@ -38,7 +38,8 @@ def nearest_neighbours(cells: Sequence[Cell], count: int) -> NeighbourGraph:
     """
     lattices, positions = [], []
     for lattice, frac, _ in cells:
-        rows = niggli_lattice(lattice)
+        found = niggli_lattice(lattice)
+        rows = lattice if found is None else found
         reduced = frac @ lattice @ np.linalg.inv(rows)
         lattices.append(rows)
         positions.append(reduced - np.floor(reduced))

@@ -357,7 +357,8 @@ _OPTIONS = (
     click.option(
         "--noise",
         type=click.FloatRange(min=0.0, min_open=True),
-        help=f"With --from-structure: noise added to its positions [Å].  [default: {STRUCTURE_NOISE}]",
+        help="With --from-structure: noise added to its positions [Å].  "
+        f"[default: {STRUCTURE_NOISE}]",
         metavar="Å",
     ),
     click.option(

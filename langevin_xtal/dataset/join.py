@@ -27,18 +27,9 @@ def join(parts: Sequence[PackedDataset]) -> PackedDataset:
     """
     if not parts:
         raise DataError("no datasets were given to join; give at least one")
-    offsets = np.cumsum([0] + [len(p.numbers) for p in parts])
-    start = [p.site_start[:-1] + o for p, o in zip(parts, offsets, strict=False)]
     names = dict.fromkeys(name for p in parts for name in p.properties)
     return PackedDataset(
-        group=np.concatenate([p.group for p in parts]),
-        lattice=np.concatenate([p.lattice for p in parts]),
-        site_start=np.concatenate([*start, offsets[-1:]]),
-        numbers=np.concatenate([p.numbers for p in parts]),
-        frac=np.concatenate([p.frac for p in parts]),
-        multiplicity=np.concatenate([p.multiplicity for p in parts]),
-        wyckoff=np.concatenate([p.wyckoff for p in parts]),
-        id=np.concatenate([p.id for p in parts]),
+        **PackedDataset.joined(parts),
         properties={
             name: np.concatenate([p.properties.get(name, np.full(len(p), np.nan)) for p in parts])
             for name in names
@@ -96,8 +87,5 @@ def _volumes(data: PackedDataset) -> list[float]:
 
 
 def _kinds(data: PackedDataset) -> list[_Kind]:
-    atoms = [
-        np.repeat(data.numbers[data.sites_of(k)], data.multiplicity[data.sites_of(k)])
-        for k in range(len(data))
-    ]
+    atoms = [data.unit(k).atom_numbers for k in range(len(data))]
     return [(reduced_formula(z), int(g)) for z, g in zip(atoms, data.group, strict=True)]

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from langevin_xtal.crystal.asymmetric import AsymmetricUnit
+from langevin_xtal.crystal.batch import CrystalBatch
 from langevin_xtal.errors import DataError
 from langevin_xtal.files import replacing, unwritable
 from langevin_xtal.structures.files import check_archive
@@ -74,7 +75,7 @@ _DAMAGE = (
 
 
 @dataclass(frozen=True)
-class PackedDataset:
+class PackedDataset(CrystalBatch[NDArray[Any]]):
     """B crystals with A symmetry-independent sites in total.
 
     Cells are conventional, in the package's setting and standard orientation:
@@ -86,6 +87,9 @@ class PackedDataset:
     DataError
         When the arrays do not fit each other or hold values that no crystal has.
     """
+
+    PER_SITE = ("numbers", "frac", "multiplicity", "wyckoff")
+    PER_CRYSTAL = ("group", "lattice", "id")
 
     group: NDArray[np.int64]  #: (B,) space-group numbers
     lattice: NDArray[np.float64]  #: (B, 3, 3) conventional cells, rows a, b, c [Å]
@@ -101,9 +105,6 @@ class PackedDataset:
     def __post_init__(self) -> None:
         _validate(self)
 
-    def __len__(self) -> int:
-        return len(self.group)
-
     def __repr__(self) -> str:
         names = f", properties: {', '.join(self.properties)}" if self.properties else ""
         return (
@@ -118,10 +119,6 @@ class PackedDataset:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def sites_of(self, index: int) -> slice:
-        """The sites of crystal ``index``, as a slice of the per-site arrays."""
-        return slice(int(self.site_start[index]), int(self.site_start[index + 1]))
-
     def unit(self, index: int) -> AsymmetricUnit:
         """The asymmetric unit of crystal ``index``."""
         own = self.sites_of(index)
@@ -133,11 +130,6 @@ class PackedDataset:
             multiplicity=self.multiplicity[own],
             wyckoff=self.wyckoff[own],
         )
-
-    @property
-    def site_counts(self) -> NDArray[np.int64]:
-        """(B,) symmetry-independent sites per crystal."""
-        return np.diff(self.site_start)
 
     @property
     def atom_counts(self) -> NDArray[np.int64]:
@@ -174,22 +166,8 @@ class PackedDataset:
         if indices.size == 0:
             indices = indices.astype(np.int64)  # an empty list arrives as float
         picked = np.arange(len(self))[indices].reshape(-1)
-        counts = self.site_counts[picked]
-        start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        offset = np.repeat(self.site_start[picked] - start[:-1], counts)
-        sites = np.arange(start[-1], dtype=np.int64) + offset
-        return replace(
-            self,
-            group=self.group[picked],
-            lattice=self.lattice[picked],
-            site_start=start,
-            numbers=self.numbers[sites],
-            frac=self.frac[sites],
-            multiplicity=self.multiplicity[sites],
-            wyckoff=self.wyckoff[sites],
-            id=self.id[picked],
-            properties={name: values[picked] for name, values in self.properties.items()},
-        )
+        properties = {name: values[picked] for name, values in self.properties.items()}
+        return replace(self, **self.picked(picked), properties=properties)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write to ``path``: to a temporary file beside it first, which is then renamed.

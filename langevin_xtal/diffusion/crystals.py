@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.diffusion.noising import Crystals
-from langevin_xtal.symmetry.groups import operation_table
-from langevin_xtal.symmetry.lattice import lattice_coordinates, lattice_driver, lattice_freedom
+from langevin_xtal.symmetry.lattice import lattice_coordinates
 
 
 class CrystalStore:
@@ -25,24 +23,15 @@ class CrystalStore:
     """
 
     def __init__(self, data: PackedDataset, device: str = "cpu") -> None:
-        table = operation_table()
-        numbers = range(1, 231)
-        driver = np.array([lattice_driver(n) for n in numbers])[data.group - 1]
-        free = np.array([lattice_freedom(n) for n in numbers])[data.group - 1]
-        op_count = table.start[data.group] - table.start[data.group - 1]
-        self.sites = torch.from_numpy(np.diff(data.site_start))  #: (N,) of each, on the host
+        self.sites = torch.from_numpy(data.site_counts)  #: (N,) of each, on the host
         self._device = device
-        self._start = self._there(data.site_start, np.int64)
-        self._numbers = self._there(data.numbers, np.int64)
-        self._frac = self._there(data.frac, np.float64)
-        self._coordinates = self._there(lattice_coordinates(data.lattice), np.float64)
-        self._driver = self._there(driver, np.int64)
-        self._free = self._there(free, np.bool_)
-        self._op_start = self._there(table.start[data.group - 1], np.int64)
-        self._op_count = self._there(op_count, np.int64)
-
-    def _there(self, values: np.ndarray, dtype: type) -> Tensor:
-        return torch.from_numpy(np.array(values, dtype=dtype)).to(self._device)
+        self._crystals = Crystals.of_groups(
+            data.group,
+            data.site_counts.tolist(),
+            numbers=data.numbers,
+            frac=data.frac,
+            coordinates=lattice_coordinates(data.lattice),
+        ).to(device)
 
     def __len__(self) -> int:
         return len(self.sites)
@@ -53,19 +42,4 @@ class CrystalStore:
         The indices are the host's: it knows the size of the batch without asking the device.
         """
         sites = int(self.sites[index].sum())
-        index = index.to(self._device, non_blocking=True)
-        first = self._start[index]
-        count = self._start[index + 1] - first
-        start = torch.cat([count.new_zeros(1), torch.cumsum(count, 0)])
-        shift = torch.repeat_interleave(first - start[:-1], count, output_size=sites)
-        site = torch.arange(sites, device=self._device) + shift
-        return Crystals(
-            numbers=self._numbers[site],
-            frac=self._frac[site],
-            site_start=start,
-            coordinates=self._coordinates[index],
-            driver=self._driver[index],
-            free=self._free[index],
-            op_start=self._op_start[index],
-            op_count=self._op_count[index],
-        )
+        return self._crystals.select(index.to(self._device, non_blocking=True), sites)

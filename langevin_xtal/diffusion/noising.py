@@ -12,14 +12,17 @@ special one. The others are noised freely, as in the paper, and snap to what the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from langevin_xtal.config.training import Target, TrainingConfig
+from langevin_xtal.crystal.batch import CrystalBatch
 from langevin_xtal.diffusion.targets import orbit_noise
 from langevin_xtal.graph import torch_builder
 from langevin_xtal.graph.backends import build_multigraph
@@ -29,7 +32,11 @@ from langevin_xtal.graph.equivalence import Messages, distinct_images, edge_mess
 from langevin_xtal.graph.snapping import Operations, SitePairs, site_pairs, snap_sites
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.scores import cell_frame
-from langevin_xtal.symmetry.lattice import COORDINATES
+from langevin_xtal.symmetry.groups import operation_table
+from langevin_xtal.symmetry.lattice import COORDINATES, lattice_driver, lattice_freedom
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 Builder = Literal["host", "torch"]
 """``host``: C++ or numba, through numpy; ``torch``: on the device of the tensors."""
@@ -49,9 +56,11 @@ class NoisingConfig:
     """Standard deviation of τ of the lattice around τ of the positions."""
 
 
-@dataclass(frozen=True)
-class Crystals:
+@dataclass(frozen=True, eq=False)
+class Crystals(CrystalBatch[Tensor]):
     """Clean crystals of one batch on a device, float64: B crystals, A sites."""
+
+    PER_CRYSTAL = ("coordinates", "driver", "free", "op_start", "op_count")
 
     numbers: Tensor  #: (A,) atomic numbers
     frac: Tensor  #: (A, 3), exactly on their special positions
@@ -62,25 +71,49 @@ class Crystals:
     op_start: Tensor  #: (B,)
     op_count: Tensor  #: (B,)
 
+    @classmethod
+    def of_groups(
+        cls,
+        groups: IntArray,
+        sites: Sequence[int],
+        *,
+        numbers: ArrayLike,
+        frac: FloatArray,
+        coordinates: FloatArray,
+        free: NDArray[np.bool_] | None = None,
+    ) -> Crystals:
+        """Crystals of the space groups with these numbers (B,), with so many sites each.
+
+        ``free`` (B, 6) are the lattice coordinates that may change, by default all that the groups
+        leave free.
+        """
+        table = operation_table()
+        unique, own = np.unique(groups, return_inverse=True)
+        drivers = np.array([lattice_driver(n) for n in unique.tolist()])
+        if free is None:
+            free = np.array([lattice_freedom(n) for n in unique.tolist()])[own]
+        return cls(
+            site_start=torch.from_numpy(np.cumsum([0, *sites])),
+            numbers=torch.from_numpy(np.asarray(numbers, dtype=np.int64)),
+            frac=torch.from_numpy(np.asarray(frac, dtype=np.float64)),
+            coordinates=torch.from_numpy(np.asarray(coordinates, dtype=np.float64)),
+            driver=torch.from_numpy(drivers[own]),
+            free=torch.from_numpy(free),
+            op_start=torch.from_numpy(table.start[groups - 1]),
+            op_count=torch.from_numpy(table.start[groups] - table.start[groups - 1]),
+        )
+
     def to(self, device: torch.device | str) -> Crystals:
         """The same on another device."""
         return Crystals(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
     def part(self, share: slice) -> Crystals:
         """Some crystals that follow each other, ``share.start`` to ``share.stop``."""
-        start = self.site_start[share.start : share.stop + 1]
-        sites = slice(int(start[0]), int(start[-1]))
-        given = {"numbers": self.numbers[sites], "frac": self.frac[sites]}
-        given |= {"site_start": start - start[0]}
-        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in given}
-        return Crystals(**given, **{name: value[share] for name, value in rest.items()})
+        return self.select(torch.arange(share.start, share.stop, device=self.frac.device))
 
-    @property
-    def site_crystal(self) -> Tensor:
-        """(A,) crystal of each site."""
-        counts = self.site_start.diff()
-        crystals = torch.arange(len(counts), device=counts.device)
-        return torch.repeat_interleave(crystals, counts, output_size=len(self.frac))
+    def select(self, index: Tensor, sites: int | None = None) -> Crystals:
+        """The crystals ``index``, in that order; ``sites`` as of :meth:`picked`."""
+        return Crystals(**self.picked(index, sites))
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ import io
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from langevin_xtal.crystal.cell import Cell, expanded, primitive
+from langevin_xtal.crystal.asymmetric import AsymmetricUnit
+from langevin_xtal.crystal.cell import Cell, primitive
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.readers import first_line
@@ -29,7 +30,7 @@ from langevin_xtal.model.known import MOST_ELEMENTS, KnownCrystals, nearest, ord
 from langevin_xtal.model.prior import element_properties
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.runtime import OutOfTime, time_limit
-from langevin_xtal.symmetry import SpaceGroup, wrap
+from langevin_xtal.symmetry import wrap
 from langevin_xtal.train.settings import known_crystals
 
 FloatArray = NDArray[np.float64]
@@ -229,29 +230,19 @@ def composition_template(
 def _templates(
     label: str,
     targets: Sequence[Target],
-    ranked: Sequence[Sequence[_Substitution]],
+    ranked: Sequence[Sequence[AsymmetricUnit]],
     trials: int,
     sort: str,
     workers: int | None,
     progress: Progress | None,
 ) -> StructureSet:
     """Trial after trial, the templates of every target; ``sort`` says of which there are few."""
-    jobs: list[_Substitution | str] = []
+    jobs: list[AsymmetricUnit | str] = []
     for trial in range(trials):
         for found in ranked:
             jobs.append(found[trial] if trial < len(found) else _no_template(len(found), sort))
     made = parallel_map(_substituted, jobs, workers=workers, chunk=64)
     return _collect(label, targets, trials, made, progress)
-
-
-@dataclass(frozen=True, eq=False)
-class _Substitution:
-    """A template in its conventional cell, with the target's elements and volume."""
-
-    group: SpaceGroup
-    lattice: FloatArray
-    frac: FloatArray
-    numbers: IntArray
 
 
 def _no_template(found: int, sort: str) -> str:
@@ -260,10 +251,10 @@ def _no_template(found: int, sort: str) -> str:
     return f"no training crystal {sort}"
 
 
-def _substituted(job: _Substitution | str) -> Made:
+def _substituted(job: AsymmetricUnit | str) -> Made:
     if isinstance(job, str):
         return job
-    return job.group.number, expanded(job.group, job.lattice, job.frac, job.numbers)
+    return job.group, job.primitive_cell()
 
 
 def _substitution(
@@ -272,22 +263,16 @@ def _substitution(
     place: int,
     elements: IntArray,
     replacing: IntArray,
-) -> _Substitution:
+) -> AsymmetricUnit:
     """Crystal ``place`` with its ``elements`` (E,) replaced one by one, the cell scaled by the
     ``volume`` (119,) of atoms."""
-    own = training.sites_of(place)
+    unit = training.unit(place)
     new = np.arange(len(SYMBOLS))
     new[elements] = replacing
-    before = training.numbers[own]
-    after = new[before]
-    atoms = training.multiplicity[own]
-    ratio = (atoms * volume[after]).sum() / (atoms * volume[before]).sum()
-    return _Substitution(
-        SpaceGroup(int(training.group[place])),
-        training.lattice[place] * np.cbrt(ratio),
-        training.frac[own],
-        after,
-    )
+    after = new[unit.numbers]
+    atoms = unit.multiplicity
+    ratio = (atoms * volume[after]).sum() / (atoms * volume[unit.numbers]).sum()
+    return replace(unit, lattice=unit.lattice * np.cbrt(ratio), numbers=after)
 
 
 Pattern = tuple[tuple[str, ...], ...]
@@ -339,7 +324,7 @@ class _TemplateIndex:
             distance=element_distances(volume),
         )
 
-    def best(self, target: Target, count: int) -> list[_Substitution]:
+    def best(self, target: Target, count: int) -> list[AsymmetricUnit]:
         """The nearest templates with the target's elements, nearest first."""
         pattern, elements = _pattern(
             target.numbers, target.letters, with_letters=self.with_letters
@@ -376,7 +361,7 @@ class _CompositionIndex:
         apart = np.abs(number[:, None] - number).astype(np.float32)
         return cls(training, *known_crystals(training), volume, apart)
 
-    def best(self, target: Target, count: int) -> list[_Substitution]:
+    def best(self, target: Target, count: int) -> list[AsymmetricUnit]:
         """The nearest templates with the target's elements, nearest first."""
         centring = len(target.group.centring)
         own = target.counts()

@@ -15,12 +15,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from langevin_xtal.crystal.asymmetric import reduced
+from langevin_xtal.crystal.batch import CrystalBatch
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.cell import Cell, primitive, reduced_formula
 from langevin_xtal.crystal.elements import SYMBOLS
@@ -51,8 +52,10 @@ class Missing:
 
 
 @dataclass(frozen=True, eq=False)
-class StructureSet:
+class StructureSet(CrystalBatch[NDArray[Any]]):
     """B structures with N atoms in all, and those missing.
+
+    Every atom is a site of its own: cells are P1.
 
     Raises
     ------
@@ -60,9 +63,11 @@ class StructureSet:
         When identifiers repeat.
     """
 
+    PER_CRYSTAL = ("lattice", "group")
+
     label: str
     lattice: FloatArray  #: (B, 3, 3) primitive cells where they are known, rows a, b, c [Å]
-    start: IntArray  #: (B + 1,) offsets of each structure's atoms
+    site_start: IntArray  #: (B + 1,) offsets of each structure's atoms
     numbers: IntArray  #: (N,) atomic numbers
     frac: FloatArray  #: (N, 3) in [0, 1)
     ids: tuple[str, ...]  #: (B,)
@@ -82,10 +87,10 @@ class StructureSet:
         ------
         ValueError
         """
-        kinds = {"lattice": "f", "frac": "f", "start": "i", "numbers": "i", "group": "i"}
+        kinds = {"lattice": "f", "frac": "f", "site_start": "i", "numbers": "i", "group": "i"}
         crystals, sites = len(self.ids), len(self.numbers)
         shapes = {
-            "lattice": (crystals, 3, 3), "frac": (sites, 3), "start": (crystals + 1,),
+            "lattice": (crystals, 3, 3), "frac": (sites, 3), "site_start": (crystals + 1,),
             "numbers": (sites,), "group": (crystals,),
         }  # fmt: skip
         for name, kind in kinds.items():
@@ -94,7 +99,7 @@ class StructureSet:
                 raise ValueError(f"{name} is {array.dtype} of shape {array.shape}")
             if not np.isfinite(array).all():
                 raise ValueError(f"{name} is not finite")
-        start = self.start
+        start = self.site_start
         if start[0] != 0 or start[-1] != sites or (np.diff(start) < 1).any():
             raise ValueError("start does not rise from 0 to the number of atoms")
         if sites and (self.numbers.min() < 1 or self.numbers.max() >= len(SYMBOLS)):
@@ -108,9 +113,6 @@ class StructureSet:
                 raise TypeError("an identifier that is no text")
             name.encode()
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
     @property
     def attempted(self) -> int:
         """Structures asked for: the denominator of every rate."""
@@ -123,7 +125,7 @@ class StructureSet:
 
     def cell(self, k: int) -> Cell:
         """The P1 cell of structure ``k``."""
-        own = slice(self.start[k], self.start[k + 1])
+        own = self.sites_of(k)
         return self.lattice[k], self.frac[own], self.numbers[own]
 
     def cells(self) -> Iterator[Cell]:
@@ -150,9 +152,8 @@ class StructureSet:
         if indices.size == 0:
             indices = indices.astype(np.int64)  # an empty list arrives as float
         picked = np.arange(len(self))[indices].reshape(-1)
-        cells = [self.cell(int(k)) for k in picked]
-        ids = [self.ids[k] for k in picked]
-        return StructureSet.of(label or self.label, cells, ids, self.group[picked])
+        ids = tuple(self.ids[k] for k in picked)
+        return StructureSet(**self.picked(picked), label=label or self.label, ids=ids)
 
     # -- making
 
@@ -171,7 +172,7 @@ class StructureSet:
         return cls(
             label=label,
             lattice=np.array([c[0] for c in cells], dtype=float).reshape(-1, 3, 3),
-            start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            site_start=np.cumsum([0, *counts]).astype(np.int64),
             numbers=np.concatenate([none[:, 0], *(c[2] for c in cells)]).astype(np.int64),
             frac=wrap(np.concatenate([none, *(c[1] for c in cells)])),
             ids=tuple(map(str, ids)),
@@ -269,7 +270,7 @@ class StructureSet:
                 stream,
                 label=np.array(self.label),
                 lattice=self.lattice,
-                start=self.start,
+                start=self.site_start,
                 numbers=self.numbers,
                 frac=self.frac,
                 ids=np.array(self.ids, dtype=np.str_),
@@ -291,7 +292,7 @@ class StructureSet:
                 made = cls(
                     label=label or str(stored["label"]),
                     lattice=stored["lattice"],
-                    start=stored["start"],
+                    site_start=stored["start"],
                     numbers=stored["numbers"],
                     frac=stored["frac"],
                     ids=tuple(stored["ids"].tolist()),

@@ -20,11 +20,9 @@ from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.model.scores import cell_frame, lattice_noise, position_noise
 from langevin_xtal.sampling.start import Start
 from langevin_xtal.sampling.streams import CandidateStreams
-from langevin_xtal.symmetry.groups import operation_table
 from langevin_xtal.symmetry.lattice import (
     coordinate_from_cosine,
     coordinate_from_length,
-    lattice_driver,
 )
 
 SHORTEST, LONGEST = 1.2, 80.0
@@ -39,18 +37,13 @@ LONGEST_STEP = 100.0
 
 def starting_crystals(starts: Sequence[Start], groups: Sequence[int]) -> Crystals:
     """What chains of space groups ``groups`` start from, without noise."""
-    table = operation_table()
-    numbers = np.asarray(groups)
-    sites = np.array([len(s.numbers) for s in starts])
-    return Crystals(
-        numbers=torch.tensor([z for s in starts for z in s.numbers], dtype=torch.int64),
-        frac=torch.from_numpy(np.concatenate([s.frac for s in starts])),
-        site_start=torch.from_numpy(np.concatenate([[0], np.cumsum(sites)])),
-        coordinates=torch.from_numpy(np.stack([s.coordinates for s in starts])),
-        driver=torch.from_numpy(np.stack([lattice_driver(n) for n in groups])),
-        free=torch.from_numpy(np.stack([s.free for s in starts])),
-        op_start=torch.from_numpy(table.start[numbers - 1]),
-        op_count=torch.from_numpy(table.start[numbers] - table.start[numbers - 1]),
+    return Crystals.of_groups(
+        np.asarray(groups),
+        [len(s.numbers) for s in starts],
+        numbers=[z for s in starts for z in s.numbers],
+        frac=np.concatenate([s.frac for s in starts]),
+        coordinates=np.stack([s.coordinates for s in starts]),
+        free=np.stack([s.free for s in starts]),
     )
 
 

@@ -137,9 +137,7 @@ class Known:
         """Places of the crystals of each reduced formula."""
         places: dict[str, list[int]] = defaultdict(list)
         for k in range(len(self.packed)):
-            own = self.packed.sites_of(k)
-            atoms = np.repeat(self.packed.numbers[own], self.packed.multiplicity[own])
-            places[reduced_formula(atoms)].append(k)
+            places[reduced_formula(self.packed.unit(k).atom_numbers)].append(k)
         return dict(places)
 
     def match(

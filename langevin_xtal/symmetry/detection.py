@@ -86,12 +86,12 @@ def standard_cell(
     )
 
 
-def niggli_lattice(lattice: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Niggli-reduced rows (3, 3) of a lattice [Å]; the lattice given where there is no answer."""
+def niggli_lattice(lattice: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """(3, 3) rows [Å] of the Niggli-reduced cell of a lattice, None where there is none."""
     import spglib
 
-    found = spglib.niggli_reduce(lattice) if np.isfinite(lattice).all() else None
-    return np.ascontiguousarray(lattice if found is None else found, dtype=np.float64)
+    found = _asked(spglib.niggli_reduce, lattice)
+    return None if found is None else np.ascontiguousarray(found, dtype=np.float64)
 
 
 def spglib_version() -> str:
@@ -101,9 +101,9 @@ def spglib_version() -> str:
     return str(spglib.__version__)
 
 
-def _asked(function: Callable[..., Any], cell: _Cell, **options: Any) -> Any:
-    """What a function of spglib returns for a cell; None where it raises."""
-    if not all(np.isfinite(values).all() for values in cell[:2]):
+def _asked(function: Callable[..., Any], cell: _Cell | NDArray[np.float64], **options: Any) -> Any:
+    """What a function of spglib returns for a cell or lattice; None where it raises."""
+    if not all(np.isfinite(values).all() for values in cell):
         return None  # spglib would end the process (2.8: a segmentation fault)
     with _quiet():
         try:
