@@ -406,9 +406,10 @@ class Pgcgm(Generator):
 
     def check(self, request: Request) -> None:
         """Three elements without a stoichiometry, and one of the groups."""
+        if request.formula is not None:
+            raise self.refused("takes no composition")
         if len(request.chemical_system) != ELEMENTS:
-            given = "a composition" if request.formula else f"{len(request.elements)} elements"
-            raise self.refused(f"takes no {given}" if request.formula else f"got {given}")
+            raise self.refused(f"got {len(request.chemical_system)} elements")
         if request.space_group is None:
             raise self.refused("needs a space group")
         if request.space_group.number not in GROUPS:
