@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import langevin_xtal as lx
-from langevin_xtal.baselines import algebra, crystens, gemsdiff, torus
+from langevin_xtal.baselines import algebra, crystens, gemsdiff, pgcgm, torus
 from langevin_xtal.baselines import crystens_encoding as encoding
 from langevin_xtal.baselines.adversarial import gradient_penalty
 from langevin_xtal.baselines.base import WEIGHTS, candidate_of, fit_in_folder, primitive_cells
@@ -24,6 +24,7 @@ from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import CheckpointError, InputError, LatticeError, RequestError
+from langevin_xtal.sampling import postprocess
 from langevin_xtal.symmetry import SpaceGroup, orbit
 from tests.crystals import random_crystal
 
@@ -449,6 +450,144 @@ class TestCrysTens:
         assert second.epoch == 2
         list(second.run())
         assert second.generator().hash == whole.hash
+
+
+class TestPgcgm:
+    @pytest.fixture(scope="class")
+    def perovskite(self) -> PackedDataset:
+        """SrTiO3, MgAl2O4-like and others: three elements with one site each."""
+        data = reference_dataset()
+        known = np.isin(data.group, pgcgm.GROUPS) & (data.site_counts == 3)
+        return data.select(
+            [k for k in np.flatnonzero(known) if len(set(data.numbers[data.sites_of(k)])) == 3]
+        )
+
+    def test_every_atom_of_an_orbit_has_the_same_average(self, perovskite: PackedDataset) -> None:
+        crystals = pgcgm.ternaries(perovskite)
+        assert len(crystals) > 5
+        rng = np.random.default_rng(9)
+        for crystal in crystals:
+            sets = [[a[rng.integers(len(a))] for a in crystal.atoms] for _ in range(5)]
+            sites = torch.as_tensor(np.array(sets), dtype=torch.float32)[None]
+            group = torch.tensor([crystal.group])
+            found = pgcgm.averaged_sites(sites, group)[0].numpy()
+            np.testing.assert_allclose(found, np.broadcast_to(found[0], found.shape), atol=1e-5)
+            # of an orbit in the cell the average is that of its atoms
+            np.testing.assert_allclose(
+                found[0], [(a % 1 % (1 - 1e-6)).mean(0) for a in crystal.atoms], atol=1e-4
+            )
+
+    def test_merging_gives_the_orbit_of_special_positions(self, crystals: PackedDataset) -> None:
+        rng = np.random.default_rng(10)
+        special = 0
+        for k in range(0, len(crystals), 9):
+            group, lattice = SpaceGroup(int(crystals.group[k])), crystals.lattice[k]
+            for place in range(*crystals.sites_of(k).indices(len(crystals.numbers))[:2]):
+                site, atoms = crystals.frac[place], int(crystals.multiplicity[place])
+                if atoms == group.order:
+                    continue
+                special += 1
+                orbit_ = orbit(site, group.rotations, group.translations, lattice)[0]
+                for noise in (0.0, 0.03):
+                    step = noise * rng.standard_normal(3) @ np.linalg.inv(lattice)
+                    found = pgcgm.merged_images(site + step, group, lattice, 0.6)
+                    assert len(found) == atoms
+                    apart = found[:, None] - orbit_
+                    apart = np.linalg.norm((apart - np.rint(apart)) @ lattice, axis=2)
+                    # what the position leaves free stays as it was moved
+                    assert apart.min(axis=0).max() <= np.linalg.norm(step @ lattice) + 1e-9
+        assert special > 20
+
+    def test_a_crystal_comes_back_from_any_three_of_its_atoms(
+        self, perovskite: PackedDataset
+    ) -> None:
+        rng = np.random.default_rng(11)
+        for k, crystal in enumerate(pgcgm.ternaries(perovskite)):
+            sites = pgcgm.near_set(crystal, rng)
+            lengths = np.linalg.norm(crystal.lattice, axis=1)
+            number = pgcgm.GROUPS[crystal.group]
+            cell = pgcgm.crystal_of(sites, lengths, np.array(crystal.numbers), number)
+            assert not isinstance(cell, str)
+            made = candidate_of(cell, lx.Request(), seed=0, index=0)
+            assert isinstance(made, Candidate)
+            assert made.space_group.number == number
+            assert len(made.atom_site) == perovskite.atom_counts[k]
+
+    def test_a_general_site_that_merging_breaks_is_refused(self) -> None:
+        sites = np.array([[0.021, 0.047, 0.08], [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]])
+        found = pgcgm.crystal_of(sites, np.full(3, 3.0), np.array([55, 17, 11]), 225)
+        assert isinstance(found, str)
+        assert found.split(":")[0] in ("merged", "overlap")
+
+    def test_near_sets_are_the_nearest_atoms(self, perovskite: PackedDataset) -> None:
+        crystal = pgcgm.ternaries(perovskite)[0]
+        for seed in range(5):
+            first = np.random.default_rng(seed).permutation(3)
+            chosen = pgcgm.near_set(crystal, np.random.default_rng(seed))
+
+            def far(atoms: np.ndarray, point: np.ndarray) -> np.ndarray:
+                step = atoms - point
+                return np.linalg.norm((step - np.rint(step)) @ crystal.lattice, axis=1)
+
+            nearest = far(crystal.atoms[first[1]], chosen[first[0]]).min()
+            assert far(chosen[first[1]][None], chosen[first[0]])[0] == pytest.approx(nearest)
+
+    def test_distances_and_their_loss_on_a_hand_made_set(self) -> None:
+        one = torch.tensor([[0.0, 0, 0], [0.5, 0, 0], [0.9, 0, 0]])
+        other = torch.tensor([[0.1, 0, 0], [0.5, 0.5, 0], [0.9, 0, 0]])
+        sites = torch.stack([one, other, one])[None]
+        within, between = pgcgm.set_distances(sites, 10.0 * torch.eye(3)[None])
+        np.testing.assert_allclose(within[0, 0], [5, 1, 4], atol=1e-3)
+        np.testing.assert_allclose(between[0], [[1, 0, 1], [5, 0, 5], [0, 0, 0]], atol=1e-3)
+        numbers = torch.tensor([[11, 17, 8]])
+        radius = dict(zip([11, 17, 8], pgcgm._radii()[numbers[0]].tolist(), strict=True))
+        sums = [radius[11] + radius[17], radius[11] + radius[8], radius[17] + radius[8]]
+        wanted = 0.0
+        for row in within[0].tolist():
+            for d, s in zip(row, sums, strict=True):
+                wanted += max(0.7 * s - d, 0) ** 2 / 9 + max(d - 1.6 * s, 0) ** 2 / 9
+        found = pgcgm.distance_loss(within, 0 * between, numbers)
+        assert wanted > 0.1
+        assert float(found) == pytest.approx(wanted, rel=1e-4)
+
+    def test_losses_of_coordinates_know_one_crystal(self, perovskite: PackedDataset) -> None:
+        crystals = pgcgm.ternaries(perovskite)
+        rng = np.random.default_rng(12)
+        sets = [[pgcgm.near_set(c, rng) for _ in range(3)] for c in crystals]
+        group = torch.tensor([c.group for c in crystals])
+        same, _ = pgcgm.coordinate_losses(torch.as_tensor(np.array(sets)).float(), group)
+        other, _ = pgcgm.coordinate_losses(torch.rand(len(crystals), 3, 3, 3), group)
+        assert float(same) < 1e-3
+        assert float(other) > 0.03
+
+    def test_fit_and_sample(self, perovskite: PackedDataset, tmp_path: Path) -> None:
+        run_ = pgcgm.PgcgmFit(perovskite, pgcgm.PgcgmRecipe(epochs=3, width=16), tmp_path)
+        assert np.isfinite([row.losses for row in run_.run()]).all()
+        generator = load_generator("pgcgm", tmp_path / WEIGHTS)
+        request = lx.Request(62, elements=["Sr", "Ti", "O"])
+        outcome = generator.outcomes([request] * 12, seed=1)
+        assert outcome.candidates
+        for candidate in outcome.candidates:
+            assert set(candidate.request.elements) == {"Sr", "Ti", "O"}
+            atoms = candidate.numbers[candidate.atom_site]
+            found = postprocess.detect_groups(candidate.lattice, candidate.atom_frac, atoms)
+            assert SpaceGroup(found[1e-2]).order % SpaceGroup(62).order == 0
+        assert len(pgcgm.prototypes(outcome.candidates)) == len(outcome.candidates)
+
+    @pytest.mark.parametrize(
+        ("request_", "why"),
+        [
+            (lx.Request(62, elements=["Ti", "O"]), "got 2 elements"),
+            (lx.Request(2, elements=["Sr", "Ti", "O"]), "does not know group P-1"),
+            (lx.Request(elements=["Sr", "Ti", "O"]), "needs a space group"),
+            (lx.Request(221, formula="SrTiO3"), "takes no composition"),
+        ],
+    )
+    def test_refuses(self, request_: lx.Request, why: str) -> None:
+        config = pgcgm.PgcgmConfig(8, 4, 1.6, 0.3)
+        with pytest.raises(RequestError, match=why) as error:
+            pgcgm.Pgcgm(pgcgm.SiteMaker(config)).sample([request_])
+        assert "three elements and one of the space groups 62" in str(error.value)
 
 
 class TestInterface:

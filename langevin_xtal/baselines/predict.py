@@ -91,8 +91,9 @@ def predictions(
         label or generator.name,
         [trial_id(target, trial) for target in targets],
     )
-    return _without_group(made, generator, {trial_id(targets[k], trial): reasons[k]
-                                            for k in reasons})  # fmt: skip
+    here = {trial_id(target, trial): target.group.number for target in targets}
+    asked = [here[name] if generator.given == "elements" else 0 for name in made.ids]
+    return _completed(made, asked, {trial_id(targets[k], trial): reasons[k] for k in reasons})
 
 
 def unconditional(
@@ -108,13 +109,10 @@ def unconditional(
     ids = [f"{generator.name}-{k:06d}" for k in range(count)]
     made = StructureSet.from_candidates(found.candidates, label or generator.name, ids)
     reasons = {ids[r.index]: r.reason for r in found.rejections}
-    return _without_group(made, generator, reasons)
+    return _completed(made, [0] * len(made), reasons)
 
 
-def _without_group(
-    made: StructureSet, generator: Generator, reasons: dict[str, str]
-) -> StructureSet:
-    """With reasons; the group of a candidate is one asked for only where a group was given."""
-    group = made.group if generator.given == "elements" else np.zeros_like(made.group)
+def _completed(made: StructureSet, asked: Sequence[int], reasons: dict[str, str]) -> StructureSet:
+    """With the groups that were asked for, 0 for none, and why structures are missing."""
     missing = tuple(Missing(m.id, reasons.get(m.id, m.reason)) for m in made.missing)
-    return replace(made, group=group, missing=missing)
+    return replace(made, group=np.array(asked, dtype=np.int64), missing=missing)

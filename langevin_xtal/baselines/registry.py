@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 GENERATORS = {
     "gemsdiff": "langevin_xtal.baselines.gemsdiff:GemsDiff",
+    "pgcgm": "langevin_xtal.baselines.pgcgm:Pgcgm",
     "crystens": "langevin_xtal.baselines.crystens:CrysTensDiffusion",
     "crystens-gan": "langevin_xtal.baselines.crystens:CrysTensGan",
 }
