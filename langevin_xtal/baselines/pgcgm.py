@@ -27,12 +27,13 @@ from langevin_xtal.baselines.adversarial import (
     gradient_penalty,
 )
 from langevin_xtal.baselines.base import Generator, GeneratorFit, Given, Recipe, own_stream
+from langevin_xtal.crystal.asymmetric import MIN_DISTANCE
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.cell import Cell
+from langevin_xtal.crystal.distances import min_distance
 from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.dataset.packed import PackedDataset
-from langevin_xtal.dataset.prepare import MIN_DISTANCE, min_distance
 from langevin_xtal.errors import InputError
 from langevin_xtal.model.prior import covalent_radii, element_features, element_rank
 from langevin_xtal.sampling.postprocess import contains_group
@@ -535,7 +536,8 @@ class PgcgmFit(AdversarialFit):
         real = judged(sites, lengths, group)
         with torch.no_grad():
             noise = torch.randn(len(chosen), self.latent)
-            made = judged(*self.network.maker(noise, numbers, group), group)
+            made_sites, made_lengths = self.network.maker(noise, numbers, group)
+            made = judged(made_sites, made_lengths, group)
         critic = self.network.critic
 
         def of(seen: Tensor) -> Tensor:
