@@ -24,8 +24,8 @@ from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import CheckpointError, InputError, LatticeError, RequestError
-from langevin_xtal.sampling import postprocess
 from langevin_xtal.symmetry import SpaceGroup, orbit
+from langevin_xtal.symmetry.detection import group_numbers
 from tests.crystals import random_crystal
 
 
@@ -570,7 +570,7 @@ class TestPgcgm:
         for candidate in outcome.candidates:
             assert set(candidate.request.elements) == {"Sr", "Ti", "O"}
             atoms = candidate.numbers[candidate.atom_site]
-            found = postprocess.detect_groups(candidate.lattice, candidate.atom_frac, atoms)
+            found = group_numbers((candidate.lattice, candidate.atom_frac, atoms))
             assert SpaceGroup(found[1e-2]).order % SpaceGroup(62).order == 0
         assert len(pgcgm.prototypes(outcome.candidates)) == len(outcome.candidates)
 
