@@ -25,13 +25,14 @@ import click
 import numpy as np
 
 from langevin_xtal.config.screening import DEFAULT_POTENTIAL
+from langevin_xtal.config.search import SearchConfig
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.pymatgen import plain_formula
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.model.checkpoint import load_model
 from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.potentials import load_potential
-from langevin_xtal.search.campaign import RELEASE_WITHIN, Campaign
+from langevin_xtal.search.campaign import Campaign
 from langevin_xtal.search.rows import setting_of
 from langevin_xtal.search.space import SearchSpace
 from langevin_xtal.search.store import read_rows
@@ -137,7 +138,9 @@ def search(
 )
 @click.option("--samples", default=1000, show_default=True)
 @click.option("--relax-best", default=60, show_default=True)
-@click.option("--release-within", default=RELEASE_WITHIN, show_default=True, help="[eV/atom]")
+@click.option(
+    "--release-within", default=SearchConfig.release_within, show_default=True, help="[eV/atom]"
+)
 @click.option("--max-sites", default=4, show_default=True)
 @click.option("--near", default=0.05, show_default=True, help="Published hull [eV/atom].")
 @click.option("--top", default=20, show_default=True)

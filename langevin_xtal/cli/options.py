@@ -217,6 +217,8 @@ def gathered(
 def _option(config: type, name: str, flag: str, preset: Mapping[str, Any]) -> Decorator:
     field, said = fields.setting_of(config, name)
     default = preset.get(name, field.default)
+    if field.type == "bool":
+        return click.option(flag, is_flag=True, default=default, help=said.help)
     kind: Any = float if "float" in str(field.type) else int if "int" in str(field.type) else str
     if said.choices:
         kind = click.Choice(said.choices)

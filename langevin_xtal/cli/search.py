@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +11,18 @@ import click
 
 from langevin_xtal.cli import options, structures
 from langevin_xtal.cli.terminal import echo
+from langevin_xtal.config import fields
 from langevin_xtal.config.sampling import PRESET_HELP, PRESETS, SamplingConfig
 from langevin_xtal.config.screening import DEFAULT_POTENTIAL, FilterOptions
+from langevin_xtal.config.search import SearchConfig
 from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
     from langevin_xtal.crystal.entry import Entry
+    from langevin_xtal.model.checkpoint import CrystalModel
     from langevin_xtal.screen.hull import HullReferences
-    from langevin_xtal.search.allocation import Way
     from langevin_xtal.search.campaign import Campaign
+    from langevin_xtal.search.space import SearchSpace
     from langevin_xtal.search.store import CampaignSummary
 
 SHOWN = 20
@@ -44,6 +48,65 @@ class Units(options.ParamType):
         return tuple(int(part) for part in parts)
 
 
+@dataclass(frozen=True)
+class SpaceAsked:
+    """What is searched, as the command line says it."""
+
+    elements: tuple[str, ...] | None
+    groups: str | None
+    max_sites: int | None
+    formulas: str | None
+    z: tuple[int, ...] | None
+    max_formula_atoms: int | None
+
+    def check(self) -> None:
+        """Refuse a search of nothing.
+
+        Raises
+        ------
+        InputError
+        """
+        if self.elements is None and self.formulas in (None, "all"):
+            raise InputError("give --elements, such as Cu,Si,K, or --formula, such as Cu2KSi")
+
+    def space(self, model: CrystalModel) -> SearchSpace:
+        """The space; says which groups are settings other than the package's."""
+        from langevin_xtal.search.space import SearchSpace
+
+        options.say_settings(self.groups)
+        return SearchSpace(
+            self.elements,
+            self.groups,
+            max_sites=self.max_sites,
+            formulas=_formulas(self.formulas),
+            z=self.z,
+            max_formula_atoms=self.max_formula_atoms,
+            model=model,
+        )
+
+
+@dataclass(frozen=True)
+class SecondAsked:
+    """The second potential, if one is asked."""
+
+    second: str | None
+    second_references: Path | None
+
+    def check(self, config: SearchConfig) -> None:
+        """Refuse it where nothing is relaxed.
+
+        Raises
+        ------
+        InputError
+        """
+        if self.second is not None and not config.relax:
+            raise InputError("--second-opinion is on what was relaxed: add --relax")
+
+    def references(self) -> HullReferences | None:
+        """Its hull references, if there are any."""
+        return structures.references_of_second(self.second, self.second_references)
+
+
 @click.command()
 @click.option(
     "--elements",
@@ -65,25 +128,7 @@ class Units(options.ParamType):
     "than elements]",
     metavar="N",
 )
-@click.option(
-    "--allocate",
-    type=click.Choice(["likely", "even"]),
-    default="likely",
-    show_default=True,
-    help="Candidates go to settings the model takes for likely, or evenly to groups and requests.",
-)
-@click.option(
-    "--explore",
-    type=click.FloatRange(0, 1),
-    help="Share spread evenly all the same, where others go to likely settings.  [default: 0.2]",
-    metavar="SHARE",
-)
-@click.option(
-    "--subsystems",
-    type=click.FloatRange(0, 1),
-    help="Share of likely settings that have some of the elements only.  [default: 0]",
-    metavar="SHARE",
-)
+@options.of_config(SearchConfig, "allocate", "explore", "subsystems")
 @click.option(
     "--formula",
     "formulas",
@@ -102,26 +147,7 @@ class Units(options.ParamType):
     help="Atoms in a formula unit, at most, with --formula all.  [default: 8]",
     metavar="N",
 )
-@click.option(
-    "--samples-per-request",
-    type=click.IntRange(min=1),
-    help="Candidates for each request of an even spread; as many in all go to likely settings.  "
-    "[default: 60]",
-    metavar="N",
-)
-@click.option(
-    "--max-samples",
-    type=click.IntRange(min=1),
-    help="Candidates in all, at most.  [default: 1000; spread evenly, those of all requests]",
-    metavar="N",
-)
-@click.option(
-    "--max-hours",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Begin nothing new after so long, and rank what is there.",
-    metavar="HOURS",
-)
-@options.seed
+@options.of_config(SearchConfig, "samples_per_request", "max_samples", "max_hours", "seed")
 @click.option("--model", default="small", show_default=True, help="Shipped name or file.")
 @click.option(
     "--preset",
@@ -131,20 +157,7 @@ class Units(options.ParamType):
     help=PRESET_HELP,
 )
 @options.of_config(SamplingConfig, "levels")
-@click.option("--relax", is_flag=True, help="Relax, and rank by energy above hull.")
-@click.option(
-    "--relax-best",
-    type=click.IntRange(min=1),
-    help="Relax only the N lowest above hull as sampled, so that many can be sampled.",
-    metavar="N",
-)
-@click.option(
-    "--release-within",
-    type=click.FloatRange(min=0),
-    help="Relax without symmetry what is up to so far above the hull.  [default: 0.1]",
-    metavar="EV",
-)
-@structures.potential
+@options.of_config(SearchConfig, "relax", "relax_best", "release_within", "potential")
 @click.option(
     "--references",
     type=options.LocalPath(exists=True, dir_okay=False),
@@ -173,14 +186,7 @@ class Units(options.ParamType):
     metavar="NAME",
 )
 @structures.second_references
-@click.option(
-    "--phonons",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Compute phonons of the best N.",
-    metavar="N",
-)
+@options.of_config(SearchConfig, "phonons")
 @click.option(
     "--stage",
     "stages",
@@ -215,39 +221,25 @@ class Units(options.ParamType):
     metavar="STORE",
 )
 @options.on_engine
+@options.gathered(
+    SpaceAsked, "elements", "groups", "max_sites", "formulas", "z", "max_formula_atoms",
+    into="asked",
+)  # fmt: skip
+@options.gathered(SearchConfig, *fields.names(SearchConfig), into="config")
+@options.gathered(SecondAsked, "second", "second_references", into="opinion")
+@options.gathered(FilterOptions, "charge_neutral", "max_atoms", into="filters")
 def search(
-    elements: tuple[str, ...] | None,
-    groups: str | None,
-    max_sites: int | None,
-    allocate: Way,
-    explore: float | None,
-    subsystems: float | None,
-    formulas: str | None,
-    z: tuple[int, ...] | None,
-    max_formula_atoms: int | None,
-    samples_per_request: int | None,
-    max_samples: int | None,
-    max_hours: float | None,
-    seed: int,
+    asked: SpaceAsked,
+    config: SearchConfig,
     model: str,
     preset: str,
     levels: int | None,
-    relax: bool,
-    relax_best: int | None,
-    release_within: float | None,
-    potential: str,
     references: Path | None,
-    target: tuple[str, ...],
-    properties: str,
-    second: str | None,
-    second_references: Path | None,
-    phonons: int,
-    stages: tuple[str, ...],
-    reference: str | None,
-    charge_neutral: bool,
-    max_atoms: int | None,
+    opinion: SecondAsked,
+    filters: FilterOptions,
     workers: int | None,
     out: str,
+    **wanted: Any,
 ) -> None:
     """Search a chemical system.
 
@@ -269,57 +261,33 @@ def search(
     from langevin_xtal.model.checkpoint import load_model
     from langevin_xtal.sampling.sample import SampleOptions
     from langevin_xtal.screen.hull import HullReferences
-    from langevin_xtal.search.campaign import RELEASE_WITHIN, Campaign
-    from langevin_xtal.search.space import SearchSpace
+    from langevin_xtal.search.campaign import Campaign
 
-    if elements is None and formulas in (None, "all"):
-        raise InputError("give --elements, such as Cu,Si,K, or --formula, such as Cu2KSi")
-    if second is not None and not relax:
-        raise InputError("--second-opinion is on what was relaxed: add --relax")
-    opinion = structures.references_of_second(second, second_references)
+    asked.check()
+    opinion.check(config)
+    second = opinion.references()
     weights = load_model(model)
-    options.say_settings(groups)
-    space = SearchSpace(
-        elements,
-        groups,
-        max_sites=max_sites,
-        formulas=_formulas(formulas),
-        z=z,
-        max_formula_atoms=max_formula_atoms,
-        model=weights,
-    )
+    space = asked.space(weights)
+    if wanted["properties"] == "none":
+        wanted["properties"] = None
     campaign = Campaign(
         out,
         space,
         weights,
-        allocate=allocate,
-        explore=explore,
-        subsystems=subsystems,
-        samples_per_request=samples_per_request,
-        seed=seed,
-        max_samples=max_samples,
-        max_hours=max_hours,
-        relax=relax,
-        relax_best=relax_best,
-        release_within=RELEASE_WITHIN if release_within is None else release_within,
-        potential=potential,
         hull=None if references is None else HullReferences.load(references),
-        target=target,
-        properties=None if properties == "none" else properties,
-        filters=FilterOptions(charge_neutral=charge_neutral, max_atoms=max_atoms),
+        filters=filters,
         sampling=SampleOptions.preset(preset, **({} if levels is None else {"levels": levels})),
-        reference=reference,
-        phonons=phonons,
-        stages=stages,
         workers=workers,
         cache=default_folder(),
+        **wanted,
+        **vars(config),
     )
     options.say_unknown(space.elements, weights)
     _announce(campaign)
     with options.stage_bars() as progress:
         summary = campaign.run(progress)
-    if second is not None:
-        _ask_second(out, second, opinion, workers)
+    if opinion.second is not None:
+        _ask_second(out, opinion.second, second, workers)
     _stages(summary)
     total = sum(summary.states.values())
     if not total:
@@ -431,7 +399,9 @@ def _ranking(campaign: Campaign) -> None:
     if 8 not in optional:
         echo("gaps in eV and their standard deviations as predicted from the structure")
     plan = campaign.plan
-    if plan.relax and (plan.hull is not None or plan.relax_options.potential == DEFAULT_POTENTIAL):
+    if plan.config.relax and (
+        plan.hull is not None or plan.relax_options.potential == DEFAULT_POTENTIAL
+    ):
         from langevin_xtal.screen.hull import coverage_note
 
         echo(coverage_note(plan.space.elements, plan.hull))

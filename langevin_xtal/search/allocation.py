@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from functools import cached_property
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -32,8 +32,6 @@ from langevin_xtal.search.space import FORMULA_ATOMS, SearchSpace
 
 if TYPE_CHECKING:
     from langevin_xtal.model.checkpoint import CrystalModel
-
-Way = Literal["likely", "even"]
 
 EXPLORE = 0.2
 """Share of the candidates that are spread evenly, where the others go to likely settings."""

@@ -10,7 +10,6 @@ candidates as one that ran through.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -19,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from langevin_xtal.config.screening import (
-    DEFAULT_POTENTIAL,
     FilterOptions,
     PhononOptions,
     RelaxOptions,
     ReleaseOptions,
 )
+from langevin_xtal.config.search import SearchConfig
 from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.crystal.properties import PROPERTIES, windows_of
@@ -46,8 +45,6 @@ from langevin_xtal.search.allocation import (
     Allocation,
     Even,
     Likely,
-    Way,
-    check_share,
     why_even,
 )
 from langevin_xtal.search.entries import read_entries
@@ -70,8 +67,6 @@ if TYPE_CHECKING:
 
     from langevin_xtal.export.manifest import Manifest
 
-RELEASE_WITHIN = 0.1
-"""Of the hull [eV/atom]; losing its symmetry gains a crystal some hundredths."""
 SECOND_COLUMNS = ("second_energy", "second_above_hull", "disagreement")
 """What :func:`~langevin_xtal.search.second_opinion.ask_second` brings."""
 PREDICTED_COLUMNS = (
@@ -185,17 +180,6 @@ class Campaign:
         space: SearchSpace,
         model: CrystalModel | str = "small",
         *,
-        allocate: Way = "likely",
-        explore: float | None = None,
-        subsystems: float | None = None,
-        samples_per_request: int | None = None,
-        seed: int = 0,
-        max_samples: int | None = None,
-        max_hours: float | None = None,
-        relax: bool = False,
-        relax_best: int | None = None,
-        release_within: float = RELEASE_WITHIN,
-        potential: str = DEFAULT_POTENTIAL,
         relax_options: RelaxOptions = DEFAULT_OPTIONS,
         release_options: ReleaseOptions = DEFAULT_RELEASE,
         filters: FilterOptions = DEFAULT_FILTERS,
@@ -204,31 +188,16 @@ class Campaign:
         target: str | Sequence[str] | None = None,
         properties: PropertyModel | str | None = SHIPPED,
         reference: PackedDataset | str | os.PathLike[str] | None = None,
-        phonons: int = 0,
         phonon_options: PhononOptions = DEFAULT_PHONONS,
         stages: Sequence[str] = (),
         workers: int | None = None,
         cache: str | os.PathLike[str] | None = None,
         lease: float = LEASE_SECONDS,
+        **searched: Any,
     ) -> None:
-        for name, value, least in (
-            ("samples_per_request", samples_per_request, 1),
-            ("max_samples", max_samples, 1),
-            ("relax_best", relax_best, 1),
-            ("workers", workers, 1),
-            ("phonons", phonons, 0),
-            ("seed", seed, 0),
-        ):
-            if value is not None and value < least:
-                raise InputError(f"{name} is {value}; the least is {least}")
-        if max_hours is not None and not (math.isfinite(max_hours) and max_hours > 0):
-            raise InputError(f"max_hours is {max_hours}; give a time above 0")
-        if not release_within >= 0:
-            raise InputError(f"release_within is {release_within}; give 0 or more eV/atom")
-        if relax_best is not None and not relax:
-            raise InputError("relax_best says how many to relax: ask for relaxation too")
-        if phonons and not relax:
-            raise InputError("phonons need relaxed candidates: ask for relaxation too")
+        config = SearchConfig(**searched)
+        if workers is not None and workers < 1:
+            raise InputError(f"workers is {workers}; it must be at least 1")
         windows = windows_of(target or ())
         if isinstance(properties, str):
             properties = load_properties(properties)
@@ -244,35 +213,27 @@ class Campaign:
         model = load_model(model) if isinstance(model, str) else model
         self.remark = ""
         """What to know of the allocation, if it is not the one asked for."""
-        allocation, total = self._allocation(
-            space, model, seed, allocate, explore, subsystems, samples_per_request, max_samples,
-            filters.max_atoms,
-        )  # fmt: skip
+        allocation, total = self._allocation(space, model, config, filters.max_atoms)
         self.plan = Plan(
+            config=config,
             space=space,
             allocation=allocation,
             total=total,
-            seed=seed,
             model=model,
             sampling=sampling if workers is None else replace(sampling, workers=workers),
             filters=filters,
             reference=reference,
-            relax=relax,
-            relax_best=relax_best,
-            release_within=release_within,
-            relax_options=replace(relax_options, potential=potential),
+            relax_options=replace(relax_options, potential=config.potential),
             release_options=release_options,
             hull=hull,
-            phonons=phonons,
             phonon_options=phonon_options,
             properties=properties,
             windows=windows,
             extra=tuple(extra_stage(name) for name in stages),
-            max_hours=max_hours,
             workers=workers or os.cpu_count() or 1,
             cache=cache,
         )
-        if relax:
+        if config.relax:
             self._check_potential()
 
     def __repr__(self) -> str:
@@ -327,55 +288,41 @@ class Campaign:
         self,
         space: SearchSpace,
         model: CrystalModel,
-        seed: int,
-        allocate: str,
-        explore: float | None,
-        subsystems: float | None,
-        samples_per_request: int | None,
-        max_samples: int | None,
+        config: SearchConfig,
         max_atoms: int | None,
     ) -> tuple[Allocation, int]:
         """How candidates are spread, and how many there are."""
-        if allocate not in ("likely", "even"):
-            raise InputError(f"allocate is {allocate!r}; give likely or even")
-        for name, share in (("explore", explore), ("subsystems", subsystems)):
-            if share is not None:
-                check_share(name, share)
-                if allocate == "even":
-                    raise InputError(
-                        f"{name} is a share of candidates that go to likely settings; leave it "
-                        "out of an even spread"
-                    )
-        why = why_even(space, model) if allocate == "likely" else ""
-        if allocate == "even" or why:
+        why = why_even(space, model) if config.allocate == "likely" else ""
+        if config.allocate == "even" or why:
             self.remark = f"{why}: candidates are spread evenly" if why else ""
-            total = len(space) * (samples_per_request or SAMPLES_PER_REQUEST)
-            return Even(space, seed), min(total, max_samples or total)
+            total = len(space) * (config.samples_per_request or SAMPLES_PER_REQUEST)
+            return Even(space, config.seed), min(total, config.max_samples or total)
         likely = Likely(
             space,
             model,
-            seed,
-            explore=EXPLORE if explore is None else explore,
-            subsystems=subsystems or 0.0,
+            config.seed,
+            explore=EXPLORE if config.explore is None else config.explore,
+            subsystems=config.subsystems or 0.0,
             max_atoms=max_atoms,
         )
-        total = SAMPLES if samples_per_request is None else len(space) * samples_per_request
-        return likely, max_samples or total
+        each = config.samples_per_request
+        total = SAMPLES if each is None else len(space) * each
+        return likely, config.max_samples or total
 
     def _settings(self) -> dict[str, Any]:
         """What the store must agree with."""
         plan, relax = self.plan, None
-        if plan.relax:
+        if plan.config.relax:
             version = load_potential(plan.relax_options.potential).version
             relax = (
                 f"{version}; {plan.relax_options!r}; {plan.release_options!r} within "
-                f"{plan.release_within!r} eV/atom"
+                f"{plan.config.release_within!r} eV/atom"
             )
         return {
             "version": __version__,
             **plan.space.describe(),
             **plan.allocation.describe(),
-            "seed": plan.seed,
+            "seed": plan.config.seed,
             "model": plan.model.name,
             "weights": plan.model.hash,
             "model_settings": plan.model.settings_hash,

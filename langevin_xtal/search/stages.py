@@ -76,7 +76,7 @@ def run_stages(plan: Plan, store: Store, progress: Progress | None = None) -> No
         if stage.wanted(plan):
             stage.run(run)
     if not run.is_late():
-        name = FINISHED_RELAXED if plan.relax else FINISHED
+        name = FINISHED_RELAXED if plan.config.relax else FINISHED
         JointStage(name=name, look=lambda run: (run.plan.total, dict)).run(run)
 
 
@@ -88,9 +88,9 @@ def _sample(run: Run) -> None:
     plan, options = run.plan, run.plan.sampling
     units = range(plan.total)
     most = options.batch_size * (options.workers or os.cpu_count() or 1)
-    if plan.max_hours is not None:
+    if plan.config.max_hours is not None:
         most = math.ceil(most / 4)
-    share = SAMPLING_SHARE if plan.relax else 1.0
+    share = SAMPLING_SHARE if plan.config.relax else 1.0
     while not run.is_late(share):
         claim = run.store.claim("sample", units, most)
         run.report("sampling", claim.done, len(units))
@@ -117,7 +117,7 @@ def _sample_some(run: Run, indices: list[int], before: int) -> None:
     for outcome in sample_batches(
         [plan.request(k) for k in indices],
         plan.model,
-        plan.seed,
+        plan.config.seed,
         indices=indices,
         options=plan.sampling,
         progress=show,
@@ -145,7 +145,7 @@ def _given_up(plan: Plan, rejection: Rejection) -> Row:
             "version": __version__,
             "sampler": repr(plan.sampling.sampler),
             "index": rejection.index,
-            "seed": plan.seed,
+            "seed": plan.config.seed,
             **choice_facts(rejection.request),
         },
     )
@@ -221,7 +221,7 @@ def _to_relax(run: Run) -> list[int]:
 
     With a target, those come first that are low and likely to lie in its windows.
     """
-    count = run.plan.relax_best
+    count = run.plan.config.relax_best
     if count is None and not run.windows:
         return run.left()
     rows = [r for r in run.store.rows(run.left()) if r.facts.get("energy_sampled") is not None]
@@ -255,7 +255,7 @@ def _to_release(run: Run) -> list[int]:
         if row.facts.get("same_as") == -1 and not row.facts.get("reason")
     ]
     above = run.above_all(rows, [float(row.facts["energy_kept"]) for row in rows])
-    far = above > run.plan.release_within  # not where it is NaN
+    far = above > run.plan.config.release_within  # not where it is NaN
     return [row.index for row, out in zip(rows, far, strict=True) if not out]
 
 
@@ -294,7 +294,7 @@ def _rank(run: Run, rows: list[Row], keep: Keep, show: Show) -> None:
 def _best(run: Run) -> list[int]:
     rows = run.store.rows(run.relaxed())
     ranked = sorted(rows, key=lambda row: rank_key(entry_of(row)))
-    return [row.index for row in ranked[: run.plan.phonons]]
+    return [row.index for row in ranked[: run.plan.config.phonons]]
 
 
 def _phonons(run: Run, rows: list[Row], keep: Keep, show: Show) -> None:
@@ -379,7 +379,7 @@ def _rank_together(run: Run) -> tuple[int, Callable[[], Mapping[int, Change]]]:
 
 
 def _relaxes(plan: Plan) -> bool:
-    return plan.relax
+    return plan.config.relax
 
 
 STAGES: tuple[Stage | JointStage, ...] = (
@@ -411,7 +411,9 @@ STAGES: tuple[Stage | JointStage, ...] = (
         title="energies",
         units=Run.left,
         work=_screen,
-        wanted=lambda plan: plan.relax and (plan.relax_best is not None or bool(plan.windows)),
+        wanted=lambda plan: (
+            plan.config.relax and (plan.config.relax_best is not None or bool(plan.windows))
+        ),
         at_once=128,
         slow=True,
     ),
@@ -440,7 +442,7 @@ STAGES: tuple[Stage | JointStage, ...] = (
         title="looking up relaxed",
         units=_unknown,
         work=_look_up,
-        wanted=lambda plan: plan.relax and plan.reference is not None,
+        wanted=lambda plan: plan.config.relax and plan.reference is not None,
         again=True,
     ),
     Stage(
@@ -448,7 +450,7 @@ STAGES: tuple[Stage | JointStage, ...] = (
         title="predicting relaxed",
         units=Run.relaxed,
         work=_predict,
-        wanted=lambda plan: plan.relax and plan.properties is not None,
+        wanted=lambda plan: plan.config.relax and plan.properties is not None,
         again=True,
         suffix=_target,
     ),
@@ -467,7 +469,7 @@ STAGES: tuple[Stage | JointStage, ...] = (
         title="phonons",
         units=_best,
         work=_phonons,
-        wanted=lambda plan: bool(plan.phonons),
+        wanted=lambda plan: bool(plan.config.phonons),
         at_once=4,
         slow=True,
         again=True,
@@ -507,7 +509,7 @@ def _of_extra(extra: ExtraStage) -> Stage:
         work=work,
         at_once=16,
         again=True,
-        suffix=lambda run: ", relaxed" if run.plan.relax else "",
+        suffix=lambda run: ", relaxed" if run.plan.config.relax else "",
     )
 
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from langevin_xtal.config.sampling import PRESETS
+from langevin_xtal.config.search import SearchConfig
 from langevin_xtal.config.tables import from_table, list_of, read_toml
 from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
 from langevin_xtal.crystal.entry import Entry
@@ -30,7 +31,7 @@ from langevin_xtal.errors import DataError, InputError, LangevinXtalError
 from langevin_xtal.extras import require
 from langevin_xtal.model.properties import SHIPPED
 from langevin_xtal.sampling.sample import SampleOptions
-from langevin_xtal.search.campaign import RELEASE_WITHIN, Campaign
+from langevin_xtal.search.campaign import Campaign
 from langevin_xtal.search.database import database_errors
 from langevin_xtal.search.entries import read_entries
 from langevin_xtal.search.space import SearchSpace
@@ -62,8 +63,8 @@ class SystemOptions:
     subsystems: float | None = None
     relax: bool = False
     relax_best: int | None = None
-    release_within: float = RELEASE_WITHIN  #: [eV/atom]
-    potential: str = "chgnet"
+    release_within: float = SearchConfig.release_within  #: [eV/atom]
+    potential: str = SearchConfig.potential
     target: str = ""  #: one window, such as ``band_gap=1.1:1.7``
     properties: str = SHIPPED
     phonons: int = 0

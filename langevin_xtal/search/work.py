@@ -18,6 +18,7 @@ from langevin_xtal.config.screening import (
     RelaxOptions,
     ReleaseOptions,
 )
+from langevin_xtal.config.search import SearchConfig
 from langevin_xtal.crystal.cell import Cell, cell_key
 from langevin_xtal.crystal.entry import Value
 from langevin_xtal.crystal.properties import Window, windows_of
@@ -77,7 +78,7 @@ class Stage:
     def _each(self, run: Run, name: str, units: Sequence[int]) -> None:
         most = self.at_once
         if self.slow:
-            limited = run.plan.max_hours is not None
+            limited = run.plan.config.max_hours is not None
             most = most * run.plan.workers // (4 if limited else 1)
         while not (self.slow and run.is_late()):
             claim = run.store.claim(name, units, most)
@@ -136,26 +137,21 @@ class ExtraStage:
 class Plan:
     """What there is to do; see :class:`~langevin_xtal.search.campaign.Campaign`."""
 
+    config: SearchConfig
     space: SearchSpace
     allocation: Allocation  #: what each candidate asks for
     total: int  #: candidates in all
-    seed: int
     model: CrystalModel
     sampling: SampleOptions
     filters: FilterOptions
     reference: PackedDataset | None
-    relax: bool
-    relax_best: int | None  #: relax no more than these, by their energy as sampled
-    release_within: float  #: of the hull [eV/atom]; those above are not released
     relax_options: RelaxOptions
     release_options: ReleaseOptions
     hull: HullReferences | None
-    phonons: int
     phonon_options: PhononOptions
     properties: PropertyModel | None  #: that predicts properties of candidates
     windows: tuple[Window, ...]  #: of the target
     extra: tuple[ExtraStage, ...]  #: stages of the user's own
-    max_hours: float | None
     workers: int
     cache: str | os.PathLike[str] | None
 
@@ -177,7 +173,7 @@ class Run:
 
     def is_late(self, share: float = 1.0) -> bool:
         """Whether more than this share of the time allowed has passed."""
-        hours = self.plan.max_hours
+        hours = self.plan.config.max_hours
         return hours is not None and time.monotonic() - self._begin > share * hours * 3600
 
     # -- which candidates
