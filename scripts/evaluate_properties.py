@@ -177,7 +177,7 @@ def errors(train: Path, validation: Path, model: str, out: Path) -> None:
     window = Window("band_gap", 1.1, 1.7)
     put(
         out,
-        model={"name": model, "weights": weights.hash},
+        model={"name": weights.name, "weights": weights.hash},
         data={"validation": data.content_hash[:16], "training": known.content_hash[:16]},
         crystals_per_second=len(data) / seconds,
         properties=each,

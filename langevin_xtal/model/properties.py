@@ -9,8 +9,8 @@ cell (sites count by their multiplicity) and give for every property a value and
 
 A member takes a property for Laplace distributed about μ with width b. The value of all is the
 mean of the μ, the variance of it the mean of 2 b² plus the variance of the μ between members.
-Error bars are multiplied by a factor found on crystals held out, so that 68.3 % of these lie
-within one.
+Error bars are multiplied by a factor that changes with their size, found on crystals held out:
+of those with error bars of a size, 68.3 % lie within one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -161,6 +160,36 @@ class Predictions:
         return self.value[:, k], self.error[:, k]
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Factors of error bars by their size, in units of the property's scale."""
+
+    sizes: tuple[float, ...] = (1.0,)  #: (Q,) rising, above 0
+    factors: tuple[float, ...] = (1.0,)  #: (Q,) in between by the logarithm of the size
+
+    def of(self, size: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(B,) factors of error bars (B,); outside the range, those at its ends."""
+        return np.interp(np.log(size), np.log(self.sizes), self.factors)
+
+    @classmethod
+    def fitted(
+        cls, off: NDArray[np.float64], size: NDArray[np.float64], within: float, bins: int
+    ) -> Stretch:
+        """So that in each of some parts of equal numbers a share ``within`` is in its error bars.
+
+        Parameters
+        ----------
+        off, size
+            (B,) absolute errors and error bars.
+        """
+        sizes: list[float] = []
+        factors: list[float] = []
+        for part in np.array_split(np.argsort(size, kind="stable"), bins):
+            sizes.append(max(float(np.median(size[part])), *(1.001 * s for s in sizes[-1:]), 1e-9))
+            factors.append(max(float(np.quantile(off[part] / size[part], within)), 1e-3))
+        return cls(tuple(sizes), tuple(factors))
+
+
 @dataclass(frozen=True, eq=False)
 class PropertyModel:
     """A fitted network with the scales of its properties."""
@@ -170,16 +199,19 @@ class PropertyModel:
     names: tuple[str, ...]  #: (P,) of :data:`~langevin_xtal.crystal.properties.PROPERTIES`
     middle: tuple[float, ...]  #: (P,) median of each in the training set
     scale: tuple[float, ...]  #: (P,) mean deviation from it
-    stretch: tuple[float, ...]  #: (P,) factor of error bars
+    stretch: tuple[Stretch, ...]  #: (P,) of error bars
     elements: frozenset[int]  #: atomic numbers in the training set
     card: dict[str, Any] = field(default_factory=dict)
 
     @property
     def hash(self) -> str:
         """16 hexadecimal digits over weights, scales and names."""
-        scales = torch.tensor([self.middle, self.scale, self.stretch], dtype=torch.float64)
         named = {f"network.{k}": v for k, v in self.network.state_dict().items()}
-        return weights_hash(named | {"scales " + ",".join(self.names): scales})
+        columns = zip(self.names, self.middle, self.scale, self.stretch, strict=True)
+        for name, middle, scale, stretch in columns:
+            numbers = [middle, scale, *stretch.sizes, *stretch.factors]
+            named[f"scales.{name}"] = torch.tensor(numbers, dtype=torch.float64)
+        return weights_hash(named)
 
     def __repr__(self) -> str:
         weights = sum(p.numel() for p in self.network.parameters())
@@ -202,10 +234,13 @@ class PropertyModel:
             spread = spread + value.var(0)
         scale = torch.tensor(self.scale, dtype=torch.float64)
         middle = torch.tensor(self.middle, dtype=torch.float64)
-        stretch = torch.tensor(self.stretch, dtype=torch.float64)
         least = torch.tensor([PROPERTIES[name].least for name in self.names], dtype=torch.float64)
         mean = torch.maximum(middle + scale * value.mean(0), least)
-        return Predictions(self.names, mean.numpy(), (scale * stretch * spread.sqrt()).numpy())
+        size = spread.sqrt().numpy()
+        factor = np.stack(
+            [stretch.of(own) for stretch, own in zip(self.stretch, size.T, strict=True)], axis=1
+        )
+        return Predictions(self.names, mean.numpy(), scale.numpy() * factor * size)
 
 
 def save_properties(path: Path, model: PropertyModel) -> None:
@@ -222,7 +257,7 @@ def save_properties(path: Path, model: PropertyModel) -> None:
         "network": dataclasses.asdict(model.network.trunk.config),
         "heads": dataclasses.asdict(model.network.config),
         "properties": [
-            {"name": name, "middle": m, "scale": s, "stretch": t}
+            {"name": name, "middle": m, "scale": s, **dataclasses.asdict(t)}
             for name, m, s, t in zip(
                 model.names, model.middle, model.scale, model.stretch, strict=True
             )
@@ -277,7 +312,7 @@ def _read(path: Path) -> PropertyModel:
     where = f"checkpoint {path}"
     network = config_from_dict(NetworkConfig, header.get("network"), where)
     config = config_from_dict(PropertyConfig, header.get("heads"), where)
-    names, scales = _scales(header.get("properties"), where)
+    names, middle, scale, stretch = _scales(header.get("properties"), where)
     card = header.get("card", {})
     if not isinstance(card, dict):
         raise CheckpointError(f"{where}: the model card should be a table")
@@ -295,30 +330,36 @@ def _read(path: Path) -> PropertyModel:
         raise CheckpointError(f"{where} does not fit its own configuration ({reason})") from None
     made.eval().requires_grad_(False)
     name = str(header.get("name", path.stem))
-    middle, scale, stretch = scales
     return PropertyModel(name, made, names, middle, scale, stretch, frozenset(elements), card)
 
 
-def _scales(table: Any, where: str) -> tuple[tuple[str, ...], Sequence[tuple[float, ...]]]:
-    """Names and scales of the properties of a header."""
-    wanted = ("middle", "scale", "stretch")
+def _scales(
+    table: Any, where: str
+) -> tuple[tuple[str, ...], tuple[float, ...], tuple[float, ...], tuple[Stretch, ...]]:
+    """Names, medians, scales and factors of error bars of the properties of a header."""
+    wanted = ("name", "middle", "scale", "sizes", "factors")
     if not isinstance(table, list) or not table:
         raise CheckpointError(f"{where}: its properties should be a list of tables")
     for values in table:
-        if not isinstance(values, dict) or set(values) != {"name", *wanted}:
-            raise CheckpointError(f"{where}: a property should have name, {', '.join(wanted)}")
+        if not isinstance(values, dict) or set(values) != set(wanted):
+            raise CheckpointError(f"{where}: a property should have {', '.join(wanted)}")
         if values["name"] not in PROPERTIES:
             raise CheckpointError(
                 f"{where}: its properties should be some of {', '.join(PROPERTIES)}"
             )
-        numbers = [values[w] for w in wanted]
-        if not all(isinstance(v, float) and math.isfinite(v) for v in numbers) or not (
-            values["scale"] > 0 and values["stretch"] > 0
-        ):
+        sizes, factors = values["sizes"], values["factors"]
+        if not isinstance(sizes, list) or not isinstance(factors, list) or not sizes:
+            raise CheckpointError(f"{where}, {values['name']}: its sizes should be a list")
+        above = [values["scale"], *sizes, *factors]
+        sound = all(isinstance(v, float) and math.isfinite(v) for v in (values["middle"], *above))
+        if not sound or min(above) <= 0 or len(sizes) != len(factors) or sizes != sorted(sizes):
             raise CheckpointError(
-                f"{where}, {values['name']}: its scales are no finite numbers above 0"
+                f"{where}, {values['name']}: its scales are no finite numbers above 0, or its "
+                "sizes do not rise"
             )
     names = tuple(values["name"] for values in table)
     if len(set(names)) < len(names):
         raise CheckpointError(f"{where}: it has a property twice")
-    return names, [tuple(values[w] for values in table) for w in wanted]
+    middle, scale = (tuple(values[w] for values in table) for w in ("middle", "scale"))
+    stretch = tuple(Stretch(tuple(v["sizes"]), tuple(v["factors"])) for v in table)
+    return names, middle, scale, stretch

@@ -27,7 +27,7 @@ from langevin_xtal.errors import InputError
 from langevin_xtal.graph.batch import GraphBatch
 from langevin_xtal.graph.snapping import all_operations
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
-from langevin_xtal.model.properties import PropertyConfig, PropertyModel, PropertyNetwork
+from langevin_xtal.model.properties import PropertyConfig, PropertyModel, PropertyNetwork, Stretch
 from langevin_xtal.runtime import keep_freed_memory
 from langevin_xtal.train.epochs import EpochConfig, EpochFit, starting_point
 
@@ -36,7 +36,9 @@ TOGETHER = 128
 WITHIN = 0.6827
 """Share of crystals that lie within one error bar."""
 FEWEST = 20
-"""Crystals with a property, below which it is left out."""
+"""Crystals with a property, below which it is left out; and in a part of those held out."""
+PARTS = 6
+"""Parts of the crystals held out, by the size of their error bars, at most."""
 TRUNK = {"all_pairs": False, "k_max": 16}
 """What a trunk reads less than the score network whose weights it starts from: energies and gaps
 need no edges between sites far apart, and are predicted in two thirds of the time."""
@@ -140,7 +142,7 @@ class PropertyFit(EpochFit):
 
     def _epoch_losses(self) -> tuple[float, ...]:
         steps = -(-len(self.chosen) // self.config.batch_size)
-        off, _ = self._held_out_errors(self._model((1.0,) * len(self.names)))
+        off, _ = self._held_out_errors(self._model((Stretch(),) * len(self.names)))
         off = np.nanmean(np.abs(off), axis=0)
         found = dict(zip(self.names, off.tolist(), strict=True))
         return float(self._sums[0]) / steps, *(found.get(name, math.nan) for name in PROPERTIES)
@@ -156,7 +158,7 @@ class PropertyFit(EpochFit):
         value = np.concatenate([f.value for f in found])
         return value - self.targets[self.held_out], np.concatenate([f.error for f in found])
 
-    def _model(self, stretch: tuple[float, ...], **more: Any) -> PropertyModel:
+    def _model(self, stretch: tuple[Stretch, ...], **more: Any) -> PropertyModel:
         return PropertyModel(
             more.pop("name", "properties"),
             self.model_network,
@@ -175,13 +177,17 @@ class PropertyFit(EpochFit):
 
     def model(self, name: str = "properties", card: dict[str, Any] | None = None) -> PropertyModel:
         """The fitted model, its error bars scaled by the crystals held out."""
-        off, error = self._held_out_errors(self._model((1.0,) * len(self.names)))
-        ratio = np.abs(off) / error
-        stretch = [
-            float(np.quantile(r[np.isfinite(r)], WITHIN)) if np.isfinite(r).any() else 1.0
-            for r in ratio.T
-        ]
-        return self._model(tuple(max(s, 1e-3) for s in stretch), name=name, card=card or {})
+        off, error = self._held_out_errors(self._model((Stretch(),) * len(self.names)))
+        stretch = []
+        for own, size, scale in zip(np.abs(off).T, error.T, self.scale, strict=True):
+            known = np.isfinite(own)
+            parts = min(PARTS, int(known.sum()) // FEWEST)
+            stretch.append(
+                Stretch.fitted(own[known] / scale, size[known] / scale, WITHIN, parts)
+                if parts
+                else Stretch()
+            )
+        return self._model(tuple(stretch), name=name, card=card or {})
 
 
 def fit_properties(
