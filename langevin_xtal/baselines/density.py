@@ -91,12 +91,13 @@ def read_density(path: Path) -> tuple[FloatArray, FloatArray]:
     from pymatgen.io.vasp.outputs import Chgcar
 
     try:
-        found = Chgcar.from_file(path)
+        found = Chgcar.from_file(str(path))
     except (OSError, ValueError, IndexError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is no CHGCAR file that can be read ({reason})") from None
     volume = float(found.structure.volume)
-    return np.asarray(found.data["total"]) / volume, np.array(found.structure.lattice.matrix)
+    density = np.asarray(found.data["total"], dtype=float) / volume
+    return density, np.array(found.structure.lattice.matrix)
 
 
 def plane_slice(
@@ -120,7 +121,7 @@ def plane_slice(
 
 def pixel_places(width: float, pixels: int) -> FloatArray:
     """(P,) coordinates of the pixels of a square [Å], 0 in its middle."""
-    return (np.arange(pixels) - (pixels - 1) / 2) * (width / pixels)
+    return np.asarray((np.arange(pixels) - (pixels - 1) / 2) * (width / pixels), dtype=float)
 
 
 def random_plane(cell: Cell, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
