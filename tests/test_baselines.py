@@ -12,7 +12,16 @@ import pytest
 import torch
 
 import langevin_xtal as lx
-from langevin_xtal.baselines import algebra, crystens, gemsdiff, pgcgm, torus
+from langevin_xtal.baselines import (
+    algebra,
+    crystens,
+    density,
+    density_slices,
+    gemsdiff,
+    pgcgm,
+    picture_diffusion,
+    torus,
+)
 from langevin_xtal.baselines import crystens_encoding as encoding
 from langevin_xtal.baselines.adversarial import gradient_penalty
 from langevin_xtal.baselines.base import WEIGHTS, candidate_of, fit_in_folder, primitive_cells
@@ -588,6 +597,106 @@ class TestPgcgm:
         with pytest.raises(RequestError, match=why) as error:
             pgcgm.Pgcgm(pgcgm.SiteMaker(config)).sample([request_])
         assert "three elements and one of the space groups 62" in str(error.value)
+
+
+class TestDensity:
+    SALT = np.eye(3) * 5.64, np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0],
+                                       [0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5], [0.5, 0.5, 0.5]]), (
+        np.array([11] * 4 + [17] * 4))  # fmt: skip
+
+    @pytest.mark.parametrize("number", [1, 8, 14, 26, 55])
+    def test_a_free_atom_has_its_electrons(self, number: int) -> None:
+        r = np.linspace(0, 12, 6001)
+        radial = 4 * np.pi * r**2 * density.atom_density(number, r)
+        assert np.trapezoid(radial, r) == pytest.approx(number, rel=5e-3)
+
+    def test_the_grid_of_a_cell_has_the_electrons_of_its_atoms(self) -> None:
+        grid = density.grid_density(self.SALT, (20, 20, 20))
+        assert grid.mean() * 5.64**3 == pytest.approx(4 * (11 + 17), rel=0.02)
+
+    def test_images_are_all_images(self) -> None:
+        rng = np.random.default_rng(13)
+        lattice = np.diag([3.0, 4.0, 5.0]) + rng.normal(0, 0.7, (3, 3))
+        cell = lattice, rng.random((3, 3)), np.array([8, 22, 38])
+        centre = rng.uniform(-9, 9, 3)
+        places, kinds = density.images_within(cell, centre, 7.0)
+        shifts = np.stack(np.meshgrid(*[np.arange(-9, 10)] * 3), -1).reshape(-1, 3)
+        every = ((cell[1][:, None] + shifts) @ lattice).reshape(-1, 3)
+        near = np.linalg.norm(every - centre, axis=1) < 7.0
+        assert len(places) == near.sum() > 20
+        wanted = np.repeat(cell[2], len(shifts))[near]
+        assert sorted(kinds.tolist()) == sorted(wanted.tolist())
+
+    def test_atoms_are_found_back_from_a_slice(self) -> None:
+        centre, axes = np.full(3, [0.3, -0.2, 0.0]), np.array([[1.0, 0, 0], [0, 1.0, 0]])
+        picture = density.plane_slice(self.SALT, centre, axes, 9.6, 32)
+        found = density.atoms_in_slice(picture, 9.6, 3.0)
+        places, _ = density.images_within(self.SALT, centre, 8.0)
+        there = places[np.abs(places[:, 2]) < 0.1][:, :2] - centre[:2]
+        inside = there[np.abs(there).max(axis=1) < 4.4]
+        assert len(found) >= len(inside) >= 9
+        apart = np.linalg.norm(found[:, None] - inside, axis=2)
+        assert apart.min(axis=0).max() < 0.05
+        assert np.linalg.norm(found[:, None] - there, axis=2).min(axis=1).max() < 0.05
+
+    def test_atoms_are_found_back_from_the_slices_of_a_chgcar(self, tmp_path: Path) -> None:
+        from pymatgen.core import Lattice, Structure
+        from pymatgen.io.vasp.inputs import Poscar
+        from pymatgen.io.vasp.outputs import Chgcar
+
+        rng = np.random.default_rng(14)
+        lattice = np.diag([4.1, 5.2, 6.3]) + rng.normal(0, 0.2, (3, 3))
+        frac = np.array([[0.03, 0.1, 0.98], [0.52, 0.61, 0.47]])
+        cell = lattice, frac, np.array([22, 8])
+        grid = density.grid_density(cell, (24, 30, 36))
+        structure = Structure(Lattice(lattice), ["Ti", "O"], frac)
+        volume = structure.volume
+        Chgcar(Poscar(structure), {"total": grid * volume}).write_file(tmp_path / "CHGCAR")
+        read, rows = density.read_density(tmp_path / "CHGCAR")
+        np.testing.assert_allclose(rows, lattice, atol=1e-5)
+        np.testing.assert_allclose(read, grid, rtol=1e-5, atol=1e-8)
+        found = density.atoms_in_grid(read, 3.0)
+        assert len(found) == 2
+        apart = found[:, None] - frac
+        apart = np.linalg.norm((apart - np.rint(apart)) @ lattice, axis=2)
+        assert apart.min(axis=0).max() < 0.05
+        (tmp_path / "POSCAR").write_text("nothing\n")
+        with pytest.raises(InputError, match="no CHGCAR"):
+            density.read_density(tmp_path / "POSCAR")
+
+    def test_planes_go_through_atoms(self, crystals: PackedDataset) -> None:
+        rng = np.random.default_rng(15)
+        for cell in primitive_cells(crystals, 10)[0][::7]:
+            centre, axes = density.random_plane(cell, rng)
+            np.testing.assert_allclose(axes @ axes.T, np.eye(2), atol=1e-12)
+            places, _ = density.images_within(cell, centre, 6.5)
+            normal = np.cross(*axes)
+            inside = places[np.abs((places - centre) @ normal) < 1e-6]
+            assert np.linalg.matrix_rank(inside - centre, tol=1e-3) == 2
+
+    def test_a_generator_of_slices_gives_pictures_and_no_crystals(
+        self, crystals: PackedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("diffusers")
+        monkeypatch.setattr(picture_diffusion, "SAMPLING_STEPS", 3)
+        few = crystals.select(np.flatnonzero(crystals.atom_counts <= 4)[:8])
+        recipe = density_slices.DensitySlicesRecipe(epochs=1, width=8, batch_size=4)
+        run_ = density_slices.DensitySlicesFit(few, recipe, tmp_path)
+        real = [density_slices.random_slice(c, np.random.default_rng(0)) for c in run_.cells]
+        assert (density_slices.atoms_counted(real) > 0).all()
+        assert 0.0 <= np.min(real) < np.max(real) < 1.0
+        list(run_.run())
+        generator = load_generator("density-slices", tmp_path / WEIGHTS)
+        assert isinstance(generator, density_slices.DensitySlices)
+        assert generator.slices(3).shape == (3, 32, 32)
+        with pytest.raises(RequestError, match="no crystal follows"):
+            generator.sample([lx.Request()])
+
+    def test_counts_that_are_alike_and_not(self) -> None:
+        counts_ = np.array([1, 2, 3, 4])
+        assert density_slices.counts_apart(counts_, counts_) == (0.0, 1.0)
+        statistic, _ = density_slices.counts_apart(counts_, counts_ + 2)
+        assert statistic == pytest.approx(0.5)
 
 
 class TestInterface:

@@ -93,7 +93,8 @@ class AdversarialFit(GeneratorFit):
             rng=np.random.default_rng(recipe.seed), **settings,
         )  # fmt: skip
         # momentum makes two networks that chase each other swing
-        self.optimiser = torch.optim.Adam(self.weights, lr=recipe.rate, betas=(0.0, 0.9))
+        for group in self.optimiser.param_groups:
+            group["betas"] = (0.0, 0.9)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, recipe.rate, total_steps=total, cycle_momentum=False
         )

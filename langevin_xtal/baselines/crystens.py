@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from langevin_xtal.baselines.adversarial import (
     AdversarialFit,
@@ -32,25 +31,20 @@ from langevin_xtal.baselines.base import (
     Given,
     Recipe,
     own_stream,
-    steps_in,
 )
 from langevin_xtal.baselines.crystens_encoding import MOST_ATOMS, SIZE, decode, encode
+from langevin_xtal.baselines.picture_diffusion import FoldedUnet, PictureFit, sampled_pictures
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError
-from langevin_xtal.extras import require
 from langevin_xtal.symmetry import SpaceGroup, orbit
 from langevin_xtal.train.fit import load_module
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-LEVELS = 1000
-"""Noise levels of the diffusion model."""
-SAMPLING_STEPS = 50
-FOLD = 4
-"""Pixels along each side that are folded into channels before the U-Net."""
+SHAPE = (4, SIZE, SIZE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,36 +135,6 @@ class _Drawn:
 # -- diffusion
 
 
-def _diffusers() -> Any:
-    return require("diffusers", "baselines", "generator crystens")
-
-
-class FoldedUnet(nn.Module):
-    """A U-Net on pictures whose squares of 4 × 4 pixels are channels; predicts the clean one."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-        folded = SIZE // FOLD
-        self.unet = _diffusers().UNet2DModel(
-            sample_size=folded,
-            in_channels=4 * FOLD**2,
-            out_channels=4 * FOLD**2,
-            layers_per_block=1,
-            block_out_channels=(width, 2 * width),
-            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-            norm_num_groups=min(8, width),
-            attention_head_dim=min(32, width),
-        )
-
-    def forward(self, pictures: Tensor, level: Tensor) -> Tensor:
-        """(B, 4, 64, 64) clean pictures of noisy ones, at noise levels (B,)."""
-        folded = functional.pixel_unshuffle(pictures, FOLD)
-        found: Tensor = self.unet(folded, level).sample
-        return functional.pixel_shuffle(found, FOLD)
-
-
 class CrysTensDiffusion(_Pictures):
     """Pictures from noise, by a U-Net."""
 
@@ -187,7 +151,7 @@ class CrysTensDiffusion(_Pictures):
     @classmethod
     def restored(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
         """From what ``save`` wrote."""
-        network = FoldedUnet(int(header["width"]))
+        network = FoldedUnet(int(header["width"]), SHAPE)
         load_module("network", network, tensors)
         network.eval().requires_grad_(False)
         return cls(network, header["card"])
@@ -197,64 +161,28 @@ class CrysTensDiffusion(_Pictures):
         return {"width": self.network.width}
 
     def pictures(self, seed: int, indices: Sequence[int]) -> FloatArray:
-        """By 50 steps of DDIM, which add no noise."""
-        scheduler = _scheduler()
-        scheduler.set_timesteps(SAMPLING_STEPS)
-        shape = (4, SIZE, SIZE)
-        noise = [own_stream(seed, k).standard_normal(shape) for k in indices]
-        now = torch.as_tensor(np.array(noise), dtype=torch.float32)
-        for level in scheduler.timesteps:
-            clean = self.network(now, level.expand(len(now)))
-            now = scheduler.step(clean, level, now).prev_sample
-        return now.double().numpy()
+        """From noise, by the U-Net."""
+        return sampled_pictures(self.network, seed, indices)
 
 
-def _scheduler() -> Any:
-    return _diffusers().DDIMScheduler(
-        num_train_timesteps=LEVELS,
-        beta_schedule="squaredcos_cap_v2",
-        prediction_type="sample",
-        clip_sample=False,
-    )
-
-
-class PictureDiffusionFit(GeneratorFit):
+class PictureDiffusionFit(PictureFit):
     """The fit of :class:`CrysTensDiffusion`."""
-
-    network: FoldedUnet
-    mean: FoldedUnet
 
     def __init__(
         self, data: PackedDataset, recipe: PictureDiffusionRecipe, out: Path | None
     ) -> None:
         torch.manual_seed(recipe.seed)
-        network = FoldedUnet(recipe.width)
+        network = FoldedUnet(recipe.width, SHAPE)
         self.drawn = _Drawn(data, "crystens")
-        self.scheduler = _scheduler()
-        total = steps_in(len(self.drawn.cells), recipe.batch_size, recipe.epochs)
-        super().__init__(
-            network, recipe, data.content_hash, out, rate=recipe.rate, total_steps=total,
-            rng=np.random.default_rng(recipe.seed),
-        )  # fmt: skip
+        super().__init__(network, recipe, data.content_hash, out, len(self.drawn.cells))
         self.begin()
 
     def generator(self) -> CrysTensDiffusion:
         """With the mean of the weights."""
-        return CrysTensDiffusion(self.mean, {"crystals": len(self.drawn.cells)} | self.card())
+        return CrysTensDiffusion(self.mean, {"crystals": self.crystals} | self.card())
 
-    def _draw(self) -> list[IntArray]:
-        assert self.rng is not None
-        order = self.rng.permutation(len(self.drawn.cells))
-        size = self.config.batch_size
-        return [order[k : k + size] for k in range(0, len(order), size)]
-
-    def _loss(self, batch: IntArray) -> tuple[Tensor, Tensor]:
-        clean = self.drawn.batch(batch)
-        level = torch.randint(0, LEVELS, (len(clean),))
-        noise = torch.randn(clean.shape)
-        noisy = self.scheduler.add_noise(clean, noise, level)
-        loss = functional.mse_loss(self.network(noisy, level), clean)
-        return loss, loss.detach()[None].double()
+    def _pictures(self, chosen: IntArray) -> Tensor:
+        return self.drawn.batch(chosen)
 
 
 # -- Wasserstein GAN

@@ -536,8 +536,8 @@ class PgcgmFit(AdversarialFit):
         real = judged(sites, lengths, group)
         with torch.no_grad():
             noise = torch.randn(len(chosen), self.latent)
-            made_sites, made_lengths = self.network.maker(noise, numbers, group)
-            made = judged(made_sites, made_lengths, group)
+            drawn, sizes = self.network.maker(noise, numbers, group)
+            made = judged(drawn, sizes, group)
         critic = self.network.critic
 
         def of(seen: Tensor) -> Tensor:

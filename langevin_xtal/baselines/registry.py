@@ -15,6 +15,7 @@ GENERATORS = {
     "gemsdiff": "langevin_xtal.baselines.gemsdiff:GemsDiff",
     "pgcgm": "langevin_xtal.baselines.pgcgm:Pgcgm",
     "crystens": "langevin_xtal.baselines.crystens:CrysTensDiffusion",
+    "density-slices": "langevin_xtal.baselines.density_slices:DensitySlices",
     "crystens-gan": "langevin_xtal.baselines.crystens:CrysTensGan",
 }
 """Name to module and class."""
