@@ -35,7 +35,8 @@ from langevin_xtal.sampling.sample import SampleOptions, sample_batches
 from langevin_xtal.sampling.samplers import Ancestral
 from langevin_xtal.screen.filters import FilterOptions
 from langevin_xtal.screen.hull import HullReferences
-from langevin_xtal.screen.relax import RelaxOptions, ReleaseOptions
+from langevin_xtal.screen.relax import RelaxOptions
+from langevin_xtal.screen.release import ReleaseOptions
 from langevin_xtal.search import stages
 from langevin_xtal.search.campaign import Campaign, ranked_table
 from langevin_xtal.search.entries import rank_key, read_entries
@@ -269,7 +270,8 @@ class TestCampaign:
         self, tiny_model: CrystalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A run out of time ranks what is relaxed; the next one releases it."""
-        from langevin_xtal.screen.relax import Relaxation, perturbed
+        from langevin_xtal.screen.relax import Relaxation
+        from langevin_xtal.screen.release import perturbed
 
         def fall(cells: list[Cell], **options: Any) -> list[Relaxation]:
             if "progress" in options:  # hand the results over, as relaxations do

@@ -29,12 +29,8 @@ from langevin_xtal.screen.filters import DEFAULT_FILTERS, FilterOptions
 from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.phonons import DEFAULT_PHONONS, PhononOptions
 from langevin_xtal.screen.potentials import DEFAULT, load_potential
-from langevin_xtal.screen.relax import (
-    DEFAULT_OPTIONS,
-    DEFAULT_RELEASE,
-    RelaxOptions,
-    ReleaseOptions,
-)
+from langevin_xtal.screen.relax import DEFAULT_OPTIONS, RelaxOptions
+from langevin_xtal.screen.release import DEFAULT_RELEASE, ReleaseOptions
 from langevin_xtal.search.allocation import (
     EXPLORE,
     SAMPLES,

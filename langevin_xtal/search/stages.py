@@ -20,6 +20,7 @@ from langevin_xtal.crystal.request import Request
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError
 from langevin_xtal.evaluation.cache import Cache, SpareCache
+from langevin_xtal.evaluation.duplicates import Known, group_duplicates
 from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.sampling.postprocess import Rejection
 from langevin_xtal.sampling.sample import SampleOptions, choice_facts, sample_batches
@@ -27,18 +28,15 @@ from langevin_xtal.screen.filters import FilterOptions, reject_reason
 from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.phonons import PhononOptions, PhononResult, phonon_checks
 from langevin_xtal.screen.potentials import load_potential
-from langevin_xtal.screen.relax import (
+from langevin_xtal.screen.relax import Relaxation, RelaxOptions, relax_folded
+from langevin_xtal.screen.release import (
     GROUP_SYMPRECS,
-    Relaxation,
-    RelaxOptions,
     ReleaseOptions,
     found_groups,
     judge,
-    relax_folded,
     relax_released,
 )
 from langevin_xtal.search.allocation import Allocation
-from langevin_xtal.search.duplicates import Known, group_duplicates
 from langevin_xtal.search.entries import entry_of, rank_key
 from langevin_xtal.search.space import SearchSpace
 from langevin_xtal.search.store import FINISHED, FINISHED_RELAXED, Change, Row, Store
