@@ -14,9 +14,9 @@ from pathlib import Path
 
 import langevin_xtal as lx
 from langevin_xtal.crystal.cif import cif_text
+from langevin_xtal.evaluation.duplicates import group_duplicates
 from langevin_xtal.report.pictures import draw_candidates
 from langevin_xtal.sampling.folder import sites_text
-from langevin_xtal.search.duplicates import group_duplicates
 from langevin_xtal.symmetry.assignments import count_assignments
 
 COMPOUNDS = {"Cu2KSi": "Pnma", "Fe2TaSn": "Fmmm", "SbTa2V3": "P6_3/mmc", "Al3KPd6": "P6/mmm"}

@@ -43,13 +43,9 @@ from langevin_xtal.model.ranking import (
     shared_anew,
 )
 from langevin_xtal.sampling.start import MOST_ASSIGNMENTS
-from langevin_xtal.symmetry.assignments import (
-    Assignment,
-    assignments,
-    count_assignments,
-    position_permutations,
-)
+from langevin_xtal.symmetry.assignments import Assignment, assignments, count_assignments
 from langevin_xtal.symmetry.groups import CRYSTAL_SYSTEMS
+from langevin_xtal.symmetry.normaliser import position_permutations
 from langevin_xtal.symmetry.wyckoff import table_start, wyckoff_positions
 from langevin_xtal.train.ranking import Labelled, fit_ranker, labelled, load_ranker, save_ranker
 

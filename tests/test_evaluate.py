@@ -22,7 +22,7 @@ from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import DataError, InputError
 from langevin_xtal.evaluation import targets as targets_module
 from langevin_xtal.evaluation.controls import perturbed
-from langevin_xtal.evaluation.matching import atom_labels
+from langevin_xtal.evaluation.prediction import atom_labels
 from langevin_xtal.evaluation.protocol import EvaluateOptions, evaluate, reference_targets
 from langevin_xtal.evaluation.report import Report
 from langevin_xtal.evaluation.structures import Missing, StructureSet, split_id

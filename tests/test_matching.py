@@ -19,25 +19,25 @@ from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import DataError, InputError
-from langevin_xtal.evaluation import matching
+from langevin_xtal.evaluation import duplicates, matching
 from langevin_xtal.evaluation.cache import Cache
+from langevin_xtal.evaluation.duplicates import metre, novel, unique_groups
 from langevin_xtal.evaluation.matching import (
-    FREEDOM_BINS,
-    FREEDOM_LABELS,
     STRICT,
     TOLERANCES,
-    PredictionTable,
     Tolerances,
     fit_pairs,
-    freedom_labels,
     match_pairs,
+)
+from langevin_xtal.evaluation.prediction import (
+    FREEDOM_BINS,
+    FREEDOM_LABELS,
+    PredictionTable,
+    freedom_labels,
     match_rate,
-    metre,
-    novel,
     predict_table,
     rates_by,
     system_labels,
-    unique_groups,
     wilson,
 )
 from langevin_xtal.evaluation.structures import Missing, StructureSet
@@ -598,7 +598,7 @@ class TestSets:
             return np.array([fits[p] for p in places], dtype=bool)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(matching, "fit_pairs", answer)
+            patch.setattr(duplicates, "fit_pairs", answer)
             labels = unique_groups(made, cache=Cache(None), workers=1)
         assert labels.tolist() == greedy(fits & (formulas[:, None] == formulas))
 

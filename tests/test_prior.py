@@ -35,13 +35,9 @@ from langevin_xtal.sampling.samplers import Ancestral, run
 from langevin_xtal.sampling.start import start_chains
 from langevin_xtal.sampling.streams import stream_keys
 from langevin_xtal.symmetry import cell_lengths
-from langevin_xtal.symmetry.assignments import (
-    Assignment,
-    SiteBySite,
-    assignments,
-    canonical,
-    position_permutations,
-)
+from langevin_xtal.symmetry.assignments import Assignment, assignments, canonical
+from langevin_xtal.symmetry.normaliser import position_permutations
+from langevin_xtal.symmetry.site_by_site import SiteBySite
 from langevin_xtal.symmetry.wyckoff import (
     locate,
     origin_shifts,

@@ -29,7 +29,8 @@ from langevin_xtal.model.ranking import (
     remember,
     template_of,
 )
-from langevin_xtal.symmetry.assignments import Assignment, assignments, position_permutations
+from langevin_xtal.symmetry.assignments import Assignment, assignments
+from langevin_xtal.symmetry.normaliser import position_permutations
 from langevin_xtal.train.ranking import (
     RANKER_FORMAT,
     fit_ranker,

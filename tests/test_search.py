@@ -268,7 +268,8 @@ class TestCampaign:
         self, tiny_model: CrystalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A run out of time ranks what is relaxed; the next one releases it."""
-        from langevin_xtal.screen.relax import Relaxation, perturbed
+        from langevin_xtal.screen.relax import Relaxation
+        from langevin_xtal.screen.release import perturbed
 
         def fall(cells: list[Cell], **options: Any) -> list[Relaxation]:
             if "progress" in options:  # hand the results over, as relaxations do

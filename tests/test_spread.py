@@ -35,7 +35,8 @@ from langevin_xtal.sampling.spread import (
     settled,
 )
 from langevin_xtal.symmetry import SpaceGroup
-from langevin_xtal.symmetry.assignments import count_assignments, fits
+from langevin_xtal.symmetry.assignments import count_assignments
+from langevin_xtal.symmetry.fitting import fits
 from langevin_xtal.symmetry.wyckoff import wyckoff_positions
 
 RUTILE = Request(formula="TiO2", atoms=6)

@@ -40,7 +40,8 @@ from langevin_xtal.sampling.start import (
 )
 from langevin_xtal.sampling.streams import stream_keys
 from langevin_xtal.symmetry import SpaceGroup, lattice_coordinates, lattice_freedom, orbit
-from langevin_xtal.symmetry.assignments import Assignment, assignments, fits
+from langevin_xtal.symmetry.assignments import Assignment, assignments
+from langevin_xtal.symmetry.fitting import fits
 from langevin_xtal.symmetry.lattice import fixed_coordinates
 from langevin_xtal.symmetry.sites import wrap
 from langevin_xtal.symmetry.wyckoff import wyckoff_positions

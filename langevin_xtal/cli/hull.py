@@ -154,8 +154,8 @@ def of_files(
       langevin-xtal hull candidates/ --relax --key env
       langevin-xtal hull --energies mine.csv
     """
+    from langevin_xtal.screen.cached import PER_WORKER
     from langevin_xtal.screen.potentials import load_potential
-    from langevin_xtal.screen.relax import PER_WORKER
 
     structures.check_file(out, force=force)
     if references is not None and key is not None:
@@ -347,8 +347,8 @@ def build(
       langevin-xtal hull build --potential sevennet-0 --data known.lxd --out sevennet-0.npz
     """
     from langevin_xtal.config.screening import RelaxOptions
+    from langevin_xtal.screen.cached import PER_WORKER
     from langevin_xtal.screen.hull_building import build_references, lacking_elements
-    from langevin_xtal.screen.relax import PER_WORKER
 
     structures.check_file(out, force=force)
     entries, refused = structures.read_structures([data])

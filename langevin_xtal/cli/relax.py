@@ -66,8 +66,9 @@ def relax(
       langevin-xtal relax POSCAR perovskite.cif --release --fmax 0.02 --out relaxed/
     """
     from langevin_xtal.config.screening import RelaxOptions
+    from langevin_xtal.screen.cached import PER_WORKER
     from langevin_xtal.screen.potentials import load_potential
-    from langevin_xtal.screen.relax import DEFAULT_RELEASE, PER_WORKER
+    from langevin_xtal.screen.release import DEFAULT_RELEASE
 
     entries, refused = structures.read_structures(files)
     structures.known_to(entries, potential)
@@ -100,7 +101,8 @@ def relax(
 def _with_symmetry(
     entries: Sequence[Entry], chosen: RelaxOptions, store: Cache, workers: int | None, out: Path
 ) -> list[dict[str, str]]:
-    from langevin_xtal.screen.relax import found_groups, relax_folded
+    from langevin_xtal.screen.relax import relax_folded
+    from langevin_xtal.screen.release import found_groups
 
     with options.progress_bar("relaxing", "structure") as update:
         results = relax_folded(
@@ -125,7 +127,7 @@ def _with_symmetry(
 def _with_release(
     entries: Sequence[Entry], chosen: RelaxOptions, store: Cache, workers: int | None, out: Path
 ) -> list[dict[str, str]]:
-    from langevin_xtal.screen.relax import relax_twice
+    from langevin_xtal.screen.release import relax_twice
 
     with options.progress_bar("relaxing", "structure") as update:
         results = relax_twice(

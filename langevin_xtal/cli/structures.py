@@ -322,7 +322,7 @@ def say_workers(count: int, workers: int | None, each: int) -> None:
     each
         Structures that pay for starting one more process.
     """
-    from langevin_xtal.screen.relax import useful_workers
+    from langevin_xtal.screen.cached import useful_workers
 
     useful = useful_workers(count, workers, each)
     if workers is not None and useful < workers:

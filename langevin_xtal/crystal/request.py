@@ -13,7 +13,9 @@ from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
 from langevin_xtal.crystal.formula import whole_counts
 from langevin_xtal.errors import RequestError
 from langevin_xtal.symmetry import SpaceGroup, lattice_coordinates
-from langevin_xtal.symmetry.assignments import Assignment, explain, fits
+from langevin_xtal.symmetry.assignments import Assignment
+from langevin_xtal.symmetry.explanations import explain
+from langevin_xtal.symmetry.fitting import fits
 from langevin_xtal.symmetry.wyckoff import position_index, wyckoff_positions
 
 MAX_SITES = 64

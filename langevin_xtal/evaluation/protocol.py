@@ -1,7 +1,8 @@
 """The evaluation itself: sets of structures against a reference, by the field's protocols.
 
-Constants and their sources stand in the modules that use them: :mod:`matching`, :mod:`coverage`,
-:mod:`frechet`, :mod:`distributions`, :mod:`validity`. A structure that is missing (unreadable,
+Constants and their sources stand in the modules that use them: :mod:`matching`,
+:mod:`prediction`, :mod:`duplicates`, :mod:`coverage`, :mod:`frechet`, :mod:`distributions`,
+:mod:`validity`. A structure that is missing (unreadable,
 given up by the sampler) counts against every rate; distances between distributions can only be
 taken over the structures that are there.
 
@@ -28,7 +29,7 @@ from langevin_xtal.crystal.cell import reduced_formula
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.prepare import load_crystals
 from langevin_xtal.errors import InputError
-from langevin_xtal.evaluation import distributions, matching, validity
+from langevin_xtal.evaluation import distributions, duplicates, matching, prediction, validity
 from langevin_xtal.evaluation.cache import Cache, SpareCache
 from langevin_xtal.evaluation.coverage import coverage
 from langevin_xtal.evaluation.features import Features, compute_features, scale_magpie
@@ -386,7 +387,7 @@ class _Evaluation:
         """Uniqueness and novelty."""
         shared: dict[str, Any] = {"cache": self.cache, "workers": self.options.workers}
         failures: dict[tuple[str, str], str] = {}
-        labels = matching.unique_groups(
+        labels = duplicates.unique_groups(
             structures,
             progress=self.stage(f"{structures.label}: uniqueness"),
             failures=failures,
@@ -395,7 +396,7 @@ class _Evaluation:
         column.summary["unique"] = len(set(labels.tolist())) / structures.attempted
         _record(column, same_as=labels)
         if self.training is not None:
-            new = matching.novel(
+            new = duplicates.novel(
                 structures,
                 self.training,
                 progress=self.stage(f"{structures.label}: novelty"),
@@ -411,7 +412,7 @@ class _Evaluation:
         """METRe over all trials: of the targets where there are some, else of the reference."""
         if self.options.per_composition:
             structures = _per_composition(structures, self.targets)
-        column.summary["metre"], column.summary["crmse"], _ = matching.metre(
+        column.summary["metre"], column.summary["crmse"], _ = duplicates.metre(
             structures,
             self.target_set if self.targets else self.reference,
             cache=self.cache,
@@ -428,7 +429,7 @@ class _Evaluation:
             return
         shared: dict[str, Any] = {"cache": self.cache, "workers": self.options.workers}
         valid = self._all_valid(structures, first_valid) if trials > 1 else first_valid
-        table = matching.predict_table(
+        table = prediction.predict_table(
             structures,
             self.target_set,
             targets=[t.id for t in self.targets],
@@ -447,20 +448,20 @@ class _Evaluation:
         for key, k in (("1", 1), ("k", trials)):
             if key == "k" and trials == 1:
                 continue
-            rate = matching.match_rate(table, k)
+            rate = prediction.match_rate(table, k)
             summary[f"match_{key}"], summary[f"rmse_{key}"] = rate.rate, rate.rmse
             summary[f"match_{key}_interval"] = list(rate.interval)
-            filtered = matching.match_rate(table, k, filtered=True)
+            filtered = prediction.match_rate(table, k, filtered=True)
             summary[f"match_{key}_filtered"] = filtered.rate
-            free = matching.match_rate(table, k, pick=table.freedom > 0)
+            free = prediction.match_rate(table, k, pick=table.freedom > 0)
             summary[f"match_{key}_free"] = free.rate
         summary["trials"] = trials if trials > 1 else None
-        names = {"freedom": matching.freedom_labels(table.freedom),
-                 "atoms": matching.atom_labels([t.primitive_atoms for t in self.targets]),
+        names = {"freedom": prediction.freedom_labels(table.freedom),
+                 "atoms": prediction.atom_labels([t.primitive_atoms for t in self.targets]),
                  "system": [t.group.crystal_system for t in self.targets]}  # fmt: skip
         for kind, labels in names.items():
             for key, k in (("", 1), ("_k", trials)):
-                rates = matching.rates_by(table, labels, k)
+                rates = prediction.rates_by(table, labels, k)
                 column.tables[f"by_{kind}{key}"] = {
                     name: {"targets": r.targets, "rate": r.rate, "rmse": r.rmse}
                     for name, r in rates.items()

@@ -16,12 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from langevin_xtal.model.prior import Reading, WyckoffPrior, element_rank
-from langevin_xtal.symmetry.assignments import (
-    Assignment,
-    Partial,
-    SiteBySite,
-    canonical_all,
-)
+from langevin_xtal.symmetry.assignments import Assignment, canonical_all
+from langevin_xtal.symmetry.site_by_site import Partial, SiteBySite
 from langevin_xtal.symmetry.wyckoff import table_start
 
 BEAM = 512

@@ -34,8 +34,9 @@ from langevin_xtal.crystal.elements import period_and_group
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.errors import InputError
 from langevin_xtal.model.network import ELEMENTS, Linear
-from langevin_xtal.symmetry.assignments import Assignment, position_permutations
+from langevin_xtal.symmetry.assignments import Assignment
 from langevin_xtal.symmetry.groups import SpaceGroup
+from langevin_xtal.symmetry.normaliser import position_permutations
 from langevin_xtal.symmetry.wyckoff import origin_shifts, table_start, wyckoff_positions
 
 POSITION_FEATURES = 7

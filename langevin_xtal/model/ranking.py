@@ -37,13 +37,8 @@ from langevin_xtal.model.prior import (
     element_rank,
     position_features,
 )
-from langevin_xtal.symmetry.assignments import (
-    LIMIT,
-    Assignment,
-    assignments,
-    canonical_all,
-    position_permutations,
-)
+from langevin_xtal.symmetry.assignments import LIMIT, Assignment, assignments, canonical_all
+from langevin_xtal.symmetry.normaliser import position_permutations
 from langevin_xtal.symmetry.wyckoff import table_start, wyckoff_positions
 
 ELEMENTS = 119

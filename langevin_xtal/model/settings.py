@@ -35,7 +35,7 @@ from langevin_xtal.model.known import (
     reduced,
 )
 from langevin_xtal.model.voting import Ballot, VotingClassifier, VotingConfig
-from langevin_xtal.symmetry.assignments import fitting_groups
+from langevin_xtal.symmetry.fitting import fitting_groups
 
 FloatArray = NDArray[np.float64]
 

@@ -27,14 +27,10 @@ from langevin_xtal.model.scores import cell_frame
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.sampling.known_types import OpenCrystal, drawn_type, type_in_turn
 from langevin_xtal.sampling.streams import FIRST_DRAW, normals, uniforms
-from langevin_xtal.symmetry.assignments import (
-    Assignment,
-    assignments,
-    explain,
-    position_permutations,
-)
+from langevin_xtal.symmetry.assignments import Assignment, assignments
 from langevin_xtal.symmetry.description import smallest_labels
 from langevin_xtal.symmetry.expansion import expand_sites
+from langevin_xtal.symmetry.explanations import explain
 from langevin_xtal.symmetry.groups import SpaceGroup
 from langevin_xtal.symmetry.lattice import (
     cell_directions,
@@ -44,6 +40,7 @@ from langevin_xtal.symmetry.lattice import (
     lattice_driver,
     lattice_freedom,
 )
+from langevin_xtal.symmetry.normaliser import position_permutations
 from langevin_xtal.symmetry.sites import IDENTICAL, snap_site
 from langevin_xtal.symmetry.wyckoff import WyckoffPosition, locate, wyckoff_positions
 

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from langevin_xtal.config.screening import RelaxOptions
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.errors import InputError
+from langevin_xtal.screen.cached import Progress, ResultCache
 from langevin_xtal.screen.corrections import mp2020_correction
 from langevin_xtal.screen.hull import KEEP, HullReferences
 from langevin_xtal.screen.potentials import CORRECTED, UNCORRECTED, load_potential
-from langevin_xtal.screen.relax import Progress, ResultCache, relax_folded
+from langevin_xtal.screen.relax import relax_folded
 
 
 def build_references(

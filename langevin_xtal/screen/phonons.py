@@ -31,18 +31,13 @@ from langevin_xtal.config.screening import PhononOptions, RelaxOptions
 from langevin_xtal.config.tolerances import TIGHT
 from langevin_xtal.crystal.ase import to_atoms
 from langevin_xtal.crystal.cell import Cell
+from langevin_xtal.crystal.folding import fold
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import InputError
 from langevin_xtal.files import save_figure
+from langevin_xtal.screen.cached import Progress, ResultCache, each_once
 from langevin_xtal.screen.potentials import load_potential
-from langevin_xtal.screen.relax import (
-    Progress,
-    ResultCache,
-    each_once,
-    fold,
-    one_thread,
-    relax_cell,
-)
+from langevin_xtal.screen.relax import one_thread, relax_cell
 from langevin_xtal.symmetry.detection import standard_cell
 
 FloatArray = NDArray[np.float64]

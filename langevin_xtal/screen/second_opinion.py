@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from langevin_xtal.config.screening import RelaxOptions
 from langevin_xtal.crystal.cell import Cell
+from langevin_xtal.screen.cached import Progress, ResultCache
 from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.potentials import load_potential
-from langevin_xtal.screen.relax import Progress, ResultCache, relax_folded
+from langevin_xtal.screen.relax import relax_folded
 
 DISAGREE = 0.05
 """Hull distances that differ by more are flagged [eV/atom]: twice a good potential's error."""

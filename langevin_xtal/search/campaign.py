@@ -37,7 +37,8 @@ from langevin_xtal.screen.filters import DEFAULT_FILTERS
 from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.phonons import DEFAULT_PHONONS
 from langevin_xtal.screen.potentials import load_potential
-from langevin_xtal.screen.relax import DEFAULT_OPTIONS, DEFAULT_RELEASE
+from langevin_xtal.screen.relax import DEFAULT_OPTIONS
+from langevin_xtal.screen.release import DEFAULT_RELEASE
 from langevin_xtal.search.allocation import (
     EXPLORE,
     SAMPLES,

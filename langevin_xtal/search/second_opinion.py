@@ -7,9 +7,9 @@ import os
 from dataclasses import replace
 
 from langevin_xtal.config.screening import RelaxOptions
+from langevin_xtal.screen.cached import Progress, ResultCache
 from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.potentials import load_potential
-from langevin_xtal.screen.relax import Progress, ResultCache
 from langevin_xtal.screen.second_opinion import Opinion, disagreement, second_opinions
 from langevin_xtal.search.entries import entry_of, rank_key
 from langevin_xtal.search.rows import Change, Row

@@ -18,7 +18,8 @@ from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.crystal.request import MAX_SITES, Request, parse_formula
 from langevin_xtal.errors import InputError, RequestError
 from langevin_xtal.model.groups import Groups, compact, parse_groups
-from langevin_xtal.symmetry.assignments import explain, first_z, fits
+from langevin_xtal.symmetry.explanations import explain
+from langevin_xtal.symmetry.fitting import first_z, fits
 from langevin_xtal.symmetry.groups import SpaceGroup
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.entry import Value
 from langevin_xtal.crystal.properties import PROPERTIES, Window, window_energy
 from langevin_xtal.errors import InputError, LangevinXtalError
+from langevin_xtal.evaluation.duplicates import group_duplicates
 from langevin_xtal.extras import named
 from langevin_xtal.sampling.postprocess import Rejection
 from langevin_xtal.sampling.sample import choice_facts, sample_batches
@@ -30,15 +31,13 @@ from langevin_xtal.screen.filters import reject_reason
 from langevin_xtal.screen.phonons import PhononResult, phonon_checks
 from langevin_xtal.screen.potentials import load_potential
 from langevin_xtal.screen.properties import Prediction, predict_properties
-from langevin_xtal.screen.relax import (
+from langevin_xtal.screen.relax import Relaxation, relax_folded
+from langevin_xtal.screen.release import (
     GROUP_SYMPRECS,
-    Relaxation,
     found_groups,
     judge,
-    relax_folded,
     relax_released,
 )
-from langevin_xtal.search.duplicates import group_duplicates
 from langevin_xtal.search.entries import entry_of, rank_key
 from langevin_xtal.search.rows import FACTS
 from langevin_xtal.search.store import FINISHED, FINISHED_RELAXED, Change, Row, Store

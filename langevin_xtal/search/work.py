@@ -26,13 +26,13 @@ from langevin_xtal.crystal.request import Request
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError
 from langevin_xtal.evaluation.cache import Cache, SpareCache
+from langevin_xtal.evaluation.duplicates import Known
 from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.model.properties import PropertyModel
 from langevin_xtal.sampling.sample import SampleOptions
 from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.potentials import load_potential
 from langevin_xtal.search.allocation import Allocation
-from langevin_xtal.search.duplicates import Known
 from langevin_xtal.search.space import SearchSpace
 from langevin_xtal.search.store import Change, Row, Store
 

@@ -18,9 +18,9 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from langevin_xtal.symmetry.assignments import normalising_shift
 from langevin_xtal.symmetry.groups import SpaceGroup
 from langevin_xtal.symmetry.lattice import ANGLE_LENGTH, length_from_coordinate
+from langevin_xtal.symmetry.normaliser import normalising_shift
 from langevin_xtal.symmetry.wyckoff import shift_vectors, wyckoff_positions
 
 FloatArray = NDArray[np.float64]

@@ -14,23 +14,20 @@ from pymatgen.core import Structure
 
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import RequestError, SymmetryError
-from langevin_xtal.symmetry import SpaceGroup
+from langevin_xtal.symmetry import SpaceGroup, site_by_site
 from langevin_xtal.symmetry import assignments as module
 from langevin_xtal.symmetry.assignments import (
     LIMIT,
     Assignment,
-    Partial,
-    SiteBySite,
     assignments,
     canonical,
     canonical_all,
     count_assignments,
-    explain,
-    first_z,
-    fits,
-    position_permutations,
-    smallest_z,
 )
+from langevin_xtal.symmetry.explanations import explain
+from langevin_xtal.symmetry.fitting import first_z, fits, smallest_z
+from langevin_xtal.symmetry.normaliser import position_permutations
+from langevin_xtal.symmetry.site_by_site import Partial, SiteBySite
 from langevin_xtal.symmetry.sites import orbit
 from langevin_xtal.symmetry.wyckoff import locate, origin_shifts, wyckoff_positions
 from tests.crystals import random_lattice
@@ -257,9 +254,9 @@ class TestSiteBySite:
         counts = [16, 24, 32, 40, 48]
         steps = SiteBySite(47, counts)
         shares = steps.site_counts()
-        assert 0 < len(shares) <= module.LIKELY_SITES
+        assert 0 < len(shares) <= site_by_site.LIKELY_SITES
         for sites in shares:
-            assert sum(sites) <= module.MOST_SITES
+            assert sum(sites) <= site_by_site.MOST_SITES
             assert steps.start(sites) is not None
 
 

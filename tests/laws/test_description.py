@@ -14,7 +14,6 @@ from pymatgen.core import Lattice, Structure
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import SymmetryError
 from langevin_xtal.symmetry import SpaceGroup, lattice_coordinates, orbit
-from langevin_xtal.symmetry.assignments import position_permutations
 from langevin_xtal.symmetry.description import (
     EDGE,
     MOST_BASES,
@@ -27,6 +26,7 @@ from langevin_xtal.symmetry.description import (
     smallest_labels,
 )
 from langevin_xtal.symmetry.frames import frames, nearest_frame, reducing_turns
+from langevin_xtal.symmetry.normaliser import position_permutations
 from langevin_xtal.symmetry.wyckoff import (
     locate,
     polar_directions,

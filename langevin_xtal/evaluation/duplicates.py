@@ -1,22 +1,26 @@
-"""Which candidates are the same crystal, and which are known already.
+"""The same crystals in a set, and in two sets: duplicates, uniqueness, novelty, METRe.
 
 Crystals are the same when pymatgen's StructureMatcher says so with its defaults (``STRICT`` in
-:mod:`langevin_xtal.evaluation.matching`, whose parallel, cached matcher this uses; hence in this
-layer). Buckets are reduced formulas: pairs of different ones cannot match. Pairs of a bucket are
-compared nearest first, by their sorted neighbour distances (:func:`fingerprint`), after which most
-pairs are connected and need no matcher; those farther apart than :data:`FARTHEST` are different.
-The matcher alone would be kinder: it allows lengths to differ by 20 % and atoms by
-0.3 (V/N)^(1/3), and connects crystals of MP-20 displaced and strained at random up to fingerprints
-0.146 apart. But candidates are not displaced at random: of 30,000 pairs in a search of 1,000
-candidates, matches were 0.8 of those within 0.02, 0.5 to 0.03, 1 of 40 to 0.05 and none of 160
-beyond.
+:mod:`langevin_xtal.evaluation.matching`). Pairs of different reduced formulas cannot match.
+
+The field's :func:`unique_groups` compares with the first member of each group, in order.
+:func:`group_duplicates`, which searches use, makes the same transitive and independent of the
+order. It compares pairs nearest first, by their sorted neighbour distances (:func:`fingerprint`),
+after which most pairs are connected and need no matcher; those farther apart than
+:data:`FARTHEST` are different. The matcher alone would be kinder: it allows lengths to differ by
+20 % and atoms by 0.3 (V/N)^(1/3), and connects crystals of MP-20 displaced and strained at random
+up to fingerprints 0.146 apart. But candidates are not displaced at random: of 30,000 pairs in a
+search of 1,000 candidates, matches were 0.8 of those within 0.02, 0.5 to 0.03, 1 of 40 to 0.05 and
+none of 160 beyond.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +32,17 @@ from langevin_xtal.evaluation.cache import Cache
 from langevin_xtal.evaluation.matching import (
     PAIR_SECONDS,
     STRICT,
+    TOLERANCES,
     Progress,
     Tolerances,
     fit_pairs,
+    match_pairs,
 )
 from langevin_xtal.evaluation.structures import StructureSet
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 NEIGHBOURS = 12
 """Distances in a fingerprint, of each element."""
@@ -152,7 +160,7 @@ class Known:
         """For each cell the identifier of the first known crystal that it fits, or nothing.
 
         The cell comes first in each comparison, as in
-        :func:`~langevin_xtal.evaluation.matching.novel`. What cannot be compared matches nothing.
+        :func:`novel`. What cannot be compared matches nothing.
         """
         of = [self._places.get(reduced_formula(cell[2]), []) for cell in cells]
         wanted = sorted({k for places in of for k in places})
@@ -266,3 +274,226 @@ def _after(progress: Progress | None, settled: int, planned: int) -> Progress | 
     if progress is None:
         return None
     return lambda done, _: progress(settled + done, planned)
+
+
+# -- sets of structures
+
+
+class Metre(NamedTuple):
+    """Match Everyone To Reference."""
+
+    rate: float  #: share of reference structures matched by any generated one
+    crmse: float  #: mean over the reference of the best RMS, ``stol`` where there is no match
+    best: FloatArray  #: (R,) lowest normalised RMS displacement, NaN: no match
+
+
+def metre(
+    generated: StructureSet,
+    reference: StructureSet,
+    *,
+    cache: Cache,
+    tolerances: Tolerances = TOLERANCES,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    failures: dict[tuple[str, str], str] | None = None,
+    seconds: float = PAIR_SECONDS,
+) -> Metre:
+    """METRe and cRMSE (arXiv:2509.12178): any structure may match any reference structure.
+
+    Unlike the match rate it does not punish a generated polymorph of the target that is in the
+    reference too. Generated structures come first in each comparison.
+
+    Parameters
+    ----------
+    failures
+        Receives the reason of each (generated, reference) that could not be compared.
+
+    Returns
+    -------
+    Metre
+        NaN for an empty reference.
+    """
+    places: dict[int, str] = {}
+    pairs = _same_formula(generated, reference)
+    values = match_pairs(
+        _cells(pairs, generated, reference),
+        tolerances=tolerances,
+        cache=cache,
+        workers=workers,
+        progress=progress,
+        failures=places,
+        seconds=seconds,
+    )
+    _name(places, pairs, generated, reference, failures)
+    best = np.full(len(reference), np.inf)
+    hits = np.isfinite(values)
+    np.minimum.at(best, pairs[hits, 1], values[hits])
+    if not len(best):
+        return Metre(math.nan, math.nan, best)
+    found = np.isfinite(best)
+    crmse = float(np.where(found, best, tolerances.stol).mean())
+    return Metre(float(found.mean()), crmse, np.where(found, best, np.nan))
+
+
+def unique_groups(
+    structures: StructureSet,
+    *,
+    cache: Cache,
+    tolerances: Tolerances = STRICT,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    failures: dict[tuple[str, str], str] | None = None,
+    seconds: float = PAIR_SECONDS,
+) -> IntArray:
+    """Group of each structure; the number of groups over those attempted is the uniqueness.
+
+    As ``StructureMatcher.group_structures``: in order, a structure joins the first group whose
+    first member it fits (the member comes first in the comparison), else it opens a group. What
+    cannot be compared is a group of its own: validity is another matter.
+
+    Parameters
+    ----------
+    progress
+        Called with comparisons done and planned so far; how many are needed shows on the way.
+    failures
+        Receives the reason of each pair that could not be compared.
+
+    Returns
+    -------
+    IntArray
+        (B,) 0, 1, … in order of first appearance.
+    """
+    first_of = np.arange(len(structures))
+    waiting = [members for members in formula_index(structures).values() if len(members) > 1]
+    compared = 0
+    block = 1
+    while waiting:
+        # comparing several candidates for first member at once fills all workers; doubling
+        # their number bounds both the rounds and the comparisons that turn out needless
+        pairs = np.array(
+            [
+                (a, b)
+                for members in waiting
+                for place, a in enumerate(members[:block])
+                for b in members[place + 1 :]
+            ],
+            dtype=np.int64,
+        )
+        places: dict[int, str] = {}
+        fits = fit_pairs(
+            _cells(pairs, structures, structures),
+            tolerances=tolerances,
+            cache=cache,
+            workers=workers,
+            progress=_after_rounds(progress, compared),
+            failures=places,
+            seconds=seconds,
+        )
+        _name(places, pairs, structures, structures, failures)
+        compared += len(pairs)
+        same = set(map(tuple, pairs[fits].tolist()))
+        left = [_join(members, block, same, first_of) for members in waiting]
+        waiting = [members for members in left if len(members) > 1]
+        block *= 2
+    appearance = {int(first): k for k, first in enumerate(np.unique(first_of))}
+    return np.array([appearance[int(first)] for first in first_of], dtype=np.int64)
+
+
+def _join(
+    members: Sequence[int], block: int, same: set[tuple[int, int]], first_of: IntArray
+) -> list[int]:
+    """Settle the groups opened among the first ``block`` members; returns the others."""
+    left = list(members)
+    for first in members[:block]:
+        if first not in left:
+            continue
+        joined = [b for b in left if (first, b) in same]
+        first_of[joined] = first
+        left = [b for b in left if b != first and b not in joined]
+    return left
+
+
+def novel(
+    structures: StructureSet,
+    training: StructureSet,
+    *,
+    cache: Cache,
+    tolerances: Tolerances = STRICT,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    failures: dict[tuple[str, str], str] | None = None,
+    seconds: float = PAIR_SECONDS,
+) -> BoolArray:
+    """Whether each structure fits none of the training structures, by ``StructureMatcher.fit``.
+
+    The structure comes first in each comparison. What cannot be compared is novel: validity is
+    another matter.
+
+    Parameters
+    ----------
+    failures
+        Receives the reason of each (structure, training structure) that could not be compared.
+
+    Returns
+    -------
+    BoolArray
+        (B,)
+    """
+    places: dict[int, str] = {}
+    pairs = _same_formula(structures, training)
+    fits = fit_pairs(
+        _cells(pairs, structures, training),
+        tolerances=tolerances,
+        cache=cache,
+        workers=workers,
+        progress=progress,
+        failures=places,
+        seconds=seconds,
+    )
+    _name(places, pairs, structures, training, failures)
+    result = np.ones(len(structures), dtype=bool)
+    result[pairs[fits, 0]] = False
+    return result
+
+
+def formula_index(structures: StructureSet) -> dict[str, list[int]]:
+    """Places of the structures of each reduced formula."""
+    index: dict[str, list[int]] = defaultdict(list)
+    for place, formula in enumerate(structures.formulas):
+        index[formula].append(place)
+    return dict(index)
+
+
+def _same_formula(first: StructureSet, second: StructureSet) -> IntArray:
+    """(P, 2) all pairs of equal reduced formula."""
+    index = formula_index(second)
+    pairs = [(a, b) for a, name in enumerate(first.formulas) for b in index.get(name, ())]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def _cells(pairs: IntArray, first: StructureSet, second: StructureSet) -> list[tuple[Cell, Cell]]:
+    """The cells of (P, 2) pairs, one object for each structure."""
+    firsts = {k: first.cell(k) for k in np.unique(pairs[:, 0]).tolist()}
+    seconds = {k: second.cell(k) for k in np.unique(pairs[:, 1]).tolist()}
+    return [(firsts[a], seconds[b]) for a, b in pairs.tolist()]
+
+
+def _name(
+    places: Mapping[int, str],
+    pairs: IntArray,
+    first: StructureSet,
+    second: StructureSet,
+    failures: dict[tuple[str, str], str] | None,
+) -> None:
+    """Add failures to ``failures`` by the identifiers of their pairs."""
+    if failures is not None:
+        for place, reason in places.items():
+            a, b = pairs[place]
+            failures[first.ids[a], second.ids[b]] = reason
+
+
+def _after_rounds(progress: Progress | None, compared: int) -> Progress | None:
+    """Progress of one round, after those before it."""
+    if progress is None:
+        return None
+    return lambda done, planned: progress(compared + done, compared + planned)
