@@ -41,6 +41,7 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Structure
 
 import langevin_xtal as lx
+from langevin_xtal.config.screening import RelaxOptions
 from langevin_xtal.crystal.asymmetric import asymmetric_unit
 from langevin_xtal.crystal.cell import Cell, expanded
 from langevin_xtal.crystal.pymatgen import to_structure
@@ -66,7 +67,7 @@ from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.runtime import OutOfTime, time_limit
 from langevin_xtal.sampling.sample import SampleOptions
 from langevin_xtal.sampling.spread import SpreadOptions
-from langevin_xtal.screen.relax import RelaxOptions, relax_folded
+from langevin_xtal.screen.relax import relax_folded
 from langevin_xtal.symmetry import SpaceGroup
 
 LINES = (("CuKa1", 2 / 3), ("CuKa2", 1 / 3))

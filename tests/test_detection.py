@@ -8,10 +8,10 @@ import warnings
 import numpy as np
 import pytest
 
+from langevin_xtal.config.screening import RelaxOptions
 from langevin_xtal.config.tolerances import LOOSE, SYMPRECS, USUAL
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.dataset.reference import reference_dataset
-from langevin_xtal.screen.relax import RelaxOptions
 from langevin_xtal.screen.release import relax_twice
 from langevin_xtal.symmetry import SpaceGroup
 from langevin_xtal.symmetry.detection import (
