@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -68,6 +70,34 @@ class Names(options.ParamType):
                     f"{', '.join(self.known)}"
                 )
         return names
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is compared with what, as the command line says it."""
+
+    samples: tuple[Path, ...]
+    reference: Path
+    training: Path | None
+    models: tuple[str, ...]
+    generator: str | None
+    weights: Path | None
+    mode: Mode | Literal["de-novo"]
+    count: int | None
+    trials: int
+    control_trials: int | None
+    controls: tuple[str, ...] | None
+    groups: str | None
+    chosen_targets: str
+    seed: int
+    workers: int | None
+
+    def __post_init__(self) -> None:
+        if not self.samples and not self.models and self.generator is None:
+            raise InputError(
+                "nothing to evaluate: give files or folders of structures, or --model"
+            )
+        generators.check_apart(self.generator, weights=self.weights)
 
 
 @click.command()
@@ -184,26 +214,13 @@ class Names(options.ParamType):
 )
 @options.output_folder("evaluation")
 @options.on_engine
+@options.gathered(Asked, *(field.name for field in dataclasses.fields(Asked)), into="asked")
 def evaluate(
-    samples: tuple[Path, ...],
-    reference: Path,
-    training: Path | None,
-    models: tuple[str, ...],
-    generator: str | None,
-    weights: Path | None,
-    mode: Mode | Literal["de-novo"],
-    count: int | None,
-    trials: int,
-    control_trials: int | None,
-    controls: tuple[str, ...] | None,
-    groups: str | None,
-    chosen_targets: str,
+    asked: Asked,
     relax: bool,
     relax_trials: int,
     fingerprints: tuple[str, ...],
     levels: str | None,
-    seed: int,
-    workers: int | None,
     cache: Path | None,
     out: Path,
     **sampling: Any,
@@ -228,119 +245,40 @@ def evaluate(
       langevin-xtal evaluate --generator gemsdiff --weights gemsdiff/generator.safetensors
       --reference held_out.lxd --training train.lxd
     """
-    import numpy as np
-
     from langevin_xtal.evaluation.cache import default_folder
-    from langevin_xtal.evaluation.protocol import EvaluateOptions, reference_targets
-    from langevin_xtal.evaluation.protocol import evaluate as run
-    from langevin_xtal.evaluation.targets import ALL_GROUPS, GIVEN, choose_targets
-    from langevin_xtal.model.groups import parse_groups
+    from langevin_xtal.evaluation.protocol import EvaluateOptions
+    from langevin_xtal.evaluation.protocol import evaluate as judge
     from langevin_xtal.report.evaluation import plot_evaluation
 
-    if not samples and not models and generator is None:
-        raise InputError("nothing to evaluate: give files or folders of structures, or --model")
-    generators.check_apart(generator, weights=weights)
-    other = None if generator is None else generators.loaded(generator, weights)
-    if other is not None:
-        mode = generators.mode_for(other, mode)
-    sampled = bool(models) or other is not None
     began = time.perf_counter()
-    data = structures.load_crystals(reference)
-    if other is not None:
-        data = generators.served(other, data)
-    known = None if training is None else structures.load_crystals(training)
-    options.say_settings(groups)
-    kept = None if groups is None else set(parse_groups(groups))
-    if kept is None and models and mode == "sites":
-        kept = set(PAPER_GROUPS)
-    if kept is not None:
-        data = data.select(np.isin(data.group, sorted(kept)))
-        known = None if known is None else known.select(np.isin(known.group, sorted(kept)))
-    sets = _read(samples)
-    if count is not None and not sampled:
-        raise InputError("--n counts the targets of a --model; leave it out")
-    if mode == "de-novo":
-        _check_de_novo(sampled, trials, control_trials, controls)
-        targets = []
-    elif sampled:
-        targets = choose_targets(data, count or DEFAULT_TARGETS, groups=ALL_GROUPS, seed=seed)
-        for target in targets[:1] if models else ():
-            target.request(mode)  # refuses a mode that cannot be given
-    else:
-        targets = reference_targets(data, sets, _listed(chosen_targets, sets, data))
-    if controls is None:
-        controls = _default_controls(mode, bool(targets), known is not None)
-    needs = [name for name in controls if not name.startswith("random")]
-    if needs and known is None:
-        raise InputError(f"the control {needs[0]} needs --training FILE.lxd")
-    if not targets:
-        controls = tuple(c for c in controls if c == "training")
-
-    folder = _Sets(out)
-    evaluations: dict[str, int] = {}
-    notes: list[str] = []
-    for name in models:
-        if mode == "formula":
-            notes.append(_ranking(name, targets))
-        if mode == "composition":
-            notes.append(_setting_ranking(name, targets))
-        for label, settings in _runs(name, sampling, workers, levels, models):
-            if mode == "de-novo":
-                made, count_of = _drawn(
-                    folder, label, name, settings, count or DEFAULT_DE_NOVO, kept, seed
-                )
-            else:
-                made, count_of = _predicted(
-                    folder, label, name, settings, targets, trials, seed, mode
-                )
-            sets.append(made)
-            evaluations[label] = count_of
-    if other is not None:
-        drawn = count or DEFAULT_DE_NOVO
-        sets += generators.evaluated(other, folder.get, targets, trials, drawn, seed)
-        folder.settings[other.name] = {"weights": other.hash, "card": other.card}
-    relaxed = [s.label for s in sets] if relax else []
-    compared = len(targets) or (count or DEFAULT_DE_NOVO if mode == "de-novo" else None)
-    sets += _controls(
-        folder, controls, targets, known, control_trials or trials, seed, workers, compared
-    )
-    if "random-relaxed" in controls:
+    run = _Run(asked, out)
+    for name in asked.models:
+        run.add_model(name, levels, sampling)
+    run.add_generator()
+    relaxed = [s.label for s in run.sets] if relax else []
+    run.add_controls()
+    if "random-relaxed" in run.controls:
         relaxed.append("random")
     chosen = EvaluateOptions(
         features=fingerprints,
         relax=relaxed,
         relax_trials=relax_trials,
-        per_composition=sampled and mode == "composition",
-        workers=workers,
+        per_composition=run.is_sampled and run.mode == "composition",
+        workers=asked.workers,
         cache=cache or default_folder(),
     )
     with options.stage_bars() as progress:
-        report = run(
-            sets,
-            data,
-            training=known,
-            targets=targets if sampled else None,
-            evaluations=evaluations,
+        report = judge(
+            run.sets,
+            run.data,
+            training=run.known,
+            targets=run.targets if run.is_sampled else None,
+            evaluations=run.evaluations,
             options=chosen,
             progress=progress,
         )
-    report.settings |= {
-        "targets": len(targets), "trials": trials, "seed": seed, "mode": mode if sampled else None,
-        "groups": None if kept is None else sorted(kept), "models": folder.settings,
-        "seconds": round(time.perf_counter() - began, 1),
-    }  # fmt: skip
-    if mode == "de-novo":
-        report.notes.append(
-            "Models are given nothing: elements, stoichiometry, space group, cell content and "
-            "Wyckoff positions are drawn from the model's distribution"
-            + ("." if kept is None else ", among the space groups of --sg.")
-        )
-    elif models:
-        report.notes.append(f"Models are given of each target: {GIVEN[mode]}.")
-    if other is not None:
-        report.notes.append(f"Generator {other.name} serves {other.serves}.")
-    report.notes += notes
-    report.notes += [f"Control {name}: {CONTROLS[name]}." for name in controls]
+    report.settings |= run.record() | {"seconds": round(time.perf_counter() - began, 1)}
+    report.notes += run.all_notes()
     report.save(out)
     pictures = plot_evaluation(report, out)
     echo(report.table())
@@ -353,6 +291,147 @@ def evaluate(
         f"\n{time.perf_counter() - began:.0f} s; every structure's numbers are in "
         f"{out / 'evaluation.json'}; pictures: {', '.join(p.name for p in pictures)}"
     )
+
+
+class _Run:
+    """An evaluation up to the judgement: crystals, targets, and the sets to be judged."""
+
+    def __init__(self, asked: Asked, out: Path) -> None:
+        self.asked = asked
+        named = asked.generator
+        self.other = None if named is None else generators.loaded(named, asked.weights)
+        self.mode = asked.mode
+        if self.other is not None:
+            self.mode = generators.mode_for(self.other, asked.mode)
+        self.is_sampled = bool(asked.models) or self.other is not None
+        self.data, self.known, self.groups = self._crystals()
+        self.sets = _read(asked.samples)
+        self.targets = self._targets()
+        self.controls = self._chosen_controls()
+        self.folder = _Sets(out)
+        self.evaluations: dict[str, int] = {}
+        self._notes: list[str] = []
+
+    def _crystals(self) -> tuple[PackedDataset, PackedDataset | None, set[int] | None]:
+        """Reference and training crystals of the groups that are kept, and these (None: all)."""
+        import numpy as np
+
+        from langevin_xtal.model.groups import parse_groups
+
+        asked = self.asked
+        data = structures.load_crystals(asked.reference)
+        if self.other is not None:
+            data = generators.served(self.other, data)
+        known = None if asked.training is None else structures.load_crystals(asked.training)
+        options.say_settings(asked.groups)
+        kept = None if asked.groups is None else set(parse_groups(asked.groups))
+        if kept is None and asked.models and self.mode == "sites":
+            kept = set(PAPER_GROUPS)
+        if kept is not None:
+            data = data.select(np.isin(data.group, sorted(kept)))
+            known = None if known is None else known.select(np.isin(known.group, sorted(kept)))
+        return data, known, kept
+
+    def _targets(self) -> list[Target]:
+        from langevin_xtal.evaluation.protocol import reference_targets
+        from langevin_xtal.evaluation.targets import ALL_GROUPS, choose_targets
+
+        asked = self.asked
+        if asked.count is not None and not self.is_sampled:
+            raise InputError("--n counts the targets of a --model; leave it out")
+        if self.mode == "de-novo":
+            _check_de_novo(self.is_sampled, asked.trials, asked.control_trials, asked.controls)
+            return []
+        if not self.is_sampled:
+            listed = _listed(asked.chosen_targets, self.sets, self.data)
+            return list(reference_targets(self.data, self.sets, listed))
+        count = asked.count or DEFAULT_TARGETS
+        targets = choose_targets(self.data, count, groups=ALL_GROUPS, seed=asked.seed)
+        for target in targets[:1] if asked.models else ():
+            target.request(self.mode)  # refuses a mode that cannot be given
+        return targets
+
+    def _chosen_controls(self) -> tuple[str, ...]:
+        controls = self.asked.controls
+        if controls is None:
+            training = self.known is not None
+            controls = _default_controls(self.mode, bool(self.targets), training)
+        needs = [name for name in controls if not name.startswith("random")]
+        if needs and self.known is None:
+            raise InputError(f"the control {needs[0]} needs --training FILE.lxd")
+        return controls if self.targets else tuple(c for c in controls if c == "training")
+
+    @property
+    def _drawn(self) -> int:
+        """Samples de novo."""
+        return self.asked.count or DEFAULT_DE_NOVO
+
+    def add_model(self, name: str, levels: str | None, sampling: Mapping[str, Any]) -> None:
+        """Predictions or samples of a model, a set for each number of noise levels."""
+        asked = self.asked
+        if self.mode == "formula":
+            self._notes.append(_ranking(name, self.targets))
+        if self.mode == "composition":
+            self._notes.append(_setting_ranking(name, self.targets))
+        for label, settings in _runs(name, sampling, asked.workers, levels, asked.models):
+            if self.mode == "de-novo":
+                made, count = _drawn(
+                    self.folder, label, name, settings, self._drawn, self.groups, asked.seed
+                )
+            else:
+                made, count = _predicted(
+                    self.folder, label, name, settings, self.targets, asked.trials, asked.seed,
+                    self.mode,
+                )  # fmt: skip
+            self.sets.append(made)
+            self.evaluations[label] = count
+
+    def add_generator(self) -> None:
+        """What the generator makes, where one is named."""
+        asked, other = self.asked, self.other
+        if other is not None:
+            self.sets += generators.evaluated(
+                other, self.folder.get, self.targets, asked.trials, self._drawn, asked.seed
+            )
+            self.folder.settings[other.name] = {"weights": other.hash, "card": other.card}
+
+    def add_controls(self) -> None:
+        """The sets that stand beside."""
+        asked = self.asked
+        compared = len(self.targets) or (self._drawn if self.mode == "de-novo" else None)
+        self.sets += _controls(
+            self.folder, self.controls, self.targets, self.known,
+            asked.control_trials or asked.trials, asked.seed, asked.workers, compared,
+        )  # fmt: skip
+
+    def record(self) -> dict[str, Any]:
+        """For the report: what was done."""
+        return {
+            "targets": len(self.targets),
+            "trials": self.asked.trials,
+            "seed": self.asked.seed,
+            "mode": self.mode if self.is_sampled else None,
+            "groups": None if self.groups is None else sorted(self.groups),
+            "models": self.folder.settings,
+        }
+
+    def all_notes(self) -> list[str]:
+        """Sentences below the table."""
+        from langevin_xtal.evaluation.targets import GIVEN
+
+        notes = []
+        if self.mode == "de-novo":
+            notes.append(
+                "Models are given nothing: elements, stoichiometry, space group, cell content and "
+                "Wyckoff positions are drawn from the model's distribution"
+                + ("." if self.groups is None else ", among the space groups of --sg.")
+            )
+        elif self.asked.models:
+            notes.append(f"Models are given of each target: {GIVEN[self.mode]}.")
+        if self.other is not None:
+            notes.append(f"Generator {self.other.name} serves {self.other.serves}.")
+        controls = [f"Control {name}: {CONTROLS[name]}." for name in self.controls]
+        return [*notes, *self._notes, *controls]
 
 
 def _read(paths: Sequence[Path]) -> list[StructureSet]:

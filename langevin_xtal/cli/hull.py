@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,46 @@ class EnergyOrigin(options.ParamType):
         return path
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Which energies are placed on which hull, as the command line says it."""
+
+    relax: bool
+    origin: str | Path
+    references: str | None
+    fmax: float
+    steps: int
+    symprec: float
+    key: str | None
+    potential: str
+    second: str | None
+    second_references: Path | None
+
+    def __post_init__(self) -> None:
+        if self.references is not None and self.key is not None:
+            raise InputError(
+                "--references and --key are two sources of references: give one of them"
+            )
+        if self.second is not None and self.origin != "potential":
+            raise InputError(
+                "--second-opinion belongs to energies that are computed: leave out --energies"
+            )
+        if self.origin == "file" and self.relax:
+            raise InputError("--energies file takes energies as they are: leave out --relax")
+        if self.origin == "potential" and self.references == OWN_HULL:
+            raise InputError("--references own needs energies that are given: --energies file")
+
+    def relaxation(self, potential: str) -> RelaxOptions:
+        """Options of a potential's energies, with relaxation or without."""
+        from langevin_xtal.config.screening import RelaxOptions
+
+        if not self.relax:
+            return RelaxOptions(potential=potential, fmax=self.fmax, steps=0, keep_symmetry=False)
+        return RelaxOptions(
+            potential=potential, fmax=self.fmax, steps=self.steps, symprec=self.symprec
+        )
+
+
 @click.group(cls=_Hull)
 def hull() -> None:
     """Energy above the hull of known phases."""
@@ -123,18 +164,10 @@ def hull() -> None:
 )
 @structures.force
 @options.on_engine
+@options.gathered(Asked, *(field.name for field in dataclasses.fields(Asked)), into="asked")
 def of_files(
     files: tuple[Path, ...],
-    relax: bool,
-    origin: str | Path,
-    references: str | None,
-    fmax: float,
-    steps: int,
-    symprec: float,
-    key: str | None,
-    potential: str,
-    second: str | None,
-    second_references: Path | None,
+    asked: Asked,
     workers: int | None,
     cache: Path | None,
     out: Path,
@@ -154,58 +187,22 @@ def of_files(
       langevin-xtal hull candidates/ --relax --key env
       langevin-xtal hull --energies mine.csv
     """
-    from langevin_xtal.screen.cached import PER_WORKER
-    from langevin_xtal.screen.potentials import load_potential
-
     structures.check_file(out, force=force)
-    if references is not None and key is not None:
-        raise InputError("--references and --key are two sources of references: give one of them")
-    if second is not None and origin != "potential":
-        raise InputError(
-            "--second-opinion belongs to energies that are computed: leave out --energies"
-        )
-    if isinstance(origin, Path):
-        _hull_of_table(origin, files, relax, references, key, potential, out)
+    if isinstance(asked.origin, Path):
+        _hull_of_table(asked.origin, files, asked, out)
         return
     if not files:
         raise InputError("give structure files, or --energies FILE.csv")
-    if origin == "file" and relax:
-        raise InputError("--energies file takes energies as they are: leave out --relax")
-    if origin == "potential" and references == OWN_HULL:
-        raise InputError("--references own needs energies that are given: --energies file")
-    opinion = structures.references_of_second(second, second_references)
+    opinion = structures.references_of_second(asked.second, asked.second_references)
     entries, refused = structures.read_structures(files)
-    if origin == "potential":
-        structures.known_to(entries, potential)
-    of = _references(entries, references, key, potential)
-    whose = load_potential(potential) if origin == "potential" else None
-    for table in of.values():
-        if whose is not None:
-            table.check(whose)
-    if origin == "file":
-        energies = [math.nan if e.energy is None else e.energy for e in entries]
-        reasons = ["the file has no energy" if e.energy is None else "" for e in entries]
-    else:
-        _say_unused(entries, potential)
-        structures.say_workers(len(entries), workers, PER_WORKER)
-        energies, reasons = _energies(
-            entries, relax, fmax, steps, symprec, potential, workers, cache
-        )
-    rows = []
-    for entry, energy, reason in zip(entries, energies, reasons, strict=True):
-        table = of[_elements(entry)]
-        compared = energy if whose is None else table.energy_for(entry.cell, energy, whose)
-        found = table.energy_above_hull(entry.cell[2], compared)
-        rows.append(_row(entry, energy, found, reason))
-        if whose is not None and compared != energy and math.isfinite(compared):
-            rows[-1]["energy_corrected"] = structures.number_text(compared, 6)
-    if second is not None:
-        asked = _options_of(second, relax, fmax, steps, symprec)
-        _second(entries, rows, asked, opinion, workers, cache)
+    rows, of = _placed(entries, asked, workers, cache)
+    if asked.second is not None:
+        options_of_second = asked.relaxation(asked.second)
+        _second(entries, rows, options_of_second, opinion, workers, cache)
     rows.sort(key=_by_distance)
     rows += [{"name": name, "note": reason} for name, reason in refused.items()]
     structures.write_table(out, rows)
-    columns = TABLE if second is None else (*TABLE[:4], *SECOND, *TABLE[4:])
+    columns = TABLE if asked.second is None else (*TABLE[:4], *SECOND, *TABLE[4:])
     structures.show_table(rows[: len(entries)], columns, out)
     structures.show_refused(refused)
     _notes(of)
@@ -216,28 +213,53 @@ def of_files(
     echo(f"{len(entries)} structures in {out}")
 
 
-def _hull_of_table(
-    path: Path,
-    files: Sequence[Path],
-    relax: bool,
-    references: str | None,
-    key: str | None,
-    potential: str,
-    out: Path,
-) -> None:
+def _placed(
+    entries: Sequence[Entry], asked: Asked, workers: int | None, cache: Path | None
+) -> tuple[list[dict[str, str]], References]:
+    """A line for each structure, and the references of its chemical system."""
+    from langevin_xtal.screen.cached import PER_WORKER
+    from langevin_xtal.screen.potentials import load_potential
+
+    computed = asked.origin == "potential"
+    if computed:
+        structures.known_to(entries, asked.potential)
+    of = _references(entries, asked.references, asked.key, asked.potential)
+    whose = load_potential(asked.potential) if computed else None
+    for table in of.values():
+        if whose is not None:
+            table.check(whose)
+    if computed:
+        _say_unused(entries, asked.potential)
+        structures.say_workers(len(entries), workers, PER_WORKER)
+        energies, reasons = _energies(entries, asked.relaxation(asked.potential), workers, cache)
+    else:
+        energies = [math.nan if e.energy is None else e.energy for e in entries]
+        reasons = ["the file has no energy" if e.energy is None else "" for e in entries]
+    rows = []
+    for entry, energy, reason in zip(entries, energies, reasons, strict=True):
+        table = of[_elements(entry)]
+        compared = energy if whose is None else table.energy_for(entry.cell, energy, whose)
+        found = table.energy_above_hull(entry.cell[2], compared)
+        rows.append(_row(entry, energy, found, reason))
+        if whose is not None and compared != energy and math.isfinite(compared):
+            rows[-1]["energy_corrected"] = structures.number_text(compared, 6)
+    return rows, of
+
+
+def _hull_of_table(path: Path, files: Sequence[Path], asked: Asked, out: Path) -> None:
     """Place the phases of a user's table on the hull of them all, or on other references."""
     from langevin_xtal.screen.hull import HullReferences
     from langevin_xtal.screen.own_energies import own_references, read_energies
 
-    if files or relax:
+    if files or asked.relax:
         raise InputError(f"--energies {path} needs no structures: leave out FILES and --relax")
     phases = read_energies(path)
-    if key is not None:
+    if asked.key is not None:
         table = HullReferences.from_materials_project(
-            sorted(_symbols_of(phases)), options.secret(key), potential=potential
+            sorted(_symbols_of(phases)), options.secret(asked.key), potential=asked.potential
         )
-    elif references not in (None, OWN_HULL):
-        table = HullReferences.load(str(references))
+    elif asked.references not in (None, OWN_HULL):
+        table = HullReferences.load(str(asked.references))
     else:
         table = own_references(
             [phase.numbers for phase in phases],
@@ -392,22 +414,14 @@ def _say_unused(entries: Sequence[Entry], potential: str) -> None:
 
 
 def _energies(
-    entries: Sequence[Entry],
-    relax: bool,
-    fmax: float,
-    steps: int,
-    symprec: float,
-    potential: str,
-    workers: int | None,
-    cache: Path | None,
+    entries: Sequence[Entry], chosen: RelaxOptions, workers: int | None, cache: Path | None
 ) -> tuple[list[float], list[str]]:
     """Energy per atom of each structure [eV], NaN with a reason; and what to know of others."""
     from langevin_xtal.screen.relax import relax_folded
 
-    chosen = _options_of(potential, relax, fmax, steps, symprec)
     with (
         structures.open_cache(cache) as store,
-        options.progress_bar("relaxing" if relax else "energies", "structure") as update,
+        options.progress_bar("relaxing" if chosen.steps else "energies", "structure") as update,
     ):
         results = relax_folded(
             [entry.cell for entry in entries],
@@ -416,19 +430,9 @@ def _energies(
             workers=workers,
             progress=update,
         )
-    stopped = "the relaxation ran out of steps" if relax else ""
+    stopped = "the relaxation ran out of steps" if chosen.steps else ""
     notes = [r.reason or ("" if r.converged else stopped) for r in results]
     return [r.energy for r in results], notes
-
-
-def _options_of(
-    potential: str, relax: bool, fmax: float, steps: int, symprec: float
-) -> RelaxOptions:
-    from langevin_xtal.config.screening import RelaxOptions
-
-    if not relax:
-        return RelaxOptions(potential=potential, fmax=fmax, steps=0, keep_symmetry=False)
-    return RelaxOptions(potential=potential, fmax=fmax, steps=steps, symprec=symprec)
 
 
 def _second(
