@@ -362,7 +362,8 @@ def main(
     weights = lx.load_model(model)
     chosen = np.random.default_rng(seed).permutation(len(crystals))[:count]
     first, step = (int(number) for number in part.split("/"))
-    words = [Path(a).name if Path(a).exists() else a for a in sys.argv[1:]]
+    words = [f"docs/results/{out.name}" if a == str(out) else a for a in sys.argv[1:]]
+    words = [Path(a).name if a in (str(data), str(controls)) else a for a in words]
     result: dict[str, Any] = {
         "command": f"python scripts/{Path(sys.argv[0]).name} " + " ".join(words),
         "version": lx.__version__,

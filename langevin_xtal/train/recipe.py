@@ -557,6 +557,16 @@ class RecipeRun:
             split_text = f"{share:g} % of the crystals were not learned, but scale the error bars"
         if self.data.note:
             split_text += f"; {self.data.note}"
+        taken = (
+            {
+                "steps": sum(s.steps if s.stop_at is None else s.stop_at for s in scores),
+                "crystals_seen": sum(
+                    s.batch_size * (s.steps if s.stop_at is None else s.stop_at) for s in scores
+                ),
+            }
+            if scores
+            else {}
+        )
         return {
             "data": "; ".join(
                 f"{name}: {len(data):,} crystals, {data.content_hash[:16]}"
@@ -572,10 +582,7 @@ class RecipeRun:
             + (f", {self.scale:g} of its steps and epochs" if self.scale < 1 else ""),
             "revision": f"langevin-xtal {__version__}",
             "fits": fits,
-            "steps": sum(s.steps if s.stop_at is None else s.stop_at for s in scores),
-            "crystals_seen": sum(
-                s.batch_size * (s.steps if s.stop_at is None else s.stop_at) for s in scores
-            ),
+            **taken,
             "data_hash": self.data.of[recipe.statistics].content_hash,
             "weaknesses": list(recipe.weaknesses),
         }
