@@ -42,7 +42,7 @@ from langevin_xtal.model.ranking import (
     remember,
     shared_anew,
 )
-from langevin_xtal.sampling.start import MOST_ASSIGNMENTS
+from langevin_xtal.sampling.positions import MOST_ASSIGNMENTS
 from langevin_xtal.symmetry.assignments import Assignment, assignments, count_assignments
 from langevin_xtal.symmetry.groups import CRYSTAL_SYSTEMS
 from langevin_xtal.symmetry.normaliser import position_permutations

@@ -26,16 +26,15 @@ from langevin_xtal.model.proposal import Draw, Sites
 from langevin_xtal.model.ranking import AssignmentRanker, RankerConfig
 from langevin_xtal.model.scores import cell_frame
 from langevin_xtal.sampling.chain import LONGEST, Chains
+from langevin_xtal.sampling.positions import MOST_ASSIGNMENTS, ranked_assignments
 from langevin_xtal.sampling.postprocess import PostprocessConfig
 from langevin_xtal.sampling.sample import SampleOptions
 from langevin_xtal.sampling.samplers import Ancestral
 from langevin_xtal.sampling.start import (
-    MOST_ASSIGNMENTS,
     REDRAWS,
     USUAL_BETA,
     Start,
     expected_coordinates,
-    ranked_assignments,
     start_chains,
 )
 from langevin_xtal.sampling.streams import stream_keys
@@ -393,7 +392,7 @@ class TestStarts:
             assert float(at) == pytest.approx(sigma)
 
     def test_more_proposals_are_likelier(self, proposing_model: CrystalModel) -> None:
-        from langevin_xtal.sampling import start as module
+        from langevin_xtal.sampling import proposed as module
 
         seen: list[float] = []
         genuine = module.draw
@@ -451,7 +450,7 @@ class TestStarts:
         turns: int,
     ) -> None:
         """Rock salt with lengths [Å] for the proposals of a chain, beside one that needs one."""
-        from langevin_xtal.sampling import start as module
+        from langevin_xtal.sampling import proposed as module
 
         streams: list[torch.Tensor] = []
         used_temperatures: list[float] = []

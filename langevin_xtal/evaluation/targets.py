@@ -426,10 +426,10 @@ def assignment_ranks(targets: Sequence[Target], model: CrystalModel) -> IntArray
     """(T,) place of each target's true assignment of Wyckoff positions among those of its formula.
 
     0 is the likeliest by the model; −1 where the true one is not among those ranked
-    (:data:`~langevin_xtal.sampling.start.MOST_ASSIGNMENTS`), or the formula is too large to ask
-    for. Exact samples can match a target only where its assignment is drawn.
+    (:data:`~langevin_xtal.sampling.positions.MOST_ASSIGNMENTS`), or the formula is too large to
+    ask for. Exact samples can match a target only where its assignment is drawn.
     """
-    from langevin_xtal.sampling.start import ranked_assignments
+    from langevin_xtal.sampling.positions import ranked_assignments
 
     ranks = []
     for target in targets:

@@ -30,7 +30,7 @@ from langevin_xtal.crystal.request import CENTRINGS, MAX_ATOMS, Choice, Request
 from langevin_xtal.errors import RequestError
 from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.model.settings import MOST_UNITS, Composition, SettingModel
-from langevin_xtal.sampling.start import ranked_assignments
+from langevin_xtal.sampling.positions import ranked_assignments
 from langevin_xtal.symmetry import SpaceGroup
 from langevin_xtal.symmetry.assignments import Assignment
 from langevin_xtal.symmetry.wyckoff import wyckoff_positions
