@@ -31,7 +31,7 @@ class Stages(options.ParamType):
 
 
 @click.command()
-@click.option("--model", default="small", show_default=True, help="Shipped name or file.")
+@options.model
 @click.option(
     "--stage",
     "stages",

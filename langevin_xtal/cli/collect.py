@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from langevin_xtal.cli import options
+from langevin_xtal.cli import options, structures
 from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import LangevinXtalError
-from langevin_xtal.text import KEY_VARIABLE
 
 if TYPE_CHECKING:
     from langevin_xtal.screen.hull import HullReferences
@@ -40,12 +39,7 @@ SHOWN = 50
     help="CSV file of your own DFT energies (formula, energy_per_atom), for its hull.",
     metavar="FILE.csv",
 )
-@click.option(
-    "--key",
-    help="Key of the Materials Project, to take its phases as references; 'env' reads "
-    f"{KEY_VARIABLE}.",
-    metavar="KEY",
-)
+@structures.key
 def collect(folder: Path, store: str, continued: bool, own: Path | None, key: str | None) -> None:
     """Read finished DFT calculations back into the store of a search.
 

@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     from langevin_xtal.dataset.packed import PackedDataset
 
 
+def packed_file(help: str) -> options.Decorator:
+    """``--out``: a packed file."""
+    return click.option(
+        "--out",
+        required=True,
+        type=options.LocalPath(dir_okay=False),
+        help=help,
+        metavar="FILE.lxd",
+    )
+
+
 @click.group()
 def data() -> None:
     """Packed datasets: fetch structures, prepare, split, join, show what one holds."""
@@ -25,25 +36,14 @@ def data() -> None:
 
 @data.command()
 @click.argument("source", type=options.LocalPath())
-@click.option(
-    "--out",
-    required=True,
-    type=options.LocalPath(dir_okay=False),
-    help="The packed file to write; rejects go to FILE.rejects.csv.",
-    metavar="FILE.lxd",
-)
+@packed_file("The packed file to write; rejects go to FILE.rejects.csv.")
 @click.option(
     "--symprec",
     default=0.01,
     show_default=True,
     help="Tolerance of the symmetry search [Å].",
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(max=options.MOST_WORKERS),
-    help="Processes.  [default: one per CPU]",
-    metavar="N",
-)
+@options.workers
 @click.option("--limit", type=int, help="Read no more than N structures.", metavar="N")
 @structures.file_format
 @click.option("--licence", default="", help="Licence of the source, stored with the data.")
@@ -231,13 +231,7 @@ def _spread(values: ArrayLike, unit: str = "") -> str:
     help="Leave out near-duplicates of these: same formula and group, similar volume.",
     metavar="FILE.lxd",
 )
-@click.option(
-    "--out",
-    required=True,
-    type=options.LocalPath(dir_okay=False),
-    help="The packed file to write.",
-    metavar="FILE.lxd",
-)
+@packed_file("The packed file to write.")
 def join_files(files: tuple[Path, ...], without: Path | None, out: Path) -> None:
     """Put packed datasets together.
 
@@ -274,13 +268,9 @@ def join_files(files: tuple[Path, ...], without: Path | None, out: Path) -> None
     help="The packed file to write them to.",
     metavar="FILE.lxd",
 )
-@click.option(
-    "--out",
-    required=True,
-    type=options.LocalPath(dir_okay=False),
-    help="The packed file to write the others to, but for near-duplicates: same formula and "
-    "group, similar volume.",
-    metavar="FILE.lxd",
+@packed_file(
+    "The packed file to write the others to, but for near-duplicates: same formula and "
+    "group, similar volume."
 )
 @options.seed
 def split_file(file: Path, count: int, held_out: Path, out: Path, seed: int) -> None:

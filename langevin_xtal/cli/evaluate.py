@@ -200,11 +200,7 @@ class Asked:
 )
 @options.of_config(SamplingConfig, "steps", "lattice_estimate")
 @options.seed
-@click.option(
-    "--workers",
-    type=click.IntRange(1, options.MOST_WORKERS),
-    help="Processes.  [default: one per CPU]",
-)
+@options.workers
 @click.option(
     "--cache",
     type=options.LocalPath(file_okay=False),

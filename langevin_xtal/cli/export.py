@@ -41,8 +41,6 @@ def sources(command: options.Command) -> options.Command:
     return argument(structures.file_format(command))
 
 
-top = click.option("--top", type=click.IntRange(min=1), help="Only the best N.", metavar="N")
-force = click.option("--force", is_flag=True, help="Replace what holds something else.")
 cell_help = "Standardised by spglib, or the cell as it is stored."
 symprec = click.option(
     "--symprec",
@@ -143,13 +141,13 @@ def export() -> None:
 
 @export.command()
 @sources
-@top
+@structures.top
 @out("FOLDER")
 @vasp_options("MPRelaxSet")
 @cell("primitive")
 @symprec
 @job("srun vasp_std")
-@force
+@structures.force
 def vasp(
     sources: tuple[str, ...], top: int | None, out: Path, incar: tuple[str, ...], **settings: Any
 ) -> None:
@@ -167,7 +165,7 @@ def vasp(
 
 @export.command()
 @sources
-@top
+@structures.top
 @out("FOLDER")
 @click.option(
     "--calculation",
@@ -212,7 +210,7 @@ def vasp(
 @cell("primitive")
 @symprec
 @job("srun pw.x -in pw.in > pw.out")
-@force
+@structures.force
 def qe(
     sources: tuple[str, ...],
     top: int | None,
@@ -234,7 +232,7 @@ def qe(
 
 @export.command()
 @sources
-@top
+@structures.top
 @out("FOLDER")
 @click.option(
     "--dim",
@@ -260,7 +258,7 @@ def qe(
 @cell("conventional")
 @symprec
 @job("srun vasp_std")
-@force
+@structures.force
 def phonopy(
     sources: tuple[str, ...], top: int | None, out: Path, incar: tuple[str, ...], **settings: Any
 ) -> None:
@@ -279,10 +277,10 @@ def phonopy(
 
 @export.command()
 @sources
-@top
+@structures.top
 @out("FOLDER")
 @symprec
-@force
+@structures.force
 def cif(sources: tuple[str, ...], top: int | None, out: Path, **settings: Any) -> None:
     """CIF files with the symmetry that was asked for.
 
@@ -297,11 +295,11 @@ def cif(sources: tuple[str, ...], top: int | None, out: Path, **settings: Any) -
 
 @export.command()
 @sources
-@top
+@structures.top
 @out("FILE")
 @cell("stored")
 @symprec
-@force
+@structures.force
 def xyz(sources: tuple[str, ...], top: int | None, out: Path, **settings: Any) -> None:
     """One extended XYZ file, with energies and provenance.
 

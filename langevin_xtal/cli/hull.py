@@ -14,7 +14,6 @@ import click
 from langevin_xtal.cli import options, structures
 from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import InputError, LangevinXtalError
-from langevin_xtal.text import KEY_VARIABLE
 
 if TYPE_CHECKING:
     from langevin_xtal.config.screening import RelaxOptions
@@ -138,12 +137,7 @@ def hull() -> None:
 @structures.fmax
 @structures.steps
 @structures.symprec
-@click.option(
-    "--key",
-    help="Key of the Materials Project, to take its phases as references; 'env' reads "
-    f"{KEY_VARIABLE}.",
-    metavar="KEY",
-)
+@structures.key
 @structures.potential
 @click.option(
     "--second-opinion",
@@ -152,16 +146,9 @@ def hull() -> None:
     metavar="NAME",
 )
 @structures.second_references
-@structures.workers
+@options.workers
 @structures.cache
-@click.option(
-    "--out",
-    type=options.LocalPath(),
-    default="hull.csv",
-    show_default=True,
-    help="Table to write.",
-    metavar="FILE",
-)
+@options.output_file("hull.csv", "Table to write.")
 @structures.force
 @options.on_engine
 @options.gathered(Asked, *(field.name for field in dataclasses.fields(Asked)), into="asked")
@@ -335,16 +322,9 @@ def _references(
     show_default=True,
     help="Keep what is up to so far above the hull [eV/atom].",
 )
-@structures.workers
+@options.workers
 @structures.cache
-@click.option(
-    "--out",
-    type=options.LocalPath(),
-    default="hull_references.npz",
-    show_default=True,
-    help="Table to write.",
-    metavar="FILE",
-)
+@options.output_file("hull_references.npz", "Table to write.")
 @structures.force
 def build(
     data: Path,

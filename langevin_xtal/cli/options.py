@@ -156,6 +156,15 @@ threads = click.option(
 )
 
 
+model = click.option("--model", default="small", show_default=True, help="Shipped name or file.")
+workers = click.option(
+    "--workers",
+    type=click.IntRange(1, MOST_WORKERS),
+    help="Processes.  [default: one per CPU]",
+    metavar="N",
+)
+
+
 def of_config(
     config: type,
     *names: str,
@@ -415,6 +424,13 @@ def output_folder(default: str) -> Decorator:
         show_default=True,
         help="Folder to write to.",
         metavar="FOLDER",
+    )
+
+
+def output_file(default: str, help: str) -> Decorator:
+    """``--out``: a file."""
+    return click.option(
+        "--out", type=LocalPath(), default=default, show_default=True, help=help, metavar="FILE"
     )
 
 

@@ -26,7 +26,7 @@ TABLE = ("name", "formula", "imaginary", "minimum", "at", "supercell", "atoms", 
 @options.of_config(
     PhononOptions, "fmax", "displacement", "length", "max_atoms", "tolerance", "potential"
 )
-@structures.workers
+@options.workers
 @structures.cache
 @structures.force
 @options.on_engine

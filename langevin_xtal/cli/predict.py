@@ -35,14 +35,7 @@ DIGITS = 4
     metavar="NAME",
 )
 @structures.symprec
-@click.option(
-    "--out",
-    type=options.LocalPath(),
-    default="predicted.csv",
-    show_default=True,
-    help="Table to write.",
-    metavar="FILE",
-)
+@options.output_file("predicted.csv", "Table to write.")
 @structures.force
 def predict(
     files: tuple[Path, ...],

@@ -36,7 +36,7 @@ TABLE = ("name", "formula", "energy", "change", "steps", "group_before", "group"
 )
 @structures.symprec
 @structures.potential
-@structures.workers
+@options.workers
 @structures.cache
 @structures.force
 @options.on_engine

@@ -13,18 +13,11 @@ from langevin_xtal.cli.terminal import echo
 
 @click.command()
 @click.argument("source")
-@click.option(
-    "--out",
-    type=options.LocalPath(),
-    default="report.html",
-    show_default=True,
-    help="HTML file to write.",
-    metavar="FILE",
-)
-@click.option("--top", type=click.IntRange(min=1), help="Only the best N.", metavar="N")
+@options.output_file("report.html", "HTML file to write.")
+@structures.top
 @structures.file_format
 @click.option("--title", default="", help="Heading.  [default: the elements]")
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@structures.force
 def report(source: str, out: Path, top: int | None, title: str, force: bool) -> None:
     """Write a report of candidates: one HTML file, complete in itself.
 

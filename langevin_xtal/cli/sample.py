@@ -83,7 +83,7 @@ class Chains:
     metavar="N",
 )
 @options.seed
-@click.option("--model", default="small", show_default=True, help="Shipped name or file.")
+@options.model
 @generators.option("Sample")
 @generators.weights
 @options.device
@@ -164,16 +164,9 @@ def sample(
     generators.check_apart(generator, weights=weights)
     if generator is not None:
         generators.sample(
-            generator,
-            weights,
-            asked,
-            groups,
-            count=count,
-            seed=seed,
-            threads=threads,
-            out=output.out,
-            file_format=output.file_format,
-        )
+            generator, weights, asked, groups, count=count, seed=seed, threads=threads,
+            out=output.out, file_format=output.file_format,
+        )  # fmt: skip
         return
     from langevin_xtal.model.checkpoint import load_model
     from langevin_xtal.model.device import resolved_device
@@ -204,12 +197,12 @@ def sample(
     parts = _parts(indices, DE_NOVO_PART if asked.de_novo else count)
     made = _sampled(turns, parts, loaded, seed, device, chosen, folder, file)
     seconds = time.perf_counter() - began
+    if file is not None:
+        file.finish(k for k in folder.rows if k < count and k in file)
     if output.picture and made:
         from langevin_xtal.report.pictures import draw_candidates
 
         draw_candidates(made[:8], output.out / "candidates.png")
-    if file is not None:
-        file.finish(k for k in folder.rows if k < count and k in file)
     _summary(folder, count, chosen.attempts, loaded, seconds if indices else None)
     if file is not None:
         echo(f"chains in {chains.trajectory}")

@@ -148,7 +148,7 @@ class SecondAsked:
     metavar="N",
 )
 @options.of_config(SearchConfig, "samples_per_request", "max_samples", "max_hours", "seed")
-@click.option("--model", default="small", show_default=True, help="Shipped name or file.")
+@options.model
 @click.option(
     "--preset",
     type=click.Choice(tuple(PRESETS)),
@@ -207,12 +207,7 @@ class SecondAsked:
     "--max-atoms", type=click.IntRange(min=1), help="Reject larger conventional cells.",
     metavar="N",
 )  # fmt: skip
-@click.option(
-    "--workers",
-    type=click.IntRange(1, options.MOST_WORKERS),
-    help="Processes.  [default: one per CPU]",
-    metavar="N",
-)
+@options.workers
 @click.option(
     "--out",
     default="search.db",

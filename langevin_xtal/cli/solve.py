@@ -83,7 +83,7 @@ wavelength = click.option(
     help="Refine a March-Dollase parameter for preferred orientation along c.",
 )
 @options.seed
-@click.option("--model", default="small", show_default=True, help="Shipped name or file.")
+@options.model
 @options.threads
 @options.output_folder("solved")
 @structures.force

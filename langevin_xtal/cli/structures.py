@@ -22,6 +22,7 @@ from langevin_xtal.files import (
     write_rows,
     write_text,
 )
+from langevin_xtal.text import KEY_VARIABLE
 
 if TYPE_CHECKING:
     from langevin_xtal.crystal.cell import Cell
@@ -74,17 +75,19 @@ second_references = click.option(
     help="Table that hull build wrote for it.  [default: shipped, for chgnet]",
     metavar="FILE",
 )
-workers = click.option(
-    "--workers",
-    type=click.IntRange(1, options.MOST_WORKERS),
-    help="Processes.  [default: one per CPU]",
-)
 cache = click.option(
     "--cache",
     type=options.LocalPath(file_okay=False),
     help="Folder where results are kept, so that nothing is computed twice.  "
     "[default: ~/.cache/langevin-xtal]",
     metavar="FOLDER",
+)
+top = click.option("--top", type=click.IntRange(min=1), help="Only the best N.", metavar="N")
+key = click.option(
+    "--key",
+    help="Key of the Materials Project, to take its phases as references; 'env' reads "
+    f"{KEY_VARIABLE}.",
+    metavar="KEY",
 )
 force = click.option("--force", is_flag=True, help="Replace files that are there.")
 fmax, steps, symprec = (

@@ -340,71 +340,83 @@ def summarise(
     return CampaignSummary(settings, states, reasons, seconds, tuple(_stages(rows, seconds)))
 
 
+def _spent(seconds: Mapping[str, float], *names: str) -> float:
+    return sum(time for stage, time in seconds.items() if stage.split(",")[0] in names)
+
+
+def _having(fact: str, rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if fact in row.facts]
+
+
 def _stages(rows: Sequence[Row], seconds: Mapping[str, float]) -> Iterator[Stage]:
-    def spent(*names: str) -> float:
-        return sum(time for stage, time in seconds.items() if stage.split(",")[0] in names)
-
-    def having(fact: str, of: Sequence[Row]) -> list[Row]:
-        return [row for row in of if fact in row.facts]
-
     if not rows:
         return
     made = [row for row in rows if row.sampled is not None]
     lost = len(rows) - len(made)
-    yield Stage("sampled", len(rows), len(made), f"{lost} given up", spent("sample"))
+    yield Stage("sampled", len(rows), len(made), f"{lost} given up", _spent(seconds, "sample"))
     failed = [row for row in made if "duplicate_of" in row.facts and row.facts.get("reason")]
-    passed = having("filtered", made)
+    passed = _having("filtered", made)
     refused = len([row for row in made if row.facts.get("reason")]) - len(failed)
     if passed or refused:
         remark = f"{refused} rejected"
-        yield Stage("filtered", len(passed) + refused, len(passed), remark, spent("filter"))
-    compared = having("duplicate_of", passed)
+        yield Stage(
+            "filtered", len(passed) + refused, len(passed), remark, _spent(seconds, "filter")
+        )
+    compared = _having("duplicate_of", passed)
     unique = [row for row in compared if row.facts["duplicate_of"] == -1]
     if compared:
         remark = f"{len(compared) - len(unique)} duplicates"
-        yield Stage("unique", len(compared), len(unique), remark, spent("duplicates"))
-    looked_up = having("known", unique)
+        yield Stage("unique", len(compared), len(unique), remark, _spent(seconds, "duplicates"))
+    looked_up = _having("known", unique)
     if looked_up:
         remark = f"{sum(bool(row.facts['known']) for row in looked_up)} known"
-        time = spent("known", "known relaxed")
+        time = _spent(seconds, "known", "known relaxed")
         yield Stage("looked up", len(looked_up), len(looked_up), remark, time)
-    wanted = having("target_probability", unique)
+    wanted = _having("target_probability", unique)
     if wanted:
         likely = sum(float(row.facts["target_probability"]) >= 0.5 for row in wanted)
         remark = f"{likely} in the window of the target as likely as not"
-        time = spent("properties", "properties relaxed")
+        time = _spent(seconds, "properties", "properties relaxed")
         yield Stage("predicted", len(wanted), len(wanted), remark, time)
-    relaxed = [row for row in having("energy", unique) if not row.facts.get("reason")]
+    yield from _relaxation_stages(unique, failed, seconds)
+
+
+def _relaxation_stages(
+    unique: Sequence[Row], failed: Sequence[Row], seconds: Mapping[str, float]
+) -> Iterator[Stage]:
+    relaxed = [row for row in _having("energy", unique) if not row.facts.get("reason")]
     if "screen" in seconds:
-        known = having("energy_sampled", unique)
+        known = _having("energy_sampled", unique)
         tried = len(known) + len(failed)
         remark = f"{len(relaxed)} relaxed, as the lowest above hull"
-        yield Stage("energies", tried, len(relaxed), remark, spent("screen"))
+        yield Stage("energies", tried, len(relaxed), remark, _spent(seconds, "screen"))
     if relaxed or failed:
         remark = f"{len(failed)} failed"
-        yield Stage("relaxed", len(relaxed) + len(failed), len(relaxed), remark, spent("relax"))
-    merged = having("same_as", relaxed)
+        yield Stage(
+            "relaxed", len(relaxed) + len(failed), len(relaxed), remark, _spent(seconds, "relax")
+        )
+    merged = _having("same_as", relaxed)
     apart = [row for row in merged if row.facts["same_as"] == -1]
     if merged:
         remark = f"{len(merged) - len(apart)} relaxed into another"
-        yield Stage("distinct", len(merged), len(apart), remark, spent("merge"))
-    released = having("symmetry_broke", apart)
+        yield Stage("distinct", len(merged), len(apart), remark, _spent(seconds, "merge"))
+    released = _having("symmetry_broke", apart)
     if released:
         broke = sum(bool(row.facts["symmetry_broke"]) for row in released)
         apart = [row for row in apart if row.facts.get("same_released", -1) == -1]
         remark = f"near the hull; in {broke} symmetry broke"
-        time = spent("release", "merge released")
+        time = _spent(seconds, "release", "merge released")
         yield Stage("released", len(released), len(apart), remark, time)
-    ranked = having("ranked", apart)
+    ranked = _having("ranked", apart)
     if ranked:
         stable = sum(float(row.facts.get("e_above_hull", math.inf)) <= 0.1 for row in ranked)
         remark = f"{stable} at most 0.1 eV/atom above the hull of known phases"
-        time = spent("rank", "rank together")
+        time = _spent(seconds, "rank", "rank together")
         yield Stage("ranked", len(ranked), len(ranked), remark, time)
-    checked = having("phonons", apart)
+    checked = _having("phonons", apart)
     if checked:
         remark = f"{sum(bool(row.facts.get('imaginary')) for row in checked)} with imaginary modes"
-        yield Stage("phonons", len(checked), len(checked), remark, spent("phonons"))
+        yield Stage("phonons", len(checked), len(checked), remark, _spent(seconds, "phonons"))
 
 
 def to_atoms(row: Row) -> Any:
