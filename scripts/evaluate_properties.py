@@ -12,6 +12,8 @@ what is predicted is judged by the same model, of the relaxed structure.
 """
 
 import json
+import platform
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -28,6 +30,7 @@ from langevin_xtal.model.properties import load_properties
 from langevin_xtal.screen.properties import predict_packed
 from langevin_xtal.search.campaign import Campaign
 from langevin_xtal.search.space import SearchSpace
+from langevin_xtal.version import __version__
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "properties.json"
 PUBLISHED = [
@@ -145,7 +148,12 @@ def enrichment(data: PackedDataset, window: Window, value: Any, error: Any) -> d
 
 def put(results: Path, **found: Any) -> None:
     whole = json.loads(results.read_text()) if results.exists() else {}
-    results.write_text(json.dumps(whole | found, indent=1) + "\n")
+    made = {
+        "command": f"python scripts/evaluate_properties.py {' '.join(sys.argv[1:])}",
+        "version": __version__,
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+    results.write_text(json.dumps(made | whole | found, indent=1) + "\n")
 
 
 @click.group()
