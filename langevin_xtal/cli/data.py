@@ -9,6 +9,7 @@ import click
 
 from langevin_xtal.cli import options, structures
 from langevin_xtal.cli.terminal import echo
+from langevin_xtal.config.tolerances import USUAL
 from langevin_xtal.errors import InputError
 from langevin_xtal.text import KEY_VARIABLE
 
@@ -39,7 +40,7 @@ def data() -> None:
 @packed_file("The packed file to write; rejects go to FILE.rejects.csv.")
 @click.option(
     "--symprec",
-    default=0.01,
+    default=USUAL,
     show_default=True,
     help="Tolerance of the symmetry search [Å].",
 )

@@ -12,6 +12,7 @@ import click
 
 from langevin_xtal.cli import options, structures
 from langevin_xtal.cli.terminal import echo
+from langevin_xtal.config.tolerances import USUAL
 from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ cell_help = "Standardised by spglib, or the cell as it is stored."
 symprec = click.option(
     "--symprec",
     type=click.FloatRange(min=0, min_open=True, max=1),
-    default=0.01,
+    default=USUAL,
     show_default=True,
     help="Tolerance of the symmetry search [Å].",
 )

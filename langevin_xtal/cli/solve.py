@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
     from langevin_xtal.crystal.request import Request
+    from langevin_xtal.diffraction.pattern import Pattern
+    from langevin_xtal.model.checkpoint import CrystalModel
 
 SHOWN = ("rank", "file", "r_wp", "gof", "likeness", "probability", "wyckoff")
 STEP = 0.02
@@ -23,6 +26,43 @@ wavelength = click.option(
     help="Tube such as CuKa, CuKa1, MoKa, or Å.  [default: what an xrdml file says, or CuKa]",
     metavar="NAME|Å",
 )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The composition, and what is known beside, as the command line says it."""
+
+    formula: str
+    atoms: int | None
+    z: int | None
+    groups: str | None
+    cell: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The file of a pattern, and what is used of it."""
+
+    scan: Path
+    wavelength: str | None
+    limits: tuple[float, float] | None
+
+    def read(self) -> Pattern:
+        """The pattern.
+
+        Raises
+        ------
+        InputError
+            Where it cannot be read or used.
+        """
+        from langevin_xtal.diffraction.pattern import read_pattern
+        from langevin_xtal.diffraction.refine import Target
+
+        pattern = read_pattern(self.scan, wavelength=self.wavelength)
+        if self.limits is not None:
+            pattern = pattern.within(*self.limits)
+        Target.of(pattern)  # refuses what cannot be refined against
+        return pattern
 
 
 @click.command()
@@ -87,15 +127,11 @@ wavelength = click.option(
 @options.threads
 @options.output_folder("solved")
 @structures.force
+@options.gathered(Asked, "formula", "atoms", "z", "groups", "cell", into="asked")
+@options.gathered(Scan, "scan", "wavelength", "limits", into="measured")
 def solve(
-    formula: str,
-    scan: Path,
-    wavelength: str | None,
-    atoms: int | None,
-    z: int | None,
-    groups: str | None,
-    cell: tuple[float, ...] | None,
-    limits: tuple[float, float] | None,
+    asked: Asked,
+    measured: Scan,
     count: int,
     orientation: bool,
     seed: int,
@@ -118,25 +154,20 @@ def solve(
       langevin-xtal solve --formula LiFePO4 --pattern scan.xrdml --atoms 28 --out olivine/
       langevin-xtal solve --formula TiO2 --pattern scan.xye --sg tetragonal --wavelength MoKa
     """
-    from langevin_xtal.diffraction.pattern import read_pattern
-    from langevin_xtal.diffraction.refine import Target
     from langevin_xtal.diffraction.solve import POOR, SolveOptions, ranked, solve_rounds
     from langevin_xtal.model.checkpoint import load_model
     from langevin_xtal.report.patterns import PICTURE, TABLE, draw_fits, write_solutions
     from langevin_xtal.sampling.sample import SampleOptions
 
-    pattern = read_pattern(scan, wavelength=wavelength)
-    if limits is not None:
-        pattern = pattern.within(*limits)
-    Target.of(pattern)  # refused before the model is loaded
-    options.say_settings(groups)
+    pattern = measured.read()
+    options.say_settings(asked.groups)
     weights = load_model(model)
-    request = _request(formula, atoms, z, groups, weights)
+    request = _request(asked, weights)
     options.say_unknown(request.elements, weights)
     _open_folder(out, force)
     chosen = SolveOptions(
         samples=count,
-        cell=cell,
+        cell=asked.cell,
         orientation=orientation,
         sampling=SampleOptions(workers=threads),
     )
@@ -151,7 +182,7 @@ def solve(
             rows = write_solutions(out, found, [row["file"] for row in rows])
             draw_fits(found, out / PICTURE)
     if not found:
-        why = "" if cell is None else ": no setting of the composition fits --cell"
+        why = "" if asked.cell is None else ": no setting of the composition fits --cell"
         raise LangevinXtalError(f"none of {count} candidates came about{why}")
     structures.show_table(rows, SHOWN, out / TABLE)
     best = ranked(found)[0]
@@ -241,19 +272,13 @@ def xrd(
     echo(f"{done} patterns in {out}")
 
 
-def _request(
-    formula: str,
-    atoms: int | None,
-    z: int | None,
-    groups: str | None,
-    weights: Any,
-) -> Request:
+def _request(asked: Asked, weights: CrystalModel) -> Request:
     """What candidates are asked for."""
     from langevin_xtal.crystal.request import Request
     from langevin_xtal.model.groups import parse_groups
 
-    named = () if groups is None else parse_groups(groups, weights)
-    return Request(formula=formula, z=z, atoms=atoms, groups=named)
+    named = () if asked.groups is None else parse_groups(asked.groups, weights)
+    return Request(formula=asked.formula, z=asked.z, atoms=asked.atoms, groups=named)
 
 
 def _open_folder(out: Path, force: bool) -> None:
