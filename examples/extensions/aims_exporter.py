@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from langevin_xtal.cli import main, structures
-from langevin_xtal.cli.export import export, out, sources, top
+from langevin_xtal.cli.export import export, out, sources
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.export.folders import Inputs, write_folders
@@ -30,7 +30,7 @@ def inputs(entry: Entry, name: str, notes: Notes) -> Inputs:
 
 @export.command()  # the registration: a command of the group "export"
 @sources
-@top
+@structures.top
 @out("FOLDER")
 def aims(sources: tuple[str, ...], top: int | None, out: Path) -> None:
     """FHI-aims geometries, one folder per candidate."""
