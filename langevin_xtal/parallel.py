@@ -109,6 +109,7 @@ def _spawned(
         initializer=follow_parent,
         initargs=(os.getpid(), in_main),
     )
+    _let_end_quietly(pool)
     finished = False
     try:
         waiting: dict[int, Future[list[Any]]] = {}
@@ -139,6 +140,23 @@ def _spawned(
         if not finished:
             for process in processes:  # they heed no SIGTERM, and may be busy for minutes
                 process.kill()
+
+
+def _let_end_quietly(pool: ProcessPoolExecutor) -> None:
+    """Print nothing where workers that were killed cannot hear any more that work is over.
+
+    The pool's queue prints a traceback then: its end marker (None) meets a closed pipe.
+    """
+    queue: Any = getattr(pool, "_call_queue", None)
+    report = getattr(queue, "_on_queue_feeder_error", None)
+    if report is None:
+        return
+
+    def only_of_work(error: Exception, item: Any) -> None:
+        if item is not None:
+            report(error, item)
+
+    queue._on_queue_feeder_error = only_of_work
 
 
 def apply_to(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from langevin_xtal import runtime
 from langevin_xtal.cli import EXIT_CODES
+from langevin_xtal.parallel import _let_end_quietly
 from tests.arena import environment, session
 from tests.attacks import STOP_SECONDS
 
@@ -192,3 +194,14 @@ class TestCommand:
         assert "Traceback" not in reported
         assert reported.strip().startswith("Error: ")
         assert took < STOP_SECONDS
+
+
+def test_an_end_marker_that_no_worker_takes_is_not_reported() -> None:
+    reported = []
+    with ProcessPoolExecutor(1) as pool:
+        queue = pool._call_queue
+        queue._on_queue_feeder_error = lambda error, item: reported.append(item)
+        _let_end_quietly(pool)
+        for item in (None, "work"):
+            queue._on_queue_feeder_error(OSError(9, "Bad file descriptor"), item)
+    assert reported == ["work"]
