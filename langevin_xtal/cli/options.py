@@ -169,7 +169,6 @@ def of_config(
     config: type,
     *names: str,
     flags: Mapping[str, str] | None = None,
-    preset: Mapping[str, Any] | None = None,
     into: str | None = None,
 ) -> Decorator:
     """Options for fields of a configuration, in this order: default, range and help are theirs.
@@ -180,8 +179,6 @@ def of_config(
         Fields; all that have a setting by default.
     flags
         Names of options that differ from those of their fields, such as ``--prior-epochs``.
-    preset
-        Defaults that differ from those of the fields.
     into
         Name of one argument that is the configuration itself, in place of its fields.
     """
@@ -193,7 +190,7 @@ def of_config(
             command = gathered(config, *chosen, into=into)(command)
         for name in reversed(chosen):
             flag = (flags or {}).get(name, "--" + name.replace("_", "-"))
-            command = _option(config, name, flag, preset or {})(command)
+            command = _option(config, name, flag)(command)
         return command
 
     return decorate
@@ -223,11 +220,10 @@ def gathered(
     return decorate
 
 
-def _option(config: type, name: str, flag: str, preset: Mapping[str, Any]) -> Decorator:
+def _option(config: type, name: str, flag: str) -> Decorator:
     field, said = fields.setting_of(config, name)
-    default = preset.get(name, field.default)
     if field.type == "bool":
-        return click.option(flag, is_flag=True, default=default, help=said.help)
+        return click.option(flag, is_flag=True, default=field.default, help=said.help)
     kind: Any = float if "float" in str(field.type) else int if "int" in str(field.type) else str
     if said.choices:
         kind = click.Choice(said.choices)
@@ -240,8 +236,8 @@ def _option(config: type, name: str, flag: str, preset: Mapping[str, Any]) -> De
     return click.option(
         flag,
         type=kind,
-        default=default,
-        show_default=default is not None and said.shown,
+        default=field.default,
+        show_default=field.default is not None and said.shown,
         help=said.help or None,
         metavar=said.metavar,
     )

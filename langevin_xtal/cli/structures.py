@@ -12,7 +12,7 @@ import click
 
 from langevin_xtal.cli import options
 from langevin_xtal.cli.terminal import echo
-from langevin_xtal.config.screening import RELAX_PRESETS, RelaxOptions
+from langevin_xtal.config.screening import FileRelaxOptions, RelaxOptions
 from langevin_xtal.errors import DataError, InputError
 from langevin_xtal.files import (
     check_target,
@@ -91,8 +91,7 @@ key = click.option(
 )
 force = click.option("--force", is_flag=True, help="Replace files that are there.")
 fmax, steps, symprec = (
-    options.of_config(RelaxOptions, name, preset=RELAX_PRESETS["files"])
-    for name in ("fmax", "steps", "symprec")
+    options.of_config(FileRelaxOptions, name) for name in ("fmax", "steps", "symprec")
 )
 
 

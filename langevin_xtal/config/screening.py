@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from langevin_xtal.config.fields import check, preset, setting
+from langevin_xtal.config.fields import check, setting
 from langevin_xtal.config.sampling import SamplingConfig
 from langevin_xtal.config.tolerances import TIGHT, USUAL
 from langevin_xtal.errors import InputError
@@ -64,9 +62,7 @@ class RelaxOptions:
     """Also the largest stress times volume per atom [eV]."""
     steps: int = setting(100, "Steps of a relaxation, at most.", low=0)
     keep_symmetry: bool = True  #: move only as the space group found at the start allows
-    symprec: float = setting(
-        TIGHT, "Tolerance of the symmetry that is kept [Å].", above=0, high=0.5
-    )
+    symprec: float = setting(TIGHT, "Tolerance of the symmetry that is kept [Å].", above=0, high=1)
     optimiser: str = setting("LBFGS", choices=OPTIMISERS)
     max_step: float = setting(0.2, "Farthest an atom moves in a step [Å].", above=0, high=1)
     min_distance: float = setting(0.5, "Atoms closer than this overlap [Å].", low=0)
@@ -75,24 +71,16 @@ class RelaxOptions:
     def __post_init__(self) -> None:
         check(self)
 
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> RelaxOptions:
-        """A preset of :data:`RELAX_PRESETS`, with changes.
 
-        Raises
-        ------
-        InputError
-            For an unknown preset, and for values out of range.
-        """
-        return preset(cls, RELAX_PRESETS, name, **changes)
+@dataclass(frozen=True, kw_only=True)
+class FileRelaxOptions(RelaxOptions):
+    """Of structures that people have: with rounded coordinates, where candidates of a search have
+    exact symmetry, and few enough to be relaxed to the end."""
 
-
-RELAX_PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "candidates": {},
-    "files": {"steps": 200, "symprec": USUAL},
-}
-"""``candidates``: of a search, many and with exact symmetry; ``files``: what people have, with
-rounded coordinates, and few enough to be relaxed to the end."""
+    steps: int = setting(200, "Steps of a relaxation, at most.", low=1)
+    symprec: float = setting(
+        USUAL, "Tolerance of the symmetry that is kept [Å].", above=0, high=0.5
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -260,8 +260,7 @@ def in_supergroup(refined: Refined, target: Target, options: SolveOptions) -> Re
         if unit.group in tried:
             continue
         tried.add(unit.group)
-        higher = Crystal(unit.group, unit.lattice, unit.numbers, unit.frac, unit.multiplicity)
-        found = refined_or_none(higher, target, options)
+        found = refined_or_none(unit, target, options)
         if found is None or found.parameters >= refined.parameters:
             continue
         if refined.r_wp < FAR_BETTER * found.r_wp:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from langevin_xtal.config.tolerances import USUAL
 from langevin_xtal.crystal.asymmetric import AsymmetricUnit, asymmetric_unit
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
@@ -30,8 +31,6 @@ from langevin_xtal.model.properties import (
 
 TOGETHER = 64
 """Crystals of a batch."""
-SYMPREC = 1e-2
-"""At which the symmetry of a structure is found [Å]."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def predict_properties(
     cells: Sequence[Cell],
     model: PropertyModel | str = SHIPPED,
     *,
-    symprec: float = SYMPREC,
+    symprec: float = USUAL,
     together: int = TOGETHER,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Prediction]:
