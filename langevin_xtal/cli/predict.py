@@ -9,6 +9,7 @@ import click
 
 from langevin_xtal.cli import options, structures
 from langevin_xtal.cli.terminal import echo
+from langevin_xtal.config.screening import DEFAULT_PROPERTIES
 from langevin_xtal.crystal.properties import PROPERTIES
 from langevin_xtal.errors import InputError, LangevinXtalError
 
@@ -23,7 +24,7 @@ DIGITS = 4
 @structures.files
 @click.option(
     "--model",
-    default="mp20-properties",
+    default=DEFAULT_PROPERTIES,
     show_default=True,
     help="Property model: a shipped name, or a file that train --recipe mp20-properties wrote.",
 )

@@ -13,7 +13,7 @@ from langevin_xtal.cli import options, structures
 from langevin_xtal.cli.terminal import echo
 from langevin_xtal.config import fields
 from langevin_xtal.config.sampling import PRESET_HELP, PRESETS, SamplingConfig
-from langevin_xtal.config.screening import DEFAULT_POTENTIAL, FilterOptions
+from langevin_xtal.config.screening import DEFAULT_POTENTIAL, DEFAULT_PROPERTIES, FilterOptions
 from langevin_xtal.config.search import SearchConfig
 from langevin_xtal.errors import InputError, LangevinXtalError
 
@@ -174,7 +174,7 @@ class SecondAsked:
 )
 @click.option(
     "--properties",
-    default="mp20-properties",
+    default=DEFAULT_PROPERTIES,
     show_default=True,
     help="Property model: a shipped name or a file; none predicts none.",
     metavar="MODEL",

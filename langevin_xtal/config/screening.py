@@ -16,6 +16,8 @@ POTENTIAL_HELP = (
     "chgnet, sevennet-0, sevennet-l3i5; mace:, orb:, mattersim:, nequip:, upet: or grace: and a "
     "file; or module:attribute of anything that makes an ASE calculator."
 )
+DEFAULT_PROPERTIES = "mp20-properties"
+"""Property model that is used where none is named."""
 OPTIMISERS = ("LBFGS", "BFGS", "FIRE")
 VOLUME_PER_ATOM = (3.0, 200.0)
 """Volumes per atom [Å³] outside of which a cell has collapsed or exploded."""

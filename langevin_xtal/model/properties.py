@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from langevin_xtal.config.screening import DEFAULT_PROPERTIES
 from langevin_xtal.crystal.properties import PROPERTIES
 from langevin_xtal.errors import CheckpointError, InputError
 from langevin_xtal.graph.batch import GraphBatch
@@ -46,8 +47,6 @@ from langevin_xtal.model.checkpoint import (
 from langevin_xtal.model.network import ELEMENTS, EdgeNetwork, NetworkConfig
 
 PROPERTIES_FORMAT = "langevin-xtal properties 1"
-SHIPPED = "mp20-properties"
-"""Name of the model that is used where none is named."""
 NEIGHBOURS = 10.0
 """What sums over edges are divided by."""
 LEAST_WIDTH = -5.0
@@ -275,7 +274,7 @@ def shipped_properties() -> tuple[str, ...]:
     return tuple(sorted(n.removesuffix(SUFFIX) for n in names if n.endswith(PROPERTIES_SUFFIX)))
 
 
-def load_properties(name_or_path: str | Path = SHIPPED) -> PropertyModel:
+def load_properties(name_or_path: str | Path = DEFAULT_PROPERTIES) -> PropertyModel:
     """A shipped property model by name, or one of your own by path.
 
     Raises

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from langevin_xtal.config.screening import DEFAULT_PROPERTIES
 from langevin_xtal.config.tolerances import USUAL
 from langevin_xtal.crystal.asymmetric import AsymmetricUnit, asymmetric_unit
 from langevin_xtal.crystal.cell import Cell
@@ -23,7 +24,6 @@ from langevin_xtal.diffusion.noising import clean_graph
 from langevin_xtal.errors import GraphError, RejectError
 from langevin_xtal.graph.snapping import all_operations
 from langevin_xtal.model.properties import (
-    SHIPPED,
     Predictions,
     PropertyModel,
     load_properties,
@@ -45,7 +45,7 @@ class Prediction:
 
 def predict_packed(
     data: PackedDataset,
-    model: PropertyModel | str = SHIPPED,
+    model: PropertyModel | str = DEFAULT_PROPERTIES,
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predictions:
@@ -71,7 +71,7 @@ def predict_packed(
 
 def predict_properties(
     cells: Sequence[Cell],
-    model: PropertyModel | str = SHIPPED,
+    model: PropertyModel | str = DEFAULT_PROPERTIES,
     *,
     symprec: float = USUAL,
     together: int = TOGETHER,

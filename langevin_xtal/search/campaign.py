@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from langevin_xtal.config.screening import (
+    DEFAULT_PROPERTIES,
     FilterOptions,
     PhononOptions,
     RelaxOptions,
@@ -31,7 +32,7 @@ from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.prepare import load_crystals
 from langevin_xtal.errors import InputError
 from langevin_xtal.model.checkpoint import CrystalModel, load_model
-from langevin_xtal.model.properties import SHIPPED, PropertyModel, load_properties
+from langevin_xtal.model.properties import PropertyModel, load_properties
 from langevin_xtal.sampling.sample import SampleOptions
 from langevin_xtal.screen.filters import DEFAULT_FILTERS
 from langevin_xtal.screen.hull import HullReferences
@@ -187,7 +188,7 @@ class Campaign:
         sampling: SampleOptions | None = None,
         hull: HullReferences | None = None,
         target: str | Sequence[str] | None = None,
-        properties: PropertyModel | str | None = SHIPPED,
+        properties: PropertyModel | str | None = DEFAULT_PROPERTIES,
         reference: PackedDataset | str | os.PathLike[str] | None = None,
         phonon_options: PhononOptions = DEFAULT_PHONONS,
         stages: Sequence[str] = (),

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from langevin_xtal.config.sampling import PRESETS
+from langevin_xtal.config.screening import DEFAULT_PROPERTIES
 from langevin_xtal.config.search import SearchConfig
 from langevin_xtal.config.tables import from_table, list_of, read_toml
 from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
@@ -29,7 +30,6 @@ from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.crystal.properties import windows_of
 from langevin_xtal.errors import DataError, InputError, LangevinXtalError
 from langevin_xtal.extras import require
-from langevin_xtal.model.properties import SHIPPED
 from langevin_xtal.sampling.sample import SampleOptions
 from langevin_xtal.search.campaign import Campaign
 from langevin_xtal.search.database import database_errors
@@ -66,7 +66,7 @@ class SystemOptions:
     release_within: float = SearchConfig.release_within  #: [eV/atom]
     potential: str = SearchConfig.potential
     target: str = ""  #: one window, such as ``band_gap=1.1:1.7``
-    properties: str = SHIPPED
+    properties: str = DEFAULT_PROPERTIES
     phonons: int = 0
     reference: str = ""
     max_hours: float | None = None  #: for one process at this system, each time it comes to it
