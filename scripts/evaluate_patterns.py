@@ -51,12 +51,11 @@ from langevin_xtal.diffraction.cells import Bins, fitted_cells
 from langevin_xtal.diffraction.pattern import Pattern
 from langevin_xtal.diffraction.radiation import radiation
 from langevin_xtal.diffraction.refine import Target as PatternTarget
+from langevin_xtal.diffraction.refine import cell_parameters
 from langevin_xtal.diffraction.simulate import Crystal, PatternModel
 from langevin_xtal.diffraction.solve import (
     Solution,
     SolveOptions,
-    atoms_of,
-    crystal_of,
     refined_or_none,
     solve,
 )
@@ -84,9 +83,8 @@ class Condition:
     impurity: float = 0.0  #: highest peak of another crystal, as a share of the highest
     march: float = 1.0  #: March and Dollase's parameter along c
     orientation: bool = False  #: refine that parameter
-    times: int = (
-        1  #: atoms in the primitive cell that are given, as a multiple of the right number
-    )
+    times: int = 1  #: atoms in the primitive cell given, as a multiple of the right number
+    cell: bool = False  #: give the conventional cell
 
 
 CONDITIONS = {
@@ -101,6 +99,7 @@ CONDITIONS = {
     "orientation 0.6": Condition(march=0.6),
     "orientation 0.6, refined": Condition(march=0.6, orientation=True),
     "atoms doubled": Condition(times=2),
+    "cell given": Condition(cell=True),
 }
 
 
@@ -157,7 +156,7 @@ def structure_of(crystal: Crystal) -> Structure:
 
 def cell_of(crystal: Crystal) -> Cell:
     """The conventional cell."""
-    frac, site = atoms_of(crystal)
+    frac, site = crystal.atoms()
     return crystal.lattice, frac, crystal.numbers[site]
 
 
@@ -187,12 +186,12 @@ def by_probability(solutions: list[Solution]) -> list[Crystal]:
         solutions,
         key=lambda s: (s.candidate.request.choice.draw, s.candidate.request.choice.rank),
     )
-    return [crystal_of(s.candidate) for s in order]
+    return [s.candidate.unit for s in order]
 
 
 def by_energy(solutions: list[Solution]) -> list[Crystal]:
     """The candidates as sampled, the lowest energy first; those without one are left out."""
-    crystals = [crystal_of(s.candidate) for s in solutions]
+    crystals = [s.candidate.unit for s in solutions]
     still = relax_folded([cell_of(c) for c in crystals], RelaxOptions(steps=0), workers=1)
     pairs = [(r.energy, k) for k, r in enumerate(still) if not r.reason]
     return [crystals[k] for _, k in sorted(pairs)]
@@ -297,6 +296,7 @@ def solved(
     options = SolveOptions(
         samples=samples,
         orientation=condition.orientation,
+        cell=tuple(cell_parameters(crystal.lattice).tolist()) if condition.cell else None,
         sampling=SampleOptions(workers=1),
         spread=SpreadOptions(known_share=0),
     )

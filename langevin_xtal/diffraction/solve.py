@@ -10,6 +10,7 @@ pattern, or when all samples are drawn.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -33,6 +34,8 @@ from langevin_xtal.sampling.spread import Spread, SpreadOptions
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+Start = tuple[float, Crystal, int]
+"""Likeness to the pattern, the crystal in a fitted cell, and its candidate's place."""
 Progress = Callable[[int, int], None]
 """Called with samples done and planned."""
 
@@ -46,6 +49,13 @@ SUPERGROUP_SYMPRECS = (0.3, 0.1, 0.03)
 """Tolerances at which a refined crystal's symmetry is looked for [Å], loosest first."""
 FAR_BETTER = 0.9
 """Times the supergroup's R_wp, below which a refinement is better without a closer look."""
+PRIOR = 0.003
+"""Likeness that a factor of e in the probability of a setting is worth."""
+STARTS_OF_SETTING = 2
+"""Starts of one setting that are refined before others of it wait."""
+LEAST_PROBABILITY = 1e-12
+NEARLY = 2.0
+"""Times a good fit's goodness of fit, up to which free peak widths may do the rest."""
 POOR = 0.35
 """R_wp above which nothing fits."""
 
@@ -87,7 +97,7 @@ class Solution:
     @property
     def crystal(self) -> Crystal:
         """As refined, or as sampled."""
-        return crystal_of(self.candidate) if self.refined is None else self.refined.crystal
+        return self.candidate.unit if self.refined is None else self.refined.crystal
 
     @property
     def r_wp(self) -> float:
@@ -96,19 +106,17 @@ class Solution:
 
     @property
     def penalised(self) -> float:
-        """R_wp with a small penalty on parameters, see :func:`penalised`."""
-        return float("inf") if self.refined is None else penalised(self.refined)
+        """R_wp with small penalties on parameters and improbable settings, see
+        :func:`penalised`."""
+        if self.refined is None:
+            return float("inf")
+        return penalised(self.refined, _log_prior(self.candidate))
 
     @property
     def probability(self) -> float:
         """Of the setting, given the request; NaN where the request left nothing open."""
         choice = self.candidate.request.choice
         return float("nan") if choice is None else choice.probability
-
-
-def crystal_of(candidate: Candidate) -> Crystal:
-    """The independent sites of a candidate."""
-    return candidate.unit
 
 
 def solve(
@@ -146,7 +154,8 @@ def solve(
 
 
 def ranked(solutions: Sequence[Solution]) -> list[Solution]:
-    """The best first: by R_wp with a small penalty on parameters, then by likeness."""
+    """The best first: by R_wp with small penalties on parameters and improbable settings, then by
+    likeness."""
     return sorted(solutions, key=lambda one: (one.penalised, -one.likeness))
 
 
@@ -207,28 +216,53 @@ def examined(
     options: SolveOptions,
 ) -> list[Solution]:
     """Candidates with their cells fitted, and the most alike of them refined."""
-    starts: list[tuple[float, Crystal, int]] = []
+    starts: list[Start] = []
     likeness: dict[int, float] = {}
     for place, candidate in enumerate(candidates):
         try:
             cells = fitted_cells(
-                crystal_of(candidate), target, bins, rng, strain=KNOWN if options.cell else 1.0
+                candidate.unit, target, bins, rng, strain=KNOWN if options.cell else 1.0
             )
         except InputError:  # no reflection in the range, or far too many
             continue
         likeness[place] = cells[0][0]
         starts += [(score, crystal, place) for score, crystal in cells]
-    starts.sort(key=lambda one: -one[0])
     best: dict[int, Refined] = {}
-    for _, crystal, place in starts[: options.refined]:
+    for _, crystal, place in promising(starts, candidates, options.refined):
         refined = refined_or_none(crystal, target, options)
         if refined is not None and (place not in best or refined.r_wp < best[place].r_wp):
             best[place] = refined
-    best = {place: in_supergroup(refined, target, options) for place, refined in best.items()}
+    best = {
+        place: with_free_widths(in_supergroup(refined, target, options), target, options)
+        for place, refined in best.items()
+    }
     return [
         Solution(candidate, likeness.get(place, 0.0), best.get(place))
         for place, candidate in enumerate(candidates)
     ]
+
+
+def promising(starts: Sequence[Start], candidates: Sequence[Candidate], count: int) -> list[Start]:
+    """The starts to refine: those most like the pattern, few of one setting.
+
+    A subgroup has more freedom to look like the pattern than the group itself, so that a setting's
+    probability counts a little; and its second cell, or its third draw, comes after other
+    settings, since most often it leads to the same crystal.
+    """
+    order = sorted(starts, key=lambda one: -one[0] - PRIOR * _log_prior(candidates[one[2]]))
+    seen: dict[Request, int] = {}
+    first, later = [], []
+    for start in order:
+        setting = candidates[start[2]].request
+        seen[setting] = seen.get(setting, 0) + 1
+        (first if seen[setting] <= STARTS_OF_SETTING else later).append(start)
+    return (first + later)[:count]
+
+
+def _log_prior(candidate: Candidate) -> float:
+    """Logarithm of the probability of a setting; 0 where the request left nothing open."""
+    choice = candidate.request.choice
+    return 0.0 if choice is None else math.log(max(choice.probability, LEAST_PROBABILITY))
 
 
 def refined_or_none(crystal: Crystal, target: Target, options: SolveOptions) -> Refined | None:
@@ -242,6 +276,21 @@ def refined_or_none(crystal: Crystal, target: Target, options: SolveOptions) -> 
     return refined
 
 
+def with_free_widths(refined: Refined, target: Target, options: SolveOptions) -> Refined:
+    """A refinement that explains the pattern, or nearly, with peak widths that may change with
+    the angle; as given where that is no better.
+
+    With one width for all angles, split peaks of a subgroup make up for the widths.
+    """
+    if refined.gof > NEARLY * options.good_gof:
+        return refined
+    freer = refine(
+        refined.crystal, target, refined.profile, orientation=options.orientation, caglioti=True
+    )
+    collapsed = shortest_distance(freer.crystal) < NEAREST
+    return freer if not collapsed and penalised(freer) < penalised(refined) else refined
+
+
 def in_supergroup(refined: Refined, target: Target, options: SolveOptions) -> Refined:
     """The refinement in the highest supergroup that fits as well, parameters weighed; or as given.
 
@@ -250,7 +299,7 @@ def in_supergroup(refined: Refined, target: Target, options: SolveOptions) -> Re
     Caglioti; else the splitting of peaks in the subgroup makes up for a width that may not.
     """
     crystal = refined.crystal
-    frac, site = atoms_of(crystal)
+    frac, site = crystal.atoms()
     tried = {crystal.group}
     for symprec in SUPERGROUP_SYMPRECS:
         try:
@@ -276,21 +325,18 @@ def in_supergroup(refined: Refined, target: Target, options: SolveOptions) -> Re
     return refined
 
 
-def penalised(refined: Refined) -> float:
-    """R_wp times N^(p/2N) for p parameters and N points, as the Bayesian information criterion
-    weighs them: a description of lower symmetry has to fit better than noise lets it."""
+def penalised(refined: Refined, log_prior: float = 0.0) -> float:
+    """R_wp times N^(p/2N) P^(-1/N) for p parameters, N points and a prior probability P, as the
+    Bayesian information criterion weighs them: a description of lower symmetry, or an improbable
+    one, has to fit better than noise lets it."""
     points = len(refined.pattern)
-    return float(refined.r_wp * points ** (refined.parameters / (2 * points)))
+    exponent = (refined.parameters * math.log(points) / 2 - log_prior) / points
+    return float(refined.r_wp * math.exp(exponent))
 
 
 def shortest_distance(crystal: Crystal) -> float:
     """Between atoms of a crystal, its images included [Å]."""
-    return min_distance(crystal.lattice, atoms_of(crystal)[0])
-
-
-def atoms_of(crystal: Crystal) -> tuple[FloatArray, IntArray]:
-    """(N, 3) all atoms of the conventional cell, and (N,) the site of each."""
-    return crystal.atoms()
+    return min_distance(crystal.lattice, crystal.atoms()[0])
 
 
 class _Search:

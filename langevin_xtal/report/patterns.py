@@ -15,7 +15,7 @@ from langevin_xtal.crystal.cell import cell_parameters
 from langevin_xtal.crystal.cif import sites_cif
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.diffraction.simulate import Crystal
-from langevin_xtal.diffraction.solve import Solution, atoms_of, ranked
+from langevin_xtal.diffraction.solve import Solution, ranked
 from langevin_xtal.files import replacing, save_figure, write_rows, write_text
 from langevin_xtal.symmetry import SpaceGroup
 from langevin_xtal.symmetry.detection import symmetry_dataset
@@ -100,7 +100,7 @@ def solution_cif(solution: Solution, rank: int) -> str:
 def wyckoff_text(crystal: Crystal) -> str:
     """Positions of each element's sites, such as ``Na 4a Cl 4b``; multiplicities alone where
     spglib finds another group."""
-    frac, site = atoms_of(crystal)
+    frac, site = crystal.atoms()
     letters = np.full(len(crystal.numbers), "", dtype="<U1")
     data = symmetry_dataset((crystal.lattice, frac, crystal.numbers[site]), TIGHT)
     if data is not None and data.number == crystal.group:
