@@ -39,6 +39,7 @@ from langevin_xtal.diffraction.simulate import (
 from langevin_xtal.diffraction.solve import (
     SolveOptions,
     in_supergroup,
+    is_settled,
     penalised,
     promising,
     shortest_distance,
@@ -444,10 +445,24 @@ def test_of_equal_fits_the_likelier_setting_is_first() -> None:
     frac = np.array([[0.0, 0, 0], [0.5, 0.5, 0.5]])
     salt = Crystal(225, 5.64 * np.eye(3), np.array([11, 17]), frac, np.array([4, 4]))
     refined = refine(salt, Target.of(noisy(salt)))
-    even = penalised(refined)
+    even = penalised(refined, 1.0)
     points = len(refined.pattern)
-    assert penalised(refined, math.log(0.01)) == pytest.approx(even * 0.01 ** (-1 / points))
     assert even == pytest.approx(refined.r_wp * points ** (refined.parameters / (2 * points)))
+    unlikely = penalised(refined, 1.0, math.log(0.01))
+    assert unlikely == pytest.approx(even * 0.01 ** (-1 / points))
+    # where the best fit leaves nine times the noise's variance, nine points count as one
+    assert penalised(refined, 3.0) == pytest.approx(refined.r_wp * (even / refined.r_wp) ** 9)
+
+
+def test_a_search_is_settled_where_one_fit_is_reached_again_and_nothing_comes_near() -> None:
+    def solutions(*fits: float) -> Any:
+        return [SimpleNamespace(refined=True, r_wp=r_wp) for r_wp in fits]
+
+    assert is_settled(solutions(0.1, 0.3, 0.1, 0.101))
+    assert not is_settled(solutions(0.1, 0.3, 0.1))
+    assert not is_settled(solutions(0.1, 0.15, 0.1, 0.101))
+    assert not is_settled(solutions(0.2, 0.2, 0.2))
+    assert not is_settled([])
 
 
 def test_a_known_cell_is_kept(scan: Path) -> None:

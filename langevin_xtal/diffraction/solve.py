@@ -56,6 +56,10 @@ STARTS_OF_SETTING = 2
 LEAST_PROBABILITY = 1e-12
 NEARLY = 2.0
 """Times a good fit's goodness of fit, up to which free peak widths may do the rest."""
+FAIR = 0.12
+"""R_wp up to which a fit that nothing else comes near may end the search."""
+SETTLED_FITS = 3
+"""Candidates from which it has to have been reached."""
 POOR = 0.35
 """R_wp above which nothing fits."""
 
@@ -105,14 +109,6 @@ class Solution:
         return float("inf") if self.refined is None else self.refined.r_wp
 
     @property
-    def penalised(self) -> float:
-        """R_wp with small penalties on parameters and improbable settings, see
-        :func:`penalised`."""
-        if self.refined is None:
-            return float("inf")
-        return penalised(self.refined, _log_prior(self.candidate))
-
-    @property
     def probability(self) -> float:
         """Of the setting, given the request; NaN where the request left nothing open."""
         choice = self.candidate.request.choice
@@ -156,7 +152,14 @@ def solve(
 def ranked(solutions: Sequence[Solution]) -> list[Solution]:
     """The best first: by R_wp with small penalties on parameters and improbable settings, then by
     likeness."""
-    return sorted(solutions, key=lambda one: (one.penalised, -one.likeness))
+    best = min((one.refined.gof for one in solutions if one.refined is not None), default=1.0)
+
+    def key(one: Solution) -> tuple[float, float]:
+        if one.refined is None:
+            return math.inf, -one.likeness
+        return penalised(one.refined, best, _log_prior(one.candidate)), -one.likeness
+
+    return sorted(solutions, key=key)
 
 
 def solve_rounds(
@@ -178,6 +181,7 @@ def solve_rounds(
     model = load_model(model) if isinstance(model, str) else model
     search = _Search(request, model, seed, options)
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2**31,)))
+    found: list[Solution] = []
     done = 0
     while done < options.samples:
         count = min(options.round_size, options.samples - done)
@@ -196,16 +200,29 @@ def solve_rounds(
         done += len(requests)
         solutions = examined(sorted(candidates, key=lambda c: c.index), target, bins, rng, options)
         search.learn(solutions)
+        found += solutions
         yield solutions
         if progress is not None:
             progress(done, options.samples)
-        if any(is_good(one, options) for one in solutions):
+        if any(is_good(one, options) for one in solutions) or is_settled(found):
             break
 
 
 def is_good(solution: Solution, options: SolveOptions) -> bool:
     """Whether a solution explains the pattern."""
     return solution.refined is not None and solution.refined.gof <= options.good_gof
+
+
+def is_settled(solutions: Sequence[Solution]) -> bool:
+    """Whether a fair fit was reached from several candidates and every other is far worse.
+
+    Measured patterns are seldom explained to within their noise.
+    """
+    fits = sorted(one.r_wp for one in solutions if one.refined is not None)
+    if not fits or fits[0] > FAIR:
+        return False
+    alike = sum(r_wp <= 1.02 * fits[0] for r_wp in fits)
+    return alike >= SETTLED_FITS and all(r_wp >= 2 * fits[0] for r_wp in fits[alike:])
 
 
 def examined(
@@ -288,7 +305,8 @@ def with_free_widths(refined: Refined, target: Target, options: SolveOptions) ->
         refined.crystal, target, refined.profile, orientation=options.orientation, caglioti=True
     )
     collapsed = shortest_distance(freer.crystal) < NEAREST
-    return freer if not collapsed and penalised(freer) < penalised(refined) else refined
+    better = penalised(freer, freer.gof) < penalised(refined, freer.gof)
+    return freer if better and not collapsed else refined
 
 
 def in_supergroup(refined: Refined, target: Target, options: SolveOptions) -> Refined:
@@ -320,18 +338,23 @@ def in_supergroup(refined: Refined, target: Target, options: SolveOptions) -> Re
             )
             for one in (refined, found)
         )
-        if penalised(others) <= penalised(own):
+        best = min(own.gof, others.gof)
+        if penalised(others, best) <= penalised(own, best):
             return found
     return refined
 
 
-def penalised(refined: Refined, log_prior: float = 0.0) -> float:
-    """R_wp times N^(p/2N) P^(-1/N) for p parameters, N points and a prior probability P, as the
+def penalised(refined: Refined, gof: float, log_prior: float = 0.0) -> float:
+    """R_wp times N^(p/2M) P^(-1/M) for p parameters, N points and a prior probability P, as the
     Bayesian information criterion weighs them: a description of lower symmetry, or an improbable
-    one, has to fit better than noise lets it."""
+    one, has to fit better than noise lets it.
+
+    M is N over the square of ``gof``, the best goodness of fit of those compared: what no crystal
+    explains is an error of the model, and is counted as noise.
+    """
     points = len(refined.pattern)
     exponent = (refined.parameters * math.log(points) / 2 - log_prior) / points
-    return float(refined.r_wp * math.exp(exponent))
+    return float(refined.r_wp * math.exp(exponent * max(1.0, gof) ** 2))
 
 
 def shortest_distance(crystal: Crystal) -> float:
