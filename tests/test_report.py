@@ -20,6 +20,7 @@ import spglib
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pymatgen.analysis.diffraction.xrd import XRDCalculator
 
 from langevin_xtal.cli.report import report
 from langevin_xtal.crystal.cell import Cell
@@ -30,14 +31,28 @@ from langevin_xtal.errors import InputError
 from langevin_xtal.report import search as report_module
 from langevin_xtal.report.diagram import agree, make_diagram
 from langevin_xtal.report.limits import limits
-from langevin_xtal.report.rows import pack_cell, page_rows, shared_provenance, shortest_distance
+from langevin_xtal.report.rows import (
+    PATTERN_RANGE,
+    pack_cell,
+    page_rows,
+    pattern,
+    shared_provenance,
+    shortest_distance,
+)
 from langevin_xtal.report.search import as_script, report_html, write_report
 from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.search.store import Row, Store
 
 FOLDER = Path(report_module.__file__).parent
 CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    filter(
+        None,
+        map(
+            shutil.which,
+            ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell"),
+        ),
+    ),
+    None,
 )
 HOSTILE = '</script><script>throw "in"</script><img src=x onerror=alert(1)>{{data}}"\'\u2028'
 
@@ -276,6 +291,20 @@ class TestRows:
         assert row["flags"] == ["known: mp-1", "not converged", "symmetry broke"]
         assert row["notes"] == ["no reference"]
         assert row["more"]["steps"] == 4
+
+    def test_powder_patterns_against_pymatgen(self) -> None:
+        theirs = XRDCalculator("CuKa1", symprec=0).get_pattern(
+            to_structure(SALT), two_theta_range=PATTERN_RANGE
+        )
+        strong = theirs.y >= 1.0
+        (row,) = page_rows([entry(SALT)], {}, None)
+        angles, heights = np.array(row["xrd"]).T
+        np.testing.assert_allclose(angles, theirs.x[strong], atol=0.02)
+        np.testing.assert_allclose(heights, theirs.y[strong], rtol=0.01, atol=0.06)
+
+    def test_a_crystal_without_a_pattern_has_none(self) -> None:
+        far = (50.0 * np.eye(3), np.zeros((1, 3)), np.array([110]))  # no scattering factor
+        assert pattern(far) == []
 
     def test_what_is_not_finite_is_unknown(self) -> None:
         odd = entry(SALT, math.nan, e_above_hull=math.inf, properties={"x": math.nan, "y": 1 / 3})

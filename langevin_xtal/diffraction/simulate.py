@@ -265,3 +265,26 @@ def stick_pattern(
     )
     order = np.argsort(angle.numpy(), kind="stable")
     return angle.numpy()[order], height.numpy()[order], model.reflections.hkl[order]
+
+
+def peaks(
+    crystal: Crystal, wavelength: float, limits: tuple[float, float], *, apart: float = 0.05
+) -> tuple[FloatArray, FloatArray]:
+    """(K,) angles within ``limits`` [degrees] and heights, 100 for the highest, by angle.
+
+    Lines less than ``apart`` degrees from the one before are one peak, at their mean angle.
+
+    Raises
+    ------
+    InputError
+        For an element without a scattering factor, or limits without reflections.
+    """
+    low, high = limits
+    angle, height, _ = stick_pattern(crystal, wavelength, high)
+    seen = (angle >= low) & (height > 0)
+    angle, height = angle[seen], height[seen]
+    if not len(angle):
+        raise InputError(f"no reflection between {low:g} and {high:g} degrees")
+    peak = np.concatenate([[0], np.cumsum(np.diff(angle) >= apart)])
+    total = np.bincount(peak, height)
+    return np.bincount(peak, height * angle) / total, 100 * total / total.max()

@@ -13,11 +13,17 @@ from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.entry import Entry, Value
 from langevin_xtal.crystal.pymatgen import to_structure
+from langevin_xtal.errors import InputError, RejectError
 from langevin_xtal.report.diagram import Diagram
 from langevin_xtal.search.store import STATES
 
 NOTES = ("note", "reason", "missing", "warning", "phonons")
 """Strings whose names contain one of these are shown in the table, the rest on demand."""
+PATTERNS = 200
+"""Candidates that have a powder pattern on the page."""
+PATTERN_RANGE = (10.0, 80.0)
+"""2θ [degrees]."""
+MOST_PEAKS = 60
 MUST_HOLD = {"converged": "not converged", "valid": "not valid"}
 """Flags that are worth a word when they are false."""
 
@@ -25,8 +31,30 @@ MUST_HOLD = {"converged": "not converged", "valid": "not valid"}
 def page_rows(
     entries: Sequence[Entry], shared: Mapping[str, Value], diagram: Diagram | None
 ) -> list[dict[str, Any]]:
-    """One dictionary per candidate, in order; provenance without what is ``shared``."""
-    return [_row(entry, shared, diagram) for entry in entries]
+    """One dictionary per candidate, in order; provenance without what is ``shared``.
+
+    The first ``PATTERNS`` have a powder pattern.
+    """
+    rows = [_row(entry, shared, diagram) for entry in entries]
+    for row, entry in zip(rows[:PATTERNS], entries, strict=False):
+        row["xrd"] = pattern(entry.cell)
+    return rows
+
+
+def pattern(cell: Cell) -> list[list[float]]:
+    """Cu Kα1 peaks of at least one per cent: 2θ [degrees], height; none where it has none."""
+    from langevin_xtal.crystal.asymmetric import asymmetric_unit
+    from langevin_xtal.diffraction.radiation import radiation
+    from langevin_xtal.diffraction.simulate import peaks
+
+    wavelength = radiation("CuKa1").lines[0][0]
+    try:
+        angles, heights = peaks(asymmetric_unit(*cell), wavelength, PATTERN_RANGE)
+    except (RejectError, InputError):
+        return []
+    order = np.argsort(-heights, kind="stable")[:MOST_PEAKS]
+    strong = np.sort(order[heights[order] >= 1.0])
+    return [[round(float(angles[k]), 2), round(float(heights[k]), 1)] for k in strong]
 
 
 def shared_provenance(entries: Sequence[Entry]) -> dict[str, Value]:

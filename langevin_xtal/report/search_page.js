@@ -224,6 +224,7 @@ function details(row) {
   const state = row.sampled ? "relaxed" : "as listed";
   const found = [make("p", {}, save(row.cell, state, ""), " ", row.sampled ? save(row.sampled, "as sampled", "-sampled") : null)];
   found.push(comparison(row));
+  if (row.xrd?.length) found.push(Plots.pattern(row));
   const more = Object.entries({ ...(row.potential ? { potential: row.potential } : {}), ...row.more });
   if (row.flags.length || row.notes.length) found.push(make("p", {}, ...row.flags.map((flag) => make("span", { class: "flag" }, flag)), row.notes.join("; ")));
   if (more.length) found.push(make("details", {}, make("summary", {}, "Properties"), pairs(more)));

@@ -2,6 +2,7 @@
 
 const Plots = (() => {
   const MANY = 30; // values from which on stray ones are left off
+  const CU_KALPHA1 = 1.54056; // Å
   const TOP = 12; // groups with a bar of their own
 
   // -- scales
@@ -302,6 +303,33 @@ const Plots = (() => {
     box.append(make("span", {}, "above the hull: 0", bar, `${most} meV/atom`));
   }
 
+  // -- powder pattern
+
+  // The peaks of the picked structure, as they are listed; a tip has angle, height and distance.
+  function pattern(row) {
+    const [width, height] = [400, 130];
+    const frame = { left: 8, right: width - 8, top: 8, bottom: height - 34 };
+    const words = `Powder pattern of ${row.name}, Cu Kα1: ${row.xrd.length} peaks between 10 and 80 degrees`;
+    const svg = draw("svg", { width: "100%", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": words });
+    const x = scale([10, 80], [frame.left, frame.right]);
+    const y = scale([0, 100], [frame.bottom, frame.top]);
+    svg.append(draw("line", { x1: frame.left, x2: frame.right, y1: frame.bottom, y2: frame.bottom, class: "axis" }));
+    for (let angle = 10; angle <= 80; angle += 10) {
+      svg.append(
+        draw("line", { x1: x(angle), x2: x(angle), y1: frame.bottom, y2: frame.bottom + 4, class: "axis" }),
+        text(x(angle), frame.bottom + 16, String(angle), { "text-anchor": "middle", class: "soft" }),
+      );
+    }
+    svg.append(text((frame.left + frame.right) / 2, height - 4, "2θ [degrees], Cu Kα1", { "text-anchor": "middle", class: "soft" }));
+    for (const [angle, high] of row.xrd) {
+      const spacing = CU_KALPHA1 / 2 / Math.sin((angle * Math.PI) / 360);
+      const line = draw("line", { x1: x(angle), x2: x(angle), y1: frame.bottom, y2: y(high), class: "peak" });
+      const wide = draw("line", { x1: x(angle), x2: x(angle), y1: frame.bottom, y2: frame.top, stroke: "transparent", "stroke-width": 5 });
+      svg.append(line, tip(wide, `${fixed(angle, 2)}°  ${fixed(high, 0)} %\nd = ${fixed(spacing, 3)} Å`));
+    }
+    return make("figure", { class: "pattern" }, make("figcaption", {}, "Powder pattern"), svg);
+  }
+
   // -- distributions
 
   function histogram(box, field, title, shown, picked, without) {
@@ -395,5 +423,5 @@ const Plots = (() => {
     }
   }
 
-  return { hull, legend, histogram, groups };
+  return { hull, legend, histogram, groups, pattern };
 })();
