@@ -199,12 +199,27 @@ def test_stoichiometries_of_a_system_add_up(model: SettingModel) -> None:
         model.compositions(range(1, 13))
 
 
-def test_elements_drawn_are_known_and_repeat_with_the_seed(model: SettingModel) -> None:
-    drawn = [model.draw_elements(np.random.default_rng(k)) for k in range(50)]
-    assert drawn == [model.draw_elements(np.random.default_rng(k)) for k in range(50)]
-    assert all(not model.unknown_elements(elements) for elements in drawn)
-    assert all(len(set(elements)) == len(elements) for elements in drawn)
+def test_compositions_drawn_are_of_known_elements_and_repeat_with_the_seed(
+    model: SettingModel,
+) -> None:
+    drawn = [model.draw_composition(np.random.default_rng(k)) for k in range(50)]
+    assert drawn == [model.draw_composition(np.random.default_rng(k)) for k in range(50)]
+    for composition in drawn:
+        assert not model.unknown_elements(composition.elements)
+        assert list(composition.elements) == sorted(set(composition.elements))
+        assert min(composition.counts) >= 1
     assert model.unknown_elements([118]) == [118]
+
+
+def test_exchanged_elements_stay_as_frequent_as_they_are(model: SettingModel) -> None:
+    stable = model.known.elements[model.known.stable > 0]
+    frequency = np.bincount(stable[stable > 0], minlength=119) / (stable > 0).sum()
+    exchange = model._exchange
+    assert_allclose(exchange.sum(1), 1.0)
+    assert_allclose(frequency @ exchange, frequency, atol=1e-12)
+    flow = frequency[:, None] * exchange
+    assert_allclose(flow, flow.T, atol=1e-12)  # detailed balance
+    assert np.diag(exchange)[frequency > 0].min() < 0.9  # something is exchanged
 
 
 def test_a_model_file_keeps_the_settings(model: SettingModel, tmp_path) -> None:

@@ -368,23 +368,40 @@ class SettingModel(nn.Module):
         likely = sorted(found.items(), key=lambda item: (-item[1], item[0]))
         return [(Composition(tuple(asked), key), share / total) for key, share in likely]
 
-    def draw_elements(self, rng: np.random.Generator) -> tuple[int, ...]:
-        """A set of elements: those of a training crystal, exchanged for ones like them."""
+    def draw_composition(self, rng: np.random.Generator) -> Composition:
+        """Elements and stoichiometry: those of a training crystal, elements exchanged for ones
+        like them."""
         stable = np.flatnonzero(self.known.stable > 0)
         rows = stable if len(stable) else np.arange(len(self.known))
-        own = self.known.elements[rows[rng.integers(len(rows))]]
+        row = int(rows[rng.integers(len(rows))])
+        own = [int(z) for z in self.known.elements[row] if z]
+        counts = self.known.counts[row, : len(own)] // self.known.units[row]
         while True:
-            drawn = [int(rng.choice(ELEMENTS, p=self._exchange[z])) for z in own if z]
+            drawn = [int(rng.choice(ELEMENTS, p=self._exchange[z])) for z in own]
             if len(set(drawn)) == len(drawn):
-                return tuple(sorted(drawn))
+                order = sorted(range(len(drawn)), key=drawn.__getitem__)
+                return Composition(
+                    tuple(drawn[k] for k in order), tuple(int(counts[k]) for k in order)
+                )
 
     @cached_property
     def _exchange(self) -> FloatArray:
-        """(119, 119) probability that the one element is shown as the other."""
-        seen = self._seen.astype(float)
-        weight = np.exp(-self.distances / self.config.substitution_width) * seen
-        total = weight.sum(1, keepdims=True)
-        return weight / np.where(total > 0, total, 1.0)
+        """(119, 119) probability that the one element is exchanged for the other, or stays.
+
+        Elements stay as frequent as they are in the training crystals: what is likely by
+        resemblance is accepted by Metropolis' rule.
+        """
+        stable = self.known.elements[self.known.stable > 0]
+        elements = stable if len(stable) else self.known.elements
+        frequency = np.bincount(elements[elements > 0], minlength=ELEMENTS).astype(float)
+        alike = np.exp(-self.distances / self.config.substitution_width)
+        np.fill_diagonal(alike, 0.0)
+        # T(z, z') f(z) is symmetric
+        either = np.minimum(frequency[:, None], frequency[None, :])
+        change = alike * either / np.maximum(frequency[:, None], 1.0)
+        change /= max(float(change.sum(1).max()), 1e-300)
+        np.fill_diagonal(change, 1.0 - change.sum(1))
+        return np.maximum(change, 0.0)
 
     @cached_property
     def _seen(self) -> NDArray[np.bool_]:

@@ -219,12 +219,10 @@ def de_novo(request: Request, model: CrystalModel, seed: int, index: int) -> Req
     settings = _settings_model(model)
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
     for _ in range(TRIES):
-        elements = settings.draw_elements(rng)
-        found = settings.compositions(elements)
-        composition = found[_drawn(rng, [share for _, share in found])][0]
-        log_units = settings.log_units(composition)
+        composition = settings.draw_composition(rng)
+        log_units = settings.log_units(composition, as_new=True)
         units = _drawn(rng, np.exp(log_units))
-        groups = np.exp(settings.log_groups(composition, [units])[0])
+        groups = np.exp(settings.log_groups(composition, [units], as_new=True)[0])
         allowed = groups * _group_filter(request)
         if not allowed.sum() > 0:
             continue
