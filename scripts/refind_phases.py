@@ -17,6 +17,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import platform
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from langevin_xtal.config.search import SearchConfig
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.pymatgen import plain_formula
 from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.files import write_text
 from langevin_xtal.model.checkpoint import load_model
 from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.potentials import load_potential
@@ -36,6 +40,7 @@ from langevin_xtal.search.campaign import Campaign
 from langevin_xtal.search.rows import setting_of
 from langevin_xtal.search.space import SearchSpace
 from langevin_xtal.search.store import read_rows
+from langevin_xtal.version import __version__
 
 COLUMNS = (
     "system", "id", "formula", "group", "sites", "in_space", "published", "setting_rank", "rank",
@@ -159,7 +164,20 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     options |= {"out": out, "model": load_model(model)}
     lines = [line for k in drawn for line in search(names[k], found[names[k]], data, options)]
-    (out / "phases.json").write_text(json.dumps(lines, indent=1), encoding="utf-8")
+    ranks = [line["rank"] for line in lines]
+    result = {
+        "command": f"python scripts/{Path(sys.argv[0]).name} "
+        + " ".join(Path(word).name if "/" in word else word for word in sys.argv[1:]),
+        "version": __version__,
+        "weights": options["model"].hash,
+        "machine": f"{platform.machine()}, {options['workers'] or os.cpu_count()} processes",
+        "systems": len(drawn),
+        "phases": len(lines),
+        "found": sum(rank is not None for rank in ranks),
+        f"among the best {top}": sum(rank is not None and rank <= top for rank in ranks),
+        "rows": lines,
+    }
+    write_text(out / "phases.json", json.dumps(result, indent=1) + "\n")
     with (out / "phases.csv").open("w", newline="", encoding="utf-8") as stream:
         table = csv.DictWriter(stream, lines[0].keys())
         table.writeheader()
