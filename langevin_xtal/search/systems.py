@@ -40,7 +40,7 @@ from langevin_xtal.search.store import (
     is_address,
     is_store,
     read_finished,
-    read_summary,
+    read_progress,
 )
 from langevin_xtal.search.work import Progress
 from langevin_xtal.text import address_of
@@ -181,15 +181,13 @@ class Systems:
         try:
             if not is_store(store):
                 return empty
-            summary = read_summary(store)
+            states, seconds = read_progress(store)
             finished = read_finished(store, chosen.relax) >= chosen.samples
         except NoStoreError:  # a database without this system
             return empty
         except LangevinXtalError as error:
             return empty._replace(problem=str(error))
-        return SystemState(
-            name, chosen.samples, summary.states, sum(summary.seconds.values()), finished
-        )
+        return SystemState(name, chosen.samples, states, seconds, finished)
 
     def states(self) -> list[SystemState]:
         """Of all systems."""
