@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from langevin_xtal.cli import run
-from langevin_xtal.cluster import ClusterConfig, difference, load_cluster
+from langevin_xtal.cluster import ClusterConfig, _gpu_jobs, difference, load_cluster
 from langevin_xtal.errors import InputError
 from langevin_xtal.parallel import parallel_map, use_engine
 from langevin_xtal.search.store import read_finished, read_rows
@@ -151,6 +152,21 @@ class TestHere:
         assert read_finished(more.store_of("Na-Cl"), relaxed=False) == 3
         assert read_finished(more.store_of("Na-Cl"), relaxed=True) == 0
 
+    def test_sampling_alone_leaves_the_rest_to_another_call(self, tmp_path: Path) -> None:
+        systems = Systems(str(tmp_path / "a"), {"Na-Cl": SystemOptions(samples=3)})
+        whole = Systems(str(tmp_path / "b"), systems.options)
+        assert search_system(systems, "Na-Cl", 1, only_sample=True).problem == ""
+        assert systems.state("Na-Cl").sampled == 3
+        assert not systems.state("Na-Cl").finished
+        assert {row.state for row in read_rows(systems.store_of("Na-Cl"))} <= {
+            "sampled",
+            "rejected",
+        }
+        for each in (systems, whole):
+            assert search_system(each, "Na-Cl", 1).problem == ""
+            assert each.state("Na-Cl").finished
+        assert candidates(systems.store_of("Na-Cl")) == candidates(whole.store_of("Na-Cl"))
+
     def test_nothing_is_begun_after_the_time(self, tmp_path: Path) -> None:
         one = {"Na-Cl": SystemOptions(samples=2)}
         systems = Systems(str(tmp_path), one, max_hours=1e-6)
@@ -224,10 +240,49 @@ class TestClusterFile:
         assert "--nthreads 1" in script
         assert "--nworkers 2" in script
 
+    def test_jobs_with_a_gpu(self, tmp_path: Path) -> None:
+        text = """
+            scheduler = "slurm"
+            jobs = 3
+            processes = 8
+            memory = "16GB"
+            queue = "short"
+            directives = ["--exclusive"]
+            [gpu]
+            queue = "gpu"
+            directives = ["--gres=gpu:1"]
+            """
+        config = load_cluster(written(tmp_path / "c.toml", text))
+        gpu = config.gpu
+        assert gpu is not None
+        assert (gpu.jobs, gpu.processes, gpu.queue, gpu.memory) == (1, 1, "gpu", "16GB")
+        assert (config.jobs, config.processes, config.queue) == (3, 8, "short")
+        jobqueue = pytest.importorskip("dask_jobqueue")
+        options = {**config.job_options("CPU"), "interface": None, "config_name": "slurm"}
+        spec = {"cls": jobqueue.SLURMCluster.job_cls, "options": options}
+        made = _gpu_jobs(spec, config, gpu)
+        assert list(made) == ["gpu-0"]
+        scripts = [
+            spec["cls"]("tcp://127.0.0.1:1", "name", protocol="tcp", **one).job_script()
+            for one in (options, made["gpu-0"]["options"])
+        ]
+        here, there = (("short", "--exclusive", "CPU=1"), ("gpu", "--gres=gpu:1", "GPU=1"))
+        for script, mine, others in zip(scripts, (here, there), (there, here), strict=True):
+            assert f"-p {mine[0]}\n" in script
+            assert f"#SBATCH {mine[1]}\n" in script
+            assert f"--resources {mine[2]}" in script
+            assert not any(text in script for text in others[1:] if text != "GPU=1")
+            assert f"--resources {others[2]}" not in script
+            assert "--mem=15G" in script
+
     @pytest.mark.parametrize(
         ("text", "said"),
         [
             ("scheduler = 'slurm'\nnodes = 3", "unknown keys ['nodes']"),
+            ("scheduler = 'slurm'\n[gpu]\nnodes = 3", "gpu: unknown keys ['nodes']"),
+            ("scheduler = 'slurm'\n[gpu]\nscheduler = 'pbs'", "gpu: scheduler has no place"),
+            ("scheduler = 'slurm'\ngpu = 2", "gpu"),
+            ("scheduler = 'slurm'\n[gpu]\njobs = 0", "jobs is 0"),
             ("scheduler = 'cron'", "scheduler 'cron' is not known"),
             ("jobs = 2", "scheduler missing"),
             ("scheduler = 'local'\njobs = 0", "jobs is 0"),
@@ -246,6 +301,15 @@ def slow_square(folder: str, number: int) -> int:
     Path(folder, f"{number}-{os.getpid()}").touch()
     time.sleep(0.1)
     return number * number
+
+
+def resources_of(folder: str, kind: str, number: int) -> str:
+    """What the worker declares that does the piece."""
+    from distributed import get_worker
+
+    declared = ",".join(get_worker().state.total_resources)
+    Path(folder, f"{kind}-{number}-{declared}").touch()
+    return declared
 
 
 def raising(number: int) -> int:
@@ -276,6 +340,53 @@ class TestDask:
             os.kill(someone, signal.SIGKILL)
             assert [first, *results] == [n * n for n in range(30)]
         assert list(parallel_map(abs, [-1])) == [1]  # the block is over
+
+    def test_gpu_workers_and_others_each_do_their_own(self, tmp_path: Path) -> None:
+        pytest.importorskip("distributed")
+        from functools import partial
+
+        from langevin_xtal.cluster import dask_engine
+
+        config = ClusterConfig(scheduler="local", gpu=ClusterConfig(scheduler="local"))
+        before, after = (partial(resources_of, str(tmp_path), kind) for kind in ("gpu", "cpu"))
+        with dask_engine(cluster=config) as made:
+            made.wait(60)
+            assert made.resources() == {"CPU", "GPU"}
+            assert dict(made.as_done(after, range(6), on_gpu=before)) == dict.fromkeys(
+                range(6), "CPU"
+            )
+            with use_engine(made):
+                assert set(parallel_map(after, range(6, 30), chunk=1)) == {"CPU"}
+        names = sorted(path.name for path in tmp_path.iterdir())
+        expected = [f"cpu-{k}-CPU" for k in range(30)] + [f"gpu-{k}-GPU" for k in range(6)]
+        assert names == sorted(expected)
+
+    def test_without_a_gpu_nothing_goes_before(self, engine: object, tmp_path: Path) -> None:
+        from functools import partial
+
+        both = [partial(resources_of, str(tmp_path), kind) for kind in ("gpu", "cpu")]
+        done = dict(engine.as_done(both[1], [1, 2], on_gpu=both[0]))  # type: ignore[attr-defined]
+        assert done == {1: "", 2: ""}
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["cpu-1-", "cpu-2-"]
+
+    def test_a_campaign_samples_on_the_gpu_workers(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("distributed")
+        path = written(tmp_path / "c.toml", "store = 's'\nsystems = ['Na-Cl', 'K-Cl']\n" + SMALL)
+        cluster = written(tmp_path / "l.toml", "scheduler = 'local'\n[gpu]\njobs = 1\n")
+        monkeypatch.setattr("langevin_xtal.cli.terminal.LINE_SECONDS", 0.2)
+        line = ["campaign", "run", str(path), "--engine", "dask", "--cluster", str(cluster)]
+        assert run(line) == 0
+        said = capsys.readouterr()
+        assert "2 of 2 systems finished" in said.out
+        assert "dashboard at http://" in said.err
+        assert re.search(r"systems: \d of 2 in \d+ s.*; 2 workers", said.err)
+        systems = load_systems(path)
+        alone = Systems(str(tmp_path / "alone"), systems.options)
+        for name in systems.names:
+            assert not search_system(alone, name, 1).problem
+            assert candidates(systems.store_of(name)) == candidates(alone.store_of(name))
 
     def test_errors_are_passed_on(self, engine: object) -> None:
         with use_engine(engine), pytest.raises(InputError, match="number 5 is wrong"):  # type: ignore[arg-type]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
@@ -13,15 +12,13 @@ from typing import TYPE_CHECKING
 import click
 
 from langevin_xtal.cli import options, structures
-from langevin_xtal.cli.terminal import echo
+from langevin_xtal.cli.terminal import Pace, duration, echo, lines
 from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
     from langevin_xtal.cluster import DaskEngine
     from langevin_xtal.search.systems import Outcome, Systems, SystemState
 
-LINE_SECONDS = 60.0
-"""Between lines on how far a campaign is."""
 SHOWN = 20
 SYSTEMS_TABLE, CANDIDATES_TABLE = "systems.csv", "candidates.csv"
 
@@ -107,9 +104,10 @@ def _here(systems: Systems, share: tuple[int, int], workers: int | None) -> Iter
     from langevin_xtal.search.systems import search_system
 
     until = systems.deadline()
-    with options.stage_bars() as progress:
-        for name in systems.order(*share):
-            yield search_system(systems, name, workers, progress, until=until)
+    for name in systems.order(*share):
+        with options.stage_bars(name) as progress:
+            outcome = search_system(systems, name, workers, progress, until=until)
+        yield outcome
 
 
 def _there(systems: Systems, engine: DaskEngine) -> Iterator[Outcome]:
@@ -118,16 +116,21 @@ def _there(systems: Systems, engine: DaskEngine) -> Iterator[Outcome]:
 
     names = [state.name for state in systems.states() if not state.finished]
     search = partial(search_system, systems, workers=1, until=systems.deadline())
-    begin = said = time.monotonic()
-    for done, (_, outcome) in enumerate(engine.as_done(search, names), start=1):
-        yield outcome
-        if time.monotonic() - said > LINE_SECONDS:
-            said = time.monotonic()
-            left = (said - begin) / done * (len(names) - done)
-            echo(
-                f"{done} of {len(names)} systems in {_duration(said - begin)}, "
-                f"{engine.workers()} workers, about {_duration(left)} left"
-            )
+    pace = Pace()
+    pace.update("systems", 0, len(names))
+
+    def line() -> str:
+        try:
+            return f"{pace()}; {engine.workers()} workers"
+        except LangevinXtalError as error:  # said again by whoever waits for results
+            return str(error)
+
+    with lines(line):
+        results = engine.as_done(search, names, on_gpu=partial(search, only_sample=True))
+        with closing(results):  # type: ignore[type-var]
+            for done, (_, outcome) in enumerate(results, start=1):
+                pace.update("systems", done, len(names))
+                yield outcome
 
 
 def _say(systems: Systems, outcome: Outcome) -> None:
@@ -163,13 +166,13 @@ def status(file: Path) -> None:
     sampled, planned = sum(s.sampled for s in states), sum(s.planned for s in states)
     echo(
         f"{len(finished)} of {len(states)} systems finished, {len(begun) - len(finished)} begun; "
-        f"{sampled} of {planned} candidates, {_duration(seconds)} of computing"
+        f"{sampled} of {planned} candidates, {duration(seconds)} of computing"
     )
     if finished:
         each = sum(state.seconds for state in finished) / len(finished)
         echo(
-            f"{_duration(each)} of computing a system; about "
-            f"{_duration(each * (len(states) - len(finished)))} left for one worker"
+            f"{duration(each)} of computing a system; about "
+            f"{duration(each * (len(states) - len(finished)))} left for one worker"
         )
 
 
@@ -264,9 +267,3 @@ def _number(value: object) -> str:
     if value is None or value != value:  # NaN
         return ""
     return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

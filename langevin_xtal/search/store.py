@@ -53,6 +53,7 @@ from langevin_xtal.search.database import (
     settings_of,
 )
 from langevin_xtal.search.rows import (
+    MOST_INDEX,
     STATES,
     CampaignSummary,
     Change,
@@ -209,7 +210,6 @@ class Store:
         self.lease = lease
         self.owner = uuid.uuid4().hex
         self._seen: dict[str, tuple[int, float]] = {}
-        self._filled: set[str] = set()
         self._turns: dict[str, _Turn] = {}
         self._was_there = False
         self._stop = threading.Event()
@@ -317,8 +317,6 @@ class Store:
     def _claim_first(self, stage: str, total: int, most: int) -> Claim:
         """Of the units below ``total``: those left by others first, then those after the last."""
         with self._transaction() as cursor:
-            if stage not in self._filled:
-                self._fill(cursor, stage)
             self._free_of_the_dead(cursor)
             mine, after, left = self._begun(cursor, stage, total, most)
             if not left and after == total and self._fill(cursor, stage):  # an older version's
@@ -341,6 +339,10 @@ class Store:
             "SELECT MAX(unit) FROM langevin_xtal_work WHERE stage = ? AND unit < ?", (stage, total)
         )
         (last,) = cursor.fetchone()
+        cursor.execute("SELECT MAX(unit) FROM langevin_xtal_work WHERE stage = ?", (stage,))
+        (end,) = cursor.fetchone()
+        if end is not None and _whole(end, "work") > MOST_INDEX:
+            raise _ends_with(end)
         cursor.execute(
             "SELECT COUNT(*) FROM langevin_xtal_work WHERE stage = ? AND done = 0 AND unit < ?",
             (stage, total),
@@ -357,11 +359,10 @@ class Store:
             "SELECT COUNT(*), MAX(unit) FROM langevin_xtal_work WHERE stage = ?", (stage,)
         )
         count, last = cursor.fetchone()
-        self._filled.add(stage)
         if last is None or count == _whole(last, "work") + 1:
             return False
         if last - count > MOST_MISSING:
-            raise DataError(f"the store's table of work is damaged: it ends with unit {last}")
+            raise _ends_with(last)
         cursor.execute("SELECT unit FROM langevin_xtal_work WHERE stage = ?", (stage,))
         there = {_whole(row[0], "work") for row in cursor.fetchall()}
         missing = [unit for unit in range(_whole(last, "work")) if unit not in there]
@@ -766,6 +767,10 @@ def _whole(value: Any, table: str) -> int:
     if type(value) is not int or value < 0:
         raise DataError(f"the store's table of {table} is damaged: {_short(str(value))}")
     return value
+
+
+def _ends_with(unit: int) -> DataError:
+    return DataError(f"the store's table of work is damaged: it ends with unit {unit}")
 
 
 def _seconds(value: Any) -> float:

@@ -224,18 +224,20 @@ def search_system(
     progress: Progress | None = None,
     *,
     until: float = math.inf,
+    only_sample: bool = False,
 ) -> Outcome:
     """Search a system as far as it goes; what cannot be done is said in the outcome.
 
     After ``until`` (Unix time) it is not begun. A lost server or a full disk ends one system and
-    not the campaign: the same command goes on.
+    not the campaign: the same command goes on. With ``only_sample``, all but sampling is left to
+    another call.
     """
     begin = time.monotonic()
     if time.time() > until or systems.state(name).finished:
         return Outcome(name, "", 0.0, passed_over=True)
     try:
         systems.prepare(name)
-        systems.campaign(name, workers).run(progress)
+        systems.campaign(name, workers).run(progress, only_sample=only_sample)
     except LangevinXtalError as error:
         return Outcome(name, str(error), time.monotonic() - begin)
     return Outcome(name, "", time.monotonic() - begin)
