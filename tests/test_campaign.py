@@ -9,14 +9,18 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from langevin_xtal.cli import run
 from langevin_xtal.cluster import ClusterConfig, _gpu_jobs, difference, load_cluster
+from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.errors import InputError
 from langevin_xtal.parallel import parallel_map, use_engine
-from langevin_xtal.search.store import read_finished, read_rows
+from langevin_xtal.report.systems import _grid, draw_systems, map_cell
+from langevin_xtal.search.store import Row, Store, read_finished, read_rows
 from langevin_xtal.search.systems import (
     Outcome,
     SystemOptions,
@@ -134,6 +138,7 @@ class TestHere:
         assert run(["campaign", "status", str(path)]) == 0
         assert "2 of 2 systems finished, 0 begun; 8 of 8" in capsys.readouterr().out
         assert run(["campaign", "report", str(path), "--out", str(tmp_path / "r")]) == 0
+        assert "4 left" in (tmp_path / "r" / "systems.svg").read_text()
         lines = (tmp_path / "r" / "systems.csv").read_text().splitlines()
         assert [line.split(",")[:3] for line in lines[1:]] == [
             ["Na-Cl", "yes", "4"],
@@ -203,6 +208,87 @@ class TestHere:
         assert [search_system(systems, name, 1).problem for name in both] == ["", ""]
         assert all(state.finished and state.sampled == 2 for state in systems.states())
         assert [e.formula for e in systems.best("Na-Cl", 1)] != []
+
+
+def entry(formula: str, energy: float | None, known: str = "") -> Entry:
+    return Entry(
+        uid="000000", cell=(np.eye(3) * 4, np.zeros((1, 3)), np.array([11])), formula=formula,
+        space_group=1, e_above_hull=energy, properties={"known": known} if known else {},
+    )  # fmt: skip
+
+
+class TestMap:
+    def test_what_a_cell_says(self) -> None:
+        best = [entry("LiO", 0.03), entry("Li2O", -0.012, "mp-1"), entry("LiO2", 0.06)]
+        cell = map_cell("O-Li", best)
+        assert cell.elements == ("Li", "O")
+        assert cell.energy == -0.012
+        assert cell.lines == ("Li2O", "-12 meV (known)", "and 1 more")
+        assert not cell.unfinished
+        assert map_cell("Li-O", best, finished=False).unfinished
+        assert map_cell("Li-O", [], begun=False, finished=False).lines == ("not begun",)
+        assert map_cell("Li-O", [], problem="locked").lines == ("failed",)
+        assert map_cell("Li-O", []).lines == ("none left",)
+        alone = map_cell("Li-O", [entry("LiO", None)], left=7)
+        assert alone.lines == ("LiO", "no energy", "7 left")
+        assert np.isnan(alone.energy)
+
+    def test_every_system_is_drawn_once_in_its_place(self, tmp_path: Path) -> None:
+        from itertools import combinations
+
+        elements = ["Li", "O", "Na", "Si"]
+        names = ["-".join(some) for size in (1, 2, 3) for some in combinations(elements, size)]
+        cells = [
+            map_cell(name, [entry(name.replace("-", ""), 0.001 * (7 * k - 20))])
+            for k, name in enumerate(names)
+        ]
+        path = tmp_path / "map.svg"
+        assert draw_systems(cells, path)
+        tree = ElementTree.parse(path).getroot()
+        space = "{http://www.w3.org/2000/svg}"
+        said = "\n".join("".join(t.itertext()) for t in tree.iter(f"{space}text"))
+        for k, name in enumerate(names):
+            if "-" in name:  # an element alone is also the name of columns and rows
+                assert said.split("\n").count(name.replace("-", "")) == 1
+            assert f"{7 * k - 20:+d} meV" in said
+        for size in (2, 3):
+            assert f"systems of {size} elements" in said
+        for row in ("Li-O", "Li-Na", "O-Na"):
+            assert row in said.split("\n")
+        assert "meV/atom" in said
+        frames = [
+            p for p in tree.iter(f"{space}path") if "stroke-width: 2.2" in p.get("style", "")
+        ]
+        assert len(frames) == sum(cell.energy <= 0 for cell in cells) == 3
+
+    def test_rows_and_columns(self) -> None:
+        cells = [map_cell(name, []) for name in ("Na-Li-O", "Si-O-Li", "O-Na-Si")]
+        rows, columns, of = _grid(cells)
+        assert rows == [("Li", "O"), ("O", "Na")]
+        assert columns == ["Na", "Si"]
+        assert set(of) == {
+            (("Li", "O"), "Na"), (("Li", "O"), "Si"), (("O", "Na"), "Si")
+        }  # fmt: skip
+
+    def test_too_many_are_not_drawn(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("langevin_xtal.report.systems.MOST_SYSTEMS", 1)
+        cells = [map_cell(name, []) for name in ("Li-O", "Na-O")]
+        assert not draw_systems(cells, tmp_path / "map.svg")
+        assert not list(tmp_path.iterdir())
+
+    def test_a_system_of_which_nothing_is_left(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = written(tmp_path / "c.toml", "store = 's'\nsystems = ['Na-Cl', 'K-Cl']\n" + SMALL)
+        systems = load_systems(path)
+        systems.prepare("Na-Cl")
+        with Store(systems.store_of("Na-Cl"), {"version": "0", "elements": "Na,Cl"}) as store:
+            store.claim("sample", range(1), 1)
+            store.add([Row(0, "Na:1 in P1 (1)", 1, None, {"reason": "no candidate"})])
+        assert run(["campaign", "report", str(path), "--out", str(tmp_path / "r")]) == 0
+        drawn = (tmp_path / "r" / "systems.svg").read_text()
+        assert "none left" in drawn
+        assert "not begun" in drawn
 
 
 class TestClusterFile:

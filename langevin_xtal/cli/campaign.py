@@ -17,10 +17,12 @@ from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
     from langevin_xtal.cluster import DaskEngine
+    from langevin_xtal.crystal.entry import Entry
+    from langevin_xtal.report.systems import MapCell
     from langevin_xtal.search.systems import Outcome, Systems, SystemState
 
 SHOWN = 20
-SYSTEMS_TABLE, CANDIDATES_TABLE = "systems.csv", "candidates.csv"
+SYSTEMS_TABLE, CANDIDATES_TABLE, MAP = "systems.csv", "candidates.csv", "systems.svg"
 
 file = click.argument("file", type=options.LocalPath(exists=True, dir_okay=False))
 
@@ -187,23 +189,27 @@ def status(file: Path) -> None:
 def report(file: Path, top: int, out: Path, force: bool) -> None:
     """The systems of FILE beside each other, and the best candidates of all.
 
-    Writes systems.csv, a line for each system, and candidates.csv, the best of each system ranked
-    together, by energy above the hull where they were relaxed.
+    Writes systems.csv, a line for each system, candidates.csv, the best of each system ranked
+    together, by energy above the hull where they were relaxed, and systems.svg, a map of the
+    systems with the lowest of each.
 
     \b
     Example:
       langevin-xtal campaign report campaign.toml --top 3 --out report/
     """
+    from langevin_xtal.report.systems import draw_systems
     from langevin_xtal.search.campaign import ranked_table
     from langevin_xtal.search.entries import rank_key
     from langevin_xtal.search.systems import load_systems
 
     systems = load_systems(file)
     states = systems.states()
-    best = {state.name: systems.best(state.name, top) for state in states if state.states}
-    if not best:
+    best: dict[str, list[Entry]] = {
+        state.name: systems.best(state.name, top) for state in states if _left(state)
+    }
+    if not any(state.states or state.problem for state in states):
         raise InputError(f"no system of {file} was begun: run langevin-xtal campaign run {file}")
-    for name in (SYSTEMS_TABLE, CANDIDATES_TABLE):
+    for name in (SYSTEMS_TABLE, CANDIDATES_TABLE, MAP):
         if (out / name).exists() and not force:
             raise InputError(f"{out / name} exists; give another folder, or --force to replace it")
     out.mkdir(parents=True, exist_ok=True)
@@ -236,7 +242,22 @@ def report(file: Path, top: int, out: Path, force: bool) -> None:
     structures.write_table(out / CANDIDATES_TABLE, lines)
     shown = ("rank", "system", "formula", "group", "found_group", "e_above_hull", "known")
     structures.show_table(lines[:SHOWN], shown, out / CANDIDATES_TABLE)
+    if not draw_systems([_cell(state, best.get(state.name, [])) for state in states], out / MAP):
+        echo(f"{len(states)} systems are too many for a map", err=True)
     echo(f"{len(best)} of {len(states)} systems in {out}")
+
+
+def _cell(state: SystemState, best: list[Entry]) -> MapCell:
+    from langevin_xtal.report.systems import map_cell
+
+    return map_cell(
+        state.name,
+        best,
+        begun=bool(state.states),
+        finished=state.finished,
+        left=_left(state),
+        problem=state.problem,
+    )
 
 
 def _part(text: str | None) -> tuple[int, int]:
