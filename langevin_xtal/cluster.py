@@ -11,6 +11,7 @@ sampling is done by them; where some have declared a CPU, all other work is done
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -41,6 +42,10 @@ CONNECT_SECONDS = 10.0
 AHEAD = 4
 """Chunks handed out for each worker; more would only fill memory."""
 POLL_SECONDS = 0.5
+LOOK_SECONDS = 2.0
+"""How old the list of workers may be where pieces are handed out."""
+TOGETHER = 1000
+"""Pieces sent to the scheduler at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +170,7 @@ class DaskEngine:
 
     def __init__(self, client: Any, expected: Collection[str] = ()) -> None:
         self.client, self.expected = client, frozenset(expected)
+        self._known: tuple[float, dict[str, Any]] = (-math.inf, {})
 
     @property
     def dashboard(self) -> str:
@@ -175,14 +181,19 @@ class DaskEngine:
         """Workers there are now."""
         return len(self._workers())
 
-    def _workers(self) -> dict[str, Any]:
-        with _scheduler_errors():
-            info = self.client.scheduler_info(n_workers=-1)
-        return dict(info.get("workers", {}))
+    def _workers(self, age: float = 0.0) -> dict[str, Any]:
+        """What the scheduler says of each, at most so many seconds ago."""
+        now = time.monotonic()
+        if now - self._known[0] > age:  # a thousand workers take it a tenth of a second
+            with _scheduler_errors():
+                info = self.client.scheduler_info(n_workers=-1)
+            self._known = (now, dict(info.get("workers", {})))
+        return self._known[1]
 
     def resources(self) -> frozenset[str]:
         """What workers declare, or will."""
-        declared = (set(worker.get("resources") or ()) for worker in self._workers().values())
+        workers = self._workers(LOOK_SECONDS).values()
+        declared = (set(worker.get("resources") or ()) for worker in workers)
         return self.expected.union(*declared)
 
     def wait(self, seconds: float | None = None) -> None:
@@ -258,22 +269,21 @@ class DaskEngine:
             Done with each item before, by the workers with a GPU; left out where there are none.
         """
         distributed = require("distributed", "cluster", "the engine dask")
-        resources = self.resources()
-        if GPU not in resources:
-            on_gpu = None
-        before = {} if on_gpu is None else {
-            self._submit(on_gpu, [item], GPU, resources): item for item in items
-        }  # fmt: skip
-        of = {} if before else {
-            self._submit(function, [item], CPU, resources): item for item in items
-        }  # fmt: skip
+        first = on_gpu if GPU in self.resources() else None
+        before: dict[Any, Item] = {}
+        of: dict[Any, Item] = {}
         try:
+            for k in range(0, len(items), TOGETHER):
+                some = list(items[k : k + TOGETHER])
+                made = self._submit(first or function, [[item] for item in some],
+                                    CPU if first is None else GPU)  # fmt: skip
+                (of if first is None else before).update(zip(made, some, strict=True))
             done = distributed.as_completed([*before, *of], loop=self.client.loop)
             for future in done:
                 result = self._result(future)[0]
                 if future in before:
                     item = before.pop(future)
-                    more = self._submit(function, [item], CPU, resources)
+                    (more,) = self._submit(function, [[item]], CPU)
                     of[more] = item
                     done.add(more)
                 else:
@@ -288,25 +298,18 @@ class DaskEngine:
         chunk: int,
         waiting: deque[Any],
     ) -> None:
-        most = AHEAD * max(1, self.workers())
-        if len(waiting) >= most:
-            return
-        resources = self.resources()
+        most = AHEAD * max(1, len(self._workers(LOOK_SECONDS)))
         while len(waiting) < most and (batch := list(islice(source, chunk))):
-            waiting.append(self._submit(function, batch, CPU, resources))
+            waiting += self._submit(function, [batch], CPU)
 
     def _submit(
-        self,
-        function: Callable[[Item], object],
-        items: list[Item],
-        resource: str,
-        declared: Collection[str],
-    ) -> Any:
-        """A future of ``function`` of the items, by workers with the resource if there are any."""
+        self, function: Callable[[Item], object], batches: list[list[Item]], resource: str
+    ) -> list[Any]:
+        """Futures of ``function``, by workers with the resource if there are any."""
         apply = partial(_apply_checked, facts(), function)
-        needed = {resource: 1} if resource in declared else None
+        needed = {resource: 1} if resource in self.resources() else None
         with _scheduler_errors():
-            return self.client.submit(apply, items, pure=False, resources=needed)
+            return list(self.client.map(apply, batches, pure=False, resources=needed))
 
     def _result(self, future: Any) -> list[Any]:
         with _scheduler_errors():

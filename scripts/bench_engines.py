@@ -1,4 +1,4 @@
-"""What the engines carry: overhead of a piece, pieces per second, and a thousand workers that sleep.
+"""What engines carry: overhead of a piece, pieces per second, a thousand workers that sleep.
 
     python scripts/bench_engines.py --out docs/results/engine_speed.json
 
@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from tests.postgres import running_server
 
 PIECES = 400
 WORK_SECONDS = 0.05
-UNITS = 8
+UNITS, ROWS = 8, 512
 
 
 def nothing(number: int) -> int:
@@ -127,8 +128,6 @@ def simulated(count: int, lengths: tuple[float, ...]) -> dict[str, Any]:
         click.echo(f"{count} workers after {started:.0f} s")
         for seconds in lengths:
             pieces = list(range(count * 3))
-            from functools import partial
-
             begin, cpu = time.perf_counter(), time.process_time()
             done = sum(1 for _ in engine.as_done(partial(sleep, seconds), pieces))
             spent, cpu = time.perf_counter() - begin, time.process_time() - cpu
@@ -147,27 +146,25 @@ def simulated(count: int, lengths: tuple[float, ...]) -> dict[str, Any]:
 
 def writers(address: str, count: int, seconds: float = 15.0) -> dict[str, Any]:
     """Units claimed and settled per second by so many writers; each once."""
-    total = 20_000
     settings = {"version": __version__, "elements": "Cl Na"}
     cell = (np.eye(3) * 5, np.zeros((1, 3)), np.array([11]))
     with Store(address, settings) as store:
-        have = len(store.done("sample"))
-        if not have:
-            units = store.claim("sample", range(total), 100).units
-            store.add([Row(k, "Na:1 in P1 (1)", 1, cell) for k in units])
-    stage, done, waits = f"stage of {count}", [], []
+        units = store.claim("sample", range(ROWS), ROWS).units
+        store.add([Row(k, "Na:1 in P1 (1)", 1, cell) for k in units])
+    done: list[tuple[str, int]] = []
+    waits = []
     until = time.perf_counter() + seconds
 
     def one() -> None:
+        turn = 0  # all rows again and again, each turn as a stage of its own
         with Store(address, settings) as mine:
             while time.perf_counter() < until:
-                begin = time.perf_counter()
-                units = mine.claim(stage, range(total), UNITS).units
+                stage, begin = f"{count} writers, turn {turn}", time.perf_counter()
+                units = mine.claim(stage, range(ROWS), UNITS).units
                 waits.append(time.perf_counter() - begin)
-                # rows of the first hundred stand for all
-                mine.settle_all(stage, units[-1], {k % 100: Change({"min_distance": 2.0})
-                                for k in units})  # fmt: skip
-                done.extend(units)
+                turn += not units
+                mine.settle_each(stage, {k: Change({"min_distance": 2.0}) for k in units})
+                done.extend((stage, k) for k in units)
 
     threads = [threading.Thread(target=one) for _ in range(count)]
     begin = time.perf_counter()
