@@ -26,6 +26,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import threading
 import time
 import uuid
@@ -122,9 +123,9 @@ _INDEXES = (
         for table in ("species", "keys", "text_key_values", "number_key_values")
     ),
     # what reports ask for: counts by state, and the lowest energies
-    "CREATE INDEX IF NOT EXISTS langevin_xtal_states ON text_key_values (value, id) "
+    "CREATE INDEX IF NOT EXISTS langevin_xtal_states ON text_key_values (key, value, id) "
     "WHERE key = 'state'",
-    "CREATE INDEX IF NOT EXISTS langevin_xtal_above ON number_key_values (value, id) "
+    "CREATE INDEX IF NOT EXISTS langevin_xtal_above ON number_key_values (key, value, id) "
     "WHERE key = 'e_above_all'",
 )
 _TABLES = (
@@ -578,11 +579,11 @@ class Store:
         ):
             yield connection.cursor()
 
-    def _register(self, cursor: Any) -> None:
+    def _register(self, cursor: Any, beat: int = 0) -> None:
         """Enter this process among those that work."""
         cursor.execute(
             "INSERT INTO langevin_xtal_owner VALUES (?, ?, ?, ?)",
-            (self.owner, this_host(), os.getpid(), 0),
+            (self.owner, this_host(), os.getpid(), beat),
         )
 
     def _free(self, cursor: Any, owner: str) -> None:
@@ -610,7 +611,7 @@ class Store:
             if now - self._seen[owner][1] > self.lease:
                 self._free(cursor, owner)
         if not registered:  # this process was silent for too long, as others saw it
-            self._register(cursor)
+            self._register(cursor, secrets.randbelow(10**9))  # not the beat that stood still
 
     def _mine(self, cursor: Any, stage: str, units: Sequence[int]) -> set[int]:
         """Those of the units that nobody has finished and no other process has.
