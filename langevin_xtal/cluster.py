@@ -409,20 +409,32 @@ def _jobs(config: ClusterConfig) -> Iterator[Any]:
         make = partial(
             getattr(jobqueue, CLUSTERS[config.scheduler]), **config.job_options(declared)
         )
-    try:
-        cluster = make()
-        if config.gpu is not None:
-            cluster.worker_spec.update(_gpu_jobs(cluster.new_spec, config, config.gpu))
-        if config.scheduler != LOCAL:
-            cluster.scale(jobs=len(cluster.worker_spec) + config.jobs)
-        elif config.gpu is not None:
-            cluster.scale(len(cluster.worker_spec))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"workers of {config.scheduler} cannot be had ({error})") from None
-    try:
+    with ExitStack() as stack:
+        try:
+            cluster = make()
+            stack.callback(_close, cluster)
+            if config.gpu is not None:
+                cluster.worker_spec.update(_gpu_jobs(cluster.new_spec, config, config.gpu))
+            if config.scheduler != LOCAL:
+                for _ in range(config.jobs):
+                    cluster.worker_spec.update(cluster.new_worker_spec())
+            cluster.sync(_submitted, cluster)  # unlike scale, which would not say what went wrong
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"workers of {config.scheduler} cannot be had ({_last_line(error)})"
+            ) from None
         yield cluster
-    finally:
-        _close(cluster)
+
+
+async def _submitted(cluster: Any) -> None:
+    """Until the jobs are in the queue, or the processes there; raises what goes wrong."""
+    await cluster
+
+
+def _last_line(error: Exception) -> str:
+    """What a program such as ``sbatch`` says last, of an error that quotes all it said."""
+    found = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return found[-1] if found else type(error).__name__
 
 
 def _gpu_jobs(

@@ -15,7 +15,14 @@ import numpy as np
 import pytest
 
 from langevin_xtal.cli import run
-from langevin_xtal.cluster import ClusterConfig, _gpu_jobs, difference, load_cluster
+from langevin_xtal.cluster import (
+    ClusterConfig,
+    _apply_checked,
+    _gpu_jobs,
+    difference,
+    facts,
+    load_cluster,
+)
 from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.errors import InputError
 from langevin_xtal.parallel import parallel_map, use_engine
@@ -200,6 +207,31 @@ class TestHere:
             if server is None:
                 pytest.skip("no PostgreSQL server can be had")
             self._in_one_database(server.database("many"))
+
+    def test_a_database_without_rights(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with running_server() as server:
+            if server is None:
+                pytest.skip("no PostgreSQL server can be had")
+            import psycopg2
+
+            owner = server.database("locked")
+            with closing(psycopg2.connect(owner)) as connection:
+                connection.autocommit = True
+                connection.cursor().execute("CREATE ROLE guest LOGIN")
+                connection.cursor().execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+            address = owner.replace("lx@", "guest@")
+            path = written(
+                tmp_path / "c.toml", f"store = '{address}'\nsystems = ['Na-Cl']\n" + SMALL
+            )
+            few = ["--elements", "Na,Cl", "--max-samples", "2", "--workers", "1"]
+            for line in (["campaign", "run", str(path)], ["search", *few, "--out", address]):
+                assert run(line) == 2
+                shown = capsys.readouterr().err
+                assert "permission denied" in shown
+                assert "needs the right to create schemas and tables" in shown
+                assert "Traceback" not in shown
 
     def _in_one_database(self, postgres: str) -> None:
         both = dict.fromkeys(("Na-Cl", "K-Cl"), SystemOptions(samples=2))
@@ -509,6 +541,50 @@ class TestDask:
             pytest.raises(InputError, match="has 2 threads"),
         ):
             DaskEngine(own).wait(60)
+
+    @pytest.mark.parametrize(
+        ("program", "said"),
+        [
+            ("", "No such file or directory: 'sbatch'"),
+            ("echo 'sbatch: error: invalid partition: x' >&2; exit 1", "invalid partition: x"),
+        ],
+    )
+    def test_jobs_that_cannot_be_submitted(
+        self, program: str, said: str, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        pytest.importorskip("dask_jobqueue")
+        folder = tmp_path / "bin"
+        folder.mkdir()
+        if program:
+            written(folder / "sbatch", f"#!/bin/sh\n{program}\n").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:/bin" if program else str(folder))
+        path = written(tmp_path / "c.toml", "store = 's'\nsystems = ['Na-Cl']\n")
+        cluster = written(tmp_path / "s.toml", "scheduler = 'slurm'\ninterface = 'lo'\n")
+        line = ["campaign", "run", str(path), "--engine", "dask", "--cluster", str(cluster)]
+        assert run(line) == 2
+        shown = capsys.readouterr().err
+        assert "workers of slurm cannot be had" in shown
+        assert said in shown
+        assert "Traceback" not in shown
+
+    @pytest.mark.parametrize("which", ["version", "weights"])
+    def test_a_worker_of_another_kind_is_refused(
+        self, engine: object, which: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        mine = facts()
+        other = ("9.9", mine[1]) if which == "version" else (mine[0], "0" * 16)
+        # the worker runs facts() of the package it has; this process takes itself for another
+        monkeypatch.setattr("langevin_xtal.cluster.difference", lambda *a: difference(other, a[1]))
+        with pytest.raises(InputError, match=f"a worker has .*{mine[which == 'weights']}"):
+            engine.wait(60)  # type: ignore[attr-defined]
+
+    def test_a_worker_of_another_kind_does_no_piece(self) -> None:
+        with pytest.raises(InputError, match="a worker has langevin-xtal"):
+            _apply_checked(("9.9", facts()[1]), abs, [-1])
+        with pytest.raises(InputError, match="other weights"):
+            _apply_checked((facts()[0], "0"), abs, [-1])
+        assert _apply_checked(facts(), abs, [-1]) == [1]
 
     @pytest.mark.parametrize(
         ("options", "said"),

@@ -79,6 +79,7 @@ def run(
     from langevin_xtal.search.systems import load_systems
 
     systems = load_systems(file)
+    systems.prepare(systems.names[0])  # a place that cannot be used is said at once
     share = _part(part)
     echo(f"{len(systems.names)} systems")
     failed = 0

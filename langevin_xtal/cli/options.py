@@ -401,7 +401,8 @@ def chosen_engine(
     from langevin_xtal.cluster import dask_engine, load_cluster
     from langevin_xtal.parallel import use_engine
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said in words
+    for name in ("distributed", "asyncio"):  # what matters is said in words
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     config = None if cluster is None else load_cluster(cluster)
     with dask_engine(scheduler, config) as workers, use_engine(workers):
         if not workers.workers():
