@@ -36,7 +36,7 @@ from langevin_xtal.version import __version__
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.postgres import running_server
 
-PIECES = 400
+PIECES, TRIES = 128, 2
 WORK_SECONDS = 0.05
 UNITS, ROWS = 8, 512
 
@@ -91,7 +91,7 @@ def overheads() -> list[dict[str, Any]]:
     for kind in ("this process", "local", "dask"):
         with engine_of(kind, 2) as workers:
             for chunk in (1, 16):
-                rate = max(per_second(nothing, PIECES, workers, chunk) for _ in range(3))
+                rate = max(per_second(nothing, PIECES, workers, chunk) for _ in range(TRIES))
                 lines.append({"engine": kind, "at_once": chunk, "ms": round(1000 / rate, 3)})
                 click.echo(lines[-1])
     return lines
@@ -104,7 +104,7 @@ def scaling() -> list[dict[str, Any]]:
         rates = {}
         for count in (1, 2):
             with engine_of(kind, count) as workers:
-                rates[count] = max(per_second(work, 60, workers, 1) for _ in range(3))
+                rates[count] = max(per_second(work, 24, workers, 1) for _ in range(TRIES))
         lines.append({"engine": kind, "one": round(rates[1], 1), "two": round(rates[2], 1)})
         click.echo(lines[-1])
     return lines
@@ -127,7 +127,7 @@ def simulated(count: int, lengths: tuple[float, ...]) -> dict[str, Any]:
         started = time.perf_counter() - begin
         click.echo(f"{count} workers after {started:.0f} s")
         for seconds in lengths:
-            pieces = list(range(count * 3))
+            pieces = list(range(count * 2))
             begin, cpu = time.perf_counter(), time.process_time()
             done = sum(1 for _ in engine.as_done(partial(sleep, seconds), pieces))
             spent, cpu = time.perf_counter() - begin, time.process_time() - cpu
@@ -144,7 +144,7 @@ def simulated(count: int, lengths: tuple[float, ...]) -> dict[str, Any]:
     return {"workers": count, "start_seconds": round(started, 1), "pieces": lines}
 
 
-def writers(address: str, count: int, seconds: float = 15.0) -> dict[str, Any]:
+def writers(address: str, count: int, seconds: float = 10.0) -> dict[str, Any]:
     """Units claimed and settled per second by so many writers; each once."""
     settings = {"version": __version__, "elements": "Cl Na"}
     cell = (np.eye(3) * 5, np.zeros((1, 3)), np.array([11]))
@@ -220,10 +220,10 @@ def main(
         + (f", {note}" if note else ""),
     }
     for name, measure in (
-        ("overhead", overheads),
-        ("scaling", scaling),
         ("simulated", lambda: [simulated(count, seconds) for count in workers]),
+        ("overhead", overheads),
         ("writers", lambda: of_stores(counts)),
+        ("scaling", scaling),
     ):
         record[name] = measure()
         out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
