@@ -746,7 +746,8 @@ def _lowest_rows(cursor: Any, count: int) -> list[Row] | None:
     """
     left = (
         "FROM number_key_values AS above, text_key_values AS state "
-        "WHERE above.key = 'e_above_all' AND state.key = 'state' AND state.id = above.id "
+        "WHERE above.key = 'e_above_all' AND state.id = above.id "
+        "AND state.key || '' = 'state' "  # so that states are looked up by id, not all by key
         "AND state.value NOT IN ('rejected', 'duplicate')"
     )
     cursor.execute(
