@@ -3,23 +3,27 @@
 A worker is one process with one thread, and has the same version of this package and of its
 weights as the process that hands out the work; others are refused. What a worker was doing when it
 was lost is done again by another. Source of the job systems: the package dask-jobqueue.
+
+Workers may declare one of Dask's resources, :data:`GPU` or :data:`CPU`. Where some have a GPU,
+sampling is done by them; where some have declared a CPU, all other work is done by these.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib import resources
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from langevin_xtal.config.tables import from_table, read_toml
+from langevin_xtal.config.tables import from_table, read_toml, table_of
 from langevin_xtal.errors import InputError, LangevinXtalError
 from langevin_xtal.extras import require
 from langevin_xtal.parallel import ENVIRONMENT, apply_to
@@ -31,11 +35,17 @@ Result = TypeVar("Result")
 CLUSTERS = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster"}
 """Classes of dask-jobqueue by the name in a cluster file."""
 LOCAL = "local"
+GPU, CPU = "GPU", "CPU"
+"""Resources of workers, one of each: ``dask worker ADDRESS --nthreads 1 --resources GPU=1``."""
 CONNECT_SECONDS = 10.0
 """A scheduler that does not answer for so long is taken for absent."""
 AHEAD = 4
 """Chunks handed out for each worker; more would only fill memory."""
 POLL_SECONDS = 0.5
+LOOK_SECONDS = 2.0
+"""How old the list of workers may be where pieces are handed out."""
+TOGETHER = 1000
+"""Pieces sent to the scheduler at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +63,8 @@ class ClusterConfig:
     directives: Sequence[str] = ()  #: more lines of the job's head, such as "--exclusive"
     prologue: Sequence[str] = ()  #: lines of the shell before the worker starts
     log_folder: str = ""  #: for what jobs print
+    gpu: ClusterConfig | None = None
+    """Jobs with a GPU beside these, whose workers sample while those of the others do the rest."""
 
     def __post_init__(self) -> None:
         known = (*CLUSTERS, LOCAL)
@@ -64,8 +76,8 @@ class ClusterConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; the least is 1")
 
-    def job_options(self) -> dict[str, Any]:
-        """Options of the classes of dask-jobqueue."""
+    def job_options(self, resource: str = "") -> dict[str, Any]:
+        """Options of the classes of dask-jobqueue, for workers that declare a resource."""
         threads = [f"export {name}={value}" for name, value in ENVIRONMENT.items()]
         given = {
             "queue": self.queue,
@@ -73,6 +85,7 @@ class ClusterConfig:
             "interface": self.interface,
             "log_directory": self.log_folder,
             "job_extra_directives": list(self.directives),
+            "worker_extra_args": ["--resources", f"{resource}=1"] if resource else [],
         }
         return {
             "cores": self.processes,
@@ -85,7 +98,8 @@ class ClusterConfig:
 
 
 def load_cluster(path: str | Path) -> ClusterConfig:
-    """A cluster file.
+    """A cluster file. What its table ``[gpu]`` does not name is as for the other jobs, but for
+    their number and that of their workers.
 
     Raises
     ------
@@ -94,8 +108,16 @@ def load_cluster(path: str | Path) -> ClusterConfig:
     """
     where = f"cluster file {path}"
     table = read_toml(Path(path), where)
+    gpu = table.pop("gpu", None)
     try:
-        return from_table(ClusterConfig, table, "top")
+        config = from_table(ClusterConfig, table, "top")
+        if gpu is None:
+            return config
+        own = table_of(gpu, "gpu")
+        if strange := sorted({"scheduler", "gpu"} & set(own)):
+            raise InputError(f"gpu: {strange[0]} has no place there; it is that of the top")
+        shared = {k: v for k, v in table.items() if k not in ("jobs", "processes")}
+        return replace(config, gpu=from_table(ClusterConfig, {**shared, **own}, "gpu"))
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 
@@ -142,10 +164,13 @@ class DaskEngine:
     ----------
     client
         Of ``distributed``; see :func:`dask_engine`, which makes one.
+    expected
+        Resources that workers will declare which are still to come.
     """
 
-    def __init__(self, client: Any) -> None:
-        self.client = client
+    def __init__(self, client: Any, expected: Collection[str] = ()) -> None:
+        self.client, self.expected = client, frozenset(expected)
+        self._known: tuple[float, dict[str, Any]] = (-math.inf, {})
 
     @property
     def dashboard(self) -> str:
@@ -156,10 +181,20 @@ class DaskEngine:
         """Workers there are now."""
         return len(self._workers())
 
-    def _workers(self) -> dict[str, Any]:
-        with _scheduler_errors():
-            info = self.client.scheduler_info(n_workers=-1)
-        return dict(info.get("workers", {}))
+    def _workers(self, age: float = 0.0) -> dict[str, Any]:
+        """What the scheduler says of each, at most so many seconds ago."""
+        now = time.monotonic()
+        if now - self._known[0] > age:  # a thousand workers take it a tenth of a second
+            with _scheduler_errors():
+                info = self.client.scheduler_info(n_workers=-1)
+            self._known = (now, dict(info.get("workers", {})))
+        return self._known[1]
+
+    def resources(self) -> frozenset[str]:
+        """What workers declare, or will."""
+        workers = self._workers(LOOK_SECONDS).values()
+        declared = (set(worker.get("resources") or ()) for worker in workers)
+        return self.expected.union(*declared)
 
     def wait(self, seconds: float | None = None) -> None:
         """Until there is a worker; then look at all there are.
@@ -220,18 +255,41 @@ class DaskEngine:
             self._cancel(waiting)
 
     def as_done(
-        self, function: Callable[[Item], Result], items: Sequence[Item]
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        *,
+        on_gpu: Callable[[Item], object] | None = None,
     ) -> Iterator[tuple[Item, Result]]:
-        """Each item with ``function`` of it, as they are done; for pieces of minutes or hours."""
+        """Each item with ``function`` of it, as they are done; for pieces of minutes or hours.
+
+        Parameters
+        ----------
+        on_gpu
+            Done with each item before, by the workers with a GPU; left out where there are none.
+        """
         distributed = require("distributed", "cluster", "the engine dask")
-        apply = partial(_apply_checked, facts(), function)
-        with _scheduler_errors():
-            of = {self.client.submit(apply, [item], pure=False): item for item in items}
+        first = on_gpu if GPU in self.resources() else None
+        before: dict[Any, Item] = {}
+        of: dict[Any, Item] = {}
         try:
-            for future in distributed.as_completed(list(of), loop=self.client.loop):
-                yield of[future], self._result(future)[0]
+            for k in range(0, len(items), TOGETHER):
+                some = list(items[k : k + TOGETHER])
+                made = self._submit(first or function, [[item] for item in some],
+                                    CPU if first is None else GPU)  # fmt: skip
+                (of if first is None else before).update(zip(made, some, strict=True))
+            done = distributed.as_completed([*before, *of], loop=self.client.loop)
+            for future in done:
+                result = self._result(future)[0]
+                if future in before:
+                    item = before.pop(future)
+                    (more,) = self._submit(function, [[item]], CPU)
+                    of[more] = item
+                    done.add(more)
+                else:
+                    yield of.pop(future), result
         finally:
-            self._cancel(of)
+            self._cancel([*before, *of])
 
     def _hand_out(
         self,
@@ -240,11 +298,18 @@ class DaskEngine:
         chunk: int,
         waiting: deque[Any],
     ) -> None:
-        apply = partial(_apply_checked, facts(), function)
-        most = AHEAD * max(1, self.workers())
+        most = AHEAD * max(1, len(self._workers(LOOK_SECONDS)))
         while len(waiting) < most and (batch := list(islice(source, chunk))):
-            with _scheduler_errors():
-                waiting.append(self.client.submit(apply, batch, pure=False))
+            waiting += self._submit(function, [batch], CPU)
+
+    def _submit(
+        self, function: Callable[[Item], object], batches: list[list[Item]], resource: str
+    ) -> list[Any]:
+        """Futures of ``function``, by workers with the resource if there are any."""
+        apply = partial(_apply_checked, facts(), function)
+        needed = {resource: 1} if resource in self.resources() else None
+        with _scheduler_errors():
+            return list(self.client.map(apply, batches, pure=False, resources=needed))
 
     def _result(self, future: Any) -> list[Any]:
         with _scheduler_errors():
@@ -322,12 +387,13 @@ def dask_engine(
                 f"({type(error).__name__}); start one with: dask scheduler"
             ) from None
         stack.callback(_close, client)
-        yield DaskEngine(client)
+        yield DaskEngine(client, () if cluster is None or cluster.gpu is None else (CPU, GPU))
 
 
 @contextmanager
 def _jobs(config: ClusterConfig) -> Iterator[Any]:
     """A scheduler in this process, and its workers as jobs."""
+    declared = "" if config.gpu is None else CPU
     if config.scheduler == LOCAL:
         distributed = require("distributed", "cluster", "the engine dask")
         make = partial(
@@ -336,20 +402,54 @@ def _jobs(config: ClusterConfig) -> Iterator[Any]:
             threads_per_worker=1,
             dashboard_address=":0",
             silence_logs=50,
+            **({"resources": {declared: 1}} if declared else {}),
         )
     else:
         jobqueue = require("dask_jobqueue", "cluster", f"jobs of {config.scheduler}")
-        make = partial(getattr(jobqueue, CLUSTERS[config.scheduler]), **config.job_options())
-    try:
-        cluster = make()
-        if config.scheduler != LOCAL:
-            cluster.scale(jobs=config.jobs)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"workers of {config.scheduler} cannot be had ({error})") from None
-    try:
+        make = partial(
+            getattr(jobqueue, CLUSTERS[config.scheduler]), **config.job_options(declared)
+        )
+    with ExitStack() as stack:
+        try:
+            cluster = make()
+            stack.callback(_close, cluster)
+            if config.gpu is not None:
+                cluster.worker_spec.update(_gpu_jobs(cluster.new_spec, config, config.gpu))
+            if config.scheduler != LOCAL:
+                for _ in range(config.jobs):
+                    cluster.worker_spec.update(cluster.new_worker_spec())
+            cluster.sync(_submitted, cluster)  # unlike scale, which would not say what went wrong
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"workers of {config.scheduler} cannot be had ({_last_line(error)})"
+            ) from None
         yield cluster
-    finally:
-        _close(cluster)
+
+
+async def _submitted(cluster: Any) -> None:
+    """Until the jobs are in the queue, or the processes there; raises what goes wrong."""
+    await cluster
+
+
+def _last_line(error: Exception) -> str:
+    """What a program such as ``sbatch`` says last, of an error that quotes all it said."""
+    found = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return found[-1] if found else type(error).__name__
+
+
+def _gpu_jobs(
+    spec: Mapping[str, Any], others: ClusterConfig, config: ClusterConfig
+) -> dict[str, dict[str, Any]]:
+    """Jobs with a GPU as Dask's SpecCluster wants them, by name, made from those of the others."""
+    if config.scheduler == LOCAL:
+        options, count = {**spec["options"], "resources": {GPU: 1}}, config.jobs * config.processes
+    else:
+        kept = {k: v for k, v in spec["options"].items() if k not in others.job_options(CPU)}
+        options, count = {**kept, **config.job_options(GPU)}, config.jobs
+    job = {"cls": spec["cls"], "options": options}
+    if config.scheduler != LOCAL and config.processes > 1:
+        job["group"] = [f"-{k}" for k in range(config.processes)]
+    return {f"gpu-{k}": job for k in range(count)}
 
 
 def _close(what: Any) -> None:

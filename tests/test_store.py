@@ -34,6 +34,8 @@ from langevin_xtal.search.store import (
     Store,
     is_store,
     plain_address,
+    read_lowest,
+    read_progress,
     read_rows,
     read_summary,
 )
@@ -554,6 +556,195 @@ class TestManyUnits:
             with closing(sqlite3.connect(path)) as connection, connection:
                 connection.execute("UPDATE langevin_xtal_work SET done = 1 WHERE unit = 3")
             assert store.claim("sample", range(4), 9) == ([2], 3, 1)
+
+
+def lines(store: Store, stage: str, first: int, last: int, owner: str, done: int) -> None:
+    """Units of a stage that others have."""
+    with store._transaction() as cursor:
+        for k in range(first, last, 500):
+            units = range(k, min(k + 500, last))
+            values = ", ".join(f"('{stage}', {unit}, '{owner}', {done}, NULL)" for unit in units)
+            cursor.execute(f"INSERT INTO langevin_xtal_work VALUES {values}")
+
+
+def check_claims_beside_many(address: str | Path) -> None:
+    """Whatever others hold, a claim reads the lines that it takes."""
+    with Store(address, SETTINGS) as other, Store(address, SETTINGS) as store:
+        lines(store, "sample", 0, 3000, "", 1)
+        lines(store, "sample", 3000, 9000, other.owner, 0)
+        read: list[int] = []
+        free, state = store._begun, store._state
+        store._begun = lambda *a: read.append(len((found := free(*a))[0])) or found  # type: ignore[method-assign,func-returns-value]
+        store._state = lambda *a: read.append(len(found := state(*a))) or found  # type: ignore[method-assign,func-returns-value]
+        assert store.claim("sample", range(20_000), 4) == ([9000, 9001, 9002, 9003], 3000, 17_000)
+        units = store.claim("sample", range(20_000), 4).units
+        assert units == [9004, 9005, 9006, 9007]
+        assert sum(read) == 0
+        other.__exit__(None, None, None)
+        assert store.claim("sample", range(20_000), 3) == ([3000, 3001, 3002], 3000, 17_000)
+        assert sum(read) == 3
+
+
+QUERIES = (
+    "SELECT unit FROM langevin_xtal_work WHERE stage = 'sample' AND done = 0 AND owner = '' "
+    "AND unit < 20000 ORDER BY unit LIMIT 3",
+    "SELECT MAX(unit) FROM langevin_xtal_work WHERE stage = 'sample' AND unit < 20000",
+    "UPDATE langevin_xtal_work SET owner = '' WHERE owner = 'x' AND done = 0",
+    "SELECT unit, owner, done FROM langevin_xtal_work WHERE stage = 'sample' AND unit IN (1, 2)",
+    "SELECT value, COUNT(*) FROM text_key_values WHERE key = 'state' GROUP BY value",
+    "SELECT above.value FROM number_key_values AS above, text_key_values AS state "
+    "WHERE above.key = 'e_above_all' AND state.id = above.id AND state.key || '' = 'state' "
+    "AND state.value NOT IN ('rejected', 'duplicate') ORDER BY above.value LIMIT 1 OFFSET 2",
+)
+"""What claims and reports ask."""
+
+
+def check_ranked_without_reading_all(address: str | Path) -> None:
+    """The best of a store, and counts, are those that reading all gives."""
+    rng = np.random.default_rng(1)
+    with Store(address, SETTINGS) as store:
+        store.claim("sample", range(60), 60)
+        rows = []
+        for k in range(60):
+            facts: dict[str, Any] = {"filtered": True, "energy": -1.0 - k / 100}
+            if k % 3:
+                facts["e_above_all"] = round(float(rng.random()), 1)  # many are the same
+            if k % 5 == 0:
+                facts["reason"] = "overlap"
+            elif k % 7 == 0:
+                facts["duplicate_of"] = 1
+            rows.append(row(k, **facts))
+        store.add(rows)
+    everything = [entry.uid for entry in read_entries(address)]
+    for count in (1, 2, 5, 17, 26, 27, 28, 29, 30, 60):
+        assert [e.uid for e in read_entries(address, top=count)] == everything[:count]
+    some = read_lowest(address, 5)
+    assert some is not None
+    assert 5 <= len(some) < len(everything) // 2
+    assert read_lowest(address, 60) is None  # fewer have such an energy
+    summary = read_summary(address)
+    assert read_progress(address) == (summary.states, sum(summary.seconds.values()))
+
+
+def check_many_writers(address: str | Path) -> None:
+    """Threads with a store of their own, of which some end in the middle: each unit once."""
+    fill(address, 150)
+    stored: list[int] = []
+    failed: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            with Store(address, SETTINGS) as store:
+                units: Any = range(150) if number % 2 else list(range(150))
+                for turn in range(200):
+                    claim = store.claim("relax", units, 5)
+                    if not claim.units and claim.left == 0:
+                        return
+                    if number < 2 and turn == 2:
+                        return  # leaves what it has claimed
+                    store.settle_each("relax", {k: Change({"steps": number}) for k in claim.units})
+                    stored.extend(claim.units)
+                    if not claim.units:
+                        time.sleep(0.05)
+        except BaseException as error:
+            failed.append(error)
+            raise
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert sorted(stored) == list(range(150))
+    assert all("steps" in r.facts for r in read_rows(address))
+
+
+class TestScale:
+    """What must hold with many rows and many processes, on both databases."""
+
+    def test_claims_beside_many(self, path: Path) -> None:
+        check_claims_beside_many(path)
+
+    def test_claims_beside_many_in_postgresql(self, address: str) -> None:
+        check_claims_beside_many(address)
+
+    def test_ranked_without_reading_all(self, path: Path) -> None:
+        check_ranked_without_reading_all(path)
+
+    def test_ranked_without_reading_all_in_postgresql(self, address: str) -> None:
+        check_ranked_without_reading_all(address)
+
+    def test_many_writers(self, path: Path) -> None:
+        check_many_writers(path)
+
+    def test_many_writers_in_postgresql(self, address: str) -> None:
+        check_many_writers(address)
+
+    def test_a_target_needs_all_rows(self, path: Path) -> None:
+        with Store(path, SETTINGS | {"target": ["band_gap=1:2"]}) as store:
+            store.claim("sample", range(2), 2)
+            store.add([row(0, e_above_all=0.1, target_probability=0.1),
+                       row(1, e_above_all=0.2, target_probability=0.9)])  # fmt: skip
+        assert read_lowest(path, 1) is None
+        assert [e.uid for e in read_entries(path, top=1)] == ["000001"]
+
+    def test_plans(self, path: Path) -> None:
+        with Store(path, SETTINGS) as store, closing(sqlite3.connect(path)) as connection:
+            lines(store, "sample", 0, 20_000, "", 1)
+            for query in QUERIES:
+                plan = str(connection.execute(f"EXPLAIN QUERY PLAN {query}").fetchall())
+                assert "INDEX" in plan
+                assert "SCAN langevin_xtal_work" not in plan
+                assert "TEMP B-TREE" not in plan, query
+                assert ("state" not in plan) or ("id=?" in plan) or "GROUP" in query, plan
+
+    def test_plans_in_postgresql(self, address: str) -> None:
+        with Store(address, SETTINGS) as store:
+            lines(store, "sample", 0, 20_000, "", 1)
+            with store._transaction() as cursor:
+                cursor.execute("ANALYZE")
+                cursor.execute("SET LOCAL enable_seqscan = off")  # the tables of rows are empty
+                for query in QUERIES:
+                    cursor.execute(f"EXPLAIN {query}")
+                    plan = "\n".join(line for (line,) in cursor.fetchall())
+                    assert "Index" in plan
+                    assert "Seq Scan" not in plan, plan
+
+    def test_an_older_store_gets_the_indexes(self, path: Path) -> None:
+        fill(path, 3)
+        names = ("open", "free", "held", "states", "above")
+        query = "SELECT name FROM sqlite_master WHERE type = 'index'"
+        with closing(sqlite3.connect(path)) as connection, connection:
+            for name in names:
+                connection.execute(f"DROP INDEX langevin_xtal_{name}")
+        fill(path, 3)
+        with closing(sqlite3.connect(path)) as connection:
+            found = {name for (name,) in connection.execute(query)}
+        assert {f"langevin_xtal_{name}" for name in names} <= found
+
+    def test_claims_of_a_process_that_nobody_knows(self, path: Path) -> None:
+        with Store(path, SETTINGS) as store:
+            lines(store, "sample", 0, 3, "gone", 0)
+        with Store(path, SETTINGS) as store:
+            assert store.claim("sample", range(3), 3).units == [0, 1, 2]
+
+    def test_a_silent_process_that_goes_on_is_known_again(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = [0.0]
+        silent = Store(path, SETTINGS)
+        monkeypatch.setattr(Store, "_beat", lambda self: None)
+        silent.__enter__()
+        silent.claim("sample", range(9), 2)
+        monkeypatch.setattr(store_module.time, "monotonic", lambda: now[0])
+        with Store(path, SETTINGS, lease=100.0) as other:
+            other.claim("sample", range(9), 1)
+            now[0] = 101.0
+            assert other.claim("sample", range(9), 1).units == [0]
+            assert silent.claim("sample", range(9), 3).units == [1, 3, 4]
+            assert other.claim("sample", range(9), 9).units == [5, 6, 7, 8]  # it lives
+        silent.__exit__(None, None, None)
 
 
 class TestListedUnits:

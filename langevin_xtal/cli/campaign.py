@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
@@ -13,17 +12,17 @@ from typing import TYPE_CHECKING
 import click
 
 from langevin_xtal.cli import options, structures
-from langevin_xtal.cli.terminal import echo
+from langevin_xtal.cli.terminal import Pace, duration, echo, lines
 from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
     from langevin_xtal.cluster import DaskEngine
+    from langevin_xtal.crystal.entry import Entry
+    from langevin_xtal.report.systems import MapCell
     from langevin_xtal.search.systems import Outcome, Systems, SystemState
 
-LINE_SECONDS = 60.0
-"""Between lines on how far a campaign is."""
 SHOWN = 20
-SYSTEMS_TABLE, CANDIDATES_TABLE = "systems.csv", "candidates.csv"
+SYSTEMS_TABLE, CANDIDATES_TABLE, MAP = "systems.csv", "candidates.csv", "systems.svg"
 
 file = click.argument("file", type=options.LocalPath(exists=True, dir_okay=False))
 
@@ -80,6 +79,7 @@ def run(
     from langevin_xtal.search.systems import load_systems
 
     systems = load_systems(file)
+    systems.prepare(systems.names[0])  # a place that cannot be used is said at once
     share = _part(part)
     echo(f"{len(systems.names)} systems")
     failed = 0
@@ -107,9 +107,10 @@ def _here(systems: Systems, share: tuple[int, int], workers: int | None) -> Iter
     from langevin_xtal.search.systems import search_system
 
     until = systems.deadline()
-    with options.stage_bars() as progress:
-        for name in systems.order(*share):
-            yield search_system(systems, name, workers, progress, until=until)
+    for name in systems.order(*share):
+        with options.stage_bars(name) as progress:
+            outcome = search_system(systems, name, workers, progress, until=until)
+        yield outcome
 
 
 def _there(systems: Systems, engine: DaskEngine) -> Iterator[Outcome]:
@@ -118,16 +119,21 @@ def _there(systems: Systems, engine: DaskEngine) -> Iterator[Outcome]:
 
     names = [state.name for state in systems.states() if not state.finished]
     search = partial(search_system, systems, workers=1, until=systems.deadline())
-    begin = said = time.monotonic()
-    for done, (_, outcome) in enumerate(engine.as_done(search, names), start=1):
-        yield outcome
-        if time.monotonic() - said > LINE_SECONDS:
-            said = time.monotonic()
-            left = (said - begin) / done * (len(names) - done)
-            echo(
-                f"{done} of {len(names)} systems in {_duration(said - begin)}, "
-                f"{engine.workers()} workers, about {_duration(left)} left"
-            )
+    pace = Pace()
+    pace.update("systems", 0, len(names))
+
+    def line() -> str:
+        try:
+            return f"{pace()}; {engine.workers()} workers"
+        except LangevinXtalError as error:  # said again by whoever waits for results
+            return str(error)
+
+    with lines(line):
+        results = engine.as_done(search, names, on_gpu=partial(search, only_sample=True))
+        with closing(results):  # type: ignore[type-var]
+            for done, (_, outcome) in enumerate(results, start=1):
+                pace.update("systems", done, len(names))
+                yield outcome
 
 
 def _say(systems: Systems, outcome: Outcome) -> None:
@@ -163,13 +169,13 @@ def status(file: Path) -> None:
     sampled, planned = sum(s.sampled for s in states), sum(s.planned for s in states)
     echo(
         f"{len(finished)} of {len(states)} systems finished, {len(begun) - len(finished)} begun; "
-        f"{sampled} of {planned} candidates, {_duration(seconds)} of computing"
+        f"{sampled} of {planned} candidates, {duration(seconds)} of computing"
     )
     if finished:
         each = sum(state.seconds for state in finished) / len(finished)
         echo(
-            f"{_duration(each)} of computing a system; about "
-            f"{_duration(each * (len(states) - len(finished)))} left for one worker"
+            f"{duration(each)} of computing a system; about "
+            f"{duration(each * (len(states) - len(finished)))} left for one worker"
         )
 
 
@@ -184,23 +190,27 @@ def status(file: Path) -> None:
 def report(file: Path, top: int, out: Path, force: bool) -> None:
     """The systems of FILE beside each other, and the best candidates of all.
 
-    Writes systems.csv, a line for each system, and candidates.csv, the best of each system ranked
-    together, by energy above the hull where they were relaxed.
+    Writes systems.csv, a line for each system, candidates.csv, the best of each system ranked
+    together, by energy above the hull where they were relaxed, and systems.svg, a map of the
+    systems with the lowest of each.
 
     \b
     Example:
       langevin-xtal campaign report campaign.toml --top 3 --out report/
     """
+    from langevin_xtal.report.systems import draw_systems
     from langevin_xtal.search.campaign import ranked_table
     from langevin_xtal.search.entries import rank_key
     from langevin_xtal.search.systems import load_systems
 
     systems = load_systems(file)
     states = systems.states()
-    best = {state.name: systems.best(state.name, top) for state in states if state.states}
-    if not best:
+    best: dict[str, list[Entry]] = {
+        state.name: systems.best(state.name, top) for state in states if _left(state)
+    }
+    if not any(state.states or state.problem for state in states):
         raise InputError(f"no system of {file} was begun: run langevin-xtal campaign run {file}")
-    for name in (SYSTEMS_TABLE, CANDIDATES_TABLE):
+    for name in (SYSTEMS_TABLE, CANDIDATES_TABLE, MAP):
         if (out / name).exists() and not force:
             raise InputError(f"{out / name} exists; give another folder, or --force to replace it")
     out.mkdir(parents=True, exist_ok=True)
@@ -233,7 +243,22 @@ def report(file: Path, top: int, out: Path, force: bool) -> None:
     structures.write_table(out / CANDIDATES_TABLE, lines)
     shown = ("rank", "system", "formula", "group", "found_group", "e_above_hull", "known")
     structures.show_table(lines[:SHOWN], shown, out / CANDIDATES_TABLE)
+    if not draw_systems([_cell(state, best.get(state.name, [])) for state in states], out / MAP):
+        echo(f"{len(states)} systems are too many for a map", err=True)
     echo(f"{len(best)} of {len(states)} systems in {out}")
+
+
+def _cell(state: SystemState, best: list[Entry]) -> MapCell:
+    from langevin_xtal.report.systems import map_cell
+
+    return map_cell(
+        state.name,
+        best,
+        begun=bool(state.states),
+        finished=state.finished,
+        left=_left(state),
+        problem=state.problem,
+    )
 
 
 def _part(text: str | None) -> tuple[int, int]:
@@ -264,9 +289,3 @@ def _number(value: object) -> str:
     if value is None or value != value:  # NaN
         return ""
     return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -75,15 +75,17 @@ def prepare(
     from langevin_xtal.dataset.prepare import prepare as run
 
     meta = {"licence": licence, "attribution": attribution}
-    summary = run(
-        source,
-        out,
-        symprec,
-        workers=workers,
-        limit=limit,
-        meta=meta,
-        file_format=structures.given_format(),
-    )
+    with options.progress_bar("preparing", " structures") as update:
+        summary = run(
+            source,
+            out,
+            symprec,
+            workers=workers,
+            limit=limit,
+            meta=meta,
+            progress=update,
+            file_format=structures.given_format(),
+        )
     kept = summary.dataset
     echo(f"{len(kept)} of {summary.read} structures packed into {out}")
     for reason, count in sorted(summary.rejects.items(), key=lambda item: -item[1]):

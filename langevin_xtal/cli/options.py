@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import click
 
-from langevin_xtal.cli.terminal import echo
+from langevin_xtal.cli.terminal import Pace, echo, lines
 from langevin_xtal.config import fields
 from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.errors import InputError, RequestError
@@ -400,7 +401,8 @@ def chosen_engine(
     from langevin_xtal.cluster import dask_engine, load_cluster
     from langevin_xtal.parallel import use_engine
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said in words
+    for name in ("distributed", "asyncio"):  # what matters is said in words
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     config = None if cluster is None else load_cluster(cluster)
     with dask_engine(scheduler, config) as workers, use_engine(workers):
         if not workers.workers():
@@ -439,25 +441,40 @@ def set_threads(count: int) -> None:
 
 @contextmanager
 def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, fed with (done, planned); silent when stderr is no terminal."""
+    """A bar on stderr, fed with (done, planned); lines when stderr is no terminal."""
     from tqdm import tqdm
 
-    with tqdm(
-        desc=printable(title), unit=unit, disable=None, leave=False, dynamic_ncols=True
-    ) as bar:
+    if not sys.stderr.isatty():
+        pace = Pace()
+        with lines(pace):
+            yield partial(pace.update, printable(title))
+        return
+    with tqdm(desc=printable(title), unit=unit, leave=False, dynamic_ncols=True) as bar:
 
         def update(done: int, planned: int) -> None:
-            bar.total = planned
+            bar.total = planned or None
             bar.update(done - bar.n)
 
         yield update
 
 
 @contextmanager
-def stage_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr for each stage in turn; silent when stderr is no terminal."""
+def stage_bars(of: str = "") -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for each stage in turn; lines when stderr is no terminal.
+
+    Parameters
+    ----------
+    of
+        What the stages belong to; begins their titles.
+    """
     from tqdm import tqdm
 
+    begin = f"{of}: " if of else ""
+    if not sys.stderr.isatty():
+        pace = Pace()
+        with lines(pace):
+            yield lambda stage, done, planned: pace.update(printable(begin + stage), done, planned)
+        return
     bar: Any = None
     title = ""
 
@@ -468,7 +485,7 @@ def stage_bars() -> Iterator[Callable[[str, int, int], None]]:
                 bar.close()
             # what was done before does not count for the rate
             bar = tqdm(
-                desc=printable(stage), total=planned, initial=done, disable=None, leave=False,
+                desc=printable(begin + stage), total=planned, initial=done, leave=False,
                 dynamic_ncols=True,
             )  # fmt: skip
             title = stage

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -61,7 +61,7 @@ def prepare(
     workers: int | None = None,
     limit: int | None = None,
     meta: dict[str, Any] | None = None,
-    progress: bool | None = None,
+    progress: bool | Callable[[int, int], None] | None = None,
     file_format: str = "",
 ) -> PreparationSummary:
     """Pack every usable structure of ``source`` into ``out``; list the others in a CSV beside it.
@@ -82,7 +82,8 @@ def prepare(
     meta
         Further provenance to store, e.g. licence and attribution.
     progress
-        Show a progress bar; default: when stderr is a terminal.
+        Show a progress bar, by default when stderr is a terminal; or what is called with the
+        structures done and in all, 0 where that is not known.
     file_format
         See :func:`langevin_xtal.read_structures`.
 
@@ -147,7 +148,7 @@ def _gather(
     symprec: float,
     workers: int | None,
     limit: int | None,
-    progress: bool | None,
+    progress: bool | Callable[[int, int], None] | None,
 ) -> _Gathered:
     """Read and judge all structures."""
     records, total = iter(found), found.total
@@ -245,8 +246,15 @@ def _unused(found: ReadStructure) -> list[str]:
 
 
 def _with_progress(
-    outcomes: Iterator[Any], total: int | None, progress: bool | None
+    outcomes: Iterator[Any],
+    total: int | None,
+    progress: bool | Callable[[int, int], None] | None,
 ) -> Iterator[Any]:
+    if callable(progress):
+        for done, outcome in enumerate(outcomes, start=1):
+            yield outcome
+            progress(done, total or 0)
+        return
     from tqdm import tqdm
 
     shown = sys.stderr.isatty() if progress is None else progress

@@ -242,13 +242,17 @@ class Campaign:
         name = plain_address(self.store)
         return f"Campaign({name}, {self.plan.space}, {self.plan.total} candidates)"
 
-    def run(self, progress: Progress | None = None) -> CampaignSummary:
+    def run(
+        self, progress: Progress | None = None, *, only_sample: bool = False
+    ) -> CampaignSummary:
         """Do what is left to do; returns the state of the store.
 
         Parameters
         ----------
         progress
             Called with the title of a stage, how much of it is done, and how much there is.
+        only_sample
+            Leave all but sampling to another run, as on a computer without a GPU.
 
         Raises
         ------
@@ -262,7 +266,7 @@ class Campaign:
         if not is_store(self.store):
             self.plan.request(0)  # refuses what cannot be, before a store is made
         with Store(self.store, self._settings(), lease=self.lease) as store:
-            run_stages(self.plan, store, progress)
+            run_stages(self.plan, store, progress, only_sample=only_sample)
             return store.summary()
 
     def entries(self, top: int | None = None) -> list[Entry]:

@@ -74,6 +74,11 @@ def _unusable(address: str | os.PathLike[str], error: Exception) -> LangevinXtal
         return DataError(
             f"store {name} cannot be written: it is read-only; give one you may write to"
         )
+    if "permission denied" in lower:
+        return DataError(
+            f"store {name} cannot be used ({reason}): its user needs the right to create schemas "
+            "and tables; ask the owner of the database for it"
+        )
     if ("disk" in lower and ("full" in lower or "i/o" in lower)) or "no space" in lower:
         return LangevinXtalError(
             f"store {name} cannot be written ({reason}): is the disk full? what was stored before "

@@ -26,7 +26,7 @@ from langevin_xtal.dataset.readers import (
 )
 from langevin_xtal.errors import DataError, InputError, RejectError
 from langevin_xtal.search.rows import EQUALS
-from langevin_xtal.search.store import Row, is_store, plain_address, read_rows
+from langevin_xtal.search.store import Row, is_store, plain_address, read_lowest, read_rows
 from langevin_xtal.symmetry import wrap
 from langevin_xtal.symmetry.detection import group_number
 
@@ -89,7 +89,7 @@ def read_entries(
         raise InputError(f"the best {top} were asked for; the least is 1")
     refused: dict[str, str] = {}
     if is_store(source):
-        entries = _of_store(source)
+        entries = _of_store(source, top)
     else:
         found: dict[str, tuple[str, ...]] = {} if notes is None else notes
         others: dict[str, str] = {} if passed_over is None else passed_over
@@ -222,8 +222,11 @@ def _number(value: Value | None) -> float | None:
     return None if value is None else float(value)
 
 
-def _of_store(source: str | os.PathLike[str]) -> list[Entry]:
-    rows = read_rows(source)
+def _of_store(source: str | os.PathLike[str], top: int | None = None) -> list[Entry]:
+    """Of all candidates left, or some among which the best ``top`` are."""
+    rows = None if top is None else read_lowest(source, top)
+    if rows is None:
+        rows = read_rows(source)
     left = [row for row in rows if row.state not in ("rejected", "duplicate")]
     entries = [entry_of(row) for row in left if row.cell is not None]
     if not entries:

@@ -66,11 +66,21 @@ SYMPREC, LOOSE = GROUP_SYMPRECS
 """Tolerances at which groups are detected [Å]."""
 
 
-def run_stages(plan: Plan, store: Store, progress: Progress | None = None) -> None:
+def run_stages(
+    plan: Plan, store: Store, progress: Progress | None = None, *, only_sample: bool = False
+) -> None:
     """Do what is left to do, from the first stage to the last; each waits for what other
-    processes still do."""
+    processes still do.
+
+    Parameters
+    ----------
+    only_sample
+        End when all is sampled.
+    """
     run = Run(plan, store, progress or (lambda title, done, planned: None))
     _sample(run)
+    if only_sample:
+        return
     for stage in (*STAGES, *map(_of_extra, plan.extra)):
         if stage.wanted(plan):
             stage.run(run)

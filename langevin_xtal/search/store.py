@@ -7,9 +7,10 @@ tables beside ASE's say who does what, so that several processes may share a sto
 ``langevin_xtal_work``
     One line for each unit of a stage that was begun: who claimed it, whether it is done, and for
     samples the row of the candidate. A unit's result and its mark are written in one transaction.
+    A unit without an owner is free.
 ``langevin_xtal_owner``
-    One line for each process, with a heartbeat. A claim is void when its process is dead on this
-    computer, or its heartbeat has stood still for :data:`LEASE_SECONDS`.
+    One line for each process, with a heartbeat. Whoever claims next frees what a process holds
+    that is dead on this computer, or whose heartbeat has stood still for :data:`LEASE_SECONDS`.
 ``langevin_xtal_stage``
     Seconds spent in each stage, over all processes.
 ``information`` (ASE's)
@@ -25,11 +26,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +54,7 @@ from langevin_xtal.search.database import (
     settings_of,
 )
 from langevin_xtal.search.rows import (
+    MOST_INDEX,
     STATES,
     CampaignSummary,
     Change,
@@ -79,6 +82,8 @@ __all__ = [
     "is_store",
     "plain_address",
     "read_finished",
+    "read_lowest",
+    "read_progress",
     "read_rows",
     "read_summary",
     "reopened",
@@ -107,21 +112,28 @@ ADVISORY_LOCK = 0x4C5853
 """Key of the writers' lock in PostgreSQL: ``LXS``."""
 _ENDED: set[str] = set()
 """Owners that this process was, and is no more."""
-_OPEN_INDEX = (
-    "CREATE INDEX IF NOT EXISTS langevin_xtal_open ON langevin_xtal_work (stage, done, unit)"
-)
-_TABLES = (
-    "CREATE TABLE IF NOT EXISTS langevin_xtal_work (stage TEXT, unit INTEGER, owner TEXT, "
-    "done INTEGER, entry INTEGER, PRIMARY KEY (stage, unit))",
-    _OPEN_INDEX,
-    "CREATE TABLE IF NOT EXISTS langevin_xtal_owner (owner TEXT PRIMARY KEY, host TEXT, "
-    "pid INTEGER, beat INTEGER)",
-    "CREATE TABLE IF NOT EXISTS langevin_xtal_stage (stage TEXT PRIMARY KEY, seconds REAL)",
+_INDEXES = (
+    "CREATE INDEX IF NOT EXISTS langevin_xtal_open ON langevin_xtal_work (stage, done, unit)",
+    "CREATE INDEX IF NOT EXISTS langevin_xtal_free ON langevin_xtal_work (stage, unit) "
+    "WHERE done = 0 AND owner = ''",
+    "CREATE INDEX IF NOT EXISTS langevin_xtal_held ON langevin_xtal_work (owner) WHERE done = 0",
     # ASE looks rows up by id in these, and has no index for it
     *(
         f"CREATE INDEX IF NOT EXISTS langevin_xtal_{table} ON {table} (id)"
         for table in ("species", "keys", "text_key_values", "number_key_values")
     ),
+    # what reports ask for: counts by state, and the lowest energies
+    "CREATE INDEX IF NOT EXISTS langevin_xtal_states ON text_key_values (key, value, id) "
+    "WHERE key = 'state'",
+    "CREATE INDEX IF NOT EXISTS langevin_xtal_above ON number_key_values (key, value, id) "
+    "WHERE key = 'e_above_all'",
+)
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS langevin_xtal_work (stage TEXT, unit INTEGER, owner TEXT, "
+    "done INTEGER, entry INTEGER, PRIMARY KEY (stage, unit))",
+    "CREATE TABLE IF NOT EXISTS langevin_xtal_owner (owner TEXT PRIMARY KEY, host TEXT, "
+    "pid INTEGER, beat INTEGER)",
+    "CREATE TABLE IF NOT EXISTS langevin_xtal_stage (stage TEXT PRIMARY KEY, seconds REAL)",
 )
 _KEYS = {
     "candidate": ("Candidate", "Index of the candidate in the campaign", ""),
@@ -199,7 +211,6 @@ class Store:
         self.lease = lease
         self.owner = uuid.uuid4().hex
         self._seen: dict[str, tuple[int, float]] = {}
-        self._filled: set[str] = set()
         self._turns: dict[str, _Turn] = {}
         self._was_there = False
         self._stop = threading.Event()
@@ -209,10 +220,11 @@ class Store:
 
     def __enter__(self) -> Self:
         with self._transaction() as cursor:
-            cursor.execute(
-                "INSERT INTO langevin_xtal_owner VALUES (?, ?, ?, ?)",
-                (self.owner, this_host(), os.getpid(), 0),
+            cursor.execute(  # no process is known to hold them: somebody edited the tables
+                "UPDATE langevin_xtal_work SET owner = '' WHERE done = 0 AND owner <> '' "
+                "AND owner NOT IN (SELECT owner FROM langevin_xtal_owner)"
             )
+            self._register(cursor)
         self._stop.clear()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
@@ -229,19 +241,16 @@ class Store:
             self._thread.join()
         _ENDED.add(self.owner)  # known here even when the disk is full and nothing can be written
         with suppress(LangevinXtalError), self._transaction() as cursor:
-            cursor.execute(
-                "UPDATE langevin_xtal_work SET owner = '' WHERE owner = ? AND done = 0",
-                (self.owner,),
-            )
-            cursor.execute("DELETE FROM langevin_xtal_owner WHERE owner = ?", (self.owner,))
+            self._free(cursor, self.owner)
 
     # -- work
 
     def claim(self, stage: str, units: Sequence[int], most: int) -> Claim:
         """Hand out up to ``most`` of the units, in their order, that no living process has.
 
-        In a time that grows neither with their number nor with what is done, but for the first
-        claim of a list: pass the same list again.
+        In a time that grows neither with their number nor with what is done. Of a list (pass the
+        same one again) this holds for all claims but the first, and lines that other processes
+        have added meanwhile are read once.
         """
         if isinstance(units, range) and units == range(len(units)):
             return self._claim_first(stage, len(units), most)
@@ -262,7 +271,7 @@ class Store:
         """Take up to ``most`` units of a list."""
         if turn.ahead is None:
             turn.ahead = deque(self._unfinished(cursor, stage, turn.units))
-        living = self._living(cursor)
+        self._free_of_the_dead(cursor)
         # those handed out before are looked at first: they may be done, or left by the dead
         again = [turn.behind.popleft() for _ in range(min(len(turn.behind), LOOK))]
         mine: list[int] = []
@@ -276,7 +285,7 @@ class Store:
                 owner, finished = state.get(unit, ("", False))
                 if finished:
                     continue
-                if owner in living:
+                if owner:
                     turn.behind.append(unit)
                 elif len(mine) < most:
                     mine.append(unit)
@@ -309,32 +318,38 @@ class Store:
     def _claim_first(self, stage: str, total: int, most: int) -> Claim:
         """Of the units below ``total``: those left by others first, then those after the last."""
         with self._transaction() as cursor:
-            if stage not in self._filled:
-                self._fill(cursor, stage)
-            after, left = self._begun(cursor, stage, total)
-            living = self._living(cursor)
-            mine = [unit for unit, owner in left if owner not in living][:most]
+            self._free_of_the_dead(cursor)
+            mine, after, left = self._begun(cursor, stage, total, most)
+            if not left and after == total and self._fill(cursor, stage):  # an older version's
+                mine, after, left = self._begun(cursor, stage, total, most)
             fresh = range(after, min(after + most - len(mine), total))
-            if not left and not fresh and self._fill(cursor, stage):  # an older version's doing
-                after, left = self._begun(cursor, stage, total)
-                mine = [unit for unit, owner in left if owner not in living][:most]
-            self._take(cursor, stage, [*mine, *fresh], {unit for unit, _ in left})
-        done = after - len(left)
+            self._take(cursor, stage, [*mine, *fresh], set(mine))
+        done = after - left
         return Claim([*mine, *fresh], done, total - done)
 
-    def _begun(self, cursor: Any, stage: str, total: int) -> tuple[int, list[tuple[int, str]]]:
-        """The first unit that was never claimed, and (unit, owner) of those not finished."""
+    def _begun(self, cursor: Any, stage: str, total: int, most: int) -> tuple[list[int], int, int]:
+        """Up to ``most`` free units, the first that was never claimed, and how many before it are
+        not finished."""
+        cursor.execute(
+            "SELECT unit FROM langevin_xtal_work WHERE stage = ? AND done = 0 AND owner = '' "
+            "AND unit < ? ORDER BY unit LIMIT ?",
+            (stage, total, most),
+        )
+        free = [_whole(unit, "work") for (unit,) in cursor.fetchall()]
         cursor.execute(
             "SELECT MAX(unit) FROM langevin_xtal_work WHERE stage = ? AND unit < ?", (stage, total)
         )
         (last,) = cursor.fetchone()
+        cursor.execute("SELECT MAX(unit) FROM langevin_xtal_work WHERE stage = ?", (stage,))
+        (end,) = cursor.fetchone()
+        if end is not None and _whole(end, "work") > MOST_INDEX:
+            raise _ends_with(end)
         cursor.execute(
-            "SELECT unit, owner FROM langevin_xtal_work WHERE stage = ? AND done = 0 "
-            "AND unit < ? ORDER BY unit",
+            "SELECT COUNT(*) FROM langevin_xtal_work WHERE stage = ? AND done = 0 AND unit < ?",
             (stage, total),
         )
-        left = [(_whole(unit, "work"), str(owner)) for unit, owner in cursor.fetchall()]
-        return (0 if last is None else _whole(last, "work") + 1), left
+        (left,) = cursor.fetchone()
+        return free, (0 if last is None else _whole(last, "work") + 1), int(left)
 
     def _fill(self, cursor: Any, stage: str) -> bool:
         """Enter the units below the last that have no line; whether there were any.
@@ -345,34 +360,34 @@ class Store:
             "SELECT COUNT(*), MAX(unit) FROM langevin_xtal_work WHERE stage = ?", (stage,)
         )
         count, last = cursor.fetchone()
-        self._filled.add(stage)
         if last is None or count == _whole(last, "work") + 1:
             return False
         if last - count > MOST_MISSING:
-            raise DataError(f"the store's table of work is damaged: it ends with unit {last}")
+            raise _ends_with(last)
         cursor.execute("SELECT unit FROM langevin_xtal_work WHERE stage = ?", (stage,))
         there = {_whole(row[0], "work") for row in cursor.fetchall()}
-        for unit in range(_whole(last, "work")):
-            if unit not in there:
-                cursor.execute(
-                    "INSERT INTO langevin_xtal_work VALUES (?, ?, ?, ?, ?)",
-                    (stage, unit, "", 0, None),
-                )
+        missing = [unit for unit in range(_whole(last, "work")) if unit not in there]
+        self._enter(cursor, stage, missing, "")
         return True
 
-    def _take(self, cursor: Any, stage: str, units: Iterable[int], begun: Container[int]) -> None:
+    def _take(self, cursor: Any, stage: str, units: Sequence[int], begun: Container[int]) -> None:
         """Make units this process's own."""
-        for unit in units:
-            if unit in begun:
-                cursor.execute(
-                    "UPDATE langevin_xtal_work SET owner = ? WHERE stage = ? AND unit = ?",
-                    (self.owner, stage, unit),
-                )
-            else:
-                cursor.execute(
-                    "INSERT INTO langevin_xtal_work VALUES (?, ?, ?, ?, ?)",
-                    (stage, unit, self.owner, 0, None),
-                )
+        for part in _parts([unit for unit in units if unit in begun], LOOK):
+            cursor.execute(
+                "UPDATE langevin_xtal_work SET owner = ? WHERE stage = ? "
+                f"AND unit IN ({_marks(part)})",
+                (self.owner, stage, *part),
+            )
+        self._enter(cursor, stage, [unit for unit in units if unit not in begun], self.owner)
+
+    def _enter(self, cursor: Any, stage: str, units: Sequence[int], owner: str) -> None:
+        """Add lines of units that have none."""
+        for part in _parts(units, LOOK):
+            lines = ", ".join(["(?, ?, ?, 0, NULL)"] * len(part))
+            cursor.execute(
+                f"INSERT INTO langevin_xtal_work VALUES {lines}",
+                [value for unit in part for value in (stage, unit, owner)],
+            )
 
     def add(self, rows: Iterable[Row], seconds: float = 0.0) -> int:
         """Store samples this process has claimed; returns how many.
@@ -381,7 +396,7 @@ class Store:
         """
         rows = list(rows)
         written = 0
-        for part in _chunks(rows):
+        for part in _parts(rows, CHUNK):
             with self._transaction() as cursor:
                 mine = self._mine(cursor, "sample", [row.index for row in part])
                 for row in part:
@@ -403,13 +418,11 @@ class Store:
 
         Candidates that another process has taken over are left to it.
         """
-        for part in _chunks(list(changes.items())):
+        for part in _parts(list(changes.items()), CHUNK):
             with self._transaction() as cursor:
                 mine = self._mine(cursor, stage, [index for index, _ in part])
-                for index, change in part:
-                    if index in mine:
-                        self._change(cursor, index, change)
-                        self._finish(cursor, stage, index)
+                self._change(cursor, {k: change for k, change in part if k in mine})
+                self._finish(cursor, stage, sorted(mine))
                 self._spend(cursor, stage, seconds)
             seconds = 0.0
 
@@ -421,16 +434,15 @@ class Store:
         ``unit`` grows with what there is to look at. Nothing is changed when another process has
         taken the unit over, or has looked at more.
         """
-        parts = list(_chunks(list(changes.items()))) or [[]]
+        parts = list(_parts(list(changes.items()), CHUNK)) or [[]]
         for k, part in enumerate(parts):
             with self._transaction() as cursor:
                 if not self._mine(cursor, stage, [unit]):
                     return
                 if self._newest(cursor, stage) <= unit:
-                    for index, change in part:
-                        self._change(cursor, index, change)
+                    self._change(cursor, dict(part))
                 if k == len(parts) - 1:
-                    self._finish(cursor, stage, unit)
+                    self._finish(cursor, stage, [unit])
                     self._spend(cursor, stage, seconds)
 
     def note(self, changes: Mapping[int, Change]) -> None:
@@ -442,8 +454,8 @@ class Store:
             When one is not there; nothing is changed then.
         """
         with self._transaction() as cursor:
-            for index, change in changes.items():
-                self._change(cursor, index, change)
+            for part in _parts(list(changes.items()), CHUNK):
+                self._change(cursor, dict(part))
 
     def done(self, stage: str) -> list[int]:
         """Units of a stage that are finished, in order."""
@@ -485,12 +497,13 @@ class Store:
                         f"{plain_address(self.address)} is an ASE database of something else; "
                         "give a new file"
                     )
-                for statement in _TABLES:
+                for statement in (*_TABLES, *_INDEXES):
                     cursor.execute(self._dialect(statement))
                 self._describe(mine)
             else:
                 _check_format(self.address, theirs)
-                cursor.execute(_OPEN_INDEX)
+                for statement in _INDEXES:  # stores of earlier versions lack some
+                    cursor.execute(statement)
                 self._compare(mine, theirs)
                 mine = theirs | {k: v for k, v in mine.items() if v is not None}
                 cursor.execute(f"DELETE FROM information WHERE name = '{SETTINGS}'")
@@ -566,41 +579,60 @@ class Store:
         ):
             yield connection.cursor()
 
-    def _living(self, cursor: Any) -> set[str]:
-        """Owners whose claims count, this process among them."""
+    def _register(self, cursor: Any, beat: int = 0) -> None:
+        """Enter this process among those that work."""
+        cursor.execute(
+            "INSERT INTO langevin_xtal_owner VALUES (?, ?, ?, ?)",
+            (self.owner, this_host(), os.getpid(), beat),
+        )
+
+    def _free(self, cursor: Any, owner: str) -> None:
+        """Free what a process holds, and forget it."""
+        cursor.execute(
+            "UPDATE langevin_xtal_work SET owner = '' WHERE owner = ? AND done = 0", (owner,)
+        )
+        cursor.execute("DELETE FROM langevin_xtal_owner WHERE owner = ?", (owner,))
+
+    def _free_of_the_dead(self, cursor: Any) -> None:
+        """Free what processes hold that are dead, or were silent for too long."""
         cursor.execute("SELECT owner, host, pid, beat FROM langevin_xtal_owner")
-        now = time.monotonic()
-        living = set()
+        now, here = time.monotonic(), this_host()
+        registered = False
         for owner, host, pid, beat in cursor.fetchall():
             if owner == self.owner:
-                living.add(owner)
+                registered = True
                 continue
-            if owner in _ENDED or (host == this_host() and not is_running(_whole(pid, "owner"))):
+            if owner in _ENDED or (host == here and not is_running(_whole(pid, "owner"))):
+                self._free(cursor, owner)
                 continue
             # beats are compared by this process's clock: clocks of computers differ
             if self._seen.get(owner, (None, 0.0))[0] != beat:
                 self._seen[owner] = (beat, now)
-            if now - self._seen[owner][1] <= self.lease:
-                living.add(owner)
-        return living
+            if now - self._seen[owner][1] > self.lease:
+                self._free(cursor, owner)
+        if not registered:  # this process was silent for too long, as others saw it
+            self._register(cursor, secrets.randbelow(10**9))  # not the beat that stood still
 
     def _mine(self, cursor: Any, stage: str, units: Sequence[int]) -> set[int]:
-        """Those of the units that this process has claimed and nobody has finished."""
-        mine = set()
-        for unit in units:
-            cursor.execute(
-                "SELECT owner, done FROM langevin_xtal_work WHERE stage = ? AND unit = ?",
-                (stage, unit),
-            )
-            found = cursor.fetchone()
-            if found is not None and found[0] == self.owner and not found[1]:
-                mine.add(unit)
-        return mine
+        """Those of the units that nobody has finished and no other process has.
 
-    def _finish(self, cursor: Any, stage: str, unit: int) -> None:
-        cursor.execute(
-            "UPDATE langevin_xtal_work SET done = 1 WHERE stage = ? AND unit = ?", (stage, unit)
-        )
+        They were claimed by this process; one that is free was taken from it, and given to nobody
+        since.
+        """
+        state = self._state(cursor, stage, units)
+        return {
+            unit
+            for unit, (owner, finished) in state.items()
+            if owner in (self.owner, "") and not finished
+        }
+
+    def _finish(self, cursor: Any, stage: str, units: Sequence[int]) -> None:
+        if units:
+            cursor.execute(
+                "UPDATE langevin_xtal_work SET done = 1, owner = ? WHERE stage = ? "
+                f"AND unit IN ({_marks(units)})",
+                (self.owner, stage, *units),
+            )
 
     def _newest(self, cursor: Any, stage: str) -> int:
         cursor.execute(
@@ -608,17 +640,23 @@ class Store:
         )
         return _whole(cursor.fetchone()[0] or 0, "work")
 
-    def _change(self, cursor: Any, index: int, change: Change) -> None:
+    def _change(self, cursor: Any, changes: Mapping[int, Change]) -> None:
+        if not changes:
+            return
         cursor.execute(
-            "SELECT systems.id, systems.data FROM systems, langevin_xtal_work AS work "
-            "WHERE work.stage = 'sample' AND work.unit = ? AND work.entry = systems.id",
-            (index,),
+            "SELECT work.unit, systems.id, systems.data FROM systems, langevin_xtal_work AS work "
+            f"WHERE work.stage = 'sample' AND work.unit IN ({_marks(changes)}) "
+            "AND work.entry = systems.id",
+            tuple(changes),
         )
-        found = cursor.fetchone()
-        if found is None:
-            raise DataError(f"candidate {index} is not in the store any more: it is damaged")
-        entry, data = found
-        self._write(from_data(data, entry).changed(change), int(entry))
+        found = {
+            _whole(unit, "work"): (int(entry), data) for unit, entry, data in cursor.fetchall()
+        }
+        for index, change in changes.items():
+            if index not in found:
+                raise DataError(f"candidate {index} is not in the store any more: it is damaged")
+            entry, data = found[index]
+            self._write(from_data(data, entry).changed(change), entry)
 
     def _write(self, row: Row, entry: int | None) -> int:
         record = json.dumps(to_json(row), allow_nan=False)
@@ -654,11 +692,11 @@ class Store:
                     connection.close()
 
 
-def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    return (items[k : k + CHUNK] for k in range(0, len(items), CHUNK))
+def _parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    return (items[k : k + size] for k in range(0, len(items), size))
 
 
-def _marks(items: Sequence[Any]) -> str:
+def _marks(items: Collection[Any]) -> str:
     """Placeholders for so many values in a statement."""
     return ", ".join("?" * len(items))
 
@@ -701,11 +739,40 @@ def _summary(cursor: Any) -> CampaignSummary:
     return summarise(settings_of(cursor) or {}, _rows(cursor), seconds)
 
 
+def _lowest_rows(cursor: Any, count: int) -> list[Row] | None:
+    """Rows left that are the lowest above the hull of all, ties with the last included.
+
+    None where there are fewer than ``count``.
+    """
+    left = (
+        "FROM number_key_values AS above, text_key_values AS state "
+        "WHERE above.key = 'e_above_all' AND state.id = above.id "
+        "AND state.key || '' = 'state' "  # so that states are looked up by id, not all by key
+        "AND state.value NOT IN ('rejected', 'duplicate')"
+    )
+    cursor.execute(
+        f"SELECT above.value {left} ORDER BY above.value LIMIT 1 OFFSET ?", (count - 1,)
+    )
+    last = cursor.fetchone()
+    if last is None:
+        return None
+    cursor.execute(
+        f"SELECT id, data FROM systems WHERE id IN (SELECT above.id {left} AND above.value <= ?)",
+        (last[0],),
+    )
+    rows = [from_data(data, number) for number, data in cursor.fetchall()]
+    return sorted(rows, key=lambda row: row.index)
+
+
 def _whole(value: Any, table: str) -> int:
     """A whole number of a table of ours, which anybody may have edited."""
     if type(value) is not int or value < 0:
         raise DataError(f"the store's table of {table} is damaged: {_short(str(value))}")
     return value
+
+
+def _ends_with(unit: int) -> DataError:
+    return DataError(f"the store's table of work is damaged: it ends with unit {unit}")
 
 
 def _seconds(value: Any) -> float:
@@ -784,6 +851,45 @@ def read_summary(source: str | os.PathLike[str]) -> CampaignSummary:
     """
     with _opened(source) as cursor:
         return _summary(cursor)
+
+
+def read_lowest(source: str | os.PathLike[str], count: int) -> list[Row] | None:
+    """Rows among which the best ``count`` candidates are, by index, without reading all.
+
+    None where only reading all can tell: with a target, or where fewer have an energy above the
+    hull of references and candidates.
+
+    Raises
+    ------
+    DataError
+        When there is no store, or it is of another version.
+    """
+    with _opened(source) as cursor:
+        if (settings_of(cursor) or {}).get("target"):
+            return None
+        return _lowest_rows(cursor, count)
+
+
+def read_progress(source: str | os.PathLike[str]) -> tuple[dict[str, int], float]:
+    """Candidates in each of :data:`STATES`, and seconds spent by all processes, without reading
+    the candidates.
+
+    Raises
+    ------
+    DataError
+        When there is no store, or it is of another version.
+    """
+    with _opened(source) as cursor:
+        states = dict.fromkeys(STATES, 0)
+        cursor.execute(
+            "SELECT value, COUNT(*) FROM text_key_values WHERE key = 'state' GROUP BY value"
+        )
+        for state, count in cursor.fetchall():
+            if state not in states:
+                raise DataError(f"the store is damaged: a state is {_short(str(state))}")
+            states[state] = int(count)
+        cursor.execute("SELECT seconds FROM langevin_xtal_stage")
+        return states, sum(_seconds(spent) for (spent,) in cursor.fetchall())
 
 
 def read_finished(source: str | os.PathLike[str], relaxed: bool) -> int:

@@ -40,7 +40,7 @@ from langevin_xtal.search.store import (
     is_address,
     is_store,
     read_finished,
-    read_summary,
+    read_progress,
 )
 from langevin_xtal.search.work import Progress
 from langevin_xtal.text import address_of
@@ -181,15 +181,13 @@ class Systems:
         try:
             if not is_store(store):
                 return empty
-            summary = read_summary(store)
+            states, seconds = read_progress(store)
             finished = read_finished(store, chosen.relax) >= chosen.samples
         except NoStoreError:  # a database without this system
             return empty
         except LangevinXtalError as error:
             return empty._replace(problem=str(error))
-        return SystemState(
-            name, chosen.samples, summary.states, sum(summary.seconds.values()), finished
-        )
+        return SystemState(name, chosen.samples, states, seconds, finished)
 
     def states(self) -> list[SystemState]:
         """Of all systems."""
@@ -226,18 +224,20 @@ def search_system(
     progress: Progress | None = None,
     *,
     until: float = math.inf,
+    only_sample: bool = False,
 ) -> Outcome:
     """Search a system as far as it goes; what cannot be done is said in the outcome.
 
     After ``until`` (Unix time) it is not begun. A lost server or a full disk ends one system and
-    not the campaign: the same command goes on.
+    not the campaign: the same command goes on. With ``only_sample``, all but sampling is left to
+    another call.
     """
     begin = time.monotonic()
     if time.time() > until or systems.state(name).finished:
         return Outcome(name, "", 0.0, passed_over=True)
     try:
         systems.prepare(name)
-        systems.campaign(name, workers).run(progress)
+        systems.campaign(name, workers).run(progress, only_sample=only_sample)
     except LangevinXtalError as error:
         return Outcome(name, str(error), time.monotonic() - begin)
     return Outcome(name, "", time.monotonic() - begin)
