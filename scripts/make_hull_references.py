@@ -1,4 +1,4 @@
-"""Write ``langevin_xtal/screen/hull_references.npz``: known phases and their energies.
+"""Write ``langevin_xtal/screen/hull_references*.npz``: known phases and their energies.
 
 Every crystal of the given sources gets the potential's energy at its own (DFT) geometry, without
 relaxing it; the lowest of each composition is kept when it lies within 0.1 eV/atom of the hull of
@@ -10,6 +10,13 @@ states.
 
 The last two of the shipped table: crystals of the 2025 release with an ``e_hull`` of at most 0.01
 eV/atom, those of up to 20 atoms without MP-20's, packed by ``langevin-xtal data prepare``.
+The table of SevenNet-0 has fewer phases: of each composition the crystal lowest above the
+published hull, where it is at most 0.001 eV/atom above it and has at most 20 atoms:
+
+    python scripts/make_hull_references.py --potential sevennet-0 --published 0.001 \\
+        --most-atoms 20 mp20_train.lxd mp20_val.lxd le20.lxd 21to52.lxd
+
+Where the potential predicts uncorrected energies, the Materials Project's corrections are added.
 
 Sources are packed datasets or anything else ``StructureSet.read`` takes. Energies are computed in
 parallel and kept beside the output (``<out>.energies.npz``), so that an interrupted run continues;
@@ -30,17 +37,20 @@ from pymatgen.core import Lattice, Structure
 from tqdm import tqdm
 
 from langevin_xtal.config.screening import DEFAULT_POTENTIAL, RelaxOptions
-from langevin_xtal.crystal.cell import Cell
+from langevin_xtal.crystal.cell import Cell, reduced_formula
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.pymatgen import to_structure
+from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.evaluation.structures import StructureSet
 from langevin_xtal.parallel import parallel_map
-from langevin_xtal.screen.hull import FILE, HullReferences
-from langevin_xtal.screen.potentials import load_potential
-from langevin_xtal.screen.relax import relax, single_point
+from langevin_xtal.screen.corrections import mp2020_correction
+from langevin_xtal.screen.energies import single_point
+from langevin_xtal.screen.hull import SHIPPED, HullReferences
+from langevin_xtal.screen.potentials import CORRECTED, UNCORRECTED, load_potential
+from langevin_xtal.screen.relax import relax
 
-TARGET = Path(__file__).parents[1] / "langevin_xtal" / "screen" / FILE
+FOLDER = Path(__file__).parents[1] / "langevin_xtal" / "screen"
 ATTRIBUTION = (
     "Structures: Materials Project, CC-BY 4.0, A. Jain et al., APL Materials 1, 011002 (2013)"
 )
@@ -81,6 +91,31 @@ def energies(
             save_energies(own, {**known, **mine})
     known |= mine
     return np.array([known[name] for name in structures.ids])
+
+
+def lowest_published(
+    sources: tuple[Path, ...], published: float, most_atoms: int | None
+) -> set[str]:
+    """Identifiers: of each composition the crystal lowest above the published hull, if near it."""
+    best: dict[str, tuple[float, str]] = {}
+    for source in sources:
+        data = PackedDataset.load(source)
+        above = data.properties["e_hull"]
+        for k in np.flatnonzero(above <= published).tolist():
+            unit = data.unit(k)
+            numbers = np.repeat(unit.numbers, data.multiplicity[data.sites_of(k)])
+            formula, found = reduced_formula(numbers), (float(above[k]), str(data.id[k]))
+            atoms = len(numbers) // len(unit.space_group.centring)
+            if most_atoms is None or atoms <= most_atoms:
+                best[formula] = min(found, best.get(formula, found))
+    return {name for _, name in best.values()}
+
+
+def some_of(source: Path, names: set[str]) -> StructureSet:
+    """Crystals of a packed dataset with these identifiers."""
+    data = PackedDataset.load(source)
+    chosen = [k for k, name in enumerate(data.id.tolist()) if name in names]
+    return StructureSet.from_packed(data, source.stem, chosen)
 
 
 def save_energies(path: Path, values: dict[str, float]) -> None:
@@ -164,32 +199,41 @@ def elemental_types() -> list[tuple[str, Cell]]:
     help="Energies that are known already; may be given several times.",
 )
 @click.option("--potential", default=DEFAULT_POTENTIAL, show_default=True)
-@click.option("--out", default=TARGET, show_default=True, type=click.Path(path_type=Path))
+@click.option("--published", type=float, help="Of each composition only the lowest, within this.")
+@click.option("--most-atoms", type=int, help="In the primitive cell.")
+@click.option("--out", type=click.Path(path_type=Path), help="[default: in the package]")
 @click.option("--workers", type=int, help="Processes.  [default: one per CPU]")
 def main(
     sources: tuple[Path, ...],
     tables: tuple[Path, ...],
     potential: str,
-    out: Path,
+    published: float | None,
+    most_atoms: int | None,
+    out: Path | None,
     workers: int | None,
 ) -> None:
     compositions: list[NDArray[np.int64]] = []
     energy: list[float] = []
     ids: list[str] = []
+    out = out or FOLDER / SHIPPED[potential][0]
     own = out.with_name(out.name + ".energies.npz")
+    found = load_potential(potential)
+    corrects = found.energies == UNCORRECTED
+    lowest = None if published is None else lowest_published(sources, published, most_atoms)
     for source in sources:
-        structures = StructureSet.read(source)
+        structures = StructureSet.read(source) if lowest is None else some_of(source, lowest)
         values = energies(structures, list(tables), own, potential, workers)
+        if corrects:
+            values = values + np.array([mp2020_correction(cell) for cell in structures.cells()])
         click.echo(f"{source.name}: {len(values)} crystals, {np.isnan(values).sum()} no energy")
         compositions += [numbers for _, _, numbers in structures.cells()]
         energy += values.tolist()
         ids += list(structures.ids)
-    found = load_potential(potential)
     elements = set(np.concatenate(compositions).tolist()) & found.elements
     options = RelaxOptions(potential=potential)
-    names, atoms, lowest, types = elemental_crystals(sorted(elements), options, workers)
+    names, atoms, relaxed, types = elemental_crystals(sorted(elements), options, workers)
     compositions += atoms
-    energy += lowest
+    energy += relaxed  # elements have no corrections
     ids += names
     table = HullReferences.build(
         compositions,
@@ -197,8 +241,10 @@ def main(
         ids,
         potential=potential,
         version=found.version,
-        statement=STATEMENT.format(count=types),
+        statement=STATEMENT.format(count=types)
+        + (", MP2020 corrections added" if corrects else ""),
         attribution=ATTRIBUTION,
+        energies=CORRECTED if corrects else found.energies,
     )
     table.save(out)
     click.echo(f"{out}: {table.describe()}; {out.stat().st_size} bytes")

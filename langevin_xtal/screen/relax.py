@@ -90,7 +90,7 @@ def relax_cell(cell: Cell, options: RelaxOptions = DEFAULT_OPTIONS) -> Relaxatio
     """
     potential = load_potential(options.potential, options.device)
     cell, held = fixing.held_of(fixing.marked(cell, options.fix_atoms))
-    reason = _unfit(cell, potential, options)
+    reason = unfit(cell, potential, options)
     if reason:
         return failed_relaxation(cell, reason)
     calculator = potential.calculator()
@@ -197,22 +197,11 @@ def each_relaxed(
     return [replace(result, cell=fixing.held_of(result.cell)[0]) for result in results]
 
 
-def single_point(cell: Cell, options: RelaxOptions = DEFAULT_OPTIONS) -> float:
-    """Energy per atom [eV] of a P1 cell as it stands, NaN where :func:`relax_cell` would give up.
-
-    Raises
-    ------
-    InputError
-        When the potential is unknown or not installed.
-    """
-    return relax_cell(cell, replace(options, steps=0, keep_symmetry=False)).energy
-
-
 # -- one relaxation
 
 
-def _unfit(cell: Cell, potential: Potential, options: RelaxOptions) -> str:
-    """Why a cell cannot be relaxed; empty when it can be tried."""
+def unfit(cell: Cell, potential: Potential, options: RelaxOptions) -> str:
+    """Why a cell can have no energy; empty when it can be tried."""
     lattice, frac, numbers = cell
     if not len(numbers) or not (np.isfinite(lattice).all() and np.isfinite(frac).all()):
         return "the cell is not finite, or empty"
