@@ -71,7 +71,7 @@ def test_a_calculator_that_has_no_such_way() -> None:
         ((np.eye(3) * 0.5, np.zeros((1, 3)), np.array([29])), "Å³"),
         (
             (np.eye(3) * 4, np.array([[0.0, 0, 0], [0.02, 0, 0]]), np.array([29, 29])),
-            "0.080 Å apart",
+            "0.080 Å",
         ),
         ((np.full((3, 3), np.nan), np.zeros((1, 3)), np.array([29])), "not finite"),
     ],
