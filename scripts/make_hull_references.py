@@ -1,4 +1,4 @@
-"""Write ``langevin_xtal/screen/hull_references*.npz``: known phases and their energies.
+r"""Write ``langevin_xtal/screen/hull_references*.npz``: known phases and their energies.
 
 Every crystal of the given sources gets the potential's energy at its own (DFT) geometry, without
 relaxing it; the lowest of each composition is kept when it lies within 0.1 eV/atom of the hull of
@@ -11,10 +11,12 @@ states.
 The last two of the shipped table: crystals of the 2025 release with an ``e_hull`` of at most 0.01
 eV/atom, those of up to 20 atoms without MP-20's, packed by ``langevin-xtal data prepare``.
 The table of SevenNet-0 has fewer phases: of each composition the crystal lowest above the
-published hull, where it is at most 0.001 eV/atom above it and has at most 20 atoms:
+published hull, where it is at most 0.001 eV/atom above it and has at most 12 atoms, every
+elemental crystal of so many atoms, and the elements in the structure types that CHGNet's table
+has them in:
 
-    python scripts/make_hull_references.py --potential sevennet-0 --published 0.001 \\
-        --most-atoms 20 mp20_train.lxd mp20_val.lxd le20.lxd 21to52.lxd
+    python scripts/make_hull_references.py --potential sevennet-0 --published 0.001 \
+        --most-atoms 12 --types-of chgnet mp20_train.lxd mp20_val.lxd mp_le20.lxd
 
 Where the potential predicts uncorrected energies, the Materials Project's corrections are added.
 
@@ -25,6 +27,7 @@ parallel and kept beside the output (``<out>.energies.npz``), so that an interru
 
 from __future__ import annotations
 
+import math
 import os
 from functools import partial
 from pathlib import Path
@@ -46,7 +49,7 @@ from langevin_xtal.evaluation.structures import StructureSet
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.screen.corrections import mp2020_correction
 from langevin_xtal.screen.energies import single_point
-from langevin_xtal.screen.hull import SHIPPED, HullReferences
+from langevin_xtal.screen.hull import KEEP, SHIPPED, HullReferences
 from langevin_xtal.screen.potentials import CORRECTED, UNCORRECTED, load_potential
 from langevin_xtal.screen.relax import relax
 
@@ -96,19 +99,27 @@ def energies(
 def lowest_published(
     sources: tuple[Path, ...], published: float, most_atoms: int | None
 ) -> set[str]:
-    """Identifiers: of each composition the crystal lowest above the published hull, if near it."""
+    """Identifiers: of each composition the crystal lowest above the published hull, if near it,
+    and all elemental crystals."""
     best: dict[str, tuple[float, str]] = {}
+    elemental: set[str] = set()
     for source in sources:
         data = PackedDataset.load(source)
         above = data.properties["e_hull"]
-        for k in np.flatnonzero(above <= published).tolist():
+        kinds = [len(set(data.numbers[data.sites_of(k)].tolist())) for k in range(len(data))]
+        alone = np.array(kinds) == 1
+        for k in np.flatnonzero((above <= published) | alone).tolist():
             unit = data.unit(k)
             numbers = np.repeat(unit.numbers, data.multiplicity[data.sites_of(k)])
             formula, found = reduced_formula(numbers), (float(above[k]), str(data.id[k]))
             atoms = len(numbers) // len(unit.space_group.centring)
-            if most_atoms is None or atoms <= most_atoms:
+            if most_atoms is not None and atoms > most_atoms:
+                continue
+            if alone[k]:
+                elemental.add(found[1])
+            else:
                 best[formula] = min(found, best.get(formula, found))
-    return {name for _, name in best.values()}
+    return elemental | {name for _, name in best.values()}
 
 
 def some_of(source: Path, names: set[str]) -> StructureSet:
@@ -126,15 +137,20 @@ def save_energies(path: Path, values: dict[str, float]) -> None:
 
 
 def elemental_crystals(
-    elements: list[int], options: RelaxOptions, workers: int | None
+    elements: list[int], options: RelaxOptions, workers: int | None, only: set[str] | None
 ) -> tuple[list[str], list[NDArray[np.int64]], list[float], int]:
-    """Names, atoms and energies of relaxed elemental crystals, and how many types were tried."""
+    """Names, atoms and energies of relaxed elemental crystals, and how many types were tried.
+
+    With ``only``, those of these names.
+    """
     types = elemental_types()
     trials = []  # (element, name, cells at several scales)
     for z in elements:
         for name, cell in types:
             lattice, frac, numbers = cell
             if len(numbers) > MOST_ATOMS and z not in numbers:
+                continue
+            if only is not None and f"{SYMBOLS[z]} as {name}" not in only:
                 continue
             shortest = to_structure(cell).get_neighbor_list(6.0)[3].min()
             scales = [bond * covalent_radii[z] / shortest for bond in BONDS]
@@ -201,6 +217,7 @@ def elemental_types() -> list[tuple[str, Cell]]:
 @click.option("--potential", default=DEFAULT_POTENTIAL, show_default=True)
 @click.option("--published", type=float, help="Of each composition only the lowest, within this.")
 @click.option("--most-atoms", type=int, help="In the primitive cell.")
+@click.option("--types-of", help="Elements only in the types of this potential's shipped table.")
 @click.option("--out", type=click.Path(path_type=Path), help="[default: in the package]")
 @click.option("--workers", type=int, help="Processes.  [default: one per CPU]")
 def main(
@@ -209,6 +226,7 @@ def main(
     potential: str,
     published: float | None,
     most_atoms: int | None,
+    types_of: str | None,
     out: Path | None,
     workers: int | None,
 ) -> None:
@@ -231,7 +249,8 @@ def main(
         ids += list(structures.ids)
     elements = set(np.concatenate(compositions).tolist()) & found.elements
     options = RelaxOptions(potential=potential)
-    names, atoms, relaxed, types = elemental_crystals(sorted(elements), options, workers)
+    only = None if types_of is None else set(HullReferences.shipped(types_of).ids)
+    names, atoms, relaxed, types = elemental_crystals(sorted(elements), options, workers, only)
     compositions += atoms
     energy += relaxed  # elements have no corrections
     ids += names
@@ -245,6 +264,7 @@ def main(
         + (", MP2020 corrections added" if corrects else ""),
         attribution=ATTRIBUTION,
         energies=CORRECTED if corrects else found.energies,
+        keep=KEEP if published is None else math.inf,
     )
     table.save(out)
     click.echo(f"{out}: {table.describe()}; {out.stat().st_size} bytes")
