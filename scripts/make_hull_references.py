@@ -11,12 +11,13 @@ states.
 The last two of the shipped table: crystals of the 2025 release with an ``e_hull`` of at most 0.01
 eV/atom, those of up to 20 atoms without MP-20's, packed by ``langevin-xtal data prepare``.
 The table of SevenNet-0 has fewer phases: of each composition the crystal lowest above the
-published hull, where it is at most 0.001 eV/atom above it and has at most 12 atoms, every
-elemental crystal of so many atoms, and the elements in the structure types that CHGNet's table
-has them in:
+published hull, where it is at most 0.001 eV/atom above it and has at most 8 atoms, or its energy
+is in a table of ``--energies`` (a quarter of those of 9 to 30 atoms, drawn at random); every
+elemental crystal of at most 8 atoms; and the elements in the types that CHGNet's table has:
 
     python scripts/make_hull_references.py --potential sevennet-0 --published 0.001 \
-        --most-atoms 12 --types-of chgnet mp20_train.lxd mp20_val.lxd mp_le20.lxd
+        --most-atoms 8 --types-of chgnet --energies known.npz mp20_train.lxd mp20_val.lxd \
+        mp_le20.lxd mp_21to52.lxd
 
 Where the potential predicts uncorrected energies, the Materials Project's corrections are added.
 
@@ -29,6 +30,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -76,11 +78,7 @@ def energies(
     structures: StructureSet, tables: list[Path], own: Path, potential: str, workers: int | None
 ) -> NDArray[np.float64]:
     """(B,) energies per atom, from the tables where they are known."""
-    known: dict[str, float] = {}
-    for path in [*tables, *([own] if own.exists() else [])]:
-        with np.load(path, allow_pickle=False) as stored:
-            pairs = zip(stored["id"].tolist(), stored["e"].tolist(), strict=True)
-            known |= {name: value for name, value in pairs if np.isfinite(value)}
+    known = known_energies([*tables, *([own] if own.exists() else [])])
     todo = [k for k, name in enumerate(structures.ids) if name not in known]
     mine: dict[str, float] = {}
     results = parallel_map(
@@ -97,10 +95,10 @@ def energies(
 
 
 def lowest_published(
-    sources: tuple[Path, ...], published: float, most_atoms: int | None
+    sources: tuple[Path, ...], published: float, most_atoms: int | None, known: set[str]
 ) -> set[str]:
     """Identifiers: of each composition the crystal lowest above the published hull, if near it,
-    and all elemental crystals."""
+    and all elemental crystals; those of more atoms only where they are known."""
     best: dict[str, tuple[float, str]] = {}
     elemental: set[str] = set()
     for source in sources:
@@ -113,7 +111,7 @@ def lowest_published(
             numbers = np.repeat(unit.numbers, data.multiplicity[data.sites_of(k)])
             formula, found = reduced_formula(numbers), (float(above[k]), str(data.id[k]))
             atoms = len(numbers) // len(unit.space_group.centring)
-            if most_atoms is not None and atoms > most_atoms:
+            if most_atoms is not None and atoms > most_atoms and found[1] not in known:
                 continue
             if alone[k]:
                 elemental.add(found[1])
@@ -127,6 +125,16 @@ def some_of(source: Path, names: set[str]) -> StructureSet:
     data = PackedDataset.load(source)
     chosen = [k for k, name in enumerate(data.id.tolist()) if name in names]
     return StructureSet.from_packed(data, source.stem, chosen)
+
+
+def known_energies(tables: Sequence[Path]) -> dict[str, float]:
+    """Energies per atom by identifier, of such tables."""
+    known: dict[str, float] = {}
+    for path in tables:
+        with np.load(path, allow_pickle=False) as stored:
+            pairs = zip(stored["id"].tolist(), stored["e"].tolist(), strict=True)
+            known |= {name: value for name, value in pairs if np.isfinite(value)}
+    return known
 
 
 def save_energies(path: Path, values: dict[str, float]) -> None:
@@ -237,7 +245,9 @@ def main(
     own = out.with_name(out.name + ".energies.npz")
     found = load_potential(potential)
     corrects = found.energies == UNCORRECTED
-    lowest = None if published is None else lowest_published(sources, published, most_atoms)
+    lowest = None
+    if published is not None:
+        lowest = lowest_published(sources, published, most_atoms, set(known_energies(tables)))
     for source in sources:
         structures = StructureSet.read(source) if lowest is None else some_of(source, lowest)
         values = energies(structures, list(tables), own, potential, workers)
