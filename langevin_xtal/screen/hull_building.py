@@ -15,7 +15,7 @@ from langevin_xtal.screen.corrections import mp2020_correction
 from langevin_xtal.screen.energies import PointEnergy, point_energies
 from langevin_xtal.screen.hull import KEEP, HullReferences
 from langevin_xtal.screen.potentials import CORRECTED, UNCORRECTED, load_potential
-from langevin_xtal.screen.relax import Relaxation, relax_folded
+from langevin_xtal.screen.relax import relax_folded
 
 
 def build_references(
@@ -58,14 +58,14 @@ def build_references(
         When there is no such potential, or no crystal has an energy.
     """
     found = load_potential(potential)
-    results: Sequence[Relaxation | PointEnergy]
     if relaxation is None:
         wanted = RelaxOptions(potential=potential)
         results = point_energies(cells, wanted, cache=cache, workers=workers, progress=progress)
         geometries = list(cells)
     else:
         relaxed = relax_folded(cells, relaxation, cache=cache, workers=workers, progress=progress)
-        results, geometries = relaxed, [result.cell for result in relaxed]
+        results = [PointEnergy(result.energy, result.reason) for result in relaxed]
+        geometries = [result.cell for result in relaxed]
     corrects = found.energies == UNCORRECTED
     energy: NDArray[np.float64] = np.array([result.energy for result in results], dtype=float)
     failed = {name: r.reason for name, r in zip(names, results, strict=True) if r.reason}

@@ -12,7 +12,7 @@ from langevin_xtal.screen.cached import Progress, ResultCache
 from langevin_xtal.screen.energies import PointEnergy, point_energies
 from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.potentials import load_potential
-from langevin_xtal.screen.relax import Relaxation, relax_folded
+from langevin_xtal.screen.relax import relax_folded
 
 DISAGREE = 0.05
 """Hull distances that differ by more are flagged [eV/atom]: twice a good potential's error."""
@@ -57,10 +57,10 @@ def second_opinions(
     potential = load_potential(relaxation.potential, relaxation.device)
     if references is not None:
         references.check(potential)
-    results: Sequence[Relaxation | PointEnergy]
     if relaxation.steps:
         relaxed = relax_folded(cells, relaxation, cache=cache, workers=workers, progress=progress)
-        results, cells = relaxed, [result.cell for result in relaxed]
+        results = [PointEnergy(result.energy, result.reason) for result in relaxed]
+        cells = [result.cell for result in relaxed]
     else:
         results = point_energies(
             cells, relaxation, cache=cache, workers=workers, progress=progress
