@@ -304,26 +304,35 @@ def formula_numbers(formula: str) -> list[int]:
 
 
 def summary(results: dict[str, Any], potentials: tuple[str, ...]) -> list[dict[str, Any]]:
-    """A row for each compound whose forms are all relaxed by each potential."""
+    """A row for each compound all of whose forms are relaxed by a potential; None for others."""
     rows = []
     for formula, (source, forms) in COMPOUNDS.items():
-        own = results.get(formula, {})
         names = [form[0] for form in forms]
-        if any(name not in own.get(p, {}) for p in potentials for name in names):
-            continue
         row: dict[str, Any] = {"formula": formula, "stable": names[0], "source": source}
         for potential in potentials:
-            energy = [own[potential][name]["energy"] for name in names]
+            own = results.get(formula, {}).get(potential, {})
+            if any(name not in own for name in names):
+                row[potential] = {"lowest": None, "right": None, "differences": None}
+                continue
+            energy = [own[name]["energy"] for name in names]
+            least = min(energy)
             row[potential] = {
-                "lowest": names[int(np.argmin(energy))],
-                "right": bool(np.argmin(energy) == 0),
+                "lowest": names[energy.index(least)],
+                "right": energy[0] == least,
                 "differences": {
                     name: round(1000 * (e - energy[0]), 1)
                     for name, e in zip(names[1:], energy[1:], strict=True)
                 },
             }
-        rows.append(row)
+        if any(row[potential]["lowest"] is not None for potential in potentials):
+            rows.append(row)
     return rows
+
+
+def right(rows: list[dict[str, Any]], potential: str) -> str:
+    """In how many of the compounds a potential puts the stable form lowest."""
+    known = [row[potential]["right"] for row in rows if row[potential]["right"] is not None]
+    return f"{sum(known)} of {len(known)}"
 
 
 @click.command(help=__doc__)
@@ -363,7 +372,7 @@ def main(potentials: tuple[str, ...], steps: int, fmax: float, out: Path) -> Non
                 "machine": f"{platform.machine()}, one thread, other work beside it",
                 "potentials": {name: load_potential(name).version for name in potentials},
                 "compounds": len(rows),
-                "right": {p: sum(row[p]["right"] for row in rows) for p in potentials},
+                "right": {p: right(rows, p) for p in potentials},
                 "rows": rows,
                 "results": results,
             }
