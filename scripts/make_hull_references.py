@@ -241,6 +241,8 @@ def main(
     compositions: list[NDArray[np.int64]] = []
     energy: list[float] = []
     ids: list[str] = []
+    if out is None and potential not in SHIPPED:
+        raise click.UsageError(f"no table of {potential} comes with the package: give --out")
     out = out or FOLDER / SHIPPED[potential][0]
     own = out.with_name(out.name + ".energies.npz")
     found = load_potential(potential)

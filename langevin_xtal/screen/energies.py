@@ -1,7 +1,7 @@
 """Energies of cells as they stand, without forces and stress where a potential can do without.
 
-SevenNet-0 needs a third of the time so, CHGNet half of it. Batches of crystals gain nothing on a
-CPU (SevenNet-0, batches of 4 to 20: 3 to 13 % slower).
+SevenNet-0 needs a third of the time so (0.040 s instead of 0.131 s for crystals of 10 atoms).
+Batches of crystals gain nothing on a CPU (SevenNet-0, batches of 4 to 20: 3 to 13 % slower).
 """
 
 from __future__ import annotations
