@@ -1,4 +1,4 @@
-"""Write ``langevin_xtal/screen/hull_references.npz``: known phases and their energies.
+r"""Write ``langevin_xtal/screen/hull_references*.npz``: known phases and their energies.
 
 Every crystal of the given sources gets the potential's energy at its own (DFT) geometry, without
 relaxing it; the lowest of each composition is kept when it lies within 0.1 eV/atom of the hull of
@@ -10,6 +10,16 @@ states.
 
 The last two of the shipped table: crystals of the 2025 release with an ``e_hull`` of at most 0.01
 eV/atom, those of up to 20 atoms without MP-20's, packed by ``langevin-xtal data prepare``.
+The table of SevenNet-0 has fewer phases: of each composition the crystal lowest above the
+published hull, where it is at most 0.001 eV/atom above it and has at most 8 atoms, or its energy
+is in a table of ``--energies`` (a quarter of those of 9 to 30 atoms, drawn at random); every
+elemental crystal of at most 8 atoms; and the elements in the types that CHGNet's table has:
+
+    python scripts/make_hull_references.py --potential sevennet-0 --published 0.001 \
+        --most-atoms 8 --types-of chgnet --energies known.npz mp20_train.lxd mp20_val.lxd \
+        mp_le20.lxd mp_21to52.lxd
+
+Where the potential predicts uncorrected energies, the Materials Project's corrections are added.
 
 Sources are packed datasets or anything else ``StructureSet.read`` takes. Energies are computed in
 parallel and kept beside the output (``<out>.energies.npz``), so that an interrupted run continues;
@@ -18,7 +28,9 @@ parallel and kept beside the output (``<out>.energies.npz``), so that an interru
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,17 +42,20 @@ from pymatgen.core import Lattice, Structure
 from tqdm import tqdm
 
 from langevin_xtal.config.screening import DEFAULT_POTENTIAL, RelaxOptions
-from langevin_xtal.crystal.cell import Cell
+from langevin_xtal.crystal.cell import Cell, reduced_formula
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.pymatgen import to_structure
+from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.evaluation.structures import StructureSet
 from langevin_xtal.parallel import parallel_map
-from langevin_xtal.screen.hull import FILE, HullReferences
-from langevin_xtal.screen.potentials import load_potential
-from langevin_xtal.screen.relax import relax, single_point
+from langevin_xtal.screen.corrections import mp2020_correction
+from langevin_xtal.screen.energies import single_point
+from langevin_xtal.screen.hull import KEEP, SHIPPED, HullReferences
+from langevin_xtal.screen.potentials import CORRECTED, UNCORRECTED, load_potential
+from langevin_xtal.screen.relax import relax
 
-TARGET = Path(__file__).parents[1] / "langevin_xtal" / "screen" / FILE
+FOLDER = Path(__file__).parents[1] / "langevin_xtal" / "screen"
 ATTRIBUTION = (
     "Structures: Materials Project, CC-BY 4.0, A. Jain et al., APL Materials 1, 011002 (2013)"
 )
@@ -63,11 +78,7 @@ def energies(
     structures: StructureSet, tables: list[Path], own: Path, potential: str, workers: int | None
 ) -> NDArray[np.float64]:
     """(B,) energies per atom, from the tables where they are known."""
-    known: dict[str, float] = {}
-    for path in [*tables, *([own] if own.exists() else [])]:
-        with np.load(path, allow_pickle=False) as stored:
-            pairs = zip(stored["id"].tolist(), stored["e"].tolist(), strict=True)
-            known |= {name: value for name, value in pairs if np.isfinite(value)}
+    known = known_energies([*tables, *([own] if own.exists() else [])])
     todo = [k for k, name in enumerate(structures.ids) if name not in known]
     mine: dict[str, float] = {}
     results = parallel_map(
@@ -83,6 +94,49 @@ def energies(
     return np.array([known[name] for name in structures.ids])
 
 
+def lowest_published(
+    sources: tuple[Path, ...], published: float, most_atoms: int | None, known: set[str]
+) -> set[str]:
+    """Identifiers: of each composition the crystal lowest above the published hull, if near it,
+    and all elemental crystals; those of more atoms only where they are known."""
+    best: dict[str, tuple[float, str]] = {}
+    elemental: set[str] = set()
+    for source in sources:
+        data = PackedDataset.load(source)
+        above = data.properties["e_hull"]
+        kinds = [len(set(data.numbers[data.sites_of(k)].tolist())) for k in range(len(data))]
+        alone = np.array(kinds) == 1
+        for k in np.flatnonzero((above <= published) | alone).tolist():
+            unit = data.unit(k)
+            numbers = np.repeat(unit.numbers, data.multiplicity[data.sites_of(k)])
+            formula, found = reduced_formula(numbers), (float(above[k]), str(data.id[k]))
+            atoms = len(numbers) // len(unit.space_group.centring)
+            if most_atoms is not None and atoms > most_atoms and found[1] not in known:
+                continue
+            if alone[k]:
+                elemental.add(found[1])
+            else:
+                best[formula] = min(found, best.get(formula, found))
+    return elemental | {name for _, name in best.values()}
+
+
+def some_of(source: Path, names: set[str]) -> StructureSet:
+    """Crystals of a packed dataset with these identifiers."""
+    data = PackedDataset.load(source)
+    chosen = [k for k, name in enumerate(data.id.tolist()) if name in names]
+    return StructureSet.from_packed(data, source.stem, chosen)
+
+
+def known_energies(tables: Sequence[Path]) -> dict[str, float]:
+    """Energies per atom by identifier, of such tables."""
+    known: dict[str, float] = {}
+    for path in tables:
+        with np.load(path, allow_pickle=False) as stored:
+            pairs = zip(stored["id"].tolist(), stored["e"].tolist(), strict=True)
+            known |= {name: value for name, value in pairs if np.isfinite(value)}
+    return known
+
+
 def save_energies(path: Path, values: dict[str, float]) -> None:
     part = path.with_name(path.name + ".part")
     with part.open("wb") as stream:
@@ -91,15 +145,20 @@ def save_energies(path: Path, values: dict[str, float]) -> None:
 
 
 def elemental_crystals(
-    elements: list[int], options: RelaxOptions, workers: int | None
+    elements: list[int], options: RelaxOptions, workers: int | None, only: set[str] | None
 ) -> tuple[list[str], list[NDArray[np.int64]], list[float], int]:
-    """Names, atoms and energies of relaxed elemental crystals, and how many types were tried."""
+    """Names, atoms and energies of relaxed elemental crystals, and how many types were tried.
+
+    With ``only``, those of these names.
+    """
     types = elemental_types()
     trials = []  # (element, name, cells at several scales)
     for z in elements:
         for name, cell in types:
             lattice, frac, numbers = cell
             if len(numbers) > MOST_ATOMS and z not in numbers:
+                continue
+            if only is not None and f"{SYMBOLS[z]} as {name}" not in only:
                 continue
             shortest = to_structure(cell).get_neighbor_list(6.0)[3].min()
             scales = [bond * covalent_radii[z] / shortest for bond in BONDS]
@@ -164,32 +223,48 @@ def elemental_types() -> list[tuple[str, Cell]]:
     help="Energies that are known already; may be given several times.",
 )
 @click.option("--potential", default=DEFAULT_POTENTIAL, show_default=True)
-@click.option("--out", default=TARGET, show_default=True, type=click.Path(path_type=Path))
+@click.option("--published", type=float, help="Of each composition only the lowest, within this.")
+@click.option("--most-atoms", type=int, help="In the primitive cell.")
+@click.option("--types-of", help="Elements only in the types of this potential's shipped table.")
+@click.option("--out", type=click.Path(path_type=Path), help="[default: in the package]")
 @click.option("--workers", type=int, help="Processes.  [default: one per CPU]")
 def main(
     sources: tuple[Path, ...],
     tables: tuple[Path, ...],
     potential: str,
-    out: Path,
+    published: float | None,
+    most_atoms: int | None,
+    types_of: str | None,
+    out: Path | None,
     workers: int | None,
 ) -> None:
     compositions: list[NDArray[np.int64]] = []
     energy: list[float] = []
     ids: list[str] = []
+    if out is None and potential not in SHIPPED:
+        raise click.UsageError(f"no table of {potential} comes with the package: give --out")
+    out = out or FOLDER / SHIPPED[potential][0]
     own = out.with_name(out.name + ".energies.npz")
+    found = load_potential(potential)
+    corrects = found.energies == UNCORRECTED
+    lowest = None
+    if published is not None:
+        lowest = lowest_published(sources, published, most_atoms, set(known_energies(tables)))
     for source in sources:
-        structures = StructureSet.read(source)
+        structures = StructureSet.read(source) if lowest is None else some_of(source, lowest)
         values = energies(structures, list(tables), own, potential, workers)
+        if corrects:
+            values = values + np.array([mp2020_correction(cell) for cell in structures.cells()])
         click.echo(f"{source.name}: {len(values)} crystals, {np.isnan(values).sum()} no energy")
         compositions += [numbers for _, _, numbers in structures.cells()]
         energy += values.tolist()
         ids += list(structures.ids)
-    found = load_potential(potential)
     elements = set(np.concatenate(compositions).tolist()) & found.elements
     options = RelaxOptions(potential=potential)
-    names, atoms, lowest, types = elemental_crystals(sorted(elements), options, workers)
+    only = None if types_of is None else set(HullReferences.shipped(types_of).ids)
+    names, atoms, relaxed, types = elemental_crystals(sorted(elements), options, workers, only)
     compositions += atoms
-    energy += lowest
+    energy += relaxed  # elements have no corrections
     ids += names
     table = HullReferences.build(
         compositions,
@@ -197,8 +272,11 @@ def main(
         ids,
         potential=potential,
         version=found.version,
-        statement=STATEMENT.format(count=types),
+        statement=STATEMENT.format(count=types)
+        + (", MP2020 corrections added" if corrects else ""),
         attribution=ATTRIBUTION,
+        energies=CORRECTED if corrects else found.energies,
+        keep=KEEP if published is None else math.inf,
     )
     table.save(out)
     click.echo(f"{out}: {table.describe()}; {out.stat().st_size} bytes")

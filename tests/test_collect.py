@@ -253,6 +253,98 @@ class TestOtherCodes:
         assert np.allclose(row.dft[0], atoms.cell.array)
 
 
+class TestRecorded:
+    """An output of pw.x 6.7 for a candidate that was exported, shortened to what is read of it:
+    Si, PBE, norm-conserving, 30 Ry; k-point eigenvalues and iterations are left out."""
+
+    OUTPUT = (Path(__file__).parent / "recorded" / "si_vc_relax.out").read_text(encoding="utf-8")
+    EDGE = 2 * 2.72696832130768
+
+    @pytest.fixture
+    def silicon(self, tmp_path: Path) -> tuple[Path, Path]:
+        """A store with a candidate, and the folder that was exported of it."""
+        half = self.EDGE / 2
+        lattice = half * np.array([[0.0, 1, 1], [1, 0, 1], [1, 1, 0]])
+        cell = (lattice, np.array([[0.0, 0, 0], [0.25, 0.25, 0.25]]), np.array([14, 14]))
+        path = tmp_path / "si.db"
+        with Store(path, {"elements": "Si"}) as opened:
+            opened.claim("sample", range(1), 1)
+            facts: dict[str, Any] = {"filtered": True, "duplicate_of": -1, "energy": -5.31}
+            opened.add([Row(0, "Si", 227, cell, facts, kept=cell)])
+        export_qe(read_entries(path), tmp_path / "qe")
+        (folder,) = (p for p in (tmp_path / "qe").iterdir() if p.is_dir())
+        return path, folder
+
+    def test_is_taken(self, silicon: tuple[Path, Path]) -> None:
+        path, folder = silicon
+        (folder / "pw.out").write_text(self.OUTPUT, encoding="utf-8")
+        found = collect(folder.parent, path)
+        assert (found.stored, found.refused) == (("000000",), {})
+        (row,) = read_rows(path)
+        # the last of five total energies, in Ry for two atoms, and the last cell, by hand
+        assert row.facts["dft_energy"] == pytest.approx(-15.74116617 * 13.605693 / 2, abs=1e-4)
+        assert row.facts["dft_code"] == "pw.x 6.7MaX"
+        assert row.facts["energy"] == -5.31
+        assert row.dft is not None
+        assert np.allclose(row.dft[0][0], [0, 2.737719425, 2.737719425])
+        assert collect(folder.parent, path).known == ("000000",)
+
+    @pytest.mark.parametrize("share", [0.02, 0.2, 0.5, 0.8, 0.99])
+    def test_cut_short(self, silicon: tuple[Path, Path], share: float) -> None:
+        path, folder = silicon
+        before = content(path)
+        text = self.OUTPUT[: int(share * len(self.OUTPUT))]
+        (folder / "pw.out").write_text(text, encoding="utf-8")
+        (reason,) = collect(folder.parent, path).refused.values()
+        assert reason == "pw.out is cut short (no JOB DONE): the run was killed or goes on"
+        assert content(path) == before
+
+    @pytest.mark.parametrize(
+        ("old", "new", "said"),
+        [
+            (
+                "convergence has been achieved in   9 iterations",
+                "convergence NOT achieved after 200 iterations: stopping",
+                "the electrons did not converge (convergence NOT achieved)",
+            ),
+            (
+                "bfgs converged in   4 scf cycles and   3 bfgs steps",
+                "The maximum number of steps has been reached.",
+                "the geometry did not converge (the maximum number of steps was reached)",
+            ),
+            ("Program PWSCF", "Program CP", "pw.out is no output of pw.x"),
+            ("Si ", "Ge ", "pw.out is of Ge, but Si was exported"),
+            (
+                "celldm(1)=   7.287758",
+                "celldm(1)=   8.287758",
+                "pw.out began at another structure than was exported (a run continued from its "
+                "own end is taken with --continued)",
+            ),
+        ],
+    )
+    def test_unconverged_and_foreign(
+        self, silicon: tuple[Path, Path], old: str, new: str, said: str
+    ) -> None:
+        path, folder = silicon
+        before = content(path)
+        assert old in self.OUTPUT
+        (folder / "pw.out").write_text(self.OUTPUT.replace(old, new), encoding="utf-8")
+        (reason,) = collect(folder.parent, path).refused.values()
+        assert reason == said
+        assert content(path) == before
+
+    def test_a_store_keeps_what_it_has(self, silicon: tuple[Path, Path]) -> None:
+        """A result that was taken stays when the output is later damaged or replaced."""
+        path, folder = silicon
+        (folder / "pw.out").write_text(self.OUTPUT, encoding="utf-8")
+        collect(folder.parent, path)
+        before = content(path)
+        for text in ("", self.OUTPUT[:5000], self.OUTPUT.replace("JOB DONE", "")):
+            (folder / "pw.out").write_text(text, encoding="utf-8")
+            assert len(collect(folder.parent, path).refused) == 1
+            assert content(path) == before
+
+
 class TestHull:
     def test_own_energies(self, store: Path, exported: Path) -> None:
         finish(folder_of(exported, "Na"))

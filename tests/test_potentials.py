@@ -23,6 +23,7 @@ from langevin_xtal.config.screening import RelaxOptions
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.errors import InputError, MissingPackageError
 from langevin_xtal.screen.corrections import mp2020_correction
+from langevin_xtal.screen.energies import single_point
 from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.own_energies import read_energies
 from langevin_xtal.screen.potentials import (
@@ -33,7 +34,7 @@ from langevin_xtal.screen.potentials import (
     load_potential,
 )
 from langevin_xtal.screen.potentials.files import FAMILIES
-from langevin_xtal.screen.relax import single_point
+from langevin_xtal.screen.relax import relax_cell
 from langevin_xtal.screen.second_opinion import disagreement
 
 EMT_NAME = "ase.calculators.emt:EMT"
@@ -86,6 +87,8 @@ class TestSevenNet:
         cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
         energy = single_point(cell, RelaxOptions(potential="sevennet-0"))
         assert energy == pytest.approx(atoms.get_potential_energy() / 2, abs=1e-5)
+        full = relax_cell(cell, RelaxOptions(potential="sevennet-0", steps=0))
+        assert energy == pytest.approx(full.energy, abs=2e-6)
         known = set(mine.type_map)  # type: ignore[attr-defined]
         assert known == set(load_potential("sevennet-0").elements)
 

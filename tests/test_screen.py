@@ -27,10 +27,11 @@ from langevin_xtal.config.screening import RelaxOptions
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.errors import DataError, InputError, LangevinXtalWarning
+from langevin_xtal.screen.energies import single_point
 from langevin_xtal.screen.hull import FILE, HullReferences
 from langevin_xtal.screen.potentials import load_potential
 from langevin_xtal.screen.potentials.chgnet import CHGNET_ELEMENTS
-from langevin_xtal.screen.relax import relax, relax_cell, single_point
+from langevin_xtal.screen.relax import relax, relax_cell
 
 EMT_NAME = "ase.calculators.emt:EMT"
 EMT_OPTIONS = RelaxOptions(potential=EMT_NAME)

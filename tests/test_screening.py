@@ -40,10 +40,11 @@ from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import InputError, LangevinXtalError, MissingPackageError, RequestError
 from langevin_xtal.evaluation.cache import Cache
 from langevin_xtal.evaluation.duplicates import FARTHEST, Known, fingerprint, group_duplicates
+from langevin_xtal.screen.energies import single_point
 from langevin_xtal.screen.fetch import materials_project_phases
 from langevin_xtal.screen.filters import is_alloy, reject_reason
 from langevin_xtal.screen.hull import HullReferences, coverage_note
-from langevin_xtal.screen.relax import relax_cell, relax_folded, single_point
+from langevin_xtal.screen.relax import relax_cell, relax_folded
 from langevin_xtal.screen.release import found_groups, perturbed, relax_twice
 from langevin_xtal.symmetry import SpaceGroup, orbit
 from tests.test_screen import Memory

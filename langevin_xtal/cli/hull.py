@@ -163,10 +163,10 @@ def of_files(
     """Energy above the hull of known phases.
 
     FILES are structures in any format, folders of them, packed datasets, or the store of a
-    search. Energies (eV/atom) are the potential's; the shipped
-    references are CHGNet's for the Materials Project's near-stable phases of up to 52 atoms, and
-    what is missing in a chemical system is said. Every energy is kept, so that an interrupted
-    command goes on where it stopped. Tables for other potentials: langevin-xtal hull build.
+    search. Energies (eV/atom) are the potential's; the shipped references are CHGNet's for the
+    Materials Project's near-stable phases of up to 52 atoms, and what is missing in a
+    chemical system is said. Every energy is kept, so that an interrupted command
+    goes on where it stopped. Tables for other potentials: langevin-xtal hull build.
 
     \b
     Examples:
@@ -397,21 +397,21 @@ def _energies(
     entries: Sequence[Entry], chosen: RelaxOptions, workers: int | None, cache: Path | None
 ) -> tuple[list[float], list[str]]:
     """Energy per atom of each structure [eV], NaN with a reason; and what to know of others."""
+    from langevin_xtal.screen.energies import point_energies
     from langevin_xtal.screen.relax import relax_folded
 
+    cells = [entry.cell for entry in entries]
     with (
         structures.open_cache(cache) as store,
         options.progress_bar("relaxing" if chosen.steps else "energies", "structure") as update,
     ):
-        results = relax_folded(
-            [entry.cell for entry in entries],
-            chosen,
-            cache=store,
-            workers=workers,
-            progress=update,
-        )
-    stopped = "the relaxation ran out of steps" if chosen.steps else ""
-    notes = [r.reason or ("" if r.converged else stopped) for r in results]
+        if not chosen.steps:
+            points = point_energies(cells, chosen, cache=store, workers=workers, progress=update)
+            return [p.energy for p in points], [p.reason for p in points]
+        results = relax_folded(cells, chosen, cache=store, workers=workers, progress=update)
+    notes = [
+        r.reason or ("" if r.converged else "the relaxation ran out of steps") for r in results
+    ]
     return [r.energy for r in results], notes
 
 

@@ -11,11 +11,16 @@ import click
 
 from langevin_xtal.cli import options, structures
 from langevin_xtal.cli.terminal import echo
-from langevin_xtal.errors import LangevinXtalError
+from langevin_xtal.config.screening import FileRelaxOptions
+from langevin_xtal.errors import InputError, LangevinXtalError
 from langevin_xtal.files import write_text
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from langevin_xtal.config.screening import RelaxOptions
+    from langevin_xtal.crystal.cell import Cell
     from langevin_xtal.crystal.entry import Entry
     from langevin_xtal.evaluation.cache import Cache
     from langevin_xtal.screen.relax import Relaxation
@@ -35,6 +40,7 @@ TABLE = ("name", "formula", "energy", "change", "steps", "group_before", "group"
     help="Relax a second time without symmetry, from a slightly displaced start.",
 )
 @structures.symprec
+@options.of_config(FileRelaxOptions, "fix_atoms", "constant_volume", "constant_cell")
 @structures.potential
 @options.workers
 @structures.cache
@@ -47,6 +53,9 @@ def relax(
     steps: int,
     release: bool,
     symprec: float,
+    fix_atoms: str,
+    constant_volume: bool,
+    constant_cell: bool,
     potential: str,
     workers: int | None,
     cache: Path | None,
@@ -56,35 +65,54 @@ def relax(
 
     FILES are structures in any format (CIF, POSCAR, extended XYZ, JSON, …), folders of them,
     packed datasets, or the store of a search. Writes a CIF for each and summary.csv (energies in
-    eV/atom, changes in meV/atom; a change of volume by more than 25 % is noted). With --release
-    also NAME_released.cif where symmetry broke.
+    eV/atom, changes in meV/atom; a change of volume by more than 25 % and layers that drift apart
+    are noted). With --release also NAME_released.cif where symmetry broke.
     Every result is kept: an interrupted command goes on where it stopped.
 
     \b
     Examples:
       langevin-xtal relax candidates/ --out relaxed/
       langevin-xtal relax POSCAR perovskite.cif --release --fmax 0.02 --out relaxed/
+      langevin-xtal relax slab.vasp --fix-atoms file --constant-cell --out relaxed/
     """
     from langevin_xtal.config.screening import RelaxOptions
     from langevin_xtal.screen.cached import PER_WORKER
+    from langevin_xtal.screen.fixing import hold
     from langevin_xtal.screen.potentials import load_potential
     from langevin_xtal.screen.release import DEFAULT_RELEASE
 
-    entries, refused = structures.read_structures(files)
+    chosen = RelaxOptions(
+        potential=potential,
+        fmax=fmax,
+        steps=steps,
+        symprec=symprec,
+        fix_atoms=fix_atoms,
+        constant_volume=constant_volume,
+        constant_cell=constant_cell,
+    )
+    if release and fix_atoms:
+        raise InputError("--release displaces every atom: leave out --fix-atoms or --release")
+    entries, refused = structures.read_structures(files, uses=["fixed"] if fix_atoms else [])
+    held = _held(entries, fix_atoms)
     structures.known_to(entries, potential)
     structures.say_workers(len(entries), workers, PER_WORKER)
-    chosen = RelaxOptions(potential=potential, fmax=fmax, steps=steps, symprec=symprec)
     settings = {
         "command": "relax",
         "relaxation": repr(chosen),
         "release": repr(DEFAULT_RELEASE) if release else None,
         "potential": load_potential(potential).version,
     }
-    record = structures.run_record(settings, {entry.uid: entry.cell for entry in entries})
+    cells = [hold(entry.cell, own) for entry, own in zip(entries, held, strict=True)]
+    record = structures.run_record(
+        settings, {entry.uid: cell for entry, cell in zip(entries, cells, strict=True)}
+    )
     with structures.open_cache(cache) as store:
         structures.open_folder(out, record, force=force)
         run = _with_release if release else _with_symmetry
-        rows = run(entries, chosen, store, workers, out)
+        rows = run(entries, cells, chosen, store, workers, out)
+    for row, own in zip(rows, held, strict=True):
+        if fix_atoms:
+            row["fixed_atoms"] = str(int(own.any(axis=1).sum()))
     rows += [{"name": name, "note": reason} for name, reason in refused.items()]
     structures.write_table(out / SUMMARY, rows)
     structures.show_table(rows[: len(entries)], TABLE, out / SUMMARY)
@@ -98,15 +126,33 @@ def relax(
     echo(f"{done} of {len(rows)} structures relaxed in {out} with {settings['potential']}")
 
 
+def _held(entries: Sequence[Entry], selection: str) -> list[NDArray[np.bool_]]:
+    """Of each structure, which atoms are held along which axes of the cell (N, 3).
+
+    Raises
+    ------
+    InputError
+        Naming the structure that lacks what is selected.
+    """
+    from langevin_xtal.screen.fixing import chosen_atoms
+
+    return [chosen_atoms(selection, entry.cell[2], entry.fixed, entry.uid) for entry in entries]
+
+
 def _with_symmetry(
-    entries: Sequence[Entry], chosen: RelaxOptions, store: Cache, workers: int | None, out: Path
+    entries: Sequence[Entry],
+    cells: Sequence[Cell],
+    chosen: RelaxOptions,
+    store: Cache,
+    workers: int | None,
+    out: Path,
 ) -> list[dict[str, str]]:
     from langevin_xtal.screen.relax import relax_folded
     from langevin_xtal.screen.release import found_groups
 
     with options.progress_bar("relaxing", "structure") as update:
         results = relax_folded(
-            [entry.cell for entry in entries],
+            cells,
             chosen,
             cache=store,
             workers=workers,
@@ -125,13 +171,18 @@ def _with_symmetry(
 
 
 def _with_release(
-    entries: Sequence[Entry], chosen: RelaxOptions, store: Cache, workers: int | None, out: Path
+    entries: Sequence[Entry],
+    cells: Sequence[Cell],
+    chosen: RelaxOptions,
+    store: Cache,
+    workers: int | None,
+    out: Path,
 ) -> list[dict[str, str]]:
     from langevin_xtal.screen.release import relax_twice
 
     with options.progress_bar("relaxing", "structure") as update:
         results = relax_twice(
-            [entry.cell for entry in entries],
+            cells,
             chosen,
             cache=store,
             workers=workers,
@@ -169,11 +220,11 @@ def _row(
     after: Mapping[float, int],
     note: str,
 ) -> dict[str, str]:
-    from langevin_xtal.search.stages import swelling
+    from langevin_xtal.screen.changes import relaxation_warning
 
     number = structures.number_text
-    swollen = "" if result.reason else swelling(entry.cell, result.cell)
-    note = "; ".join(text for text in (note, swollen) if text)
+    warning = "" if result.reason else relaxation_warning(entry.cell, result.cell)
+    note = "; ".join(text for text in (note, warning) if text)
     return {
         "name": entry.uid,
         "formula": entry.formula,

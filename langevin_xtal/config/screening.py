@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, fields
 
 from langevin_xtal.config.fields import check, setting
 from langevin_xtal.config.sampling import SamplingConfig
@@ -19,6 +20,9 @@ POTENTIAL_HELP = (
 DEFAULT_PROPERTIES = "mp20-properties"
 """Property model that is used where none is named."""
 OPTIMISERS = ("LBFGS", "BFGS", "FIRE")
+FIXED_IN_FILE = "file"
+"""Selection of the atoms that a structure's file holds, such as selective dynamics of VASP."""
+_SELECTION = re.compile(r"(\d+(-\d+)?|[A-Z][a-z]?)(,(\d+(-\d+)?|[A-Z][a-z]?))*")
 VOLUME_PER_ATOM = (3.0, 200.0)
 """Volumes per atom [Å³] outside of which a cell has collapsed or exploded."""
 
@@ -49,7 +53,7 @@ class FilterOptions:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RelaxOptions:
     """How to relax.
 
@@ -68,13 +72,42 @@ class RelaxOptions:
     optimiser: str = setting("LBFGS", choices=OPTIMISERS)
     max_step: float = setting(0.2, "Farthest an atom moves in a step [Å].", above=0, high=1)
     min_distance: float = setting(0.5, "Atoms closer than this overlap [Å].", low=0)
+    fix_atoms: str = setting(
+        "",
+        "Atoms that keep their fractional coordinates: numbers from 1 in the order of the file, "
+        "ranges and elements, such as 1-4,9,O; or file: those the file itself marks as fixed.",
+        metavar="ATOMS",
+        shown=False,
+    )
+    """Empty for none. Symmetry that is kept takes fixed atoms to fixed atoms."""
+    constant_volume: bool = setting(False, "Change the shape of the cell only.")
+    constant_cell: bool = setting(False, "Move atoms only.")
     device: str = "cpu"  #: of torch
 
     def __post_init__(self) -> None:
         check(self)
+        if self.constant_cell and self.constant_volume:
+            raise InputError(
+                "constant_cell keeps the volume too: leave out constant_cell or constant_volume"
+            )
+        if self.fix_atoms not in ("", FIXED_IN_FILE) and not _SELECTION.fullmatch(self.fix_atoms):
+            raise InputError(
+                f"fix_atoms {self.fix_atoms!r} should be atoms' numbers from 1, ranges and "
+                f"elements, such as 1-4,9,O, or {FIXED_IN_FILE}"
+            )
+
+    def __repr__(self) -> str:
+        """All fields, later ones where they say something: stores and caches compare this text."""
+        later = ("fix_atoms", "constant_volume", "constant_cell")
+        said = [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in fields(self)
+            if f.name not in later or getattr(self, f.name) != f.default
+        ]
+        return f"{type(self).__name__}({', '.join(said)})"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class FileRelaxOptions(RelaxOptions):
     """Of structures that people have: with rounded coordinates, where candidates of a search have
     exact symmetry, and few enough to be relaxed to the end."""

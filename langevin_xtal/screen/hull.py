@@ -62,7 +62,11 @@ GAPS = (
     "phases of the test splits of MP-20 and MPTS-52 and those with more than 52 atoms in the "
     "primitive cell are absent, so energies above hull are rather too low than too high"
 )
-"""What the shipped table lacks."""
+"""What CHGNet's shipped table lacks."""
+SHIPPED = {
+    "chgnet": (FILE, GAPS),
+}
+"""Tables that come with the package, by potential: file, and what is not in it."""
 LISTED = 5
 """Elements of a system whose subsystems are all named in a note."""
 OWN = "given by the user"
@@ -438,13 +442,12 @@ class HullReferences:
         InputError
             When there is none for that potential.
         """
-        table = _shipped()
-        if potential != table.potential:
+        if potential not in SHIPPED:
             raise InputError(
-                f"there are hull references for {table.potential!r} only, not for {potential!r}: "
-                f"make some with langevin-xtal hull build --potential {potential}"
+                f"there are hull references for {' and '.join(map(repr, SHIPPED))} only, not for "
+                f"{potential!r}: make some with langevin-xtal hull build --potential {potential}"
             )
-        return table
+        return _shipped(potential)
 
     @classmethod
     def from_materials_project(
@@ -556,6 +559,7 @@ def coverage_note(elements: Sequence[str], references: HullReferences | None = N
 
 
 @cache
-def _shipped() -> HullReferences:
-    with resources.as_file(resources.files("langevin_xtal.screen").joinpath(FILE)) as path:
-        return replace(HullReferences.load(path), gaps=GAPS)
+def _shipped(potential: str) -> HullReferences:
+    name, gaps = SHIPPED[potential]
+    with resources.as_file(resources.files("langevin_xtal.screen").joinpath(name)) as path:
+        return replace(HullReferences.load(path), gaps=gaps)

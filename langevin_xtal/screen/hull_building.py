@@ -12,6 +12,7 @@ from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.errors import InputError
 from langevin_xtal.screen.cached import Progress, ResultCache
 from langevin_xtal.screen.corrections import mp2020_correction
+from langevin_xtal.screen.energies import PointEnergy, point_energies
 from langevin_xtal.screen.hull import KEEP, HullReferences
 from langevin_xtal.screen.potentials import CORRECTED, UNCORRECTED, load_potential
 from langevin_xtal.screen.relax import relax_folded
@@ -57,29 +58,33 @@ def build_references(
         When there is no such potential, or no crystal has an energy.
     """
     found = load_potential(potential)
-    still = RelaxOptions(potential=potential, steps=0, keep_symmetry=False)
-    results = relax_folded(
-        cells, relaxation or still, cache=cache, workers=workers, progress=progress
-    )
+    if relaxation is None:
+        wanted = RelaxOptions(potential=potential)
+        results = point_energies(cells, wanted, cache=cache, workers=workers, progress=progress)
+        geometries = list(cells)
+    else:
+        relaxed = relax_folded(cells, relaxation, cache=cache, workers=workers, progress=progress)
+        results = [PointEnergy(result.energy, result.reason) for result in relaxed]
+        geometries = [result.cell for result in relaxed]
     corrects = found.energies == UNCORRECTED
     energy: NDArray[np.float64] = np.array([result.energy for result in results], dtype=float)
     failed = {name: r.reason for name, r in zip(names, results, strict=True) if r.reason}
     if corrects:
         for k in np.flatnonzero(np.isfinite(energy)).tolist():
-            energy[k] += mp2020_correction(results[k].cell)
+            energy[k] += mp2020_correction(geometries[k])
             if np.isnan(energy[k]):
                 failed[names[k]] = "the Materials Project has no corrections for it"
     if not np.isfinite(energy).any():
         name, reason = next(iter(failed.items()), ("", "there is none"))
         raise InputError(f"no crystal has an energy ({name + ': ' if name else ''}{reason})")
-    geometries = "relaxed with the potential" if relaxation else "at the geometries given"
+    what = "relaxed with the potential" if relaxation else "at the geometries given"
     table = HullReferences.build(
         [cell[2] for cell in cells],
         energy,
         names,
         potential=found.name,
         version=found.version,
-        statement=f"energies {geometries}" + (", MP2020 corrections added" if corrects else ""),
+        statement=f"energies {what}" + (", MP2020 corrections added" if corrects else ""),
         attribution=attribution,
         energies=CORRECTED if corrects else found.energies,
         keep=keep,

@@ -32,6 +32,7 @@ from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.folding import fold
 from langevin_xtal.dataset.readers import first_line
+from langevin_xtal.screen import fixing
 from langevin_xtal.screen.cached import Progress, ResultCache, each_once
 from langevin_xtal.screen.filters import overlap, wrong_volume
 from langevin_xtal.screen.potentials import Potential, load_potential
@@ -85,10 +86,11 @@ def relax_cell(cell: Cell, options: RelaxOptions = DEFAULT_OPTIONS) -> Relaxatio
     Raises
     ------
     InputError
-        When the potential is unknown or not installed; nothing a cell can cause.
+        When the potential is unknown or not installed, or ``fix_atoms`` names what is not there.
     """
     potential = load_potential(options.potential, options.device)
-    reason = _unfit(cell, potential, options)
+    cell, held = fixing.held_of(fixing.marked(cell, options.fix_atoms))
+    reason = unfit(cell, potential, options)
     if reason:
         return failed_relaxation(cell, reason)
     calculator = potential.calculator()
@@ -96,7 +98,7 @@ def relax_cell(cell: Cell, options: RelaxOptions = DEFAULT_OPTIONS) -> Relaxatio
     try:
         with one_thread(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _relaxed(cell, calculator, options, start)
+            return _relaxed(cell, held, calculator, options, start)
     except _FailedError as error:
         return failed_relaxation(cell, str(error), start[0])
     except Exception as error:  # potentials, spglib and ASE raise anything on strange cells
@@ -154,9 +156,15 @@ def relax_folded(
 
 
 def _relax_folded(cell: Cell, options: RelaxOptions) -> Relaxation:
+    cell = fixing.marked(cell, options.fix_atoms)
+    plain, held = fixing.held_of(cell)
+    if fixing.is_partial(held):  # along the axes of this cell
+        return relax_cell(cell, options)
     folded = fold(cell, options.symprec)
     result = relax_cell(folded.primitive, options)
-    return replace(result, cell=cell if result.reason else folded.expand(result.cell))
+    if result.reason:
+        return replace(result, cell=plain)
+    return replace(result, cell=fixing.held_of(folded.expand(result.cell))[0])
 
 
 def each_relaxed(
@@ -176,7 +184,7 @@ def each_relaxed(
         Name of that way; it tells results in the cache apart.
     """
     version = load_potential(options.potential, options.device).version
-    return each_once(
+    results = each_once(
         work,
         cells,
         kind=f"{what} relaxation {version} {options!r}",
@@ -186,24 +194,14 @@ def each_relaxed(
         workers=workers,
         progress=progress,
     )
-
-
-def single_point(cell: Cell, options: RelaxOptions = DEFAULT_OPTIONS) -> float:
-    """Energy per atom [eV] of a P1 cell as it stands, NaN where :func:`relax_cell` would give up.
-
-    Raises
-    ------
-    InputError
-        When the potential is unknown or not installed.
-    """
-    return relax_cell(cell, replace(options, steps=0, keep_symmetry=False)).energy
+    return [replace(result, cell=fixing.held_of(result.cell)[0]) for result in results]
 
 
 # -- one relaxation
 
 
-def _unfit(cell: Cell, potential: Potential, options: RelaxOptions) -> str:
-    """Why a cell cannot be relaxed; empty when it can be tried."""
+def unfit(cell: Cell, potential: Potential, options: RelaxOptions) -> str:
+    """Why a cell can have no energy; empty when it can be tried."""
     lattice, frac, numbers = cell
     if not len(numbers) or not (np.isfinite(lattice).all() and np.isfinite(frac).all()):
         return "the cell is not finite, or empty"
@@ -215,18 +213,15 @@ def _unfit(cell: Cell, potential: Potential, options: RelaxOptions) -> str:
     return reason or overlap(cell, options.min_distance)
 
 
-def _relaxed(cell: Cell, calculator: Any, options: RelaxOptions, start: list[float]) -> Relaxation:
+def _relaxed(
+    cell: Cell, held: NDArray[np.bool_], calculator: Any, options: RelaxOptions, start: list[float]
+) -> Relaxation:
     """The relaxation itself; the first energy is left in ``start`` also when it fails."""
     import ase.optimize
-    from ase.constraints import FixSymmetry
-    from ase.filters import UnitCellFilter
 
-    atoms = to_atoms(cell)
-    if options.keep_symmetry:
-        atoms.set_constraint(FixSymmetry(atoms, symprec=options.symprec))
+    atoms = _constrained(cell, held, options)
     atoms.calc = calculator
-    # at least 2, so that no step strains the cell by more than FixSymmetry can symmetrise
-    moving = UnitCellFilter(atoms, cell_factor=max(2.0, math.sqrt(len(atoms))))
+    moving = _moving(atoms, options)
     more = {"alpha": CURVATURE} if options.optimiser != "FIRE" else {}
     optimiser = getattr(ase.optimize, options.optimiser)(
         moving, logfile=None, maxstep=options.max_step, **more
@@ -236,7 +231,7 @@ def _relaxed(cell: Cell, calculator: Any, options: RelaxOptions, start: list[flo
         energy, force, stress = _state(atoms)
         if optimiser.nsteps == 0:
             start[0] = energy
-        pull = np.linalg.norm(stress, axis=1).max() * atoms.get_volume() / len(atoms)
+        pull = _pull(stress, options) * atoms.get_volume() / len(atoms)
         converged = bool(force <= options.fmax and pull <= options.fmax)
         if converged:
             break
@@ -254,6 +249,46 @@ def _relaxed(cell: Cell, calculator: Any, options: RelaxOptions, start: list[flo
         max_force=force,
         max_stress=float(np.abs(stress).max()),
     )
+
+
+def _constrained(cell: Cell, held: NDArray[np.bool_], options: RelaxOptions) -> Atoms:
+    """The atoms with what keeps their symmetry and what holds some of them (N, 3)."""
+    atoms = to_atoms(cell)
+    found = fixing.constraints(held)
+    if options.keep_symmetry and not fixing.is_partial(held):
+        found = [fixing.kept_symmetry(atoms, held, options.symprec), *found]
+        # symmetrised within symprec, what is not to change at all may have changed a little
+        if options.constant_cell:
+            atoms.set_cell(cell[0], scale_atoms=True)  # type: ignore[no-untyped-call]
+        elif options.constant_volume:
+            scale = abs(np.linalg.det(cell[0])) / atoms.get_volume()
+            atoms.set_cell(atoms.cell.array * scale ** (1 / 3), scale_atoms=True)  # type: ignore[no-untyped-call]
+        places = np.where(held, cell[1], atoms.get_scaled_positions(wrap=False))
+        atoms.set_scaled_positions(places)  # type: ignore[no-untyped-call]
+    atoms.set_constraint(found)
+    return atoms
+
+
+def _moving(atoms: Atoms, options: RelaxOptions) -> Any:
+    """What the optimiser moves: atoms, and the cell as far as it may change."""
+    from ase.filters import FrechetCellFilter, UnitCellFilter
+
+    # at least 2, so that no step strains the cell by more than FixSymmetry can symmetrise
+    factor = max(2.0, math.sqrt(len(atoms)))
+    if options.constant_cell:
+        return atoms
+    if options.constant_volume:  # exactly, where UnitCellFilter keeps it to first order
+        return FrechetCellFilter(atoms, exp_cell_factor=factor, constant_volume=True)
+    return UnitCellFilter(atoms, cell_factor=factor)
+
+
+def _pull(stress: FloatArray, options: RelaxOptions) -> float:
+    """Largest row of the stress (3, 3) that may still change the cell [eV/Å³]."""
+    if options.constant_cell:
+        return 0.0
+    if options.constant_volume:
+        stress = stress - np.eye(3) * np.trace(stress) / 3
+    return float(np.linalg.norm(stress, axis=1).max())
 
 
 def _state(atoms: Atoms) -> tuple[float, float, FloatArray]:

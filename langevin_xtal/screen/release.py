@@ -12,6 +12,7 @@ from langevin_xtal.config.screening import RelaxOptions, ReleaseOptions
 from langevin_xtal.config.tolerances import LOOSE, USUAL
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.folding import fold
+from langevin_xtal.errors import InputError
 from langevin_xtal.screen.cached import Progress, ResultCache
 from langevin_xtal.screen.relax import (
     DEFAULT_OPTIONS,
@@ -137,8 +138,12 @@ def relax_released(
     Raises
     ------
     InputError
-        When the potential is unknown or not installed.
+        When the potential is unknown or not installed, or atoms are fixed.
     """
+    if options.fix_atoms:
+        raise InputError(
+            "a released relaxation displaces every atom: leave out fix_atoms, or the release"
+        )
     fmax, steps = min(options.fmax, release.fmax), options.steps + release.more_steps
     free = replace(options, keep_symmetry=False, fmax=fmax, steps=steps)
     return each_relaxed(
@@ -154,7 +159,13 @@ def relax_released(
 
 def _relax_released(cell: Cell, options: RelaxOptions, size: float, seed: int) -> Relaxation:
     folded = fold(cell, options.symprec)
-    result = relax_cell(perturbed(folded.primitive, size, seed), options)
+    lattice, frac, numbers = perturbed(folded.primitive, size, seed)
+    given = folded.primitive[0]
+    if options.constant_cell:
+        lattice = given
+    elif options.constant_volume:
+        lattice = lattice * abs(np.linalg.det(given) / np.linalg.det(lattice)) ** (1 / 3)
+    result = relax_cell((lattice, frac, numbers), options)
     return replace(result, cell=cell if result.reason else folded.expand(result.cell))
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from langevin_xtal.config.screening import RelaxOptions
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.screen.cached import Progress, ResultCache
+from langevin_xtal.screen.energies import PointEnergy, point_energies
 from langevin_xtal.screen.hull import HullReferences
 from langevin_xtal.screen.potentials import load_potential
 from langevin_xtal.screen.relax import relax_folded
@@ -56,14 +57,21 @@ def second_opinions(
     potential = load_potential(relaxation.potential, relaxation.device)
     if references is not None:
         references.check(potential)
-    results = relax_folded(cells, relaxation, cache=cache, workers=workers, progress=progress)
+    if relaxation.steps:
+        relaxed = relax_folded(cells, relaxation, cache=cache, workers=workers, progress=progress)
+        results = [PointEnergy(result.energy, result.reason) for result in relaxed]
+        cells = [result.cell for result in relaxed]
+    else:
+        results = point_energies(
+            cells, relaxation, cache=cache, workers=workers, progress=progress
+        )
     opinions = []
-    for result in results:
+    for result, cell in zip(results, cells, strict=True):
         if result.reason or references is None:
             opinions.append(Opinion(result.energy, None, result.reason))
             continue
-        energy = references.energy_for(result.cell, result.energy, potential)
-        found = references.energy_above_hull(result.cell[2], energy)
+        energy = references.energy_for(cell, result.energy, potential)
+        found = references.energy_above_hull(cell[2], energy)
         opinions.append(Opinion(result.energy, found.e_above_hull, found.missing))
     return opinions
 

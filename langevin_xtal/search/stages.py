@@ -27,6 +27,7 @@ from langevin_xtal.evaluation.duplicates import group_duplicates
 from langevin_xtal.extras import named
 from langevin_xtal.sampling.postprocess import Rejection
 from langevin_xtal.sampling.sample import choice_facts, sample_batches
+from langevin_xtal.screen.changes import relaxation_warning
 from langevin_xtal.screen.filters import reject_reason
 from langevin_xtal.screen.phonons import PhononResult, phonon_checks
 from langevin_xtal.screen.potentials import load_potential
@@ -60,8 +61,6 @@ SAMPLING_SHARE = 0.5
 """Of the time allowed, when relaxation is to follow."""
 PROPERTY_DIGITS = 4
 """Decimals of predictions that are kept."""
-SWELLING = 0.25
-"""Relative change of volume in relaxation that is worth a warning."""
 SYMPREC, LOOSE = GROUP_SYMPRECS
 """Tolerances at which groups are detected [Å]."""
 
@@ -591,7 +590,7 @@ def _relaxed_change(row: Row, result: Relaxation, version: str) -> Change:
             "converged_kept": result.converged,
             "steps": result.steps,
             "potential": version,
-            "warning": swelling(row.sampled, result.cell),
+            "warning": relaxation_warning(row.sampled, result.cell),
         },
         kept=result.cell,
     )
@@ -619,23 +618,12 @@ def _released_change(row: Row, released: Relaxation, tolerance: float) -> Change
             "found_released": both.groups_released[SYMPREC] or None,
             "symmetry_broke": both.broke,
             "note": both.note,
-            "warning": swelling(row.sampled, both.best.cell),
+            "warning": relaxation_warning(row.sampled, both.best.cell),
             "converged": both.best.converged,
             "steps_released": released.steps,
         },
         released=None if released.reason else released.cell,
     )
-
-
-def swelling(sampled: Cell | None, relaxed: Cell) -> str:
-    """What relaxation did to the volume, if it is more than :data:`SWELLING`; else empty.
-
-    Layers that drift apart, for want of dispersion forces in the potential, look like this.
-    """
-    if sampled is None:
-        return ""
-    change = abs(np.linalg.det(relaxed[0])) / abs(np.linalg.det(sampled[0])) - 1.0
-    return f"volume {100 * change:+.0f} % in relaxation" if abs(change) > SWELLING else ""
 
 
 def _phonon_change(result: PhononResult) -> Change:

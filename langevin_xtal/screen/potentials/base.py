@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ase import Atoms
     from ase.calculators.calculator import Calculator
 
 CORRECTED = "MP2020-corrected"
@@ -32,6 +33,8 @@ class Potential:
     elements: frozenset[int]  #: atomic numbers it knows
     calculator: Callable[[], Calculator]  #: makes a new calculator
     licence: str = "not declared"  #: of the code and of the weights
+    energy: Callable[[Atoms], float] | None = None
+    """Energy of all atoms [eV] without forces and stress, where that is faster."""
 
     @property
     def weights(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ def chgnet(name: str, device: str) -> Potential:
         elements=CHGNET_ELEMENTS,
         calculator=lambda: _chgnet_calculator(device),
         licence="BSD-3-Clause",
+        energy=partial(_chgnet_energy, device=device),
     )
 
 
@@ -71,7 +72,6 @@ def _chgnet_class() -> type[Calculator]:
     import torch
     from ase.calculators.calculator import Calculator
     from ase.stress import full_3x3_to_voigt_6_stress
-    from pymatgen.core import Lattice, Structure
 
     batched = require("chgnet.model.model", "screen", "the potential chgnet").BatchedGraph
 
@@ -92,10 +92,7 @@ def _chgnet_class() -> type[Calculator]:
             super().calculate(atoms, properties or ["energy"], system_changes or [])  # type: ignore[no-untyped-call]
             now: Atoms = self.atoms  # type: ignore[assignment]
             model = self.model
-            structure = Structure(
-                Lattice(now.cell.array), now.numbers, now.get_scaled_positions(wrap=False)
-            )
-            graph = model.graph_converter(structure).to(self.device)
+            graph = _graph(now, model).to(self.device)
             batch = batched.from_graphs(
                 [graph],
                 bond_basis_expansion=model.bond_basis_expansion,
@@ -117,6 +114,32 @@ def _chgnet_class() -> type[Calculator]:
             }
 
     return ChgnetCalculator
+
+
+def _chgnet_energy(atoms: Atoms, device: str) -> float:
+    """Energy of all atoms [eV], without what derivatives need."""
+    import torch
+
+    batched = require("chgnet.model.model", "screen", "the potential chgnet").BatchedGraph
+    model = _chgnet(device)
+    graph = _graph(atoms, model).to(device)
+    with torch.no_grad():
+        batch = batched.from_graphs(
+            [graph],
+            bond_basis_expansion=model.bond_basis_expansion,
+            angle_basis_expansion=model.angle_basis_expansion,
+        )
+        energy = model._compute(batch)["e"].sum()
+        own = model.composition_model([graph]).sum()
+    return float(len(atoms) * (energy.double() + own))
+
+
+def _graph(atoms: Atoms, model: Any) -> Any:
+    """CHGNet's graph of a crystal."""
+    from pymatgen.core import Lattice, Structure
+
+    places = atoms.get_scaled_positions(wrap=False)
+    return model.graph_converter(Structure(Lattice(atoms.cell.array), atoms.numbers, places))
 
 
 def _chgnet_calculator(device: str) -> Calculator:

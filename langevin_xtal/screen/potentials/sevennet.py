@@ -7,7 +7,7 @@ energies.
 from __future__ import annotations
 
 import warnings
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from langevin_xtal.screen.potentials.base import (
 )
 
 if TYPE_CHECKING:
+    from ase import Atoms
     from ase.calculators.calculator import Calculator
 
 MODELS = {
@@ -49,6 +50,7 @@ def sevennet(name: str, device: str) -> Potential:
         elements=TRAINED_ON_MPTRJ,
         calculator=lambda: _calculator(name, device),
         licence="MIT",
+        energy=partial(_energy, name=name, device=device),
     )
 
 
@@ -70,6 +72,24 @@ def _model(name: str, device: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of accelerators that need a GPU
         return found.SevenNetCalculator(str(_weights(name)), device=device).model
+
+
+def _energy(atoms: Atoms, name: str, device: str) -> float:
+    """Energy of all atoms [eV]: the network up to where it would be differentiated."""
+    import torch
+
+    keys: Any = require("sevenn._keys", "sevennet", f"the potential {name}")
+    graphs: Any = require("sevenn.train.dataload", "sevennet", f"the potential {name}")
+    packed: Any = require("sevenn.atom_graph_data", "sevennet", f"the potential {name}")
+    model = _model(name, device)
+    graph = graphs.unlabeled_atoms_to_graph(atoms, model.cutoff, with_shift=False)
+    data = packed.AtomGraphData.from_numpy_dict(graph).to(device)
+    with torch.no_grad():
+        data = model._preprocess(data)
+        for part, module in model.named_children():
+            if part != "force_output":
+                data = module(data)
+    return float(data[keys.PRED_TOTAL_ENERGY])
 
 
 def _calculator(name: str, device: str) -> Calculator:
