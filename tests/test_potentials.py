@@ -10,6 +10,7 @@ import io
 import sys
 import types
 from pathlib import Path
+from string import ascii_letters
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from ase.calculators.emt import EMT
 from pymatgen.core import Lattice, Structure
 
 from langevin_xtal.cli import main
+from langevin_xtal.cli.structures import references_of_second
 from langevin_xtal.config.screening import RelaxOptions
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.errors import InputError, MissingPackageError
+from langevin_xtal.screen import hull
 from langevin_xtal.screen.corrections import mp2020_correction
 from langevin_xtal.screen.energies import single_point
 from langevin_xtal.screen.hull import HullReferences
@@ -253,6 +256,71 @@ class TestOneHullPerPotential:
         shipped = HullReferences.shipped()
         assert shipped.energies == CORRECTED
         shipped.check(load_potential("chgnet"))
+
+
+class TestShippedTableOfSevenNet:
+    @property
+    def table(self) -> HullReferences:
+        return HullReferences.shipped("sevennet-0")
+
+    def test_says_what_it_is(self) -> None:
+        table = self.table
+        assert (table.potential, table.energies) == ("sevennet-0", CORRECTED)
+        assert len(table) > 5000
+        assert "CC-BY 4.0" in table.attribution
+        assert "corrections added" in table.statement
+        assert "at most 8 atoms" in table.gaps
+        size = Path(hull.__file__).with_name(hull.SHIPPED["sevennet-0"][0]).stat().st_size
+        assert size < 300_000
+
+    def test_elements(self) -> None:
+        """Those of CHGNet's table, so that no distance is unknown that the other knows."""
+        alone = {f for f in self.table.formulas if " " not in f}
+        assert alone == {f for f in HullReferences.shipped().formulas if " " not in f}
+
+    @pytest.mark.parametrize(
+        ("formula", "kilojoules", "atoms"),
+        [
+            ("Cl1 Na1", -411.2, 2),
+            ("Mg1 O1", -601.6, 2),
+            ("Cl1 K1", -436.5, 2),
+            ("S1 Zn1", -206.0, 2),
+            ("Al2 O3", -1675.7, 5),
+            ("F1 Li1", -616.0, 2),
+        ],
+    )
+    def test_heats_of_formation(self, formula: str, kilojoules: float, atoms: int) -> None:
+        """Measured at 298 K (CRC Handbook); corrected energies are fitted to such ones."""
+        energy = dict(zip(self.table.formulas, self.table.energy.tolist(), strict=True))
+        if formula not in energy:
+            pytest.skip("not among the phases")
+        counts = [(part.rstrip("0123456789"), int(part.lstrip(ascii_letters)))
+                  for part in formula.split()]  # fmt: skip
+        mixed = sum(n * energy[f"{symbol}1"] for symbol, n in counts) / atoms
+        assert energy[formula] - mixed == pytest.approx(kilojoules / 96.485 / atoms, abs=0.12)
+
+    @needs_sevennet
+    def test_known_crystals_are_on_it_and_wrong_ones_above(self) -> None:
+        whose = load_potential("sevennet-0")
+        self.table.check(whose)
+        above = {}
+        for name, cell in (
+            ("NaCl", rocksalt("Na", "Cl", 5.69)),
+            ("MgO", rocksalt("Mg", "O", 4.25)),
+            ("MgO, zinc blende", cell_of(Structure.from_spacegroup(
+                "F-43m", Lattice.cubic(4.6), ["Mg", "O"], [[0, 0, 0], [0.25] * 3]
+            ).get_primitive_structure())),
+        ):  # fmt: skip
+            found = relax_cell(cell, RelaxOptions(potential="sevennet-0"))
+            energy = self.table.energy_for(found.cell, found.energy, whose)
+            above[name] = self.table.energy_above_hull(cell[2], energy).e_above_hull
+        assert abs(above["NaCl"]) < 0.02
+        assert abs(above["MgO"]) < 0.02
+        assert above["MgO, zinc blende"] > 0.05
+
+    @needs_sevennet
+    def test_second_opinion_takes_it(self) -> None:
+        assert references_of_second("sevennet-0", None) is self.table
 
 
 class TestOwnEnergies:

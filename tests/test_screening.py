@@ -805,7 +805,7 @@ class TestHullCommand:
         for arguments, words in (
             (["--key", "env"], "MP_API_KEY; it is not set"),
             (["--key", " "], "key of the Materials Project is empty"),
-            (["--potential", EMT_NAME], "hull references for 'chgnet' only"),
+            (["--potential", EMT_NAME], "hull references for 'chgnet' and 'sevennet-0' only"),
             (["--potential", EMT_NAME, "--key", "x"], "must not be compared"),
         ):
             result = invoke("hull", files / "cu.cif", *arguments, *out)

@@ -164,8 +164,8 @@ def of_files(
 
     FILES are structures in any format, folders of them, packed datasets, or the store of a
     search. Energies (eV/atom) are the potential's; the shipped references are CHGNet's for the
-    Materials Project's near-stable phases of up to 52 atoms, and what is missing in a
-    chemical system is said. Every energy is kept, so that an interrupted command
+    Materials Project's near-stable phases of up to 52 atoms, and fewer of SevenNet-0's; what
+    is missing in a chemical system is said. Every energy is kept, so that an interrupted command
     goes on where it stopped. Tables for other potentials: langevin-xtal hull build.
 
     \b

@@ -162,7 +162,7 @@ class SecondAsked:
     "--references",
     type=options.LocalPath(exists=True, dir_okay=False),
     help="Table of hull references that hull build wrote for the potential.  "
-    "[default: shipped, for chgnet]",
+    "[default: shipped, for chgnet and sevennet-0]",
     metavar="FILE",
 )
 @click.option(

@@ -72,7 +72,7 @@ potential = options.of_config(RelaxOptions, "potential")
 second_references = click.option(
     "--second-references",
     type=options.LocalPath(exists=True, dir_okay=False),
-    help="Table that hull build wrote for it.  [default: shipped, for chgnet]",
+    help="Table that hull build wrote for it.  [default: shipped, for chgnet and sevennet-0]",
     metavar="FILE",
 )
 cache = click.option(

@@ -65,6 +65,12 @@ GAPS = (
 """What CHGNet's shipped table lacks."""
 SHIPPED = {
     "chgnet": (FILE, GAPS),
+    "sevennet-0": (
+        "hull_references_sevennet-0.npz",
+        "it has the phases of at most 8 atoms that lie on the published hull and a quarter of "
+        "those of 9 to 30, without those of the test splits of MP-20 and MPTS-52, so energies "
+        "above hull are rather too low than too high",
+    ),
 }
 """Tables that come with the package, by potential: file, and what is not in it."""
 LISTED = 5
