@@ -11,12 +11,12 @@ states.
 The last two of the shipped table: crystals of the 2025 release with an ``e_hull`` of at most 0.01
 eV/atom, those of up to 20 atoms without MP-20's, packed by ``langevin-xtal data prepare``.
 The table of SevenNet-0 has fewer phases: of each composition the crystal lowest above the
-published hull, where it is at most 0.001 eV/atom above it and has at most 8 atoms, or its energy
-is in a table of ``--energies`` (a quarter of those of 9 to 30 atoms, drawn at random); every
-elemental crystal of at most 8 atoms; and the elements in the types that CHGNet's table has:
+published hull, where it is at most 0.001 eV/atom above it and has at most 12 atoms, or its energy
+is in a table of ``--energies`` (a quarter of those of 13 to 30 atoms, drawn at random); every
+elemental crystal of at most 12 atoms; and the elements in the types that CHGNet's table has:
 
     python scripts/make_hull_references.py --potential sevennet-0 --published 0.001 \
-        --most-atoms 8 --types-of chgnet --energies known.npz mp20_train.lxd mp20_val.lxd \
+        --most-atoms 12 --types-of chgnet --energies known.npz mp20_train.lxd mp20_val.lxd \
         mp_le20.lxd mp_21to52.lxd
 
 Where the potential predicts uncorrected energies, the Materials Project's corrections are added.

@@ -269,7 +269,7 @@ class TestShippedTableOfSevenNet:
         assert len(table) > 5000
         assert "CC-BY 4.0" in table.attribution
         assert "corrections added" in table.statement
-        assert "at most 8 atoms" in table.gaps
+        assert "at most 12 atoms" in table.gaps
         size = Path(hull.__file__).with_name(hull.SHIPPED["sevennet-0"][0]).stat().st_size
         assert size < 300_000
 

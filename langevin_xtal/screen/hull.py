@@ -67,8 +67,8 @@ SHIPPED = {
     "chgnet": (FILE, GAPS),
     "sevennet-0": (
         "hull_references_sevennet-0.npz",
-        "it has the phases of at most 8 atoms that lie on the published hull and a quarter of "
-        "those of 9 to 30, without those of the test splits of MP-20 and MPTS-52, so energies "
+        "it has the phases of at most 12 atoms that lie on the published hull and a quarter of "
+        "those of 13 to 30, without those of the test splits of MP-20 and MPTS-52, so energies "
         "above hull are rather too low than too high",
     ),
 }
