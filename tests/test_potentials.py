@@ -416,8 +416,8 @@ class TestBuild:
         mine = potential(EMT_NAME, energies=UNCORRECTED)
         monkeypatch.setattr(hull_building, "load_potential", lambda name: mine)
         cell = rocksalt("Na", "Cl", 5.69)
-        result = types.SimpleNamespace(energy=-1.0, cell=cell, reason="")
-        monkeypatch.setattr(hull_building, "relax_folded", lambda *a, **k: [result])
+        result = types.SimpleNamespace(energy=-1.0, reason="")
+        monkeypatch.setattr(hull_building, "point_energies", lambda *a, **k: [result])
         table, failed = hull_building.build_references([cell], ["salt"], potential=EMT_NAME)
         assert table.energies == CORRECTED
         assert table.energy[0] == pytest.approx(-1.307)

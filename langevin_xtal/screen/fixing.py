@@ -88,7 +88,8 @@ def held_of(cell: Cell) -> tuple[Cell, BoolArray]:
     """The cell with its elements alone, and what was marked as held (N, 3)."""
     lattice, frac, numbers = cell
     codes, plain = np.divmod(numbers, MARK)
-    return (lattice, frac, plain), (codes[:, None] & _BITS) > 0
+    held = (codes[:, None] & _BITS) > 0
+    return ((lattice, frac, plain) if codes.any() else cell), held
 
 
 def marked(cell: Cell, selection: str) -> Cell:
