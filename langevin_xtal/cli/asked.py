@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -165,7 +165,7 @@ class Asked:
             lattice=self.lattice,
         )
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """For ``run.json``: all that makes a difference to the candidates."""
         from langevin_xtal.crystal.cell import cell_key
 
@@ -218,7 +218,12 @@ def requests_of(
 
 
 def _check_together(
-    given: dict[str, Any], *, noise: Any, groups: Any, fixed: Any, cell: Any
+    given: Mapping[str, object],
+    *,
+    noise: float | None,
+    groups: str | None,
+    fixed: options.FixedPoints | None,
+    cell: tuple[float, ...] | None,
 ) -> None:
     """Refuse options that contradict each other or miss their partner."""
     z, atoms, setting = given["z"], given["atoms"], given["setting"]

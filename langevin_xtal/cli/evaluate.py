@@ -22,6 +22,7 @@ from langevin_xtal.version import __version__
 
 if TYPE_CHECKING:
     from langevin_xtal.dataset.packed import PackedDataset
+    from langevin_xtal.evaluation.report import Report
     from langevin_xtal.evaluation.structures import StructureSet
     from langevin_xtal.evaluation.targets import Mode, Target
     from langevin_xtal.model.checkpoint import CrystalModel
@@ -55,7 +56,9 @@ class Names(options.ParamType):
     def __init__(self, known: Sequence[str]) -> None:
         self.known = tuple(known)
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
         """Names in the order given."""
         if isinstance(value, tuple):
             return value
@@ -219,7 +222,7 @@ def evaluate(
     levels: str | None,
     cache: Path | None,
     out: Path,
-    **sampling: Any,
+    **sampling: object,
 ) -> None:
     """Evaluate SAMPLES, and models, against held-out crystals.
 
@@ -400,7 +403,7 @@ class _Run:
             asked.control_trials or asked.trials, asked.seed, asked.workers, compared,
         )  # fmt: skip
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """For the report: what was done."""
         return {
             "targets": len(self.targets),
@@ -512,7 +515,7 @@ class _Sets:
 
     def __init__(self, out: Path) -> None:
         self.folder = out / "sets"
-        self.settings: dict[str, Any] = {}
+        self.settings: dict[str, object] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             clear_left(out)
@@ -522,7 +525,7 @@ class _Sets:
                 f"folder {out} cannot be written ({error.strerror}); give --out another folder"
             ) from None
 
-    def get(self, label: str, settings: Any, make: Callable[[], StructureSet]) -> StructureSet:
+    def get(self, label: str, settings: object, make: Callable[[], StructureSet]) -> StructureSet:
         """The set made with these settings: from the folder, else made and kept."""
         from langevin_xtal.evaluation.structures import StructureSet
 
@@ -741,12 +744,12 @@ def _controls(
     return sets
 
 
-def _key(targets: Sequence[Target], seed: int) -> dict[str, Any]:
+def _key(targets: Sequence[Target], seed: int) -> dict[str, object]:
     names = hashlib.sha256("\0".join(t.id for t in targets).encode()).hexdigest()
     return {"targets": names, "seed": seed}
 
 
-def _list_missing(report: Any) -> None:
+def _list_missing(report: Report) -> None:
     """How many structures are missing or without a fingerprint, by reason."""
     from collections import Counter
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import click
 
@@ -19,15 +19,19 @@ from langevin_xtal.errors import InputError, RequestError
 from langevin_xtal.text import KEY_VARIABLE, is_address, learn_secret, printable
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from langevin_xtal.cluster import DaskEngine
     from langevin_xtal.model.checkpoint import CrystalModel
     from langevin_xtal.symmetry.groups import SpaceGroup
 
-    ParamType = click.ParamType[Any, Any]
+    ParamType = click.ParamType[object, object]
+    PathType = click.Path[str | Path]
 else:
     ParamType = click.ParamType
+    PathType = click.Path
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Command = TypeVar("Command", bound=Callable[..., object])
 
 
 class Decorator(Protocol):
@@ -47,7 +51,9 @@ class Elements(ParamType):
 
     name = "elements"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
         """Symbols in the order given; each once."""
         if isinstance(value, tuple):
             return value
@@ -67,7 +73,9 @@ class Sites(ParamType):
 
     name = "sites"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> dict[str, int]:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, int]:
         """Element to number of sites."""
         if isinstance(value, dict):
             return value
@@ -88,7 +96,9 @@ class CellParameters(ParamType):
 
     name = "cell"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
         """Three lengths [Å], or those and three angles [degrees]."""
         if isinstance(value, tuple):
             return value
@@ -106,7 +116,9 @@ class FixedSites(ParamType):
 
     name = "fixed sites"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> FixedPoints:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> FixedPoints:
         """(symbol, (x, y, z)) in the order given; fractional coordinates."""
         if isinstance(value, tuple):
             return value
@@ -166,7 +178,7 @@ workers = click.option(
 
 
 def of_config(
-    config: type,
+    config: type[DataclassInstance],
     *names: str,
     flags: Mapping[str, str] | None = None,
     into: str | None = None,
@@ -189,15 +201,14 @@ def of_config(
         if into is not None:
             command = gathered(config, *chosen, into=into)(command)
         for name in reversed(chosen):
-            flag = (flags or {}).get(name, "--" + name.replace("_", "-"))
-            command = _option(config, name, flag)(command)
+            command = _option(config, name, (flags or {}).get(name))(command)
         return command
 
     return decorate
 
 
 def gathered(
-    kind: Callable[..., Any], *names: str, into: str, copied: Collection[str] = ()
+    kind: Callable[..., object], *names: str, into: str, copied: Collection[str] = ()
 ) -> Decorator:
     """One argument of a command in place of several: ``kind`` of those named.
 
@@ -211,7 +222,7 @@ def gathered(
 
     def decorate(command: Command) -> Command:
         @wraps(command)
-        def run(**given: Any) -> Any:
+        def run(**given: object) -> object:
             own = {name: given[name] if name in copied else given.pop(name) for name in names}
             return command(**given, **{into: kind(**own)})
 
@@ -220,22 +231,16 @@ def gathered(
     return decorate
 
 
-def _option(config: type, name: str, flag: str) -> Decorator:
+def _option(config: type[DataclassInstance], name: str, flag: str | None) -> Decorator:
     field, said = fields.setting_of(config, name)
+    declared = [flag or "--" + name.replace("_", "-")]
+    if said.flag and flag is None:
+        declared = [said.flag, name]
     if field.type == "bool":
-        return click.option(flag, is_flag=True, default=field.default, help=said.help)
-    kind: Any = float if "float" in str(field.type) else int if "int" in str(field.type) else str
-    if said.choices:
-        kind = click.Choice(said.choices)
-    elif kind is int:
-        kind = click.IntRange(_whole(said.low), _whole(said.high))
-    elif kind is float and said.above is not None:
-        kind = click.FloatRange(min=said.above, max=said.high, min_open=True)
-    elif kind is float:
-        kind = click.FloatRange(min=said.low, max=said.high)
+        return click.option(*declared, is_flag=True, default=field.default, help=said.help)
     return click.option(
-        flag,
-        type=kind,
+        *declared,
+        type=_type_of(str(field.type), said),
         default=field.default,
         show_default=field.default is not None and said.shown,
         help=said.help or None,
@@ -243,11 +248,24 @@ def _option(config: type, name: str, flag: str) -> Decorator:
     )
 
 
+def _type_of(annotation: str, said: fields.Setting) -> object:
+    """What click takes for a field."""
+    if said.choices:
+        return click.Choice(said.choices)
+    if "float" in annotation:
+        if said.above is not None:
+            return click.FloatRange(min=said.above, max=said.high, min_open=True)
+        return click.FloatRange(min=said.low, max=said.high)
+    if "int" in annotation:
+        return click.IntRange(_whole(said.low), _whole(said.high))
+    return str
+
+
 def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def preset_of(presets: Mapping[str, Mapping[str, Any]], help: str) -> Decorator:
+def preset_of(presets: Mapping[str, Mapping[str, object]], help: str) -> Decorator:
     """``--preset``: other defaults for the options of a command, by name."""
 
     def apply(ctx: click.Context, param: click.Parameter, value: str) -> None:
@@ -297,13 +315,20 @@ def say_unknown(elements: Iterable[str], model: CrystalModel) -> None:
         )
 
 
-class LocalPath(click.Path):
+class LocalPath(PathType):
     """A file or folder, as a Path; addresses of databases are refused."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(path_type=Path, **options)
+    def __init__(
+        self, *, exists: bool = False, file_okay: bool = True, dir_okay: bool = True
+    ) -> None:
+        super().__init__(exists, file_okay, dir_okay, path_type=Path)
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | Path:
         """The path."""
         _refuse_address(value, param, "takes files and folders only")
         return super().convert(value, param, ctx)
@@ -312,14 +337,24 @@ class LocalPath(click.Path):
 class Source(LocalPath):
     """A file or folder as a Path, or the address of a store in PostgreSQL as text."""
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | Path:
         """The path or the address."""
-        return value if is_address(value) else super().convert(value, param, ctx)
+        return str(value) if is_address(value) else super().convert(value, param, ctx)
 
 
-def _refuse_address(value: Any, param: Any, why: str) -> None:
+def _refuse_address(
+    value: str | os.PathLike[str], param: click.Parameter | None, why: str
+) -> None:
     if is_address(value) or "password=" in str(value).lower():
-        name = param.opts[0] if param.param_type_name == "option" else param.name.upper()
+        name = "this option"
+        if param is not None:
+            is_option = param.param_type_name == "option"
+            name = param.opts[0] if is_option else str(param.name).upper()
         raise InputError(f"{value} is the address of a database; {name} {why}")
 
 
@@ -368,8 +403,8 @@ def on_engine(command: Command) -> Command:
 
     @wraps(command)
     def run(
-        *args: Any, engine: str, scheduler: str | None, cluster: Path | None, **given: Any
-    ) -> Any:
+        *args: object, engine: str, scheduler: str | None, cluster: Path | None, **given: object
+    ) -> object:
         with chosen_engine(engine, scheduler, cluster):
             return command(*args, **given)
 
@@ -458,12 +493,12 @@ def stage_bars() -> Iterator[Callable[[str, int, int], None]]:
     """A bar on stderr for each stage in turn; silent when stderr is no terminal."""
     from tqdm import tqdm
 
-    bar: Any = None
+    bar: tqdm | None = None
     title = ""
 
     def update(stage: str, done: int, planned: int) -> None:
         nonlocal bar, title
-        if stage != title:
+        if bar is None or stage != title:
             if bar is not None:
                 bar.close()
             # what was done before does not count for the rate

@@ -38,7 +38,9 @@ class Units(options.ParamType):
 
     name = "numbers"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
         """Whole numbers in the order given."""
         if isinstance(value, tuple):
             return value
@@ -410,7 +412,7 @@ def _setting(entry: Entry) -> str:
     return "" if rank is None else f"{rank} ({100 * probability:.2g} %)"
 
 
-def _share(value: Any) -> str:
+def _share(value: object) -> str:
     return f"{100 * value:.0f} %" if isinstance(value, float) else ""
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -139,7 +138,7 @@ def read_structures(
     InputError
         When a file is missing, or none holds a structure that can be used.
     """
-    from langevin_xtal.search.entries import rank_key, read_entries
+    from langevin_xtal.search.entries import rank_key, read_entries, with_distinct_ids
     from langevin_xtal.text import is_address
 
     entries: list[Entry] = []
@@ -171,7 +170,7 @@ def read_structures(
         entries = sorted(entries, key=rank_key)[:top]
     show_notes(notes, passed_over)
     show_unused(entries, uses)
-    return _renamed(entries), refused
+    return list(with_distinct_ids(entries)), refused
 
 
 def load_crystals(source: Path) -> PackedDataset:
@@ -251,7 +250,7 @@ def open_cache(folder: Path | None) -> Cache:
     return SpareCache(folder or default_folder())
 
 
-def run_record(settings: Mapping[str, Any], cells: Mapping[str, Cell]) -> str:
+def run_record(settings: Mapping[str, object], cells: Mapping[str, Cell]) -> str:
     """What determines the files of a run, as the text of its folder's :data:`RECORD`."""
     from langevin_xtal.crystal.cell import cell_key
 
@@ -358,23 +357,9 @@ def number_text(value: float, digits: int = 4) -> str:
     return "" if value != value else f"{value:.{digits}f}"
 
 
-def with_error(properties: Mapping[str, Any], name: str) -> str:
+def with_error(properties: Mapping[str, object], name: str) -> str:
     """A predicted number with its error, such as ``1.32 ± 0.25``; empty where there is none."""
     value, error = properties.get(name), properties.get(f"{name}_error")
     if not isinstance(value, float) or not isinstance(error, float):
         return ""
     return f"{value:.2f} ± {error:.2f}"
-
-
-def _renamed(entries: Sequence[Entry]) -> list[Entry]:
-    """Identifiers of several files made to differ."""
-    used: set[str] = set()
-    result = []
-    for entry in entries:
-        uid, count = entry.uid, 1
-        while uid.lower() in used:
-            count += 1
-            uid = f"{entry.uid}-{count}"
-        used.add(uid.lower())
-        result.append(replace(entry, uid=uid))
-    return result

@@ -10,12 +10,12 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -34,6 +34,8 @@ from langevin_xtal.errors import DataError, InputError, RejectError
 from langevin_xtal.files import check_target, replacing, unwritable, write_rows
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.symmetry.detection import spglib_version
+
+T = TypeVar("T")
 
 _CHUNK = 64
 
@@ -60,7 +62,7 @@ def prepare(
     *,
     workers: int | None = None,
     limit: int | None = None,
-    meta: dict[str, Any] | None = None,
+    meta: Mapping[str, object] | None = None,
     progress: bool | None = None,
     file_format: str = "",
 ) -> PreparationSummary:
@@ -176,7 +178,7 @@ class _Gathered:
     notes: Counter[str] = field(default_factory=Counter)
     read: int = 0
     ids: dict[str, None] = field(default_factory=dict)  #: of each that is kept
-    geometries: dict[Any, str] = field(default_factory=dict)
+    geometries: dict[Hashable, str] = field(default_factory=dict)
 
     def add(self, outcome: tuple[Record, AsymmetricUnit | RejectError, tuple[str, ...]]) -> None:
         record, result, notes = outcome
@@ -196,7 +198,7 @@ class _Gathered:
         self.properties.append(properties)
         return None
 
-    def packed(self, meta: dict[str, Any]) -> PackedDataset:
+    def packed(self, meta: Mapping[str, object]) -> PackedDataset:
         """What is kept."""
         return pack(self.kept, list(self.ids), self.properties, meta)
 
@@ -205,7 +207,7 @@ class _Gathered:
         self.reasons[reason] += 1
 
 
-def _geometry_key(sites: AsymmetricUnit) -> Any:
+def _geometry_key(sites: AsymmetricUnit) -> Hashable:
     """Equal for exact repeats: group, elements and multiplicities, and rounded geometry."""
     frac = np.rint(sites.frac * 1e4).astype(np.int64) % 10000
     rows = sorted(
@@ -244,9 +246,7 @@ def _unused(found: ReadStructure) -> list[str]:
     return said
 
 
-def _with_progress(
-    outcomes: Iterator[Any], total: int | None, progress: bool | None
-) -> Iterator[Any]:
+def _with_progress(outcomes: Iterator[T], total: int | None, progress: bool | None) -> Iterator[T]:
     from tqdm import tqdm
 
     shown = sys.stderr.isatty() if progress is None else progress
@@ -262,7 +262,7 @@ def _write_rejects(path: Path, rejects: list[tuple[str, str, str]]) -> None:
         raise unwritable(path, error, DataError) from None
 
 
-def _all_rejected(source: Any, gathered: _Gathered) -> str:
+def _all_rejected(source: object, gathered: _Gathered) -> str:
     if not gathered.read:
         return f"{source} holds no structure"
     reason, count = gathered.reasons.most_common(1)[0]
@@ -273,8 +273,8 @@ def _all_rejected(source: Any, gathered: _Gathered) -> str:
 
 
 def _provenance(
-    source: Path, symprec: float, gathered: _Gathered, extra: dict[str, Any]
-) -> dict[str, Any]:
+    source: Path, symprec: float, gathered: _Gathered, extra: Mapping[str, object]
+) -> dict[str, object]:
     import langevin_xtal
 
     return {

@@ -17,10 +17,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from langevin_xtal.config.screening import RelaxOptions
 from langevin_xtal.config.tolerances import SYMPRECS
@@ -385,13 +384,13 @@ class _Evaluation:
 
     def add_membership(self, column: Column, structures: StructureSet) -> None:
         """Uniqueness and novelty."""
-        shared: dict[str, Any] = {"cache": self.cache, "workers": self.options.workers}
         failures: dict[tuple[str, str], str] = {}
         labels = duplicates.unique_groups(
             structures,
             progress=self.stage(f"{structures.label}: uniqueness"),
             failures=failures,
-            **shared,
+            cache=self.cache,
+            workers=self.options.workers,
         )
         column.summary["unique"] = len(set(labels.tolist())) / structures.attempted
         _record(column, same_as=labels)
@@ -401,7 +400,8 @@ class _Evaluation:
                 self.training,
                 progress=self.stage(f"{structures.label}: novelty"),
                 failures=failures,
-                **shared,
+                cache=self.cache,
+                workers=self.options.workers,
             )
             column.summary["novel"] = new.sum() / structures.attempted
             _record(column, novel=new)
@@ -427,7 +427,6 @@ class _Evaluation:
         trials = self.trials_of.get(structures.label, 0)
         if not trials:
             return
-        shared: dict[str, Any] = {"cache": self.cache, "workers": self.options.workers}
         valid = self._all_valid(structures, first_valid) if trials > 1 else first_valid
         table = prediction.predict_table(
             structures,
@@ -438,7 +437,8 @@ class _Evaluation:
             target_valid=self.target_valid,
             freedom={t.id: t.freedom for t in self.targets},
             progress=self.stage(f"{structures.label}: matching"),
-            **shared,
+            cache=self.cache,
+            workers=self.options.workers,
         )
         column.failures["match"] = table.failures
         summary = column.summary
@@ -570,11 +570,11 @@ class _Evaluation:
 
     # -- the rest of the report
 
-    def reference_values(self) -> dict[str, Any]:
+    def reference_values(self) -> dict[str, FloatArray | NDArray[np.int64]]:
         """What the plots compare with."""
         values = self.reference_features.values
         geometry = values["geometry"]
-        found = {
+        found: dict[str, FloatArray | NDArray[np.int64]] = {
             "density": geometry[:, 3],
             "volume_per_atom": geometry[:, 2] / geometry[:, 4],
             "min_distance": geometry[:, 0],
@@ -584,7 +584,7 @@ class _Evaluation:
             found["energy"] = values["chgnet"][:, 0]
         return found
 
-    def settings(self, data: PackedDataset) -> dict[str, Any]:
+    def settings(self, data: PackedDataset) -> dict[str, object]:
         """Everything needed to make the numbers again."""
         from importlib.metadata import PackageNotFoundError, version
 
@@ -632,7 +632,7 @@ class _Evaluation:
         return lines
 
 
-def _record(column: Column, **values: Any) -> None:
+def _record(column: Column, **values: ArrayLike) -> None:
     """Add (B, …) arrays to the entries of the structures."""
     for key, array in values.items():
         for entry, value in zip(column.structures, np.asarray(array).tolist(), strict=True):

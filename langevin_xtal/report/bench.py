@@ -26,7 +26,7 @@ from functools import wraps
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NotRequired, ParamSpec, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -42,11 +42,21 @@ from langevin_xtal.graph.batch import snap_radius
 from langevin_xtal.graph.snapping import all_operations, site_pairs, snap_sites
 from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.model.device import resolved_device
-from langevin_xtal.report.roofline import Limits, Tally, measure_limits, stage_rows
+from langevin_xtal.report.roofline import (
+    Limits,
+    LimitsTable,
+    StageRow,
+    Tally,
+    measure_limits,
+    stage_rows,
+)
 from langevin_xtal.sampling.sample import SampleOptions, sample_batches
 from langevin_xtal.sampling.samplers import Ancestral, Sampler
 from langevin_xtal.train.loop import TrainConfig, Trainer
 from langevin_xtal.version import __version__
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 STAGES = ("graph", "train", "sample")
 
@@ -84,6 +94,14 @@ Progress = Callable[[int, int], None]
 """Called with parts done and planned."""
 
 
+class Rate(TypedDict):
+    """:class:`Spread` as a table."""
+
+    median: float
+    low: float
+    high: float
+
+
 @dataclass(frozen=True)
 class Spread:
     """Median, smallest and largest of several measurements."""
@@ -96,6 +114,99 @@ class Spread:
     def of(cls, values: Sequence[float]) -> Spread:
         """Of at least one value."""
         return cls(statistics.median(values), min(values), max(values))
+
+    def table(self) -> Rate:
+        """The three by name."""
+        return {"median": self.median, "low": self.low, "high": self.high}
+
+
+class GraphRow(TypedDict):
+    """One builder at one noise level."""
+
+    backend: str
+    sigma: float
+    edges_per_site: float
+    crystals_per_second: Rate
+    edges_per_second: Rate
+
+
+class Part(TypedDict):
+    """What all stages have."""
+
+    peak_memory: NotRequired[int]
+
+
+class GraphPart(Part):
+    """Builders of multigraphs."""
+
+    crystals: int
+    rows: list[GraphRow]
+
+
+class TrainPart(Part):
+    """Training as it runs."""
+
+    threads: int
+    precision: Precision
+    builder: Builder
+    crystals_per_second: Rate
+    seconds_per_step: Rate
+    shares: dict[str, float]
+
+
+class SamplePart(Part):
+    """Sampling as it runs."""
+
+    workers: int
+    sampler: str
+    requests: int
+    candidates: int
+    attempts: int
+    structures_per_second: Rate
+    seconds_per_structure: Rate
+    evaluations_per_structure: float
+    evaluations_per_second: Rate
+    shares: dict[str, float]
+
+
+class ProfilePart(Part):
+    """Arithmetic and bytes."""
+
+    limits: LimitsTable
+    train: list[StageRow]
+    sample: list[StageRow]
+
+
+class DataTable(TypedDict):
+    """What was measured with."""
+
+    crystals: int
+    hash: str
+
+
+class BenchReport(TypedDict):
+    """Versions, machine, weights and data, and what was measured."""
+
+    langevin_xtal: str
+    python: str
+    torch: str
+    numpy: str
+    platform: str
+    cpu: str
+    cores: int
+    device: str
+    device_name: str
+    cuda: str | None
+    model: str
+    weights: str
+    network: dict[str, object]
+    data: DataTable
+    batch_size: NotRequired[int]
+    repeat: NotRequired[int]
+    graph: NotRequired[GraphPart]
+    train: NotRequired[TrainPart]
+    sample: NotRequired[SamplePart]
+    profile: NotRequired[ProfilePart]
 
 
 class Stopwatch:
@@ -143,13 +254,11 @@ class Stopwatch:
         self._here.since = now
 
 
-def _staged(
-    watch: Stopwatch | Tally, function: Callable[..., Any], name: str
-) -> Callable[..., Any]:
+def _staged(watch: Stopwatch | Tally, function: Callable[P, R], name: str) -> Callable[P, R]:
     """The function as a stage."""
 
     @wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         with watch.stage(name):
             return function(*args, **kwargs)
 
@@ -163,12 +272,12 @@ def watched(watch: Stopwatch | Tally, points: Mapping[str, str]) -> Iterator[Non
     A function is replaced wherever a module of the package holds it, a method
     (``module:Class.name``) in its class; both are put back afterwards.
     """
-    undo: list[tuple[Any, str, Any]] = []
+    undo: list[tuple[object, str, object]] = []
     try:
         for path, name in points.items():
             for owner, attribute, raw in _holders(path):
                 inner = raw.__func__ if isinstance(raw, classmethod) else raw
-                timed: Any = _staged(watch, inner, name)
+                timed = _staged(watch, inner, name)
                 undo.append((owner, attribute, raw))
                 is_class_method = isinstance(raw, classmethod)
                 setattr(owner, attribute, classmethod(timed) if is_class_method else timed)
@@ -178,10 +287,10 @@ def watched(watch: Stopwatch | Tally, points: Mapping[str, str]) -> Iterator[Non
             setattr(owner, attribute, raw)
 
 
-def _holders(path: str) -> list[tuple[Any, str, Any]]:
+def _holders(path: str) -> list[tuple[object, str, Any]]:
     """(owner, attribute, value) everywhere the function is looked up."""
     module_name, _, name = path.partition(":")
-    owner: Any = import_module(module_name)
+    owner: object = import_module(module_name)
     *classes, attribute = name.split(".")
     for part in classes:
         owner = getattr(owner, part)
@@ -250,7 +359,7 @@ def measure(
     threads: int | None = None,
     sampler: Sampler | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> BenchReport:
     """Measure the stages asked for.
 
     Parameters
@@ -289,16 +398,20 @@ def measure(
         raise InputError("the data set holds no crystals to measure with")
     device = resolved_device(device)
     planned = [s for s in (*STAGES, PROFILE) if s in stages]
-    report = surroundings(model, data, device) | {"batch_size": batch_size, "repeat": repeat}
+    report = surroundings(model, data, device)
+    report["batch_size"], report["repeat"] = batch_size, repeat
     for k, stage in enumerate(planned):
         if progress is not None:
             progress(k, len(planned))
+        part: Part
         with PeakMemory(device) as memory:
             if stage == "graph":
                 with _torch_threads(1):  # as the other builders
-                    report[stage] = measure_graph(model, data, device=device, repeat=repeat)
+                    part = report["graph"] = measure_graph(
+                        model, data, device=device, repeat=repeat
+                    )
             elif stage == PROFILE:
-                report[stage] = measure_profile(
+                part = report["profile"] = measure_profile(
                     model,
                     data,
                     device=device,
@@ -307,7 +420,7 @@ def measure(
                     sampler=sampler or Ancestral(),
                 )
             elif stage == "train":
-                report[stage] = measure_training(
+                part = report["train"] = measure_training(
                     model,
                     data,
                     device=device,
@@ -316,7 +429,7 @@ def measure(
                     threads=threads,
                 )
             else:
-                report[stage] = measure_sampling(
+                part = report["sample"] = measure_sampling(
                     model,
                     data,
                     device=device,
@@ -325,13 +438,13 @@ def measure(
                     threads=threads,
                     sampler=sampler or Ancestral(),
                 )
-        report[stage]["peak_memory"] = memory.bytes
+        part["peak_memory"] = memory.bytes
     if progress is not None:
         progress(len(planned), len(planned))
     return report
 
 
-def surroundings(model: CrystalModel, data: PackedDataset, device: str) -> dict[str, Any]:
+def surroundings(model: CrystalModel, data: PackedDataset, device: str) -> BenchReport:
     """Versions, machine, weights and data: what a number is worth nothing without."""
     return {
         "langevin_xtal": __version__,
@@ -365,7 +478,7 @@ def _cpu_name() -> str:
 
 def measure_graph(
     model: CrystalModel, data: PackedDataset, *, device: str, repeat: int
-) -> dict[str, Any]:
+) -> GraphPart:
     """Crystals and edges per second of every builder there is, one thread, at several σ.
 
     ``reference``, the specification, is timed once on a few crystals. On CUDA, ``torch`` starts
@@ -373,7 +486,7 @@ def measure_graph(
     """
     settings = model.network.config.graph_settings()
     chosen = data.select(_spread_out(len(data), GRAPH_CRYSTALS))
-    rows = []
+    rows: list[GraphRow] = []
     place = torch.linspace(0.0, 1.0, SIGMAS, dtype=torch.float64)
     for sigma in model.levels.position(place).tolist():
         crystals = noised_crystals(chosen, sigma)
@@ -393,8 +506,8 @@ def measure_graph(
                     "backend": backend,
                     "sigma": sigma,
                     "edges_per_site": made / len(sample.frac),
-                    "crystals_per_second": asdict(Spread.of([len(sample) / s for s in seconds])),
-                    "edges_per_second": asdict(Spread.of([made / s for s in seconds])),
+                    "crystals_per_second": Spread.of([len(sample) / s for s in seconds]).table(),
+                    "edges_per_second": Spread.of([made / s for s in seconds]).table(),
                 }
             )
     return {"crystals": len(chosen), "rows": rows}
@@ -460,7 +573,7 @@ def measure_training(
     threads: int | None,
     precision: Precision = "float32",
     builder: Builder | None = None,
-) -> dict[str, Any]:
+) -> TrainPart:
     """Crystals per second of ``train`` as it runs, and shares of the time of a step."""
     threads = threads or max(1, (os.cpu_count() or 1) - 1)
     steps = STEPS_PER_ROW * (repeat + 1)
@@ -491,8 +604,8 @@ def measure_training(
         "threads": threads,
         "precision": precision,
         "builder": trainer.builder,
-        "crystals_per_second": asdict(Spread.of(rates[1:])),
-        "seconds_per_step": asdict(Spread.of([batch_size / rate for rate in rates[1:]])),
+        "crystals_per_second": Spread.of(rates[1:]).table(),
+        "seconds_per_step": Spread.of([batch_size / rate for rate in rates[1:]]).table(),
         "shares": _shares(watch.seconds, TRAIN_POINTS.values()),
     }
 
@@ -519,7 +632,7 @@ def measure_sampling(
     repeat: int,
     threads: int | None,
     sampler: Sampler,
-) -> dict[str, Any]:
+) -> SamplePart:
     """Structures per second, attempts that were rejected included.
 
     One batch of requests with the sites and groups of crystals of the data, the same each time.
@@ -562,10 +675,10 @@ def measure_sampling(
         "requests": len(asked),
         "candidates": found,
         "attempts": attempts,
-        "structures_per_second": asdict(Spread.of([n / s for s, n, _ in runs])),
-        "seconds_per_structure": asdict(Spread.of([s / n for s, n, _ in runs])),
+        "structures_per_second": Spread.of([n / s for s, n, _ in runs]).table(),
+        "seconds_per_structure": Spread.of([s / n for s, n, _ in runs]).table(),
         "evaluations_per_structure": evaluations / found,
-        "evaluations_per_second": asdict(Spread.of([evaluations / s for s, _, _ in runs])),
+        "evaluations_per_second": Spread.of([evaluations / s for s, _, _ in runs]).table(),
         "shares": _shares(watch.seconds | {"other": other}, order),
     }
 
@@ -581,7 +694,7 @@ def measure_profile(
     batch_size: int,
     repeat: int,
     sampler: Sampler,
-) -> dict[str, Any]:
+) -> ProfilePart:
     """Seconds, operations and bytes of every stage beside the machine's limits, on one thread.
 
     A training step, and, with trained weights, sampling of one batch. Seconds are the least of
@@ -592,7 +705,6 @@ def measure_profile(
     clock = time.thread_time if device == "cpu" else time.perf_counter
     with _torch_threads(1):
         limits = measure_limits(device, synchronise, clock)
-        found: dict[str, Any] = {"limits": asdict(limits)}
         config = TrainConfig(
             steps=1000, batch_size=batch_size, network=model.network.config, levels=model.levels
         )
@@ -603,7 +715,7 @@ def measure_profile(
                 trainer._advance(trainer._prepare(0))
 
             step()  # fills caches
-            found["train"] = _profiled(step, TRAIN_POINTS, limits, synchronise, clock, repeat)
+            train = _profiled(step, TRAIN_POINTS, limits, synchronise, clock, repeat)
         asked = requests_like(data, batch_size)
         options = SampleOptions(batch_size=batch_size, workers=1, sampler=sampler, attempts=1)
         kind = type(sampler)
@@ -613,8 +725,8 @@ def measure_profile(
             list(sample_batches(asked, model, device=device, options=options))
 
         draw()
-        found["sample"] = _profiled(draw, points, limits, synchronise, clock, repeat)
-    return found
+        sample = _profiled(draw, points, limits, synchronise, clock, repeat)
+    return {"limits": limits.table(), "train": train, "sample": sample}
 
 
 def _profiled(
@@ -624,7 +736,7 @@ def _profiled(
     synchronise: Callable[[], None],
     clock: Callable[[], float],
     repeat: int,
-) -> list[dict[str, Any]]:
+) -> list[StageRow]:
     """Rows of the stages of a run."""
     best: dict[str, float] = {}
     for _ in range(repeat):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from langevin_xtal.crystal import ase
 from langevin_xtal.crystal.cell import Cell
@@ -19,6 +19,11 @@ from langevin_xtal.crystal.entry import Value
 from langevin_xtal.crystal.properties import PROPERTIES
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+T = TypeVar("T")
 
 STATES = (
     "sampled",
@@ -40,7 +45,7 @@ MOST_ATOMS = 10_000
 SHORTEST, LONGEST = 0.05, 1e4
 """Least distance between faces of a cell, and longest component of its rows [Å]."""
 MOST_INDEX = 2**53
-FACTS: dict[str, type] = {
+FACTS: dict[str, type[float] | type[int] | type[bool] | type[str]] = {
     **dict.fromkeys(
         (
             *("energy", "energy_sampled", "energy_kept", "energy_released"),
@@ -177,7 +182,7 @@ class CampaignSummary:
 # -- rows
 
 
-def to_json(row: Row) -> dict[str, Any]:
+def to_json(row: Row) -> dict[str, object]:
     """The whole row as plain values; numbers that are not finite are left out of its facts."""
     return {
         "index": row.index,
@@ -192,19 +197,19 @@ def to_json(row: Row) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Value:
+def _plain(value: Value) -> Value:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _sound(value: Any) -> bool:
+def _sound(value: object) -> bool:
     return not (isinstance(value, (float, np.floating)) and not math.isfinite(value))
 
 
-def _cell_to_json(cell: Cell | None) -> Any:
+def _cell_to_json(cell: Cell | None) -> list[object] | None:
     return None if cell is None else [part.tolist() for part in cell]
 
 
-def _cell_from_json(value: Any) -> Cell | None:
+def _cell_from_json(value: Iterable[ArrayLike] | None) -> Cell | None:
     if value is None:
         return None
     lattice, frac, numbers = (np.array(part) for part in value)
@@ -232,7 +237,7 @@ def heights(lattice: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(area > 0, volume / np.where(area > 0, area, 1.0), 0.0)
 
 
-def from_data(data: Any, number: int | None = None) -> Row:
+def from_data(data: bytes | Mapping[str, str | bytes], number: int | None = None) -> Row:
     """A row from ASE's data column, of which nothing but text is decoded.
 
     Parameters
@@ -247,14 +252,20 @@ def from_data(data: Any, number: int | None = None) -> Row:
     """
     try:
         if isinstance(data, bytes):
-            data = json.loads(data[int.from_bytes(data[:8], "little") :])
+            data = _decoded(data)
         return _from_json(json.loads(data["record"]))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         which = "" if number is None else f": row {number}"
         raise DataError(f"a row of the store is damaged{which} ({first_line(error)})") from None
 
 
-def _from_json(record: Any) -> Row:
+def _decoded(data: bytes) -> dict[str, str | bytes]:
+    """What ASE packs: the place of the JSON text, and the text."""
+    found: dict[str, str | bytes] = json.loads(data[int.from_bytes(data[:8], "little") :])
+    return found
+
+
+def _from_json(record: Mapping[str, Any]) -> Row:
     """
     Raises
     ------
@@ -289,7 +300,7 @@ def _from_json(record: Any) -> Row:
     return row
 
 
-def _facts(facts: Any) -> dict[str, Value]:
+def _facts(facts: object) -> dict[str, Value]:
     found: dict[str, Value] = {}
     for name, value in _of(dict, facts, "facts").items():
         kind = FACTS.get(name)
@@ -298,7 +309,7 @@ def _facts(facts: Any) -> dict[str, Value]:
         elif kind is float:
             found[name] = _value(_of((int, float), value, name), name)
         elif kind is not None:
-            found[name] = _of(kind, value, name)
+            found[name] = _value(_of(kind, value, name), name)
         else:
             found[name] = _value(value, name)
         if name.startswith("found_") and kind is int and not 0 <= value <= 230:
@@ -306,19 +317,19 @@ def _facts(facts: Any) -> dict[str, Value]:
     return found
 
 
-def _whole(value: Any, name: str, least: int, most: int) -> int:
+def _whole(value: object, name: str, least: int, most: int) -> int:
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{name} is {str(value)[:40]!r}")
     return value
 
 
-def _of(kind: Any, value: Any, name: str) -> Any:
+def _of(kind: type[T] | tuple[type[T], ...], value: object, name: str) -> T:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{name} is {str(value)[:40]!r}")
     return value
 
 
-def _value(value: Any, name: str) -> Value:
+def _value(value: object, name: str) -> Value:
     """Text, a truth value or a finite number."""
     if not isinstance(value, (str, int, float)) or not _sound(value):
         raise ValueError(f"{name} is {str(value)[:40]!r}")
@@ -419,7 +430,7 @@ def _relaxation_stages(
         yield Stage("phonons", len(checked), len(checked), remark, _spent(seconds, "phonons"))
 
 
-def to_atoms(row: Row) -> Any:
+def to_atoms(row: Row) -> Atoms:
     """ase.Atoms of the best geometry with its energy; no atoms where there is none."""
     from ase import Atoms
     from ase.calculators.singlepoint import SinglePointCalculator
