@@ -21,13 +21,7 @@ if TYPE_CHECKING:
 
 def packed_file(help: str) -> options.Decorator:
     """``--out``: a packed file."""
-    return click.option(
-        "--out",
-        required=True,
-        type=options.LocalPath(dir_okay=False),
-        help=help,
-        metavar="FILE.lxd",
-    )
+    return options.output(help, "FILE.lxd", dir_okay=False)
 
 
 @click.group()
@@ -98,11 +92,7 @@ def prepare(
 @data.command()
 @click.argument("source", type=click.Choice(["mp-20", "materials-project"]))
 @options.output_folder("fetched")
-@click.option(
-    "--key",
-    help=f"Of the Materials Project; 'env' reads {KEY_VARIABLE}.",
-    metavar="KEY",
-)
+@options.project_key("Of the Materials Project")
 @click.option(
     "--elements", type=options.Elements(), help="Of these and no others, such as Cu,Si,K."
 )

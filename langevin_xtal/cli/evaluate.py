@@ -9,22 +9,30 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from langevin_xtal.cli import generators, options, structures
 from langevin_xtal.cli.terminal import echo
+from langevin_xtal.config.evaluation import (
+    DEFAULT_DE_NOVO,
+    DEFAULT_TARGETS,
+    FINGERPRINTS,
+    EvaluateOptions,
+    SampledConfig,
+)
 from langevin_xtal.config.sampling import PRESET_HELP, PRESETS, SamplingConfig
 from langevin_xtal.errors import InputError
 from langevin_xtal.files import clear_left
 from langevin_xtal.version import __version__
 
 if TYPE_CHECKING:
+    from langevin_xtal.config.evaluation import Mode
     from langevin_xtal.dataset.packed import PackedDataset
     from langevin_xtal.evaluation.report import Report
     from langevin_xtal.evaluation.structures import StructureSet
-    from langevin_xtal.evaluation.targets import Mode, Target
+    from langevin_xtal.evaluation.targets import Target
     from langevin_xtal.model.checkpoint import CrystalModel
     from langevin_xtal.sampling.sample import SampleOptions
 
@@ -38,11 +46,8 @@ CONTROLS = {
     "primitive cell, of any space group, elements substituted",
     "training": "training crystals: the ceiling of measures of distributions",
 }
-FINGERPRINTS = ("crystalnn", "magpie", "chgnet")
 SAMPLING = ("positions", "assignment_temperature", "start", "proposals", "proposal_temperature",
             "proposal_noise", "sampler")  # fmt: skip
-DEFAULT_TARGETS = 1000
-DEFAULT_DE_NOVO = 10_000
 DE_NOVO_PART = 500
 """Samples of one part, which is saved before the next begins."""
 PAPER_GROUPS = range(16, 231)
@@ -75,8 +80,8 @@ class Names(options.ParamType):
         return names
 
 
-@dataclass(frozen=True)
-class Asked:
+@dataclass(frozen=True, kw_only=True)
+class Asked(SampledConfig):
     """What is compared with what, as the command line says it."""
 
     samples: tuple[Path, ...]
@@ -85,10 +90,6 @@ class Asked:
     models: tuple[str, ...]
     generator: str | None
     weights: Path | None
-    mode: Mode | Literal["de-novo"]
-    count: int | None
-    trials: int
-    control_trials: int | None
     controls: tuple[str, ...] | None
     groups: str | None
     chosen_targets: str
@@ -96,6 +97,7 @@ class Asked:
     workers: int | None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.samples and not self.models and self.generator is None:
             raise InputError(
                 "nothing to evaluate: give files or folders of structures, or --model"
@@ -127,35 +129,7 @@ class Asked:
 )
 @generators.option("Sample and evaluate")
 @generators.weights
-@click.option(
-    "--mode",
-    type=click.Choice(["sites", "formula", "letters", "composition", "de-novo"]),
-    default="sites",
-    show_default=True,
-    help="What a --model is given of a target. sites: space group, elements and numbers of sites, "
-    "as the paper; formula: space group and exact composition of the cell; letters: space group "
-    "and the Wyckoff position of every site; composition: reduced formula and atoms in the "
-    "primitive cell alone, as the benchmarks. de-novo: nothing; there are no targets, the samples "
-    "are compared with the reference as a whole.",
-)
-@click.option(
-    "--n",
-    "count",
-    type=click.IntRange(min=1),
-    help=f"Targets, drawn from the reference, or samples de novo.  [default: {DEFAULT_TARGETS} "
-    f"or {DEFAULT_DE_NOVO}]",
-    metavar="N",
-)
-@click.option(
-    "--k", "trials", type=click.IntRange(1, 10_000), default=1, show_default=True,
-    help="Trials for each target.", metavar="K",
-)  # fmt: skip
-@click.option(
-    "--control-trials",
-    type=click.IntRange(min=1),
-    help="Trials of the controls.  [default: as --k]",
-    metavar="K",
-)
+@options.of_config(SampledConfig)
 @click.option(
     "--controls",
     type=Names(tuple(CONTROLS)),
@@ -182,10 +156,7 @@ class Asked:
     metavar="all|named|FILE",
 )
 @click.option("--relax", is_flag=True, help="Relax the samples too: stability, S.U.N., recovery.")
-@click.option(
-    "--relax-trials", type=click.IntRange(min=1), default=1, show_default=True,
-    help="Trials of each target that are relaxed.", metavar="K",
-)  # fmt: skip
+@options.of_config(EvaluateOptions, "relax_trials")
 @click.option(
     "--fingerprints",
     type=Names(FINGERPRINTS),
@@ -204,12 +175,8 @@ class Asked:
 @options.of_config(SamplingConfig, "steps", "lattice_estimate")
 @options.seed
 @options.workers
-@click.option(
-    "--cache",
-    type=options.LocalPath(file_okay=False),
-    help="Folder for fingerprints, matches and relaxations, shared by all evaluations.  "
-    "[default: ~/.cache/langevin-xtal]",
-    metavar="FOLDER",
+@options.cache_folder(
+    "Folder for fingerprints, matches and relaxations, shared by all evaluations."
 )
 @options.output_folder("evaluation")
 @options.on_engine
@@ -245,7 +212,6 @@ def evaluate(
       --reference held_out.lxd --training train.lxd
     """
     from langevin_xtal.evaluation.cache import default_folder
-    from langevin_xtal.evaluation.protocol import EvaluateOptions
     from langevin_xtal.evaluation.protocol import evaluate as judge
     from langevin_xtal.report.evaluation import plot_evaluation
 

@@ -44,13 +44,6 @@ def sources(command: options.Command) -> options.Command:
     return argument(structures.file_format(command))
 
 
-def out(metavar: str) -> options.Decorator:
-    """``--out``, required."""
-    return click.option(
-        "--out", type=options.LocalPath(), required=True, metavar=metavar, help="Where to."
-    )
-
-
 incar = click.option(
     "--incar",
     multiple=True,
@@ -76,7 +69,7 @@ def export() -> None:
 @export.command()
 @sources
 @structures.top
-@out("FOLDER")
+@options.output("Where to.", "FOLDER")
 @options.of_config(VaspConfig, "input_set", "potcar")
 @incar
 @options.of_config(VaspConfig, "cell", "symprec", "command", "concurrent")
@@ -99,7 +92,7 @@ def vasp(
 @export.command()
 @sources
 @structures.top
-@out("FOLDER")
+@options.output("Where to.", "FOLDER")
 @options.of_config(
     PwConfig, "calculation", "pseudo_dir", "pseudo_name", "kspacing", "ecutwfc", "ecutrho"
 )
@@ -134,7 +127,7 @@ def qe(
 @export.command()
 @sources
 @structures.top
-@out("FOLDER")
+@options.output("Where to.", "FOLDER")
 @click.option(
     "--dim",
     type=Multiples(),
@@ -164,7 +157,7 @@ def phonopy(
 @export.command()
 @sources
 @structures.top
-@out("FOLDER")
+@options.output("Where to.", "FOLDER")
 @options.of_config(CifConfig)
 @structures.force
 def cif(sources: tuple[str, ...], top: int | None, out: Path, **settings: Any) -> None:
@@ -182,7 +175,7 @@ def cif(sources: tuple[str, ...], top: int | None, out: Path, **settings: Any) -
 @export.command()
 @sources
 @structures.top
-@out("FILE")
+@options.output("Where to.", "FILE")
 @options.of_config(XyzConfig, "cell", "symprec")
 @structures.force
 def xyz(sources: tuple[str, ...], top: int | None, out: Path, **settings: Any) -> None:

@@ -19,8 +19,6 @@ from langevin_xtal.errors import InputError, RequestError
 from langevin_xtal.text import KEY_VARIABLE, is_address, learn_secret, printable
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
     from langevin_xtal.cluster import DaskEngine
     from langevin_xtal.model.checkpoint import CrystalModel
     from langevin_xtal.symmetry.groups import SpaceGroup
@@ -178,7 +176,7 @@ workers = click.option(
 
 
 def of_config(
-    config: type[DataclassInstance],
+    config: type[fields.Dataclass],
     *names: str,
     flags: Mapping[str, str] | None = None,
     into: str | None = None,
@@ -231,18 +229,18 @@ def gathered(
     return decorate
 
 
-def _option(config: type[DataclassInstance], name: str, flag: str | None) -> Decorator:
+def _option(config: type[fields.Dataclass], name: str, flag: str | None) -> Decorator:
     field, said = fields.setting_of(config, name)
     declared = [flag or "--" + name.replace("_", "-")]
     if said.flag and flag is None:
         declared = [said.flag, name]
-    if field.type == "bool":
-        return click.option(*declared, is_flag=True, default=field.default, help=said.help)
+    is_flag = field.type == "bool"
     return click.option(
         *declared,
-        type=_type_of(str(field.type), said),
+        is_flag=is_flag,
+        type=None if is_flag else _type_of(str(field.type), said),
         default=field.default,
-        show_default=field.default is not None and said.shown,
+        show_default=field.default is not None and said.shown and not is_flag,
         help=said.help or None,
         metavar=said.metavar,
     )
@@ -446,23 +444,60 @@ def chosen_engine(
         yield workers
 
 
-def output_folder(default: str) -> Decorator:
-    """``--out``: a folder, made when missing."""
+def output(
+    help: str,
+    metavar: str,
+    *,
+    default: str | None = None,
+    dir_okay: bool = True,
+    address: bool = False,
+) -> Decorator:
+    """``--out``; required without a default.
+
+    Parameters
+    ----------
+    address
+        Whether it may be the address of a store.
+    """
     return click.option(
         "--out",
-        type=LocalPath(file_okay=True),
+        type=str if address else LocalPath(dir_okay=dir_okay),
         default=default,
-        show_default=True,
-        help="Folder to write to.",
-        metavar="FOLDER",
+        required=default is None,
+        show_default=default is not None,
+        help=help,
+        metavar=metavar,
     )
+
+
+def output_folder(default: str) -> Decorator:
+    """``--out``: a folder, made when missing."""
+    return output("Folder to write to.", "FOLDER", default=default)
 
 
 def output_file(default: str, help: str) -> Decorator:
     """``--out``: a file."""
+    return output(help, "FILE", default=default)
+
+
+def cache_folder(help: str) -> Decorator:
+    """``--cache``: a folder of results."""
     return click.option(
-        "--out", type=LocalPath(), default=default, show_default=True, help=help, metavar="FILE"
+        "--cache",
+        type=LocalPath(file_okay=False),
+        help=f"{help}  [default: ~/.cache/langevin-xtal]",
+        metavar="FOLDER",
     )
+
+
+def project_key(help: str) -> Decorator:
+    """``--key``: of the Materials Project."""
+    return click.option("--key", help=f"{help}; 'env' reads {KEY_VARIABLE}.", metavar="KEY")
+
+
+def replacing(help: str) -> Decorator:
+    """``--force``."""
+    return click.option("--force", is_flag=True, help=help)
 
 
 def set_threads(count: int) -> None:

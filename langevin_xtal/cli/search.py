@@ -210,12 +210,11 @@ class SecondAsked:
     metavar="N",
 )  # fmt: skip
 @options.workers
-@click.option(
-    "--out",
+@options.output(
+    "ASE database to keep the search in: a file, or postgresql://…",
+    "STORE",
     default="search.db",
-    show_default=True,
-    help="ASE database to keep the search in: a file, or postgresql://…",
-    metavar="STORE",
+    address=True,
 )
 @options.on_engine
 @options.gathered(

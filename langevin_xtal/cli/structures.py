@@ -21,7 +21,6 @@ from langevin_xtal.files import (
     write_rows,
     write_text,
 )
-from langevin_xtal.text import KEY_VARIABLE
 
 if TYPE_CHECKING:
     from langevin_xtal.crystal.cell import Cell
@@ -74,21 +73,10 @@ second_references = click.option(
     help="Table that hull build wrote for it.  [default: shipped, for chgnet]",
     metavar="FILE",
 )
-cache = click.option(
-    "--cache",
-    type=options.LocalPath(file_okay=False),
-    help="Folder where results are kept, so that nothing is computed twice.  "
-    "[default: ~/.cache/langevin-xtal]",
-    metavar="FOLDER",
-)
+cache = options.cache_folder("Folder where results are kept, so that nothing is computed twice.")
 top = click.option("--top", type=click.IntRange(min=1), help="Only the best N.", metavar="N")
-key = click.option(
-    "--key",
-    help="Key of the Materials Project, to take its phases as references; 'env' reads "
-    f"{KEY_VARIABLE}.",
-    metavar="KEY",
-)
-force = click.option("--force", is_flag=True, help="Replace files that are there.")
+key = options.project_key("Key of the Materials Project, to take its phases as references")
+force = options.replacing("Replace files that are there.")
 fmax, steps, symprec = (
     options.of_config(FileRelaxOptions, name) for name in ("fmax", "steps", "symprec")
 )

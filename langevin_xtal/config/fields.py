@@ -6,16 +6,19 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from langevin_xtal.errors import InputError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 KEY = "setting"
 
 ConfigT = TypeVar("ConfigT")
+
+
+class Dataclass(Protocol):
+    """Any instance of a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,14 @@ def setting(default: Any, help: str = "", **facts: Any) -> Any:
 
 
 def setting_of(
-    config: DataclassInstance | type[DataclassInstance], name: str
+    config: Dataclass | type[Dataclass], name: str
 ) -> tuple[dataclasses.Field[Any], Setting]:
     """A field of a configuration class, and what is said of it."""
     (found,) = (f for f in dataclasses.fields(config) if f.name == name)
     return found, found.metadata.get(KEY, Setting())
 
 
-def check(config: DataclassInstance) -> None:
+def check(config: Dataclass) -> None:
     """Refuse values out of range.
 
     Raises
@@ -87,9 +90,7 @@ def preset(
     return kind(**{**presets[name], **changes})
 
 
-def names(
-    config: DataclassInstance | type[DataclassInstance], *, without: Sequence[str] = ()
-) -> tuple[str, ...]:
+def names(config: Dataclass | type[Dataclass], *, without: Sequence[str] = ()) -> tuple[str, ...]:
     """Fields of a configuration class that have a :class:`Setting`."""
     return tuple(
         f.name for f in dataclasses.fields(config) if KEY in f.metadata and f.name not in without

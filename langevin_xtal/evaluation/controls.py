@@ -30,7 +30,7 @@ from langevin_xtal.model.known import MOST_ELEMENTS, KnownCrystals, nearest, ord
 from langevin_xtal.model.prior import element_properties
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.runtime import OutOfTime, time_limit
-from langevin_xtal.symmetry import wrap
+from langevin_xtal.symmetry import SpaceGroup, wrap
 from langevin_xtal.train.settings import known_crystals
 
 FloatArray = NDArray[np.float64]
@@ -109,23 +109,51 @@ def _pyxtal_cell(target: Target, generator: np.random.Generator) -> Cell | str:
         symbols.append(SYMBOLS[z])
         counts.append(int(target.multiplicity[mine].sum()))
         sites.append([f"{m}{letter}" for m, letter in pairs])
-    crystal = require("pyxtal", "evaluate", "the control of random crystals").pyxtal()
-    # a generator, not an integer: all of PyXtal's ten attempts would be the same
-    crystal.from_random(
-        3, target.group.number, symbols, counts, sites=sites, random_state=generator
-    )
+    made = random_crystal(target.group, symbols, counts, generator, sites)
+    if isinstance(made, str):
+        return made
+    wanted = np.bincount(np.repeat(target.numbers, target.multiplicity), minlength=len(SYMBOLS))
+    if not np.array_equal(np.bincount(made[2], minlength=len(SYMBOLS)), wanted):
+        return "PyXtal: another composition"
+    return primitive(target.group, made)
+
+
+def random_crystal(
+    group: SpaceGroup,
+    symbols: Sequence[str],
+    counts: Sequence[int],
+    generator: np.random.Generator,
+    sites: Sequence[Sequence[str]] | None = None,
+) -> Cell | str:
+    """A random crystal of PyXtal in the conventional cell of a group, or why there is none.
+
+    Parameters
+    ----------
+    symbols, counts
+        Elements, and their atoms in the conventional cell.
+    sites
+        Wyckoff positions of each element, such as ``["4c", "4c"]``; any that fit by default.
+
+    Raises
+    ------
+    MissingPackageError
+        Without PyXtal.
+    Exception
+        Whatever PyXtal raises when it cannot place the atoms.
+    """
+    crystal = require("pyxtal", "evaluate", "random crystals").pyxtal()
+    with _silence():
+        # a generator, not an integer: all of PyXtal's ten attempts would be the same
+        crystal.from_random(3, group.number, symbols, counts, sites=sites, random_state=generator)
     if not crystal.valid:
         return "PyXtal: no valid crystal"
     atoms = [(SYMBOLS.index(str(s.specie)), s.multiplicity) for s in crystal.atom_sites]
     numbers = np.repeat(*np.array(atoms, dtype=np.int64).T)
     frac = np.concatenate([s.coords for s in crystal.atom_sites])
-    wanted = np.bincount(np.repeat(target.numbers, target.multiplicity), minlength=len(SYMBOLS))
-    if not np.array_equal(np.bincount(numbers, minlength=len(SYMBOLS)), wanted):
-        return "PyXtal: another composition"
     lattice = np.array(crystal.lattice.matrix, dtype=float)
     if not (np.isfinite(lattice).all() and np.isfinite(frac).all()):
         return "PyXtal: not finite"
-    return primitive(target.group, (lattice, wrap(frac), numbers))
+    return lattice, wrap(frac), numbers
 
 
 @contextlib.contextmanager

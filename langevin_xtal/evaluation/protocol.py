@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from langevin_xtal.config.screening import RelaxOptions
+from langevin_xtal.config.evaluation import EvaluateOptions
 from langevin_xtal.config.tolerances import SYMPRECS
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.cell import reduced_formula
@@ -46,35 +45,8 @@ Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, items done and items planned."""
 
 ALWAYS = ("geometry", "symmetry", "lattice")
-SLOW = ("crystalnn", "magpie", "chgnet")
 STABLE = 0.1
 """Energy above hull of a stable structure [eV/atom], as MatterGen."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
-    """What is computed, and with what."""
-
-    features: tuple[str, ...] = SLOW
-    """Fingerprints: ``crystalnn``, ``magpie``, ``chgnet``; leave out what need not be known."""
-    relax: Collection[str] = ()
-    """Labels of the sets to relax; each gives a further column."""
-    relax_trials: int = 1
-    """Trials of each target that are relaxed."""
-    per_composition: bool = False
-    """METRe with as many structures for each composition as there are trials: of targets with the
-    same atoms in the primitive cell the predictions of the first alone count. Otherwise those of
-    all."""
-    relaxation: RelaxOptions = field(default_factory=RelaxOptions)
-    workers: int | None = None
-    """Processes; one per CPU by default."""
-    cache: Path | None = None
-    """Folder where fingerprints, matches and relaxations are kept; in memory by default."""
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.features) - set(SLOW))
-        if unknown:
-            raise InputError(f"feature {unknown[0]!r} is not known; known: {', '.join(SLOW)}")
 
 
 def evaluate(

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,49 +38,38 @@ STATES = (
 )
 """What a candidate can be, in the order of the stages."""
 
-EQUALS = ("duplicate_of", "same_as", "same_released")
+EqualFact = Literal["duplicate_of", "same_as", "same_released"]
+EQUALS: tuple[EqualFact, ...] = get_args(EqualFact)
 """Facts that name the candidate another equals: as sampled, relaxed with symmetry, released."""
 
 MOST_ATOMS = 10_000
 SHORTEST, LONGEST = 0.05, 1e4
 """Least distance between faces of a cell, and longest component of its rows [Å]."""
 MOST_INDEX = 2**53
+FloatFact = Literal[
+    "energy", "energy_sampled", "energy_kept", "energy_released", "e_above_hull", "e_above_all",
+    "phonon_minimum", "min_distance", "dft_energy", "dft_gap", "dft_magnetisation",
+    "dft_e_above_hull", "second_energy", "second_above_hull", "disagreement",
+    "target_probability",
+]  # fmt: skip
+IntFact = Literal[
+    EqualFact, "attempt", "steps", "steps_released", "found_group", "found_group_0.1",
+    "found_kept", "found_released",
+]  # fmt: skip
+BoolFact = Literal[
+    "filtered", "ranked", "converged", "converged_kept", "symmetry_broke", "imaginary",
+    "potentials_disagree",
+]  # fmt: skip
+TextFact = Literal[
+    "reason", "known", "potential", "note", "warning", "hull_reason", "hull_phases", "dft_code",
+    "dft_note", "dft_set", "second_potential", "second_reason", "prediction_reason", "phonons",
+]  # fmt: skip
 FACTS: dict[str, type[float] | type[int] | type[bool] | type[str]] = {
-    **dict.fromkeys(
-        (
-            *("energy", "energy_sampled", "energy_kept", "energy_released"),
-            *("e_above_hull", "e_above_all", "phonon_minimum", "min_distance"),
-            *("dft_energy", "dft_gap", "dft_magnetisation", "dft_e_above_hull"),
-            *("second_energy", "second_above_hull", "disagreement"),
-            *(f"predicted_{name}" for name in PROPERTIES),
-            *(f"predicted_{name}_error" for name in PROPERTIES),
-            "target_probability",
-        ),
-        float,
-    ),
-    **dict.fromkeys(
-        (
-            *(*EQUALS, "attempt", "steps", "steps_released"),
-            *("found_group", "found_group_0.1", "found_kept", "found_released"),
-        ),
-        int,
-    ),
-    **dict.fromkeys(
-        (
-            *("filtered", "ranked", "converged", "converged_kept", "symmetry_broke", "imaginary"),
-            "potentials_disagree",
-        ),
-        bool,
-    ),
-    **dict.fromkeys(
-        (
-            *("reason", "known", "potential", "note", "warning", "hull_reason", "hull_phases"),
-            *("dft_code", "dft_note", "dft_set", "second_potential", "second_reason"),
-            "prediction_reason",
-        ),
-        str,
-    ),
-    "phonons": str,
+    **dict.fromkeys(get_args(FloatFact), float),
+    **{f"predicted_{name}{end}": float for end in ("", "_error") for name in PROPERTIES},
+    **dict.fromkeys(get_args(IntFact), int),
+    **dict.fromkeys(get_args(BoolFact), bool),
+    **dict.fromkeys(get_args(TextFact), str),
 }
 """Columns: facts that the stages and reports reckon with, and what they are."""
 _WHEN_RELAXED = ("energy_kept", "energy_sampled", "steps", "converged_kept")
@@ -114,6 +103,19 @@ class Row:
             return self.released
         return self.sampled if self.kept is None else self.kept
 
+    @overload
+    def fact(self, name: FloatFact) -> float | None: ...
+    @overload
+    def fact(self, name: IntFact) -> int | None: ...
+    @overload
+    def fact(self, name: BoolFact) -> bool | None: ...
+    @overload
+    def fact(self, name: TextFact) -> str | None: ...
+
+    def fact(self, name: str) -> Value | None:
+        """A fact of :data:`FACTS`, None where no stage has found it."""
+        return self.facts.get(name)
+
     @property
     def uid(self) -> str:
         """Such as ``"000017"``."""
@@ -123,7 +125,7 @@ class Row:
     def state(self) -> str:
         """One of :data:`STATES`."""
         facts = self.facts
-        if facts.get("reason"):
+        if self.fact("reason"):
             return "rejected"
         if any(facts.get(fact, -1) != -1 for fact in EQUALS):
             return "duplicate"
@@ -344,7 +346,7 @@ def summarise(
     reasons: dict[str, int] = {}
     for row in rows:
         states[row.state] += 1
-        reason = str(row.facts.get("reason", ""))
+        reason = row.fact("reason")
         if reason:
             kind = re.sub(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", "…", reason)
             reasons[kind] = reasons.get(kind, 0) + 1
@@ -365,9 +367,9 @@ def _stages(rows: Sequence[Row], seconds: Mapping[str, float]) -> Iterator[Stage
     made = [row for row in rows if row.sampled is not None]
     lost = len(rows) - len(made)
     yield Stage("sampled", len(rows), len(made), f"{lost} given up", _spent(seconds, "sample"))
-    failed = [row for row in made if "duplicate_of" in row.facts and row.facts.get("reason")]
+    failed = [row for row in made if "duplicate_of" in row.facts and row.fact("reason")]
     passed = _having("filtered", made)
-    refused = len([row for row in made if row.facts.get("reason")]) - len(failed)
+    refused = len([row for row in made if row.fact("reason")]) - len(failed)
     if passed or refused:
         remark = f"{refused} rejected"
         yield Stage(
@@ -395,7 +397,7 @@ def _stages(rows: Sequence[Row], seconds: Mapping[str, float]) -> Iterator[Stage
 def _relaxation_stages(
     unique: Sequence[Row], failed: Sequence[Row], seconds: Mapping[str, float]
 ) -> Iterator[Stage]:
-    relaxed = [row for row in _having("energy", unique) if not row.facts.get("reason")]
+    relaxed = [row for row in _having("energy", unique) if not row.fact("reason")]
     if "screen" in seconds:
         known = _having("energy_sampled", unique)
         tried = len(known) + len(failed)
@@ -438,7 +440,7 @@ def to_atoms(row: Row) -> Atoms:
     if row.cell is None:
         return Atoms()
     atoms = ase.to_atoms(row.cell)
-    energy = row.facts.get("energy")
+    energy = row.fact("energy")
     if isinstance(energy, float):
         atoms.calc = SinglePointCalculator(atoms, energy=energy * len(atoms))
     return atoms

@@ -73,7 +73,7 @@ class Stage:
         name, units = self.name + self.suffix(run), self.units(run)
         if not self.again:
             return self._each(run, name, units)
-        broken = {row.index for row in run.store.rows(units) if row.facts.get("symmetry_broke")}
+        broken = {row.index for row in run.store.rows(units) if row.fact("symmetry_broke")}
         self._each(run, name, [k for k in units if k not in broken])
         return self._each(run, name + BROKEN, [k for k in units if k in broken])
 

@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol
+from typing import Generic, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from langevin_xtal.config.fields import Dataclass
 from langevin_xtal.config.tables import table_of
 from langevin_xtal.errors import InputError
 from langevin_xtal.model.checkpoint import weights_hash
@@ -35,9 +36,6 @@ from langevin_xtal.train.fit import (
     moment_tensors,
     number_in,
 )
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,7 +328,7 @@ class Configured(Protocol):
     """A network that keeps its settings."""
 
     @property
-    def config(self) -> DataclassInstance:
+    def config(self) -> Dataclass:
         """Sizes and the like."""
         ...
 

@@ -17,18 +17,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from langevin_xtal.config.fields import Dataclass
 from langevin_xtal.errors import CheckpointError, InputError
 from langevin_xtal.files import clear_left, replacing, write_text
 from langevin_xtal.model.checkpoint import read_tensors, write_tensors
 from langevin_xtal.train.distributed import Team
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 STATE_FORMAT = "langevin-xtal training state 1"
 STATE = "state.safetensors"
@@ -70,11 +68,11 @@ class Fit(ABC, Generic[RowT, BatchT]):
         Processes that share the fit.
     """
 
-    config: DataclassInstance
+    config: Dataclass
 
     def __init__(
         self,
-        config: DataclassInstance,
+        config: Dataclass,
         data_hash: str,
         out: Path | None,
         *,
