@@ -40,7 +40,7 @@ from langevin_xtal.crystal.cell import Cell, primitive
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.dataset.packed import PackedDataset
-from langevin_xtal.evaluation.controls import random_crystal
+from langevin_xtal.evaluation.random_crystals import random_crystal
 from langevin_xtal.evaluation.targets import Target, choose_targets
 from langevin_xtal.files import write_text
 from langevin_xtal.model.checkpoint import CrystalModel, load_model

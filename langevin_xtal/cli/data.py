@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from langevin_xtal.cli import options, structures
+from langevin_xtal.cli import options, structures, types
 from langevin_xtal.cli.terminal import echo
 from langevin_xtal.config.tolerances import USUAL
 from langevin_xtal.errors import InputError
@@ -93,9 +93,7 @@ def prepare(
 @click.argument("source", type=click.Choice(["mp-20", "materials-project"]))
 @options.output_folder("fetched")
 @options.project_key("Of the Materials Project")
-@click.option(
-    "--elements", type=options.Elements(), help="Of these and no others, such as Cu,Si,K."
-)
+@click.option("--elements", type=types.Elements(), help="Of these and no others, such as Cu,Si,K.")
 @click.option("--max-atoms", type=click.IntRange(min=1), help="In the cell.  [default: 20]")
 @click.option(
     "--max-above-hull",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from langevin_xtal.cli import options, structures
+from langevin_xtal.cli import options, structures, types
 from langevin_xtal.cli.terminal import echo
 from langevin_xtal.config import fields
 from langevin_xtal.config.sampling import PRESET_HELP, PRESETS, SamplingConfig
@@ -112,7 +112,7 @@ class SecondAsked:
 @click.command()
 @click.option(
     "--elements",
-    type=options.Elements(),
+    type=types.Elements(),
     help="All appear and no others, such as Cu,Si,K; not needed with --formula.",
     metavar="LIST",
 )

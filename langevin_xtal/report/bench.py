@@ -11,22 +11,13 @@ Peak memory is that of the process on a CPU (which keeps what it once took, see
 
 from __future__ import annotations
 
-import inspect
 import os
 import platform
-import resource
-import statistics
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import wraps
-from importlib import import_module
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NotRequired, ParamSpec, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -42,9 +33,26 @@ from langevin_xtal.graph.batch import snap_radius
 from langevin_xtal.graph.snapping import all_operations, site_pairs, snap_sites
 from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.model.device import resolved_device
+from langevin_xtal.report.instruments import (
+    PeakMemory,
+    Spread,
+    Stopwatch,
+    seconds_of,
+    synchroniser,
+    torch_threads,
+    watched,
+)
+from langevin_xtal.report.measurements import (
+    BenchReport,
+    GraphPart,
+    GraphRow,
+    Part,
+    ProfilePart,
+    SamplePart,
+    TrainPart,
+)
 from langevin_xtal.report.roofline import (
     Limits,
-    LimitsTable,
     StageRow,
     Tally,
     measure_limits,
@@ -54,9 +62,6 @@ from langevin_xtal.sampling.sample import SampleOptions, sample_batches
 from langevin_xtal.sampling.samplers import Ancestral, Sampler
 from langevin_xtal.train.loop import TrainConfig, Trainer
 from langevin_xtal.version import __version__
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 STAGES = ("graph", "train", "sample")
 
@@ -92,260 +97,6 @@ SAMPLE_POINTS = {
 
 Progress = Callable[[int, int], None]
 """Called with parts done and planned."""
-
-
-class Rate(TypedDict):
-    """:class:`Spread` as a table."""
-
-    median: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median, smallest and largest of several measurements."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value."""
-        return cls(statistics.median(values), min(values), max(values))
-
-    def table(self) -> Rate:
-        """The three by name."""
-        return {"median": self.median, "low": self.low, "high": self.high}
-
-
-class GraphRow(TypedDict):
-    """One builder at one noise level."""
-
-    backend: str
-    sigma: float
-    edges_per_site: float
-    crystals_per_second: Rate
-    edges_per_second: Rate
-
-
-class Part(TypedDict):
-    """What all stages have."""
-
-    peak_memory: NotRequired[int]
-
-
-class GraphPart(Part):
-    """Builders of multigraphs."""
-
-    crystals: int
-    rows: list[GraphRow]
-
-
-class TrainPart(Part):
-    """Training as it runs."""
-
-    threads: int
-    precision: Precision
-    builder: Builder
-    crystals_per_second: Rate
-    seconds_per_step: Rate
-    shares: dict[str, float]
-
-
-class SamplePart(Part):
-    """Sampling as it runs."""
-
-    workers: int
-    sampler: str
-    requests: int
-    candidates: int
-    attempts: int
-    structures_per_second: Rate
-    seconds_per_structure: Rate
-    evaluations_per_structure: float
-    evaluations_per_second: Rate
-    shares: dict[str, float]
-
-
-class ProfilePart(Part):
-    """Arithmetic and bytes."""
-
-    limits: LimitsTable
-    train: list[StageRow]
-    sample: list[StageRow]
-
-
-class DataTable(TypedDict):
-    """What was measured with."""
-
-    crystals: int
-    hash: str
-
-
-class BenchReport(TypedDict):
-    """Versions, machine, weights and data, and what was measured."""
-
-    langevin_xtal: str
-    python: str
-    torch: str
-    numpy: str
-    platform: str
-    cpu: str
-    cores: int
-    device: str
-    device_name: str
-    cuda: str | None
-    model: str
-    weights: str
-    network: dict[str, object]
-    data: DataTable
-    batch_size: NotRequired[int]
-    repeat: NotRequired[int]
-    graph: NotRequired[GraphPart]
-    train: NotRequired[TrainPart]
-    sample: NotRequired[SamplePart]
-    profile: NotRequired[ProfilePart]
-
-
-class Stopwatch:
-    """Seconds spent in named stages, each without the stages entered inside it.
-
-    Every thread is timed on its own; seconds of all threads are added.
-
-    Parameters
-    ----------
-    synchronise
-        Waits for the device; called before every reading of the clock.
-    clock
-        Seconds from any origin.
-    """
-
-    def __init__(
-        self,
-        synchronise: Callable[[], None] = lambda: None,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self.seconds: dict[str, float] = {}
-        self._synchronise, self._clock = synchronise, clock
-        self._lock, self._here = threading.Lock(), threading.local()
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a block."""
-        stack: list[str] = getattr(self._here, "stack", [])
-        self._here.stack = stack
-        self._lap(stack)
-        stack.append(name)
-        try:
-            yield
-        finally:
-            self._lap(stack)
-            stack.pop()
-
-    def _lap(self, stack: list[str]) -> None:
-        self._synchronise()
-        now = self._clock()
-        if stack:
-            with self._lock:
-                own = self.seconds.get(stack[-1], 0.0)
-                self.seconds[stack[-1]] = own + now - self._here.since
-        self._here.since = now
-
-
-def _staged(watch: Stopwatch | Tally, function: Callable[P, R], name: str) -> Callable[P, R]:
-    """The function as a stage."""
-
-    @wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        with watch.stage(name):
-            return function(*args, **kwargs)
-
-    return wrapped
-
-
-@contextmanager
-def watched(watch: Stopwatch | Tally, points: Mapping[str, str]) -> Iterator[None]:
-    """Time or count the functions that ``points`` maps to stages; the keys are ``module:name``.
-
-    A function is replaced wherever a module of the package holds it, a method
-    (``module:Class.name``) in its class; both are put back afterwards.
-    """
-    undo: list[tuple[object, str, object]] = []
-    try:
-        for path, name in points.items():
-            for owner, attribute, raw in _holders(path):
-                inner = raw.__func__ if isinstance(raw, classmethod) else raw
-                timed = _staged(watch, inner, name)
-                undo.append((owner, attribute, raw))
-                is_class_method = isinstance(raw, classmethod)
-                setattr(owner, attribute, classmethod(timed) if is_class_method else timed)
-        yield
-    finally:
-        for owner, attribute, raw in reversed(undo):
-            setattr(owner, attribute, raw)
-
-
-def _holders(path: str) -> list[tuple[object, str, Any]]:
-    """(owner, attribute, value) everywhere the function is looked up."""
-    module_name, _, name = path.partition(":")
-    owner: object = import_module(module_name)
-    *classes, attribute = name.split(".")
-    for part in classes:
-        owner = getattr(owner, part)
-    raw = inspect.getattr_static(owner, attribute)
-    found = [(owner, attribute, raw)]
-    if not classes:
-        mine = [m for k, m in list(sys.modules.items()) if k.startswith("langevin_xtal")]
-        found += [
-            (m, key, raw)
-            for m in mine
-            if m is not owner
-            for key, value in list(vars(m).items())
-            if value is raw
-        ]
-    return found
-
-
-class PeakMemory:
-    """Largest memory in use while a block runs [bytes]."""
-
-    def __init__(self, device: str) -> None:
-        self.on_cuda = device.startswith("cuda")
-        self.bytes = 0
-
-    def __enter__(self) -> PeakMemory:
-        if self.on_cuda:
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            _reset_peak()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bytes = torch.cuda.max_memory_allocated() if self.on_cuda else _peak()
-
-
-def _reset_peak() -> None:
-    """On Linux the kernel forgets the peak so far; elsewhere it stands for the whole process."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def _peak() -> int:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * next(int(k.split()[1]) for k in lines if k.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        unit = 1 if sys.platform == "darwin" else 1024
-        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def synchroniser(device: str) -> Callable[[], None]:
-    """What waits for everything started on the device."""
-    return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
 
 
 def measure(
@@ -406,7 +157,7 @@ def measure(
         part: Part
         with PeakMemory(device) as memory:
             if stage == "graph":
-                with _torch_threads(1):  # as the other builders
+                with torch_threads(1):  # as the other builders
                     part = report["graph"] = measure_graph(
                         model, data, device=device, repeat=repeat
                     )
@@ -500,7 +251,7 @@ def measure_graph(
             build = _builder(sample, settings, backend, device)
             if backend != "reference":
                 build()
-            seconds = _seconds(build, runs, synchroniser(device))
+            seconds = seconds_of(build, runs, synchroniser(device))
             rows.append(
                 {
                     "backend": backend,
@@ -547,19 +298,6 @@ def _builder(
     return lambda: build_multigraph(crystals, settings, backend, threads=1)
 
 
-def _seconds(
-    run: Callable[[], object], repeat: int, synchronise: Callable[[], None]
-) -> list[float]:
-    found = []
-    for _ in range(repeat):
-        synchronise()
-        start = time.perf_counter()
-        run()
-        synchronise()
-        found.append(time.perf_counter() - start)
-    return found
-
-
 # -- training
 
 
@@ -588,7 +326,7 @@ def measure_training(
         levels=model.levels,
     )
     synchronise = synchroniser(device)
-    with TemporaryDirectory() as folder, _torch_threads(threads):
+    with TemporaryDirectory() as folder, torch_threads(threads):
         trainer = Trainer(data, Path(folder), config, device=device, builder=builder, start=model)
         rates, last = [], time.perf_counter()
         for _ in trainer.run():
@@ -597,7 +335,7 @@ def measure_training(
             rates.append(STEPS_PER_ROW * batch_size / (now - last))
             last = now
     watch = Stopwatch(synchronise)
-    with _torch_threads(threads), watched(watch, TRAIN_POINTS):
+    with torch_threads(threads), watched(watch, TRAIN_POINTS):
         for _ in range(STEPS_PER_ROW):
             trainer._advance(trainer._prepare(trainer.step))
     return {
@@ -608,16 +346,6 @@ def measure_training(
         "seconds_per_step": Spread.of([batch_size / rate for rate in rates[1:]]).table(),
         "shares": _shares(watch.seconds, TRAIN_POINTS.values()),
     }
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # -- sampling
@@ -703,7 +431,7 @@ def measure_profile(
     """
     synchronise = synchroniser(device)
     clock = time.thread_time if device == "cpu" else time.perf_counter
-    with _torch_threads(1):
+    with torch_threads(1):
         limits = measure_limits(device, synchronise, clock)
         config = TrainConfig(
             steps=1000, batch_size=batch_size, network=model.network.config, levels=model.levels

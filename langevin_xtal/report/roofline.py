@@ -108,8 +108,8 @@ class Work:
 class Tally:
     """Arithmetic and bytes of named stages, each without the stages entered inside it.
 
-    Used like :class:`~langevin_xtal.report.bench.Stopwatch`, in a run of its own: counting takes
-    longer than what is counted.
+    Used like :class:`~langevin_xtal.report.instruments.Stopwatch`, in a run of its own: counting
+    takes longer than what is counted.
     """
 
     def __init__(self) -> None:
