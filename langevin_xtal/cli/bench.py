@@ -25,6 +25,35 @@ if TYPE_CHECKING:
     )
 
 
+class Stages(options.ParamType):
+    """``graph,train`` to a tuple of stages."""
+
+    name = "stages"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Stages as given, each once; the names are checked where they are measured."""
+        if isinstance(value, tuple):
+            return value
+        stages = tuple(dict.fromkeys(part.strip() for part in str(value).split(",")))
+        if not any(stages):
+            raise InputError("--stage: no stage was given; give some of graph, train, sample")
+        return stages
+
+
+@click.command()
+@options.model
+@click.option(
+    "--stage",
+    "stages",
+    type=Stages(),
+    default="graph,train,sample",
+    show_default=True,
+    metavar="LIST",
+    help="What to measure: graph, train, sample; and profile, the arithmetic and bytes of each "
+    "stage beside what the machine can do.",
+)
 @click.option(
     "--data",
     type=options.LocalPath(),
