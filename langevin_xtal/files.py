@@ -16,11 +16,14 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from langevin_xtal.errors import InputError, LangevinXtalError
 from langevin_xtal.runtime import host, is_running
 from langevin_xtal.text import cell_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ErrorT = TypeVar("ErrorT", bound=LangevinXtalError)
 
@@ -182,7 +185,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, *, durable: bool = Fa
 def write_rows(
     stream: IO[str],
     columns: Sequence[str],
-    rows: Iterable[Mapping[str, Any]],
+    rows: Iterable[Mapping[str, object]],
     *,
     lineterminator: str = "\n",
 ) -> None:
@@ -192,7 +195,7 @@ def write_rows(
     writer.writerows([cell_text(row.get(name, "")) for name in columns] for row in rows)
 
 
-def save_figure(figure: Any, path: str | os.PathLike[str], dpi: float) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: float) -> None:
     """A figure of matplotlib, in the format of the file's suffix; raises as :func:`replacing`."""
     with replacing(path, binary=True) as stream:
         figure.savefig(stream, format=Path(path).suffix.removeprefix(".") or "png", dpi=dpi)

@@ -6,7 +6,6 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable
-from typing import Any
 from urllib.parse import unquote
 
 HIDDEN = "***"
@@ -76,7 +75,7 @@ def printable(text: str) -> str:
     )
 
 
-def cell_text(value: Any) -> str:
+def cell_text(value: object) -> str:
     """A value as the cell of a CSV file: one line, and no formula where a spreadsheet opens it.
 
     Text that a spreadsheet would run is preceded by an apostrophe; numbers stay as they are.

@@ -11,10 +11,11 @@ import click
 import numpy as np
 from matplotlib.figure import Figure
 
+from langevin_xtal.config.evaluation import EvaluateOptions
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.evaluation.cache import default_folder
 from langevin_xtal.evaluation.controls import perturbed
-from langevin_xtal.evaluation.protocol import EvaluateOptions, evaluate
+from langevin_xtal.evaluation.protocol import evaluate
 from langevin_xtal.evaluation.report import SECTIONS
 from langevin_xtal.evaluation.structures import StructureSet
 

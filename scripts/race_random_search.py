@@ -18,14 +18,11 @@ Targets done are kept in the file: run again to go on.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import platform
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -43,6 +40,7 @@ from langevin_xtal.crystal.cell import Cell, primitive
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.evaluation.random_crystals import random_crystal
 from langevin_xtal.evaluation.targets import Target, choose_targets
 from langevin_xtal.files import write_text
 from langevin_xtal.model.checkpoint import CrystalModel, load_model
@@ -50,9 +48,10 @@ from langevin_xtal.sampling.sample import SampleOptions, sample_batches
 from langevin_xtal.sampling.spread import Spread
 from langevin_xtal.screen.potentials import load_potential
 from langevin_xtal.screen.relax import relax_cell
-from langevin_xtal.symmetry import SpaceGroup, wrap
+from langevin_xtal.symmetry import SpaceGroup
 from langevin_xtal.version import __version__
 
+ATOMS = 10
 BATCH = 8
 """Samples drawn before the next are relaxed."""
 WAYS = ("model", "random")
@@ -101,8 +100,6 @@ def group_of(number: int) -> Any:
 
 def at_random(target: Target, model: CrystalModel, seed: int) -> Iterator[Cell | None]:
     """Primitive cells of PyXtal's random crystals in random fitting groups; None for a failure."""
-    from pyxtal import pyxtal
-
     generator = np.random.default_rng([seed, *target.id.encode()])
     factor = len(target.group.centring)
     primitive_counts = {z: n // factor for z, n in target.counts().items()}
@@ -115,23 +112,12 @@ def at_random(target: Target, model: CrystalModel, seed: int) -> Iterator[Cell |
     symbols = [SYMBOLS[z] for z in primitive_counts]
     while True:
         group, counts = groups[int(generator.integers(len(groups)))]
-        crystal = pyxtal()
         try:
-            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                crystal.from_random(3, group.number, symbols, counts, random_state=generator)
+            made = random_crystal(group, symbols, counts, generator)
         except Exception:  # PyXtal raises many kinds when it cannot place the atoms
             yield None
             continue
-        if not crystal.valid:
-            yield None
-            continue
-        sites = crystal.atom_sites
-        numbers = np.repeat(
-            [SYMBOLS.index(str(s.specie)) for s in sites], [s.multiplicity for s in sites]
-        )
-        frac = wrap(np.concatenate([s.coords for s in sites]))
-        yield primitive(group, (np.array(crystal.lattice.matrix, dtype=float), frac, numbers))
+        yield None if isinstance(made, str) else primitive(group, made)
 
 
 def race(cells: Iterator[Cell | None], target: Target, seconds: float) -> dict[str, Any]:
@@ -169,7 +155,7 @@ def race(cells: Iterator[Cell | None], target: Target, seconds: float) -> dict[s
 @click.argument("reference", type=click.Path(exists=True, path_type=Path))
 @click.option("--model", "name", default="small", show_default=True)
 @click.option("--targets", "count", default=30, show_default=True)
-@click.option("--atoms", default=10, show_default=True, help="Of the primitive cell, at most.")
+@click.option("--atoms", default=ATOMS, show_default=True, help="Of the primitive cell, at most.")
 @click.option("--seconds", default=100.0, show_default=True, help="Of a target and a way.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", default="race.json", show_default=True, type=click.Path(path_type=Path))
@@ -179,7 +165,8 @@ def main(
     torch.set_num_threads(1)
     model = load_model(name)
     targets = targets_of(PackedDataset.load(reference), count, atoms, seed)
-    rows: list[dict[str, Any]] = json.loads(out.read_text())["targets"] if out.exists() else []
+    command = command_of(name, atoms, seconds, seed)
+    rows = rows_of(out, command)
     done = {row["id"] for row in rows}
     ways: dict[str, Callable[..., Iterator[Cell | None]]] = {
         "model": from_model,
@@ -200,10 +187,38 @@ def main(
             row[way] = race(ways[way](target, model, seed), target, seconds)
         rows.append(row)
         click.echo(json.dumps(row))
-        write_text(out, json.dumps(report(rows, name, seconds, seed), indent=2) + "\n")
+        write_text(out, json.dumps(report(rows, command), indent=2) + "\n")
 
 
-def report(rows: list[dict[str, Any]], name: str, seconds: float, seed: int) -> dict[str, Any]:
+def command_of(name: str, atoms: int, seconds: float, seed: int) -> str:
+    """The command line of a race: what tells one from another."""
+    most = "" if atoms == ATOMS else f" --atoms {atoms}"
+    return (
+        "python scripts/race_random_search.py mp20_val.lxd "
+        f"--model {name}{most} --seconds {seconds:g} --seed {seed}"
+    )
+
+
+def rows_of(out: Path, command: str) -> list[dict[str, Any]]:
+    """Targets that are done; a file of another race is refused."""
+    if not out.exists():
+        return []
+    try:
+        known = json.loads(out.read_text(encoding="utf-8"))
+        theirs, rows = str(known["command"]), list(known["targets"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise click.UsageError(
+            f"{out} is no file of a race ({error}); give another --out"
+        ) from None
+    if theirs != command:
+        raise click.UsageError(
+            f"{out} is of another race ({theirs}); give its --model, --atoms, --seconds and "
+            "--seed, or another --out"
+        )
+    return rows
+
+
+def report(rows: list[dict[str, Any]], command: str) -> dict[str, Any]:
     """Rows with their sums."""
     totals = {}
     for way in WAYS:
@@ -215,8 +230,7 @@ def report(rows: list[dict[str, Any]], name: str, seconds: float, seed: int) -> 
             "relaxed": sum(row[way]["relaxed"] for row in rows),
         }
     return {
-        "command": "python scripts/race_random_search.py mp20_val.lxd "
-        f"--model {name} --seconds {seconds:g} --seed {seed}",
+        "command": command,
         "version": __version__,
         "machine": f"{platform.machine()}, one thread; processor seconds",
         "of": len(rows),

@@ -54,7 +54,7 @@ def main(
     if properties and (starts is not None or halve):
         raise click.UsageError("--starts and --halve are not of property models")
     if starts is not None:
-        model = dataclasses.replace(model, **load_model(starts).parts())
+        model = model.with_parts(load_model(starts).parts())
     for part in halve:
         for weights in getattr(model, part).parameters():
             weights.copy_(weights.half())

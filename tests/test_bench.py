@@ -29,14 +29,11 @@ from langevin_xtal.report import bench as measuring
 from langevin_xtal.report.bench import (
     SAMPLE_POINTS,
     TRAIN_POINTS,
-    PeakMemory,
-    Spread,
-    Stopwatch,
     measure,
     noised_crystals,
     requests_like,
-    watched,
 )
+from langevin_xtal.report.instruments import PeakMemory, Spread, Stopwatch, watched
 from langevin_xtal.report.roofline import Limits, Tally, Work, measure_limits, stage_rows
 from langevin_xtal.sampling.samplers import Ancestral, AnnealedLangevin
 from langevin_xtal.train import loop

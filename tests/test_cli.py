@@ -24,7 +24,7 @@ from pymatgen.core import Lattice, Structure
 from safetensors.torch import save_file
 from torch import ones
 
-from langevin_xtal.cli import COMMANDS, options, run
+from langevin_xtal.cli import COMMANDS, options, run, types
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError, LangevinXtalError, SamplingError
@@ -897,7 +897,7 @@ class TestFuzzedOptions:
     @hypothesis_settings(max_examples=300, deadline=None)
     @example("Cu,Si")
     def test_elements(self, text: str) -> None:
-        found = self._convert(options.Elements(), text)
+        found = self._convert(types.Elements(), text)
         if found is not None:
             assert found
             assert len(set(found)) == len(found)
@@ -909,7 +909,7 @@ class TestFuzzedOptions:
     @example("Cu:٣")
     @example("Cu:2,Si:1")
     def test_sites(self, text: str) -> None:
-        found = self._convert(options.Sites(), text)
+        found = self._convert(types.Sites(), text)
         if found is not None:
             assert all(isinstance(count, int) for count in found.values())
 
@@ -936,7 +936,7 @@ class TestFuzzedOptions:
     @example("5,6,7,90,90,1e999999999")
     @example("1" * 5000 + ",2,3")
     def test_cells(self, text: str) -> None:
-        found = self._convert(options.CellParameters(), text)
+        found = self._convert(types.CellParameters(), text)
         if found is not None:
             assert len(found) in (3, 6)
             assert all(0 < v < np.inf for v in found)
@@ -947,7 +947,7 @@ class TestFuzzedOptions:
     @example("Cu:1/0,0,0")
     @example("Cu:٣,0,0")
     def test_fixed_sites(self, text: str) -> None:
-        found = self._convert(options.FixedSites(), text)
+        found = self._convert(types.FixedSites(), text)
         if found is not None:
             assert found
             assert all(s in SYMBOLS[1:] and np.isfinite(x).all() for s, x in found)
@@ -960,11 +960,11 @@ class TestFuzzedOptions:
             return None
 
     def test_good_ones(self) -> None:
-        assert options.Elements().convert(" Cu, Si ,K", None, None) == ("Cu", "Si", "K")
-        assert options.Sites().convert("Cu:2, Si : 1", None, None) == {"Cu": 2, "Si": 1}
-        cell = options.CellParameters().convert("5.5, 6,7.25,90,101.5,90", None, None)
+        assert types.Elements().convert(" Cu, Si ,K", None, None) == ("Cu", "Si", "K")
+        assert types.Sites().convert("Cu:2, Si : 1", None, None) == {"Cu": 2, "Si": 1}
+        cell = types.CellParameters().convert("5.5, 6,7.25,90,101.5,90", None, None)
         assert cell == (5.5, 6.0, 7.25, 90.0, 101.5, 90.0)
-        fixed = options.FixedSites().convert("Cu:0,0,0; Si : 1/4,-.25,+2/3 ;", None, None)
+        fixed = types.FixedSites().convert("Cu:0,0,0; Si : 1/4,-.25,+2/3 ;", None, None)
         assert fixed == (("Cu", (0.0, 0.0, 0.0)), ("Si", (0.25, -0.25, 2 / 3)))
         assert parse_groups("62,Fm-3m,140-142,p6_3/mmc,62") == (62, 225, 140, 141, 142, 194)
 

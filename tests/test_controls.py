@@ -27,17 +27,17 @@ from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import DataError, InputError, MissingPackageError
-from langevin_xtal.evaluation import controls
+from langevin_xtal.evaluation import random_crystals
 from langevin_xtal.evaluation.controls import (
     composition_template,
     element_distances,
     element_volumes,
     nearest_template,
     perturbed,
-    random_symmetric,
     template_ranks,
     training_sample,
 )
+from langevin_xtal.evaluation.random_crystals import random_symmetric
 from langevin_xtal.evaluation.structures import Missing, StructureSet, split_id
 from langevin_xtal.evaluation.targets import (
     ALL_GROUPS,
@@ -400,7 +400,7 @@ class TestPyxtalFails:
             def from_random(self, *_: object, **__: object) -> None:
                 act(self)
 
-        monkeypatch.setattr(controls, "require", lambda *_: SimpleNamespace(pyxtal=Crystal))
+        monkeypatch.setattr(random_crystals, "require", lambda *_: SimpleNamespace(pyxtal=Crystal))
         return random_symmetric([one], workers=1, seconds=seconds)
 
     def reason(self, made: StructureSet) -> str:

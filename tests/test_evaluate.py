@@ -17,13 +17,14 @@ from pymatgen.io.cif import CifWriter
 import langevin_xtal as lx
 from langevin_xtal.cli import evaluate as command
 from langevin_xtal.cli import run
+from langevin_xtal.config.evaluation import EvaluateOptions
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import DataError, InputError
 from langevin_xtal.evaluation import targets as targets_module
 from langevin_xtal.evaluation.controls import perturbed
 from langevin_xtal.evaluation.prediction import atom_labels
-from langevin_xtal.evaluation.protocol import EvaluateOptions, evaluate, reference_targets
+from langevin_xtal.evaluation.protocol import evaluate
 from langevin_xtal.evaluation.report import Report
 from langevin_xtal.evaluation.structures import Missing, StructureSet, split_id
 from langevin_xtal.evaluation.targets import (
@@ -33,6 +34,7 @@ from langevin_xtal.evaluation.targets import (
     choose_targets,
     predict,
 )
+from langevin_xtal.evaluation.trials import reference_targets
 from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.sampling.sample import SampleOptions
 from langevin_xtal.symmetry.assignments import assignments

@@ -24,8 +24,8 @@ from ase.constraints import FixAtoms, FixedPlane
 from pymatgen.core import Lattice, Structure
 
 import langevin_xtal as lx
-from langevin_xtal.cli import options
 from langevin_xtal.cli import run as command
+from langevin_xtal.cli import types
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.prepare import prepare
 from langevin_xtal.errors import DataError, InputError, RejectError
@@ -806,11 +806,11 @@ def test_energies_of_files_reach_the_hull(tmp_path: Path) -> None:
 class TestLists:
     @pytest.mark.parametrize("text", ["Cu,Si,K", "Cu Si K", "Cu, Si; K", "Cu-Si-K", " Cu  Si,K "])
     def test_elements(self, text: str) -> None:
-        assert options.Elements().convert(text, None, None) == ("Cu", "Si", "K")
+        assert types.Elements().convert(text, None, None) == ("Cu", "Si", "K")
 
     @pytest.mark.parametrize("text", ["Cu:2,Si:1", "Cu:2 Si:1", "Cu: 2, Si:1", "Cu:2; Si:1"])
     def test_sites(self, text: str) -> None:
-        assert options.Sites().convert(text, None, None) == {"Cu": 2, "Si": 1}
+        assert types.Sites().convert(text, None, None) == {"Cu": 2, "Si": 1}
 
 
 class TestNamedFormats:

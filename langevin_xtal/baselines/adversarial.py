@@ -14,7 +14,6 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +66,7 @@ class Adversaries(nn.Module):
         self.critic = critic
 
 
-class AdversarialFit(GeneratorFit):
+class AdversarialFit(GeneratorFit[tuple[bool, IntArray]]):
     """Turns of critic and maker; a subclass says what each sees."""
 
     losses = ("distance", "penalty", "maker")
@@ -81,7 +80,6 @@ class AdversarialFit(GeneratorFit):
         data_hash: str,
         out: Path | None,
         crystals: int,
-        **settings: Any,
     ) -> None:
         self.crystals = crystals
         size = recipe.batch_size
@@ -90,7 +88,7 @@ class AdversarialFit(GeneratorFit):
         total = per_epoch * recipe.epochs
         super().__init__(
             network, recipe, data_hash, out, rate=recipe.rate, total_steps=total,
-            rng=np.random.default_rng(recipe.seed), **settings,
+            rng=np.random.default_rng(recipe.seed),
         )  # fmt: skip
         # momentum makes two networks that chase each other swing
         for group in self.optimiser.param_groups:
@@ -113,11 +111,8 @@ class AdversarialFit(GeneratorFit):
 
     def _draw(self) -> list[tuple[bool, IntArray]]:
         """Batches, with whether the turn is the maker's."""
-        assert self.rng is not None
-        order = self.rng.permutation(self.crystals)
-        size = self.config.batch_size
         batches: list[tuple[bool, IntArray]] = []
-        parts = [order[k : k + size] for k in range(0, len(order), size)]
+        parts = self._shuffled(self.crystals)
         for place, part in enumerate(parts):
             batches.append((False, part))
             if place % CRITIC_STEPS == CRITIC_STEPS - 1 or place == len(parts) - 1:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Generic, Literal, Self
 
 import numpy as np
 import torch
@@ -25,21 +25,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from langevin_xtal.config.fields import check, setting
+from langevin_xtal.config.tables import table_of
 from langevin_xtal.config.tolerances import USUAL
 from langevin_xtal.crystal.asymmetric import asymmetric_unit
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.cell import Cell, expanded
 from langevin_xtal.crystal.distances import min_distance
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.entry import Value
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError, RejectError, RequestError
 from langevin_xtal.model.checkpoint import weights_hash, write_tensors
 from langevin_xtal.sampling.postprocess import Rejection
 from langevin_xtal.symmetry import SpaceGroup
-from langevin_xtal.symmetry.detection import group_numbers, niggli_lattice
+from langevin_xtal.symmetry.detection import group_numbers, niggli_cell
 from langevin_xtal.train.epochs import EpochConfig, EpochFit, EpochRow
-from langevin_xtal.train.fit import load_module, module_tensors
+from langevin_xtal.train.fit import BatchT, load_module, module_tensors
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -96,7 +98,7 @@ class Generator(ABC):
     part: ClassVar[int] = 64
     """Requests that are sampled together."""
 
-    def __init__(self, network: nn.Module, card: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, network: nn.Module, card: Mapping[str, object] | None = None) -> None:
         self.network = network
         self.card = dict(card or {})
 
@@ -104,7 +106,7 @@ class Generator(ABC):
 
     @classmethod
     @abstractmethod
-    def start_fit(cls, data: PackedDataset, recipe: Recipe, out: Path | None) -> GeneratorFit:
+    def start_fit(cls, data: PackedDataset, recipe: Recipe, out: Path | None) -> GeneratorFit[Any]:
         """A fit at its beginning, or where the folder ``out`` stopped.
 
         Raises
@@ -115,11 +117,11 @@ class Generator(ABC):
 
     @classmethod
     @abstractmethod
-    def restored(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
-        """From what :meth:`save` wrote."""
+    def unfitted(cls, header: Mapping[str, object]) -> Self:
+        """With any weights, as :meth:`header` says."""
 
     @abstractmethod
-    def header(self) -> dict[str, Any]:
+    def header(self) -> dict[str, object]:
         """Plain values to restore from, beside the weights."""
 
     @abstractmethod
@@ -139,6 +141,15 @@ class Generator(ABC):
         """A P1 cell for every request, or why there is none; a stream of ``seed`` for each."""
 
     # -- what all share
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, Tensor], header: Mapping[str, object]) -> Self:
+        """From what :meth:`save` wrote."""
+        made = cls.unfitted(header)
+        load_module("network", made.network, tensors)
+        made.network.eval().requires_grad_(False)
+        made.card = table_of(header["card"], "card")
+        return made
 
     @classmethod
     def fit(cls, data: PackedDataset, recipe: Recipe | None = None) -> Self:
@@ -230,7 +241,7 @@ class Generator(ABC):
         write_tensors(path, module_tensors("network", self.network), header | self.header())
 
 
-class GeneratorFit(EpochFit):
+class GeneratorFit(EpochFit[BatchT], Generic[BatchT]):
     """An :class:`~langevin_xtal.train.epochs.EpochFit` that leaves a generator in its folder.
 
     The running mean of the weights is kept beside them; with each save the generator is written,
@@ -239,16 +250,27 @@ class GeneratorFit(EpochFit):
 
     config: Recipe
 
-    def __init__(self, network: nn.Module, recipe: Recipe, data_hash: str, out: Path | None,
-                 **settings: Any) -> None:  # fmt: skip
-        super().__init__(network, recipe, data_hash, out, **settings)
+    def __init__(
+        self,
+        network: nn.Module,
+        recipe: Recipe,
+        data_hash: str,
+        out: Path | None,
+        *,
+        rate: float,
+        total_steps: int,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            network, recipe, data_hash, out, rate=rate, total_steps=total_steps, rng=rng
+        )
         self.mean = copy.deepcopy(network).requires_grad_(False)
 
     @abstractmethod
     def generator(self) -> Generator:
         """With the weights as they are now."""
 
-    def card(self) -> dict[str, Any]:
+    def card(self) -> dict[str, object]:
         """Facts about the fit up to now."""
         return {
             "epochs": self.epoch,
@@ -258,7 +280,14 @@ class GeneratorFit(EpochFit):
             "recipe": dataclasses.asdict(self.config),
         }
 
-    def _advance(self, batch: Any) -> None:
+    def _shuffled(self, crystals: int) -> list[IntArray]:
+        """Places of the crystals in a new order, batch by batch."""
+        assert self.rng is not None
+        order = self.rng.permutation(crystals)
+        size = self.config.batch_size
+        return [order[k : k + size] for k in range(0, len(order), size)]
+
+    def _advance(self, batch: BatchT | None) -> None:
         super()._advance(batch)
         # the mean follows quickly at first, when the weights are far from where they end
         decay = min(self.config.average, self.step / (self.step + 10.0))
@@ -294,7 +323,7 @@ class GeneratorFit(EpochFit):
 
 
 def fit_in_folder(
-    fit: GeneratorFit, seconds: float, on_row: Callable[[EpochRow], None] | None = None
+    fit: GeneratorFit[BatchT], seconds: float, on_row: Callable[[EpochRow], None] | None = None
 ) -> bool:
     """Run a fit for at most ``seconds``; whether it came to its end."""
     for row in fit.run(seconds):
@@ -309,7 +338,7 @@ def candidate_of(
     *,
     seed: int,
     index: int,
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Value] | None = None,
 ) -> Candidate | Rejection:
     """A generated P1 cell in the conventional cell of the group that is found in it.
 
@@ -356,10 +385,7 @@ def primitive_cells(data: PackedDataset, most_atoms: int) -> tuple[list[Cell], I
         lattice, frac, numbers = expanded(
             group, data.lattice[k], data.frac[own], data.numbers[own]
         )
-        found = niggli_lattice(lattice)
-        rows = lattice if found is None else found
-        frac = frac @ lattice @ np.linalg.inv(rows)
-        cells.append((rows, frac - np.floor(frac), numbers))
+        cells.append((*niggli_cell(lattice, frac), numbers))
     return cells, small
 
 

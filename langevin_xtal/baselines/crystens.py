@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -27,19 +27,23 @@ from langevin_xtal.baselines.adversarial import (
 )
 from langevin_xtal.baselines.base import (
     Generator,
-    GeneratorFit,
     Given,
     Recipe,
     own_stream,
 )
 from langevin_xtal.baselines.crystens_encoding import MOST_ATOMS, SIZE, decode, encode
-from langevin_xtal.baselines.picture_diffusion import FoldedUnet, PictureFit, sampled_pictures
+from langevin_xtal.baselines.picture_diffusion import (
+    FoldedUnet,
+    PictureFit,
+    UnetGenerator,
+    sampled_pictures,
+)
+from langevin_xtal.config.tables import from_table
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError
 from langevin_xtal.symmetry import SpaceGroup, orbit
-from langevin_xtal.train.fit import load_module
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -135,30 +139,20 @@ class _Drawn:
 # -- diffusion
 
 
-class CrysTensDiffusion(_Pictures):
+class CrysTensDiffusion(UnetGenerator, _Pictures):
     """Pictures from noise, by a U-Net."""
 
     name: ClassVar[str] = "crystens"
     recipe: ClassVar[type[Recipe]] = PictureDiffusionRecipe
-    network: FoldedUnet
+    shape: ClassVar[tuple[int, int, int]] = SHAPE
 
     @classmethod
-    def start_fit(cls, data: PackedDataset, recipe: Recipe, out: Path | None) -> GeneratorFit:
+    def start_fit(
+        cls, data: PackedDataset, recipe: Recipe, out: Path | None
+    ) -> PictureDiffusionFit:
         """See :class:`~langevin_xtal.baselines.base.Generator`."""
         assert isinstance(recipe, PictureDiffusionRecipe)
         return PictureDiffusionFit(data, recipe, out)
-
-    @classmethod
-    def restored(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
-        """From what ``save`` wrote."""
-        network = FoldedUnet(int(header["width"]), SHAPE)
-        load_module("network", network, tensors)
-        network.eval().requires_grad_(False)
-        return cls(network, header["card"])
-
-    def header(self) -> dict[str, Any]:
-        """The width of the network."""
-        return {"width": self.network.width}
 
     def pictures(self, seed: int, indices: Sequence[int]) -> FloatArray:
         """From noise, by the U-Net."""
@@ -252,20 +246,17 @@ class CrysTensGan(_Pictures):
     network: PictureMaker
 
     @classmethod
-    def start_fit(cls, data: PackedDataset, recipe: Recipe, out: Path | None) -> GeneratorFit:
+    def start_fit(cls, data: PackedDataset, recipe: Recipe, out: Path | None) -> PictureGanFit:
         """See :class:`~langevin_xtal.baselines.base.Generator`."""
         assert isinstance(recipe, PictureGanRecipe)
         return PictureGanFit(data, recipe, out)
 
     @classmethod
-    def restored(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
-        """From what ``save`` wrote."""
-        network = PictureMaker(PictureGanConfig(**header["network"]))
-        load_module("network", network, tensors)
-        network.eval().requires_grad_(False)
-        return cls(network, header["card"])
+    def unfitted(cls, header: Mapping[str, object]) -> Self:
+        """With any weights, as :meth:`header` says."""
+        return cls(PictureMaker(from_table(PictureGanConfig, header["network"], "network")))
 
-    def header(self) -> dict[str, Any]:
+    def header(self) -> dict[str, object]:
         """Sizes of the network."""
         return {"network": asdict(self.network.config)}
 

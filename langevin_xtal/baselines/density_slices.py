@@ -8,24 +8,28 @@ and is judged by how many atoms there are in them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from langevin_xtal.baselines.base import Generator, GeneratorFit, Given, Recipe, primitive_cells
+from langevin_xtal.baselines.base import Given, Recipe, primitive_cells
 from langevin_xtal.baselines.density import atoms_in_slice, plane_slice, random_plane
-from langevin_xtal.baselines.picture_diffusion import FoldedUnet, PictureFit, sampled_pictures
+from langevin_xtal.baselines.picture_diffusion import (
+    FoldedUnet,
+    PictureFit,
+    UnetGenerator,
+    sampled_pictures,
+)
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError
-from langevin_xtal.train.fit import load_module
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -75,32 +79,20 @@ def random_slice(cell: Cell, rng: np.random.Generator) -> FloatArray:
     return picture(plane_slice(cell, centre, axes, WIDTH, PIXELS))
 
 
-class DensitySlices(Generator):
+class DensitySlices(UnetGenerator):
     """Pictures of slices; no crystals."""
 
     name: ClassVar[str] = "density-slices"
     given: ClassVar[Given] = "nothing"
     serves: ClassVar[str] = "no requests: ask it for pictures in Python, by its method slices"
     recipe: ClassVar[type[Recipe]] = DensitySlicesRecipe
-    network: FoldedUnet
+    shape: ClassVar[tuple[int, int, int]] = SHAPE
 
     @classmethod
-    def start_fit(cls, data: PackedDataset, recipe: Recipe, out: Path | None) -> GeneratorFit:
+    def start_fit(cls, data: PackedDataset, recipe: Recipe, out: Path | None) -> DensitySlicesFit:
         """See :class:`~langevin_xtal.baselines.base.Generator`."""
         assert isinstance(recipe, DensitySlicesRecipe)
         return DensitySlicesFit(data, recipe, out)
-
-    @classmethod
-    def restored(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
-        """From what ``save`` wrote."""
-        network = FoldedUnet(int(header["width"]), SHAPE)
-        load_module("network", network, tensors)
-        network.eval().requires_grad_(False)
-        return cls(network, header["card"])
-
-    def header(self) -> dict[str, Any]:
-        """The width of the network."""
-        return {"width": self.network.width}
 
     def check(self, request: Request) -> None:
         """Refuses all."""

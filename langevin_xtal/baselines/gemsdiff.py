@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -37,12 +37,12 @@ from langevin_xtal.baselines.base import (
 from langevin_xtal.baselines.neighbours import nearest_neighbours
 from langevin_xtal.baselines.torus import linear_variances, posterior, shortest
 from langevin_xtal.baselines.vector_field import VectorField, VectorFieldConfig
+from langevin_xtal.config.tables import from_table
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import atomic_number
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError
-from langevin_xtal.train.fit import load_module
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -132,26 +132,24 @@ class GemsDiff(Generator):
     network: VectorField
 
     def __init__(
-        self, network: VectorField, scale: CellScale, card: Mapping[str, Any] | None = None
+        self, network: VectorField, scale: CellScale, card: Mapping[str, object] | None = None
     ) -> None:
         super().__init__(network, card)
         self.scale = scale
 
     @classmethod
-    def start_fit(cls, data: PackedDataset, recipe: Recipe, out: Path | None) -> GeneratorFit:
+    def start_fit(cls, data: PackedDataset, recipe: Recipe, out: Path | None) -> GemsDiffFit:
         """See :class:`~langevin_xtal.baselines.base.Generator`."""
         assert isinstance(recipe, GemsDiffRecipe)
         return GemsDiffFit(data, recipe, out)
 
     @classmethod
-    def restored(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
-        """From what ``save`` wrote."""
-        network = VectorField(VectorFieldConfig(**header["network"]))
-        load_module("network", network, tensors)
-        network.eval().requires_grad_(False)
-        return cls(network, CellScale(**header["scale"]), header["card"])
+    def unfitted(cls, header: Mapping[str, object]) -> Self:
+        """With any weights, as :meth:`header` says."""
+        network = VectorField(from_table(VectorFieldConfig, header["network"], "network"))
+        return cls(network, from_table(CellScale, header["scale"], "scale"))
 
-    def header(self) -> dict[str, Any]:
+    def header(self) -> dict[str, object]:
         """Sizes of the network and the scale of cells."""
         return {
             "network": dataclasses.asdict(self.network.config),
@@ -270,7 +268,7 @@ def predicted(
     return frac, guess + symmetric_part(change)
 
 
-class GemsDiffFit(GeneratorFit):
+class GemsDiffFit(GeneratorFit[IntArray]):
     """The fit of :class:`GemsDiff`: noise of a random step, and what it came from."""
 
     losses = ("position", "cell")
@@ -312,10 +310,7 @@ class GemsDiffFit(GeneratorFit):
         return GemsDiff(self.mean, self.scale, {"crystals": len(self.atoms)} | self.card())
 
     def _draw(self) -> list[IntArray]:
-        assert self.rng is not None
-        order = self.rng.permutation(len(self.atoms))
-        size = self.config.batch_size
-        return [order[k : k + size] for k in range(0, len(order), size)]
+        return self._shuffled(len(self.atoms))
 
     def _loss(self, batch: IntArray) -> tuple[Tensor, Tensor]:
         assert self.rng is not None

@@ -10,7 +10,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from langevin_xtal.crystal.cell import Cell
-from langevin_xtal.symmetry.detection import niggli_lattice
+from langevin_xtal.symmetry.detection import niggli_cell
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -38,11 +38,9 @@ def nearest_neighbours(cells: Sequence[Cell], count: int) -> NeighbourGraph:
     """
     lattices, positions = [], []
     for lattice, frac, _ in cells:
-        found = niggli_lattice(lattice)
-        rows = lattice if found is None else found
-        reduced = frac @ lattice @ np.linalg.inv(rows)
+        rows, reduced = niggli_cell(lattice, frac)
         lattices.append(rows)
-        positions.append(reduced - np.floor(reduced))
+        positions.append(reduced)
     sizes = np.array([len(p) for p in positions], dtype=np.int64)
     start = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     src, vector, far = _search(np.array(lattices), np.concatenate(positions), start, count)

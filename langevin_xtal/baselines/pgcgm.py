@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ from langevin_xtal.baselines.adversarial import (
     Adversaries,
     gradient_penalty,
 )
-from langevin_xtal.baselines.base import Generator, GeneratorFit, Given, Recipe, own_stream
+from langevin_xtal.baselines.base import Generator, Given, Recipe, own_stream
+from langevin_xtal.config.tables import from_table
 from langevin_xtal.crystal.asymmetric import MIN_DISTANCE
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.cell import Cell
@@ -38,7 +39,6 @@ from langevin_xtal.errors import InputError
 from langevin_xtal.model.prior import covalent_radii, element_features, element_rank
 from langevin_xtal.sampling.postprocess import contains_group
 from langevin_xtal.symmetry import SpaceGroup, cell_directions, orbit
-from langevin_xtal.train.fit import load_module
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -388,20 +388,17 @@ class Pgcgm(Generator):
     network: SiteMaker
 
     @classmethod
-    def start_fit(cls, data: PackedDataset, recipe: Recipe, out: Path | None) -> GeneratorFit:
+    def start_fit(cls, data: PackedDataset, recipe: Recipe, out: Path | None) -> PgcgmFit:
         """See :class:`~langevin_xtal.baselines.base.Generator`."""
         assert isinstance(recipe, PgcgmRecipe)
         return PgcgmFit(data, recipe, out)
 
     @classmethod
-    def restored(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
-        """From what ``save`` wrote."""
-        network = SiteMaker(PgcgmConfig(**header["network"]))
-        load_module("network", network, tensors)
-        network.eval().requires_grad_(False)
-        return cls(network, header["card"])
+    def unfitted(cls, header: Mapping[str, object]) -> Self:
+        """With any weights, as :meth:`header` says."""
+        return cls(SiteMaker(from_table(PgcgmConfig, header["network"], "network")))
 
-    def header(self) -> dict[str, Any]:
+    def header(self) -> dict[str, object]:
         """Sizes of the network and the scale of lengths."""
         return {"network": asdict(self.network.config)}
 

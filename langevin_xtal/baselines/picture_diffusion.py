@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from langevin_xtal.baselines.base import GeneratorFit, Recipe, own_stream, steps_in
+from langevin_xtal.baselines.base import Generator, GeneratorFit, Recipe, own_stream, steps_in
 from langevin_xtal.extras import require
+from langevin_xtal.train.fit import number_in
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -79,7 +80,24 @@ def sampled_pictures(network: FoldedUnet, seed: int, indices: Sequence[int]) -> 
     return np.asarray(now.double().numpy())
 
 
-class PictureFit(GeneratorFit):
+class UnetGenerator(Generator):
+    """A generator whose network is a U-Net; a subclass says what the pictures are."""
+
+    shape: ClassVar[tuple[int, int, int]]
+    """Of a picture: channels and pixels along each side."""
+    network: FoldedUnet
+
+    @classmethod
+    def unfitted(cls, header: Mapping[str, object]) -> Self:
+        """With any weights, as :meth:`header` says."""
+        return cls(FoldedUnet(int(number_in(header, "width")), cls.shape))
+
+    def header(self) -> dict[str, object]:
+        """The width of the network."""
+        return {"width": self.network.width}
+
+
+class PictureFit(GeneratorFit[IntArray]):
     """The fit of a U-Net; a subclass says what the pictures are."""
 
     network: FoldedUnet
@@ -101,10 +119,7 @@ class PictureFit(GeneratorFit):
         """(B, C, S, S) of crystals by their places."""
 
     def _draw(self) -> list[IntArray]:
-        assert self.rng is not None
-        order = self.rng.permutation(self.crystals)
-        size = self.config.batch_size
-        return [order[k : k + size] for k in range(0, len(order), size)]
+        return self._shuffled(self.crystals)
 
     def _loss(self, batch: IntArray) -> tuple[Tensor, Tensor]:
         clean = self._pictures(batch)

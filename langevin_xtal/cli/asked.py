@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from langevin_xtal.cli import options
+from langevin_xtal.cli import options, types
 from langevin_xtal.cli.terminal import echo
 from langevin_xtal.config.sampling import STRUCTURE_NOISE
 from langevin_xtal.errors import InputError, RequestError
@@ -41,7 +41,7 @@ class Asked:
     structure: Cell | None = None
     noise: float = STRUCTURE_NOISE
     lattice: tuple[float, ...] | None = None
-    fixed: options.FixedPoints = ()
+    fixed: types.FixedPoints = ()
     setting: str | None = None  #: of ``lattice`` and ``fixed``; by default the package's
 
     OPTIONS: ClassVar = (
@@ -58,7 +58,7 @@ class Asked:
         noise: float | None,
         groups: str | None,
         fix_lattice: tuple[float, ...] | None,
-        fix_sites: options.FixedPoints | None,
+        fix_sites: types.FixedPoints | None,
         **same: Any,
     ) -> Asked:
         """Of the options of the command.
@@ -120,7 +120,7 @@ class Asked:
 
     def in_package_setting(
         self, group: SpaceGroup
-    ) -> tuple[tuple[float, ...] | None, options.FixedPoints]:
+    ) -> tuple[tuple[float, ...] | None, types.FixedPoints]:
         """Cell and sites to keep, transformed to the setting of the package."""
         if self.setting is None:
             return self.lattice, self.fixed
@@ -165,7 +165,7 @@ class Asked:
             lattice=self.lattice,
         )
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """For ``run.json``: all that makes a difference to the candidates."""
         from langevin_xtal.crystal.cell import cell_key
 
@@ -218,7 +218,12 @@ def requests_of(
 
 
 def _check_together(
-    given: dict[str, Any], *, noise: Any, groups: Any, fixed: Any, cell: Any
+    given: Mapping[str, object],
+    *,
+    noise: float | None,
+    groups: str | None,
+    fixed: types.FixedPoints | None,
+    cell: tuple[float, ...] | None,
 ) -> None:
     """Refuse options that contradict each other or miss their partner."""
     z, atoms, setting = given["z"], given["atoms"], given["setting"]
@@ -315,13 +320,13 @@ def _can_start(
 _OPTIONS = (
     click.option(
         "--elements",
-        type=options.Elements(),
+        type=types.Elements(),
         help="Such as Cu,Si,K; stoichiometry and sites are the model's to choose.",
         metavar="LIST",
     ),
     click.option(
         "--sites",
-        type=options.Sites(),
+        type=types.Sites(),
         help="Sites of each element in the asymmetric unit, such as Cu:2,Si:1.",
         metavar="LIST",
     ),
@@ -371,13 +376,13 @@ _OPTIONS = (
     ),
     click.option(
         "--fix-lattice",
-        type=options.CellParameters(),
+        type=types.CellParameters(),
         help="Keep this conventional cell: a,b,c or a,b,c,alpha,beta,gamma [Å, degrees].",
         metavar="CELL",
     ),
     click.option(
         "--fix-sites",
-        type=options.FixedSites(),
+        type=types.FixedSites(),
         help="Keep these sites, counted among --sites or --formula: Cu:0,0,0;Si:0.25,0.25,0.25.",
         metavar="LIST",
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,13 +14,25 @@ from langevin_xtal.config.sampling import SamplingConfig
 from langevin_xtal.errors import InputError
 from langevin_xtal.files import check_target, write_text
 
+if TYPE_CHECKING:
+    from langevin_xtal.report.instruments import Rate
+    from langevin_xtal.report.measurements import (
+        BenchReport,
+        GraphPart,
+        ProfilePart,
+        SamplePart,
+        TrainPart,
+    )
+
 
 class Stages(options.ParamType):
     """``graph,train`` to a tuple of stages."""
 
     name = "stages"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
         """Stages as given, each once; the names are checked where they are measured."""
         if isinstance(value, tuple):
             return value
@@ -120,7 +132,7 @@ def bench(
         echo(f"all numbers in {out}")
 
 
-def table(report: dict[str, Any]) -> list[str]:
+def table(report: BenchReport) -> list[str]:
     """The report as lines for the terminal."""
     lines = [
         f"langevin-xtal {report['langevin_xtal']}, torch {report['torch']}, "
@@ -131,10 +143,13 @@ def table(report: dict[str, Any]) -> list[str]:
     if "graph" in report:
         lines += ["", *_graph_lines(report["graph"])]
     if "train" in report:
-        part = report["train"]
-        lines += ["", f"training, {part['threads']} torch threads and one that prepares batches"]
-        lines += _rates(part, {"crystals_per_second": "crystals/s", "seconds_per_step": "s/step"})
-        lines += _closing(part)
+        train = report["train"]
+        lines += ["", f"training, {train['threads']} torch threads and one that prepares batches"]
+        lines += [
+            _rate("crystals/s", train["crystals_per_second"]),
+            _rate("s/step", train["seconds_per_step"]),
+            *_closing(train),
+        ]
     if "sample" in report:
         part = report["sample"]
         lines += [
@@ -144,27 +159,27 @@ def table(report: dict[str, Any]) -> list[str]:
             f"{part['attempts']} attempts, {part['evaluations_per_structure']:.0f} network "
             "evaluations per structure",
         ]
-        names = {
-            "structures_per_second": "structures/s",
-            "seconds_per_structure": "s/structure",
-            "evaluations_per_second": "evaluations/s",
-        }
-        lines += _rates(part, names) + _closing(part)
+        lines += [
+            _rate("structures/s", part["structures_per_second"]),
+            _rate("s/structure", part["seconds_per_structure"]),
+            _rate("evaluations/s", part["evaluations_per_second"]),
+            *_closing(part),
+        ]
     if "profile" in report:
         lines += ["", *_profile_lines(report["profile"])]
     return lines
 
 
-def _profile_lines(part: dict[str, Any]) -> list[str]:
-    flops, bandwidth = (part["limits"][k] / 1e9 for k in ("flops", "bandwidth"))
+def _profile_lines(part: ProfilePart) -> list[str]:
+    flops, bandwidth = part["limits"]["flops"] / 1e9, part["limits"]["bandwidth"] / 1e9
     lines = [
         f"profile on one thread, where products reach {flops:,.0f} GFLOP/s and copies "
         f"{bandwidth:,.0f} GB/s",
         f"  {'stage':24s} {'s':>8s} {'share':>6s} {'GFLOP':>8s} {'GB':>8s} {'calls':>7s} "
         f"{'bound by':>10s} {'of limit':>8s}",
     ]
-    for kind in ("train", "sample"):
-        for row in part.get(kind, []):
+    for kind, rows in (("train", part["train"]), ("sample", part["sample"])):
+        for row in rows:
             lines.append(
                 f"  {kind + ': ' + row['stage']:24s} {row['seconds']:8.4f} {row['share']:6.1%} "
                 f"{row['flops'] / 1e9:8.3f} {row['bytes'] / 1e9:8.3f} {row['operations']:7d} "
@@ -173,7 +188,7 @@ def _profile_lines(part: dict[str, Any]) -> list[str]:
     return [*lines, f"  peak memory {_size(part['peak_memory'])}"]
 
 
-def _graph_lines(part: dict[str, Any]) -> list[str]:
+def _graph_lines(part: GraphPart) -> list[str]:
     lines = [
         f"multigraphs of {part['crystals']} crystals noised by σ, one thread",
         f"  {'builder':10s} {'σ [Å]':>6s} {'edges/site':>10s}  "
@@ -188,16 +203,16 @@ def _graph_lines(part: dict[str, Any]) -> list[str]:
     return [*lines, f"  peak memory {_size(part['peak_memory'])}"]
 
 
-def _rates(part: dict[str, Any], names: dict[str, str]) -> list[str]:
-    return [f"  {unit:16s} {_spread(part[name])}" for name, unit in names.items()]
+def _rate(unit: str, rate: Rate) -> str:
+    return f"  {unit:16s} {_spread(rate)}"
 
 
-def _closing(part: dict[str, Any]) -> list[str]:
+def _closing(part: TrainPart | SamplePart) -> list[str]:
     shares = ", ".join(f"{name} {100 * value:.1f} %" for name, value in part["shares"].items())
     return [f"  time             {shares}", f"  peak memory      {_size(part['peak_memory'])}"]
 
 
-def _spread(value: dict[str, float]) -> str:
+def _spread(value: Rate) -> str:
     low, high = _number(value["low"]), _number(value["high"])
     return f"{_number(value['median'])} [{low}, {high}]"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from langevin_xtal.cli import options, structures
+from langevin_xtal.cli import options, structures, types
 from langevin_xtal.cli.terminal import echo
 from langevin_xtal.config.tolerances import USUAL
 from langevin_xtal.errors import InputError
@@ -21,13 +21,7 @@ if TYPE_CHECKING:
 
 def packed_file(help: str) -> options.Decorator:
     """``--out``: a packed file."""
-    return click.option(
-        "--out",
-        required=True,
-        type=options.LocalPath(dir_okay=False),
-        help=help,
-        metavar="FILE.lxd",
-    )
+    return options.output(help, "FILE.lxd", dir_okay=False)
 
 
 @click.group()
@@ -100,14 +94,8 @@ def prepare(
 @data.command()
 @click.argument("source", type=click.Choice(["mp-20", "materials-project"]))
 @options.output_folder("fetched")
-@click.option(
-    "--key",
-    help=f"Of the Materials Project; 'env' reads {KEY_VARIABLE}.",
-    metavar="KEY",
-)
-@click.option(
-    "--elements", type=options.Elements(), help="Of these and no others, such as Cu,Si,K."
-)
+@options.project_key("Of the Materials Project")
+@click.option("--elements", type=types.Elements(), help="Of these and no others, such as Cu,Si,K.")
 @click.option("--max-atoms", type=click.IntRange(min=1), help="In the cell.  [default: 20]")
 @click.option(
     "--max-above-hull",

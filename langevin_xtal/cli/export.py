@@ -12,7 +12,7 @@ import click
 
 from langevin_xtal.cli import options, structures
 from langevin_xtal.cli.terminal import echo
-from langevin_xtal.config.tolerances import USUAL
+from langevin_xtal.config.export import CifConfig, PhonopyConfig, PwConfig, VaspConfig, XyzConfig
 from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
@@ -26,7 +26,9 @@ class Multiples(options.ParamType):
 
     name = "multiples"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
         """Three multiples of 1 or more."""
         if isinstance(value, tuple):
             return value
@@ -42,88 +44,12 @@ def sources(command: options.Command) -> options.Command:
     return argument(structures.file_format(command))
 
 
-cell_help = "Standardised by spglib, or the cell as it is stored."
-symprec = click.option(
-    "--symprec",
-    type=click.FloatRange(min=0, min_open=True, max=1),
-    default=USUAL,
-    show_default=True,
-    help="Tolerance of the symmetry search [Å].",
+incar = click.option(
+    "--incar",
+    multiple=True,
+    help="INCAR tag such as ENCUT=600 or MAGMOM=Fe:5,O:0.6; ENCUT= removes it. Repeatable.",
+    metavar="TAG=VALUE",
 )
-
-
-def out(metavar: str) -> options.Decorator:
-    """``--out``, required."""
-    return click.option(
-        "--out", type=options.LocalPath(), required=True, metavar=metavar, help="Where to."
-    )
-
-
-def cell(default: str) -> options.Decorator:
-    """``--cell``."""
-    return click.option(
-        "--cell",
-        type=click.Choice(["primitive", "conventional", "stored"]),
-        default=default,
-        show_default=True,
-        help=cell_help,
-    )
-
-
-def job(default: str) -> options.Decorator:
-    """``--command`` and ``--concurrent`` of the job-array script."""
-
-    def decorate(command: options.Command) -> options.Command:
-        command = click.option(
-            "--concurrent",
-            type=click.IntRange(min=1),
-            default=16,
-            show_default=True,
-            help="Array tasks that run at a time.",
-            metavar="N",
-        )(command)
-        return click.option(
-            "--command",
-            default=default,
-            show_default=True,
-            help="What submit.sh runs in each folder.",
-        )(command)
-
-    return decorate
-
-
-def vasp_options(default_set: str) -> options.Decorator:
-    """``--set``, ``--potcar`` and ``--incar``."""
-
-    def decorate(command: options.Command) -> options.Command:
-        for option in (
-            click.option(
-                "--incar",
-                multiple=True,
-                help="INCAR tag such as ENCUT=600 or MAGMOM=Fe:5,O:0.6; ENCUT= removes it. "
-                "Repeatable.",
-                metavar="TAG=VALUE",
-            ),
-            click.option(
-                "--potcar",
-                type=click.Choice(["auto", "spec", "files"]),
-                default="auto",
-                show_default=True,
-                help="POTCAR files, names in POTCAR.spec, or files where they are installed.",
-            ),
-            click.option(
-                "--set",
-                "input_set",
-                default=default_set,
-                show_default=True,
-                help="Input set of pymatgen.",
-                metavar="NAME",
-            ),
-        ):
-            command = option(command)
-        return command
-
-    return decorate
 
 
 @click.group()
@@ -143,11 +69,10 @@ def export() -> None:
 @export.command()
 @sources
 @structures.top
-@out("FOLDER")
-@vasp_options("MPRelaxSet")
-@cell("primitive")
-@symprec
-@job("srun vasp_std")
+@options.output("Where to.", "FOLDER")
+@options.of_config(VaspConfig, "input_set", "potcar")
+@incar
+@options.of_config(VaspConfig, "cell", "symprec", "command", "concurrent")
 @structures.force
 def vasp(
     sources: tuple[str, ...], top: int | None, out: Path, incar: tuple[str, ...], **settings: Any
@@ -167,39 +92,9 @@ def vasp(
 @export.command()
 @sources
 @structures.top
-@out("FOLDER")
-@click.option(
-    "--calculation",
-    type=click.Choice(["vc-relax", "relax", "scf"]),
-    default="vc-relax",
-    show_default=True,
-)
-@click.option(
-    "--pseudo-dir",
-    default="../pseudo",
-    show_default=True,
-    help="Written as given: where pw.x, running in a candidate's folder, finds the files.",
-    metavar="FOLDER",
-)
-@click.option(
-    "--pseudo-name",
-    default="{element}.upf",
-    show_default=True,
-    help="File name of a pseudopotential.",
-    metavar="PATTERN",
-)
-@click.option(
-    "--kspacing",
-    type=click.FloatRange(min=0, min_open=True),
-    default=0.2,
-    show_default=True,
-    help="Largest distance between k-points, with the factor 2π [1/Å].",
-)
-@click.option(
-    "--ecutwfc", type=float, default=60.0, show_default=True, help="Wave-function cut-off [Ry]."
-)
-@click.option(
-    "--ecutrho", type=float, default=480.0, show_default=True, help="Density cut-off [Ry]."
+@options.output("Where to.", "FOLDER")
+@options.of_config(
+    PwConfig, "calculation", "pseudo_dir", "pseudo_name", "kspacing", "ecutwfc", "ecutrho"
 )
 @click.option(
     "--pw",
@@ -208,9 +103,7 @@ def vasp(
     help="Variable of pw.x such as degauss=0.02; degauss= removes it. Repeatable.",
     metavar="NAME=VALUE",
 )
-@cell("primitive")
-@symprec
-@job("srun pw.x -in pw.in > pw.out")
+@options.of_config(PwConfig, "cell", "symprec", "command", "concurrent")
 @structures.force
 def qe(
     sources: tuple[str, ...],
@@ -234,31 +127,16 @@ def qe(
 @export.command()
 @sources
 @structures.top
-@out("FOLDER")
+@options.output("Where to.", "FOLDER")
 @click.option(
     "--dim",
     type=Multiples(),
     help="Multiples of the cell, such as 2,2,2.  [default: by --min-height]",
     metavar="A,B,C",
 )
-@click.option(
-    "--min-height",
-    type=click.FloatRange(min=0, min_open=True),
-    default=10.0,
-    show_default=True,
-    help="Opposite faces of the supercell are at least this far apart [Å].",
-)
-@click.option(
-    "--distance",
-    type=click.FloatRange(min=0, min_open=True, max=0.5),
-    default=0.01,
-    show_default=True,
-    help="Of a displacement [Å].",
-)
-@vasp_options("MPStaticSet")
-@cell("conventional")
-@symprec
-@job("srun vasp_std")
+@options.of_config(PhonopyConfig, "min_height", "distance", "input_set", "potcar")
+@incar
+@options.of_config(PhonopyConfig, "cell", "symprec", "command", "concurrent")
 @structures.force
 def phonopy(
     sources: tuple[str, ...], top: int | None, out: Path, incar: tuple[str, ...], **settings: Any
@@ -279,8 +157,8 @@ def phonopy(
 @export.command()
 @sources
 @structures.top
-@out("FOLDER")
-@symprec
+@options.output("Where to.", "FOLDER")
+@options.of_config(CifConfig)
 @structures.force
 def cif(sources: tuple[str, ...], top: int | None, out: Path, **settings: Any) -> None:
     """CIF files with the symmetry that was asked for.
@@ -297,9 +175,8 @@ def cif(sources: tuple[str, ...], top: int | None, out: Path, **settings: Any) -
 @export.command()
 @sources
 @structures.top
-@out("FILE")
-@cell("stored")
-@symprec
+@options.output("Where to.", "FILE")
+@options.of_config(XyzConfig, "cell", "symprec")
 @structures.force
 def xyz(sources: tuple[str, ...], top: int | None, out: Path, **settings: Any) -> None:
     """One extended XYZ file, with energies and provenance.

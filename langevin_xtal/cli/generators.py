@@ -63,7 +63,7 @@ def check_alone(known: Collection[str]) -> None:
             raise InputError(f"{param.opts[0]} does not go with --generator; leave it out")
 
 
-def check_apart(generator: str | None, **others: Any) -> None:
+def check_apart(generator: str | None, **others: object) -> None:
     """Refuse options of generators where none is named.
 
     Raises
@@ -237,7 +237,7 @@ def served(generator: Generator, data: PackedDataset) -> PackedDataset:
 
 def evaluated(
     generator: Generator,
-    kept: Callable[[str, Any, Callable[[], StructureSet]], StructureSet],
+    kept: Callable[[str, object, Callable[[], StructureSet]], StructureSet],
     targets: Sequence[Target],
     trials: int,
     count: int,

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import click
 
 from langevin_xtal.cli.terminal import Pace, echo, lines
 from langevin_xtal.config import fields
 from langevin_xtal.crystal.elements import atomic_number
-from langevin_xtal.errors import InputError, RequestError
+from langevin_xtal.errors import InputError
 from langevin_xtal.text import KEY_VARIABLE, is_address, learn_secret, printable
 
 if TYPE_CHECKING:
@@ -24,11 +23,13 @@ if TYPE_CHECKING:
     from langevin_xtal.model.checkpoint import CrystalModel
     from langevin_xtal.symmetry.groups import SpaceGroup
 
-    ParamType = click.ParamType[Any, Any]
+    ParamType = click.ParamType[object, object]
+    PathType = click.Path[str | Path]
 else:
     ParamType = click.ParamType
+    PathType = click.Path
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Command = TypeVar("Command", bound=Callable[..., object])
 
 
 class Decorator(Protocol):
@@ -41,108 +42,6 @@ class Decorator(Protocol):
 
 MOST_WORKERS = 1024
 """Processes or threads."""
-
-
-class Elements(ParamType):
-    """``Cu,Si,K``, ``Cu Si K`` or ``Cu-Si-K`` to a tuple of symbols."""
-
-    name = "elements"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
-        """Symbols in the order given; each once."""
-        if isinstance(value, tuple):
-            return value
-        symbols = tuple(filter(None, re.split(r"[\s,;-]+", str(value))))
-        if not symbols:
-            raise RequestError("no elements were given: --elements takes symbols such as Cu,Si,K")
-        for symbol in symbols:
-            atomic_number(symbol)
-        twice = sorted({s for s in symbols if symbols.count(s) > 1})
-        if twice:
-            raise RequestError(f"element {twice[0]} is given twice; name each element once")
-        return symbols
-
-
-class Sites(ParamType):
-    """``Cu:2,Si:1`` or ``Cu:2 Si:1`` to a dictionary of site counts."""
-
-    name = "sites"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> dict[str, int]:
-        """Element to number of sites."""
-        if isinstance(value, dict):
-            return value
-        sites: dict[str, int] = {}
-        parts = re.split(r"[,;]|\s+(?=[A-Z])", str(value))
-        for part in filter(None, (p.strip() for p in parts)):
-            symbol, colon, count = part.partition(":")
-            if not colon or not re.fullmatch(r"[+-]?[0-9]{1,9}", count.strip()):
-                raise RequestError(f"--sites: {part!r} should be like Cu:2 (element:sites)")
-            if symbol.strip() in sites:
-                raise RequestError(f"--sites: element {symbol.strip()} is given twice")
-            sites[symbol.strip()] = int(count)
-        return sites
-
-
-class CellParameters(ParamType):
-    """``a,b,c`` or ``a,b,c,alpha,beta,gamma`` to a tuple of numbers."""
-
-    name = "cell"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
-        """Three lengths [Å], or those and three angles [degrees]."""
-        if isinstance(value, tuple):
-            return value
-        cell = tuple(_number(part) for part in str(value).split(","))
-        if len(cell) not in (3, 6) or not all(v is not None and v > 0 for v in cell):
-            raise RequestError(
-                f"--fix-lattice: {value!r} should be a,b,c [Å] or a,b,c,alpha,beta,gamma "
-                "[Å, degrees], such as 7.1,4.2,5.3"
-            )
-        return tuple(v for v in cell if v is not None)
-
-
-class FixedSites(ParamType):
-    """``Cu:0,0,0;Si:1/4,1/4,1/4`` to pairs of a symbol and a point."""
-
-    name = "fixed sites"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> FixedPoints:
-        """(symbol, (x, y, z)) in the order given; fractional coordinates."""
-        if isinstance(value, tuple):
-            return value
-        fixed = []
-        for part in filter(None, (p.strip() for p in str(value).split(";"))):
-            symbol, colon, numbers = part.partition(":")
-            point = tuple(_number(x) for x in numbers.split(","))
-            if not colon or len(point) != 3 or None in point:
-                raise RequestError(
-                    f"--fix-sites: {part!r} should be like Si:0.25,0.25,0.25 or Si:1/4,1/4,1/4 "
-                    "(element:x,y,z in fractions of the cell)"
-                )
-            atomic_number(symbol.strip())
-            x, y, z = (v for v in point if v is not None)
-            fixed.append((symbol.strip(), (x, y, z)))
-        if not fixed:
-            raise RequestError(
-                "--fix-sites: no site was given; give some such as Cu:0,0,0;Si:0.25,0.25,0.25"
-            )
-        return tuple(fixed)
-
-
-FixedPoints = tuple[tuple[str, tuple[float, float, float]], ...]
-"""Sites to keep where they are: symbol and fractional coordinates."""
-
-_NUMBER = re.compile(r"([+-]?[0-9]{0,9}(?:\.[0-9]{0,15})?)(?:/([0-9]{1,9}))?")
-
-
-def _number(text: str) -> float | None:
-    """A decimal number or a fraction such as 1/3; None for anything else."""
-    found = _NUMBER.fullmatch(text.strip())
-    if not found or not any(c.isdigit() for c in found[1]):
-        return None
-    divisor = float(found[2] or 1)
-    return float(found[1]) / divisor if divisor else None
 
 
 seed = click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
@@ -167,7 +66,7 @@ workers = click.option(
 
 
 def of_config(
-    config: type,
+    config: type[fields.Dataclass],
     *names: str,
     flags: Mapping[str, str] | None = None,
     into: str | None = None,
@@ -190,15 +89,14 @@ def of_config(
         if into is not None:
             command = gathered(config, *chosen, into=into)(command)
         for name in reversed(chosen):
-            flag = (flags or {}).get(name, "--" + name.replace("_", "-"))
-            command = _option(config, name, flag)(command)
+            command = _option(config, name, (flags or {}).get(name))(command)
         return command
 
     return decorate
 
 
 def gathered(
-    kind: Callable[..., Any], *names: str, into: str, copied: Collection[str] = ()
+    kind: Callable[..., object], *names: str, into: str, copied: Collection[str] = ()
 ) -> Decorator:
     """One argument of a command in place of several: ``kind`` of those named.
 
@@ -212,7 +110,7 @@ def gathered(
 
     def decorate(command: Command) -> Command:
         @wraps(command)
-        def run(**given: Any) -> Any:
+        def run(**given: object) -> object:
             own = {name: given[name] if name in copied else given.pop(name) for name in names}
             return command(**given, **{into: kind(**own)})
 
@@ -221,34 +119,41 @@ def gathered(
     return decorate
 
 
-def _option(config: type, name: str, flag: str) -> Decorator:
+def _option(config: type[fields.Dataclass], name: str, flag: str | None) -> Decorator:
     field, said = fields.setting_of(config, name)
-    if field.type == "bool":
-        return click.option(flag, is_flag=True, default=field.default, help=said.help)
-    kind: Any = float if "float" in str(field.type) else int if "int" in str(field.type) else str
-    if said.choices:
-        kind = click.Choice(said.choices)
-    elif kind is int:
-        kind = click.IntRange(_whole(said.low), _whole(said.high))
-    elif kind is float and said.above is not None:
-        kind = click.FloatRange(min=said.above, max=said.high, min_open=True)
-    elif kind is float:
-        kind = click.FloatRange(min=said.low, max=said.high)
+    declared = [flag or "--" + name.replace("_", "-")]
+    if said.flag and flag is None:
+        declared = [said.flag, name]
+    is_flag = field.type == "bool"
     return click.option(
-        flag,
-        type=kind,
+        *declared,
+        is_flag=is_flag,
+        type=None if is_flag else _type_of(str(field.type), said),
         default=field.default,
-        show_default=field.default is not None and said.shown,
+        show_default=field.default is not None and said.shown and not is_flag,
         help=said.help or None,
         metavar=said.metavar,
     )
+
+
+def _type_of(annotation: str, said: fields.Setting) -> object:
+    """What click takes for a field."""
+    if said.choices:
+        return click.Choice(said.choices)
+    if "float" in annotation:
+        if said.above is not None:
+            return click.FloatRange(min=said.above, max=said.high, min_open=True)
+        return click.FloatRange(min=said.low, max=said.high)
+    if "int" in annotation:
+        return click.IntRange(_whole(said.low), _whole(said.high))
+    return str
 
 
 def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def preset_of(presets: Mapping[str, Mapping[str, Any]], help: str) -> Decorator:
+def preset_of(presets: Mapping[str, Mapping[str, object]], help: str) -> Decorator:
     """``--preset``: other defaults for the options of a command, by name."""
 
     def apply(ctx: click.Context, param: click.Parameter, value: str) -> None:
@@ -298,13 +203,20 @@ def say_unknown(elements: Iterable[str], model: CrystalModel) -> None:
         )
 
 
-class LocalPath(click.Path):
+class LocalPath(PathType):
     """A file or folder, as a Path; addresses of databases are refused."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(path_type=Path, **options)
+    def __init__(
+        self, *, exists: bool = False, file_okay: bool = True, dir_okay: bool = True
+    ) -> None:
+        super().__init__(exists, file_okay, dir_okay, path_type=Path)
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | Path:
         """The path."""
         _refuse_address(value, param, "takes files and folders only")
         return super().convert(value, param, ctx)
@@ -313,14 +225,24 @@ class LocalPath(click.Path):
 class Source(LocalPath):
     """A file or folder as a Path, or the address of a store in PostgreSQL as text."""
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | Path:
         """The path or the address."""
-        return value if is_address(value) else super().convert(value, param, ctx)
+        return str(value) if is_address(value) else super().convert(value, param, ctx)
 
 
-def _refuse_address(value: Any, param: Any, why: str) -> None:
+def _refuse_address(
+    value: str | os.PathLike[str], param: click.Parameter | None, why: str
+) -> None:
     if is_address(value) or "password=" in str(value).lower():
-        name = param.opts[0] if param.param_type_name == "option" else param.name.upper()
+        name = "this option"
+        if param is not None:
+            is_option = param.param_type_name == "option"
+            name = param.opts[0] if is_option else str(param.name).upper()
         raise InputError(f"{value} is the address of a database; {name} {why}")
 
 
@@ -369,8 +291,8 @@ def on_engine(command: Command) -> Command:
 
     @wraps(command)
     def run(
-        *args: Any, engine: str, scheduler: str | None, cluster: Path | None, **given: Any
-    ) -> Any:
+        *args: object, engine: str, scheduler: str | None, cluster: Path | None, **given: object
+    ) -> object:
         with chosen_engine(engine, scheduler, cluster):
             return command(*args, **given)
 
@@ -413,23 +335,60 @@ def chosen_engine(
         yield workers
 
 
-def output_folder(default: str) -> Decorator:
-    """``--out``: a folder, made when missing."""
+def output(
+    help: str,
+    metavar: str,
+    *,
+    default: str | None = None,
+    dir_okay: bool = True,
+    address: bool = False,
+) -> Decorator:
+    """``--out``; required without a default.
+
+    Parameters
+    ----------
+    address
+        Whether it may be the address of a store.
+    """
     return click.option(
         "--out",
-        type=LocalPath(file_okay=True),
+        type=str if address else LocalPath(dir_okay=dir_okay),
         default=default,
-        show_default=True,
-        help="Folder to write to.",
-        metavar="FOLDER",
+        required=default is None,
+        show_default=default is not None,
+        help=help,
+        metavar=metavar,
     )
+
+
+def output_folder(default: str) -> Decorator:
+    """``--out``: a folder, made when missing."""
+    return output("Folder to write to.", "FOLDER", default=default)
 
 
 def output_file(default: str, help: str) -> Decorator:
     """``--out``: a file."""
+    return output(help, "FILE", default=default)
+
+
+def cache_folder(help: str) -> Decorator:
+    """``--cache``: a folder of results."""
     return click.option(
-        "--out", type=LocalPath(), default=default, show_default=True, help=help, metavar="FILE"
+        "--cache",
+        type=LocalPath(file_okay=False),
+        help=f"{help}  [default: ~/.cache/langevin-xtal]",
+        metavar="FOLDER",
     )
+
+
+def project_key(help: str) -> Decorator:
+    """``--key``: of the Materials Project."""
+    return click.option("--key", help=f"{help}; 'env' reads {KEY_VARIABLE}.", metavar="KEY")
+
+
+def replacing(help: str) -> Decorator:
+    """``--force``."""
+    return click.option("--force", is_flag=True, help=help)
 
 
 def set_threads(count: int) -> None:
@@ -475,12 +434,12 @@ def stage_bars(of: str = "") -> Iterator[Callable[[str, int, int], None]]:
         with lines(pace):
             yield lambda stage, done, planned: pace.update(printable(begin + stage), done, planned)
         return
-    bar: Any = None
+    bar: tqdm | None = None
     title = ""
 
     def update(stage: str, done: int, planned: int) -> None:
         nonlocal bar, title
-        if stage != title:
+        if bar is None or stage != title:
             if bar is not None:
                 bar.close()
             # what was done before does not count for the rate

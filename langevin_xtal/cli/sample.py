@@ -115,7 +115,7 @@ class Chains:
     help="Noise levels from frame to frame.",
     metavar="N",
 )
-@click.option("--force", is_flag=True, help="Replace a trajectory file that is there.")
+@options.replacing("Replace a trajectory file that is there.")
 @options.gathered(Asked.given, *Asked.OPTIONS, into="asked", copied=("groups",))
 @options.gathered(Output, "out", "file_format", "picture", into="output")
 @options.gathered(Chains, "trajectory", "trajectory_every", "force", into="chains")

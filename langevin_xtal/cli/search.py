@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from langevin_xtal.cli import options, structures
+from langevin_xtal.cli import options, structures, types
 from langevin_xtal.cli.terminal import echo
 from langevin_xtal.config import fields
 from langevin_xtal.config.sampling import PRESET_HELP, PRESETS, SamplingConfig
@@ -38,7 +38,9 @@ class Units(options.ParamType):
 
     name = "numbers"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
         """Whole numbers in the order given."""
         if isinstance(value, tuple):
             return value
@@ -110,7 +112,7 @@ class SecondAsked:
 @click.command()
 @click.option(
     "--elements",
-    type=options.Elements(),
+    type=types.Elements(),
     help="All appear and no others, such as Cu,Si,K; not needed with --formula.",
     metavar="LIST",
 )
@@ -208,12 +210,11 @@ class SecondAsked:
     metavar="N",
 )  # fmt: skip
 @options.workers
-@click.option(
-    "--out",
+@options.output(
+    "ASE database to keep the search in: a file, or postgresql://…",
+    "STORE",
     default="search.db",
-    show_default=True,
-    help="ASE database to keep the search in: a file, or postgresql://…",
-    metavar="STORE",
+    address=True,
 )
 @options.on_engine
 @options.gathered(
@@ -410,7 +411,7 @@ def _setting(entry: Entry) -> str:
     return "" if rank is None else f"{rank} ({100 * probability:.2g} %)"
 
 
-def _share(value: Any) -> str:
+def _share(value: object) -> str:
     return f"{100 * value:.0f} %" if isinstance(value, float) else ""
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from langevin_xtal.cli import options, structures
+from langevin_xtal.cli import options, structures, types
 from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import InputError, LangevinXtalError
 
@@ -96,7 +96,7 @@ class Scan:
 )
 @click.option(
     "--cell",
-    type=options.CellParameters(),
+    type=types.CellParameters(),
     help="Conventional cell where it is known: a,b,c or a,b,c,alpha,beta,gamma [Å, degrees]; "
     "settings that it does not fit are passed over.",
     metavar="CELL",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,7 +21,6 @@ from langevin_xtal.files import (
     write_rows,
     write_text,
 )
-from langevin_xtal.text import KEY_VARIABLE
 
 if TYPE_CHECKING:
     from langevin_xtal.crystal.cell import Cell
@@ -75,21 +73,10 @@ second_references = click.option(
     help="Table that hull build wrote for it.  [default: shipped, for chgnet and sevennet-0]",
     metavar="FILE",
 )
-cache = click.option(
-    "--cache",
-    type=options.LocalPath(file_okay=False),
-    help="Folder where results are kept, so that nothing is computed twice.  "
-    "[default: ~/.cache/langevin-xtal]",
-    metavar="FOLDER",
-)
+cache = options.cache_folder("Folder where results are kept, so that nothing is computed twice.")
 top = click.option("--top", type=click.IntRange(min=1), help="Only the best N.", metavar="N")
-key = click.option(
-    "--key",
-    help="Key of the Materials Project, to take its phases as references; 'env' reads "
-    f"{KEY_VARIABLE}.",
-    metavar="KEY",
-)
-force = click.option("--force", is_flag=True, help="Replace files that are there.")
+key = options.project_key("Key of the Materials Project, to take its phases as references")
+force = options.replacing("Replace files that are there.")
 fmax, steps, symprec = (
     options.of_config(FileRelaxOptions, name) for name in ("fmax", "steps", "symprec")
 )
@@ -139,7 +126,7 @@ def read_structures(
     InputError
         When a file is missing, or none holds a structure that can be used.
     """
-    from langevin_xtal.search.entries import rank_key, read_entries
+    from langevin_xtal.search.entries import rank_key, read_entries, with_distinct_ids
     from langevin_xtal.text import is_address
 
     entries: list[Entry] = []
@@ -171,7 +158,7 @@ def read_structures(
         entries = sorted(entries, key=rank_key)[:top]
     show_notes(notes, passed_over)
     show_unused(entries, uses)
-    return _renamed(entries), refused
+    return list(with_distinct_ids(entries)), refused
 
 
 def load_crystals(source: Path) -> PackedDataset:
@@ -251,7 +238,7 @@ def open_cache(folder: Path | None) -> Cache:
     return SpareCache(folder or default_folder())
 
 
-def run_record(settings: Mapping[str, Any], cells: Mapping[str, Cell]) -> str:
+def run_record(settings: Mapping[str, object], cells: Mapping[str, Cell]) -> str:
     """What determines the files of a run, as the text of its folder's :data:`RECORD`."""
     from langevin_xtal.crystal.cell import cell_key
 
@@ -358,23 +345,9 @@ def number_text(value: float, digits: int = 4) -> str:
     return "" if value != value else f"{value:.{digits}f}"
 
 
-def with_error(properties: Mapping[str, Any], name: str) -> str:
+def with_error(properties: Mapping[str, object], name: str) -> str:
     """A predicted number with its error, such as ``1.32 ± 0.25``; empty where there is none."""
     value, error = properties.get(name), properties.get(f"{name}_error")
     if not isinstance(value, float) or not isinstance(error, float):
         return ""
     return f"{value:.2f} ± {error:.2f}"
-
-
-def _renamed(entries: Sequence[Entry]) -> list[Entry]:
-    """Identifiers of several files made to differ."""
-    used: set[str] = set()
-    result = []
-    for entry in entries:
-        uid, count = entry.uid, 1
-        while uid.lower() in used:
-            count += 1
-            uid = f"{entry.uid}-{count}"
-        used.add(uid.lower())
-        result.append(replace(entry, uid=uid))
-    return result

@@ -30,7 +30,7 @@ def spoken_warnings() -> Iterator[None]:
         shown = warnings.showwarning
         warnings.filterwarnings("always", category=LangevinXtalWarning)
 
-        def show(message: Any, category: Any, *rest: Any, **more: Any) -> None:
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
             if issubclass(category, LangevinXtalWarning):
                 echo(f"Warning: {' '.join(str(message).split())}", err=True)
             else:

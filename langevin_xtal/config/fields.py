@@ -6,13 +6,19 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from langevin_xtal.errors import InputError
 
 KEY = "setting"
 
 ConfigT = TypeVar("ConfigT")
+
+
+class Dataclass(Protocol):
+    """Any instance of a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,7 @@ class Setting:
     choices: tuple[str, ...] = ()
     metavar: str | None = None
     shown: bool = True  #: whether help shows the default
+    flag: str = ""  #: name of the option, where it is not that of the field
 
 
 def setting(default: Any, help: str = "", **facts: Any) -> Any:
@@ -34,13 +41,15 @@ def setting(default: Any, help: str = "", **facts: Any) -> Any:
     return dataclasses.field(default=default, metadata={KEY: Setting(help, **facts)})
 
 
-def setting_of(config: Any, name: str) -> tuple[dataclasses.Field[Any], Setting]:
+def setting_of(
+    config: Dataclass | type[Dataclass], name: str
+) -> tuple[dataclasses.Field[Any], Setting]:
     """A field of a configuration class, and what is said of it."""
     (found,) = (f for f in dataclasses.fields(config) if f.name == name)
     return found, found.metadata.get(KEY, Setting())
 
 
-def check(config: Any) -> None:
+def check(config: Dataclass) -> None:
     """Refuse values out of range.
 
     Raises
@@ -67,7 +76,7 @@ def check(config: Any) -> None:
 
 
 def preset(
-    kind: type[ConfigT], presets: Mapping[str, Mapping[str, Any]], name: str, **changes: Any
+    kind: type[ConfigT], presets: Mapping[str, Mapping[str, object]], name: str, **changes: Any
 ) -> ConfigT:
     """A configuration by the name of a preset, with changes.
 
@@ -81,7 +90,7 @@ def preset(
     return kind(**{**presets[name], **changes})
 
 
-def names(config: Any, *, without: Sequence[str] = ()) -> tuple[str, ...]:
+def names(config: Dataclass | type[Dataclass], *, without: Sequence[str] = ()) -> tuple[str, ...]:
     """Fields of a configuration class that have a :class:`Setting`."""
     return tuple(
         f.name for f in dataclasses.fields(config) if KEY in f.metadata and f.name not in without

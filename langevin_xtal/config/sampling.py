@@ -96,7 +96,7 @@ class SamplingConfig:
         return preset(cls, PRESETS, name, **changes)
 
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {
+PRESETS: Mapping[str, Mapping[str, object]] = {
     "default": {},
     "accurate": {
         "assignment_temperature": 0.1,

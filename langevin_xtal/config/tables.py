@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from langevin_xtal.errors import InputError
 
 T = TypeVar("T")
 
-_KINDS: dict[str, Any] = {
+_KINDS: dict[str, type | tuple[type, ...]] = {
     "int": int,
     "int | None": int,
     "float": (int, float),
@@ -23,7 +23,7 @@ _KINDS: dict[str, Any] = {
 """What values of a field may be, by its annotation; others are not looked at."""
 
 
-def parse_toml(text: str, where: str) -> dict[str, Any]:
+def parse_toml(text: str, where: str) -> dict[str, object]:
     """The table of a TOML text.
 
     Raises
@@ -37,7 +37,7 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
         raise InputError(f"{where} is not TOML ({error})") from None
 
 
-def read_toml(path: Path, where: str) -> dict[str, Any]:
+def read_toml(path: Path, where: str) -> dict[str, object]:
     """The table of a TOML file.
 
     Raises
@@ -51,7 +51,7 @@ def read_toml(path: Path, where: str) -> dict[str, Any]:
         raise InputError(f"{where} cannot be read ({error})") from None
 
 
-def table_of(value: Any, place: str) -> dict[str, Any]:
+def table_of(value: object, place: str) -> dict[str, object]:
     """The value, if it is a table.
 
     Raises
@@ -64,12 +64,12 @@ def table_of(value: Any, place: str) -> dict[str, Any]:
     return value
 
 
-def list_of(value: Any) -> list[Any]:
+def list_of(value: object) -> list[object]:
     """The value, or a list of it alone."""
     return value if isinstance(value, list) else [value]
 
 
-def from_table(kind: type[T], values: Any, place: str) -> T:
+def from_table(kind: type[T], values: object, place: str) -> T:
     """A dataclass from a table.
 
     Raises
@@ -93,7 +93,9 @@ def from_table(kind: type[T], values: Any, place: str) -> T:
         expected = _KINDS.get(str(fields[name].type))
         wrong = expected is not None and not isinstance(value, expected)
         if wrong or (isinstance(value, bool) and expected is not bool) or (
-            expected is list and not all(isinstance(v, str) for v in value)
+            expected is list
+            and isinstance(value, list)
+            and not all(isinstance(v, str) for v in value)
         ):  # fmt: skip
             raise InputError(f"{place}: {name} = {value!r} should be {fields[name].type}")
     return kind(**table)

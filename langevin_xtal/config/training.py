@@ -70,7 +70,7 @@ class TrainingConfig:
         return preset(cls, TRAINING_PRESETS, name, **changes)
 
 
-TRAINING_PRESETS: Mapping[str, Mapping[str, Any]] = {
+TRAINING_PRESETS: Mapping[str, Mapping[str, object]] = {
     "default": {},
     "paper": {
         "learning_rate": 2e-4,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 
-def to_atoms(cell: Cell, info: Mapping[str, Any] | None = None) -> Atoms:
+def to_atoms(cell: Cell, info: Mapping[str, object] | None = None) -> Atoms:
     """ase.Atoms of a cell, periodic in three directions, with this ``info``."""
     from ase import Atoms
 

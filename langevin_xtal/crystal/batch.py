@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 Array = TypeVar("Array")
 
@@ -49,6 +51,13 @@ class CrystalBatch(Generic[Array]):
         found: Array = _repeat(crystals, self.site_counts, len(self.numbers))  # type: ignore[arg-type]
         return found
 
+    def places(self, indices: ArrayLike) -> NDArray[np.int64]:
+        """(C,) rows of the crystals at ``indices``: integers, or a (B,) boolean mask."""
+        chosen = np.asarray(indices)
+        if chosen.size == 0:
+            chosen = chosen.astype(np.int64)  # an empty list arrives as float
+        return np.arange(len(self))[chosen].reshape(-1)
+
     def picked(self, index: Any, sites: int | None = None) -> dict[str, Any]:
         """All arrays of the crystals ``index`` (C,), in that order.
 
@@ -81,7 +90,7 @@ class CrystalBatch(Generic[Array]):
         return {"site_start": concatenate(starts), **arrays}
 
 
-def _library(array: Any) -> Any:
+def _library(array: object) -> ModuleType:
     """numpy or torch, whichever the array is of; who has a tensor has loaded torch."""
     return np if isinstance(array, np.ndarray) else sys.modules["torch"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from langevin_xtal.crystal.ase import to_atoms
 from langevin_xtal.crystal.asymmetric import AsymmetricUnit
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.entry import Value
 from langevin_xtal.crystal.pymatgen import to_structure
 from langevin_xtal.crystal.request import Choice, Request
 from langevin_xtal.symmetry.groups import SpaceGroup
@@ -40,7 +41,7 @@ class Candidate:
     atom_frac: FloatArray  #: (N, 3) atoms of the cell, in [0, 1)
     detected: Mapping[float, int]  #: symprec [Å] to the space group spglib finds
     min_distance: float  #: shortest distance between atoms [Å]
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Value] = field(default_factory=dict)
 
     @property
     def space_group(self) -> SpaceGroup:

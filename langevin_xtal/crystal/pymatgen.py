@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 
-def to_structure(cell: Cell, properties: Mapping[str, Any] | None = None) -> Structure:
+def to_structure(cell: Cell, properties: Mapping[str, object] | None = None) -> Structure:
     """pymatgen Structure of a cell; ``properties`` are those of the whole structure."""
     from pymatgen.core import Lattice, Structure
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ def fetch_materials_project(
     LangevinXtalError
         When the Materials Project cannot be reached, or the disk refuses; what has come is kept.
     """
-    question: dict[str, Any] = {"energy_above_hull": (0.0, max_above_hull)}
+    question: dict[str, object] = {"energy_above_hull": (0.0, max_above_hull)}
     if elements:
         question["chemsys"] = _systems(elements)
     parts = path.with_name(path.name + ".parts")
@@ -234,7 +234,7 @@ def _systems(elements: Sequence[str]) -> list[str]:
     return ["-".join(c) for n in range(1, len(wanted) + 1) for c in combinations(wanted, n)]
 
 
-def _row(found: Any) -> tuple[Any, ...]:
+def _row(found: object) -> tuple[object, ...]:
     identifier, formula, above, formation, structure = (getattr(found, name) for name in FIELDS)
     return str(identifier), formula, above, formation, structure.to(fmt="cif")
 
@@ -249,7 +249,7 @@ def _check_question(file: Path, question: str) -> None:
         )
 
 
-def _write(path: Path, rows: Iterator[Sequence[Any]]) -> None:
+def _write(path: Path, rows: Iterator[Sequence[object]]) -> None:
     """A table with :data:`COLUMNS`, complete or not at all."""
     with replacing(path, newline="") as stream:
         writer = csv.writer(stream)
@@ -296,7 +296,7 @@ def _download(address: str, path: Path, progress: Progress | None) -> None:
         tag.unlink(missing_ok=True)
 
 
-def _answer(address: str, done: int, known: str) -> Any:
+def _answer(address: str, done: int, known: str) -> HTTPResponse:
     """What is missing after ``done`` bytes of the file ``known`` by this tag.
 
     All of it where it has become another file, or is no longer than that.
@@ -305,14 +305,15 @@ def _answer(address: str, done: int, known: str) -> Any:
     if done:
         headers |= {"Range": f"bytes={done}-", "If-Range": known}
     try:
-        return urlopen(Request(address, headers=headers), timeout=SECONDS)
+        answer: HTTPResponse = urlopen(Request(address, headers=headers), timeout=SECONDS)
     except HTTPError as error:
         if not done or error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
         return _answer(address, 0, "")
+    return answer
 
 
-def _block(answer: Any, address: str) -> bytes:
+def _block(answer: HTTPResponse, address: str) -> bytes:
     with _reading(address):
         block: bytes = answer.read(CHUNK)
         return block

@@ -162,10 +162,7 @@ class PackedDataset(CrystalBatch[NDArray[Any]]):
 
     def select(self, indices: ArrayLike) -> PackedDataset:
         """The crystals at ``indices`` (integers, a slice's range, or a (B,) boolean mask)."""
-        indices = np.asarray(indices)
-        if indices.size == 0:
-            indices = indices.astype(np.int64)  # an empty list arrives as float
-        picked = np.arange(len(self))[indices].reshape(-1)
+        picked = self.places(indices)
         properties = {name: values[picked] for name, values in self.properties.items()}
         return replace(self, **self.picked(picked), properties=properties)
 
@@ -240,7 +237,7 @@ def pack(
     units: Sequence[AsymmetricUnit],
     ids: Sequence[str] = (),
     properties: Sequence[Mapping[str, float]] = (),
-    meta: Mapping[str, Any] | None = None,
+    meta: Mapping[str, object] | None = None,
 ) -> PackedDataset:
     """One dataset of asymmetric units.
 

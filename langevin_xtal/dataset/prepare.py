@@ -10,12 +10,12 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -34,6 +34,8 @@ from langevin_xtal.errors import DataError, InputError, RejectError
 from langevin_xtal.files import check_target, replacing, unwritable, write_rows
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.symmetry.detection import spglib_version
+
+T = TypeVar("T")
 
 _CHUNK = 64
 
@@ -60,7 +62,7 @@ def prepare(
     *,
     workers: int | None = None,
     limit: int | None = None,
-    meta: dict[str, Any] | None = None,
+    meta: Mapping[str, object] | None = None,
     progress: bool | Callable[[int, int], None] | None = None,
     file_format: str = "",
 ) -> PreparationSummary:
@@ -177,7 +179,7 @@ class _Gathered:
     notes: Counter[str] = field(default_factory=Counter)
     read: int = 0
     ids: dict[str, None] = field(default_factory=dict)  #: of each that is kept
-    geometries: dict[Any, str] = field(default_factory=dict)
+    geometries: dict[Hashable, str] = field(default_factory=dict)
 
     def add(self, outcome: tuple[Record, AsymmetricUnit | RejectError, tuple[str, ...]]) -> None:
         record, result, notes = outcome
@@ -197,7 +199,7 @@ class _Gathered:
         self.properties.append(properties)
         return None
 
-    def packed(self, meta: dict[str, Any]) -> PackedDataset:
+    def packed(self, meta: Mapping[str, object]) -> PackedDataset:
         """What is kept."""
         return pack(self.kept, list(self.ids), self.properties, meta)
 
@@ -206,7 +208,7 @@ class _Gathered:
         self.reasons[reason] += 1
 
 
-def _geometry_key(sites: AsymmetricUnit) -> Any:
+def _geometry_key(sites: AsymmetricUnit) -> Hashable:
     """Equal for exact repeats: group, elements and multiplicities, and rounded geometry."""
     frac = np.rint(sites.frac * 1e4).astype(np.int64) % 10000
     rows = sorted(
@@ -246,10 +248,10 @@ def _unused(found: ReadStructure) -> list[str]:
 
 
 def _with_progress(
-    outcomes: Iterator[Any],
+    outcomes: Iterator[T],
     total: int | None,
     progress: bool | Callable[[int, int], None] | None,
-) -> Iterator[Any]:
+) -> Iterator[T]:
     if callable(progress):
         for done, outcome in enumerate(outcomes, start=1):
             yield outcome
@@ -270,7 +272,7 @@ def _write_rejects(path: Path, rejects: list[tuple[str, str, str]]) -> None:
         raise unwritable(path, error, DataError) from None
 
 
-def _all_rejected(source: Any, gathered: _Gathered) -> str:
+def _all_rejected(source: object, gathered: _Gathered) -> str:
     if not gathered.read:
         return f"{source} holds no structure"
     reason, count = gathered.reasons.most_common(1)[0]
@@ -281,8 +283,8 @@ def _all_rejected(source: Any, gathered: _Gathered) -> str:
 
 
 def _provenance(
-    source: Path, symprec: float, gathered: _Gathered, extra: dict[str, Any]
-) -> dict[str, Any]:
+    source: Path, symprec: float, gathered: _Gathered, extra: Mapping[str, object]
+) -> dict[str, object]:
     import langevin_xtal
 
     return {

@@ -268,7 +268,8 @@ def promising(starts: Sequence[Start], candidates: Sequence[Candidate], count: i
     """
     order = sorted(starts, key=lambda one: -one[0] - PRIOR * _log_prior(candidates[one[2]]))
     seen: dict[Request, int] = {}
-    first, later = [], []
+    first: list[Start] = []
+    later: list[Start] = []
     for start in order:
         setting = candidates[start[2]].request
         seen[setting] = seen.get(setting, 0) + 1

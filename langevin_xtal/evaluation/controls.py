@@ -6,38 +6,28 @@ make as missing, so that their match rates have the model's denominator.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.crystal.asymmetric import AsymmetricUnit
-from langevin_xtal.crystal.cell import Cell, primitive
+from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.packed import PackedDataset
-from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError, InputError
 from langevin_xtal.evaluation.structures import Missing, StructureSet
 from langevin_xtal.evaluation.targets import Progress, Target, check_trials, trial_id
-from langevin_xtal.extras import require
 from langevin_xtal.model.known import MOST_ELEMENTS, KnownCrystals, nearest, ordered, reduced
 from langevin_xtal.model.prior import element_properties
 from langevin_xtal.parallel import parallel_map
-from langevin_xtal.runtime import OutOfTime, time_limit
 from langevin_xtal.symmetry import wrap
 from langevin_xtal.train.settings import known_crystals
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-
-SECONDS_PER_CRYSTAL = 20.0
-"""After this long, PyXtal is stopped and the crystal is missing [s]."""
 
 PULL_TO_MEAN = 0.01
 """Weight of the mean volume, against 1 for a crystal of one element."""
@@ -46,93 +36,6 @@ ALL_GROUPS = range(1, 231)
 
 Made = tuple[int, Cell] | str
 """A space-group number and a primitive cell, or why there is none."""
-
-
-# -- random coordinates and cell
-
-
-def random_symmetric(
-    targets: Sequence[Target],
-    *,
-    trials: int = 1,
-    seed: int = 0,
-    workers: int | None = None,
-    progress: Progress | None = None,
-    label: str = "random, true letters",
-    seconds: float = SECONDS_PER_CRYSTAL,
-) -> StructureSet:
-    """PyXtal's random crystals with the **true** group, composition and Wyckoff letters.
-
-    That is more than a model is given. Cell, volume and free coordinates are random, as PyXtal
-    (Fredericks et al., Comput. Phys. Commun. 261, 107810, 2021) draws them by default: a volume
-    between the covalent and the van der Waals spheres of the atoms, and atoms no closer than its
-    tolerances. Trial j of target t depends on ``seed``, j and t alone.
-
-    Parameters
-    ----------
-    seconds
-        Limit for one crystal; it is kept only in the main thread of a process, and not on Windows.
-
-    Raises
-    ------
-    InputError
-        For less than one trial or a negative seed.
-    MissingPackageError
-        Without PyXtal.
-    """
-    check_trials(trials)
-    if seed < 0:
-        raise InputError(f"the seed is {seed}; give 0 or more")
-    require("pyxtal", "evaluate", "the control of random crystals")
-    jobs = [(t, (seed, trial, k)) for trial in range(trials) for k, t in enumerate(targets)]
-    made = parallel_map(partial(_random_cell, seconds=seconds), jobs, workers=workers, chunk=4)
-    return _collect(label, targets, trials, made, progress)
-
-
-def _random_cell(job: tuple[Target, tuple[int, int, int]], *, seconds: float) -> Made:
-    target, key = job
-    try:
-        with _silence(), time_limit(seconds, "wall"):
-            made = _pyxtal_cell(target, np.random.default_rng(key))
-    except OutOfTime:
-        return f"PyXtal: not done after {seconds:g} s"
-    except Exception as error:  # PyXtal raises many kinds when it cannot place the atoms
-        return f"PyXtal: {type(error).__name__}: {first_line(error)}"
-    return made if isinstance(made, str) else (target.group.number, made)
-
-
-def _pyxtal_cell(target: Target, generator: np.random.Generator) -> Cell | str:
-    symbols, counts, sites = [], [], []
-    for z in np.unique(target.numbers):
-        mine = target.numbers == z
-        pairs = zip(target.multiplicity[mine], target.letters[mine], strict=True)
-        symbols.append(SYMBOLS[z])
-        counts.append(int(target.multiplicity[mine].sum()))
-        sites.append([f"{m}{letter}" for m, letter in pairs])
-    crystal = require("pyxtal", "evaluate", "the control of random crystals").pyxtal()
-    # a generator, not an integer: all of PyXtal's ten attempts would be the same
-    crystal.from_random(
-        3, target.group.number, symbols, counts, sites=sites, random_state=generator
-    )
-    if not crystal.valid:
-        return "PyXtal: no valid crystal"
-    atoms = [(SYMBOLS.index(str(s.specie)), s.multiplicity) for s in crystal.atom_sites]
-    numbers = np.repeat(*np.array(atoms, dtype=np.int64).T)
-    frac = np.concatenate([s.coords for s in crystal.atom_sites])
-    wanted = np.bincount(np.repeat(target.numbers, target.multiplicity), minlength=len(SYMBOLS))
-    if not np.array_equal(np.bincount(numbers, minlength=len(SYMBOLS)), wanted):
-        return "PyXtal: another composition"
-    lattice = np.array(crystal.lattice.matrix, dtype=float)
-    if not (np.isfinite(lattice).all() and np.isfinite(frac).all()):
-        return "PyXtal: not finite"
-    return primitive(target.group, (lattice, wrap(frac), numbers))
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 # -- known crystals with other elements
@@ -242,7 +145,7 @@ def _templates(
         for found in ranked:
             jobs.append(found[trial] if trial < len(found) else _no_template(len(found), sort))
     made = parallel_map(_substituted, jobs, workers=workers, chunk=64)
-    return _collect(label, targets, trials, made, progress)
+    return collected(label, targets, trials, made, progress)
 
 
 def _no_template(found: int, sort: str) -> str:
@@ -536,7 +439,7 @@ def perturbed(
     return StructureSet.of(name, cells, structures.ids, structures.group, structures.missing)
 
 
-def _collect(
+def collected(
     label: str,
     targets: Sequence[Target],
     trials: int,

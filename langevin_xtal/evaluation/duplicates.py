@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,7 @@ from langevin_xtal.evaluation.matching import (
 )
 from langevin_xtal.evaluation.structures import StructureSet
 
+Scalar = TypeVar("Scalar", bound=np.generic)
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -313,18 +314,16 @@ def metre(
     Metre
         NaN for an empty reference.
     """
-    places: dict[int, str] = {}
     pairs = _same_formula(generated, reference)
-    values = match_pairs(
-        _cells(pairs, generated, reference),
+    compare = partial(
+        match_pairs,
         tolerances=tolerances,
         cache=cache,
         workers=workers,
         progress=progress,
-        failures=places,
         seconds=seconds,
     )
-    _name(places, pairs, generated, reference, failures)
+    values = _compared(compare, pairs, generated, reference, failures)
     best = np.full(len(reference), np.inf)
     hits = np.isfinite(values)
     np.minimum.at(best, pairs[hits, 1], values[hits])
@@ -379,17 +378,15 @@ def unique_groups(
             ],
             dtype=np.int64,
         )
-        places: dict[int, str] = {}
-        fits = fit_pairs(
-            _cells(pairs, structures, structures),
+        compare = partial(
+            fit_pairs,
             tolerances=tolerances,
             cache=cache,
             workers=workers,
             progress=_after_rounds(progress, compared),
-            failures=places,
             seconds=seconds,
         )
-        _name(places, pairs, structures, structures, failures)
+        fits = _compared(compare, pairs, structures, structures, failures)
         compared += len(pairs)
         same = set(map(tuple, pairs[fits].tolist()))
         left = [_join(members, block, same, first_of) for members in waiting]
@@ -439,18 +436,16 @@ def novel(
     BoolArray
         (B,)
     """
-    places: dict[int, str] = {}
     pairs = _same_formula(structures, training)
-    fits = fit_pairs(
-        _cells(pairs, structures, training),
+    compare = partial(
+        fit_pairs,
         tolerances=tolerances,
         cache=cache,
         workers=workers,
         progress=progress,
-        failures=places,
         seconds=seconds,
     )
-    _name(places, pairs, structures, training, failures)
+    fits = _compared(compare, pairs, structures, training, failures)
     result = np.ones(len(structures), dtype=bool)
     result[pairs[fits, 0]] = False
     return result
@@ -478,18 +473,21 @@ def _cells(pairs: IntArray, first: StructureSet, second: StructureSet) -> list[t
     return [(firsts[a], seconds[b]) for a, b in pairs.tolist()]
 
 
-def _name(
-    places: Mapping[int, str],
+def _compared(
+    compare: Callable[..., NDArray[Scalar]],
     pairs: IntArray,
     first: StructureSet,
     second: StructureSet,
     failures: dict[tuple[str, str], str] | None,
-) -> None:
-    """Add failures to ``failures`` by the identifiers of their pairs."""
+) -> NDArray[Scalar]:
+    """(P,) what a comparison says of (P, 2) pairs; failures are named by their identifiers."""
+    places: dict[int, str] = {}
+    found = compare(_cells(pairs, first, second), failures=places)
     if failures is not None:
         for place, reason in places.items():
             a, b = pairs[place]
             failures[first.ids[a], second.ids[b]] = reason
+    return found
 
 
 def _after_rounds(progress: Progress | None, compared: int) -> Progress | None:

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from langevin_xtal.errors import InputError
 from langevin_xtal.files import unwritable, write_text
 
@@ -129,7 +132,9 @@ class Column:
 
     label: str
     summary: dict[str, Any] = field(default_factory=dict)
-    tables: dict[str, Any] = field(default_factory=dict)  #: rates by bin, plotted or printed
+    tables: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  #: rates by bin, plotted or printed
     structures: list[dict[str, Any]] = field(default_factory=list)  #: one entry per structure
     missing: list[dict[str, str]] = field(default_factory=list)  #: id and reason
     failures: dict[str, dict[str, str]] = field(default_factory=dict)  #: feature → id → reason
@@ -140,9 +145,11 @@ class Report:
     """What :func:`~langevin_xtal.evaluation.protocol.evaluate` returns."""
 
     columns: list[Column]
-    settings: dict[str, Any]
+    settings: dict[str, object]
     notes: list[str]
-    reference: dict[str, Any]  #: name to (R,) values of the reference crystals, for the plots
+    reference: Mapping[
+        str, NDArray[np.float64] | NDArray[np.int64]
+    ]  #: name to (R,) values of the reference crystals, for the plots
 
     @property
     def summary(self) -> dict[str, dict[str, Any]]:
@@ -205,7 +212,7 @@ class Report:
                 blocks.append(_rst([title, *labels], rows))
         return "\n\n".join(blocks) + "\n"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Everything, JSON-serialisable; what is not a number is ``None``."""
         columns = {
             column.label: {
@@ -223,8 +230,7 @@ class Report:
             "columns": columns,
             "reference": self.reference,
         }
-        result: dict[str, Any] = _plain(plain)
-        return result
+        return {key: _plain(value) for key, value in plain.items()}
 
     def save(self, folder: Path) -> list[Path]:
         """Write ``evaluation.json`` and ``evaluation.txt`` to ``folder``, which is made.
@@ -249,11 +255,11 @@ class Report:
         return [folder / name for name in texts]
 
 
-def _known(value: Any) -> bool:
+def _known(value: object) -> bool:
     return value is not None and not (isinstance(value, float) and math.isnan(value))
 
 
-def _shown(value: Any, metric: Metric) -> str:
+def _shown(value: object, metric: Metric) -> str:
     return format(value, metric.form) if _known(value) else "–"
 
 
@@ -265,7 +271,7 @@ def _rst(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([rule, lines[0], rule, *lines[1:], rule])
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """JSON's types; numbers that are not finite become None."""
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}

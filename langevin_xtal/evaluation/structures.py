@@ -148,10 +148,7 @@ class StructureSet(CrystalBatch[NDArray[Any]]):
 
     def select(self, indices: ArrayLike, label: str | None = None) -> StructureSet:
         """The structures at ``indices``, without the missing ones."""
-        indices = np.asarray(indices)
-        if indices.size == 0:
-            indices = indices.astype(np.int64)  # an empty list arrives as float
-        picked = np.arange(len(self))[indices].reshape(-1)
+        picked = self.places(indices)
         ids = tuple(self.ids[k] for k in picked)
         return StructureSet(**self.picked(picked), label=label or self.label, ids=ids)
 

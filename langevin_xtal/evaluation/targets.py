@@ -17,11 +17,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from langevin_xtal.config.evaluation import Mode
 from langevin_xtal.crystal.cell import Cell, expanded
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.request import Request
@@ -43,9 +44,6 @@ IntArray = NDArray[np.int64]
 
 Progress = Callable[[int, int], None]
 """Called with the parts done and planned."""
-
-Mode = Literal["sites", "formula", "letters", "composition"]
-"""What the sampler is given of a target."""
 
 PAPER_GROUPS = range(16, 231)
 """Groups whose cell angles are fixed by symmetry: those of the paper."""

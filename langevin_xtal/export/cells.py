@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import re
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from langevin_xtal.config.export import CellChoice
 from langevin_xtal.config.tolerances import USUAL
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.pymatgen import to_structure
-from langevin_xtal.errors import InputError
 from langevin_xtal.structures.record import collinear, is_collinear
 from langevin_xtal.symmetry.detection import standard_cell
 
 if TYPE_CHECKING:
+    from ase.constraints import FixConstraint
     from pymatgen.core import Structure
 
     from langevin_xtal.crystal.entry import Entry
 
-CellChoice = Literal["primitive", "conventional", "stored"]
-CELL_CHOICES: tuple[CellChoice, ...] = ("primitive", "conventional", "stored")
+CELL_CHOICES: tuple[CellChoice, ...] = get_args(CellChoice)
 SAME_MOMENT = 0.1
 """Moments of one element that differ by less are equal [μB]."""
 
@@ -111,7 +110,7 @@ def carried_notes(entry: Entry, choice: CellChoice, *, vectors: bool = False) ->
 
 def ase_constraints(
     fixed: NDArray[np.bool_], lattice: NDArray[np.float64]
-) -> tuple[list[Any], str]:
+) -> tuple[list[FixConstraint], str]:
     """Fixed atoms (N, 3) as ASE's constraints along Cartesian axes, and a note on the others.
 
     An atom that may move along some axes of the cell can be held so only where these are
@@ -119,7 +118,7 @@ def ase_constraints(
     """
     from ase.constraints import FixAtoms, FixCartesian
 
-    held: list[Any] = []
+    held: list[FixConstraint] = []
     everywhere = np.flatnonzero(fixed.all(axis=1))
     if len(everywhere):
         held.append(FixAtoms(everywhere.tolist()))
@@ -157,14 +156,6 @@ def _magnetic_cell(
         np.array(element, dtype=np.int64)[made[2] - 1],
         np.array(moment)[made[2] - 1],
     )
-
-
-def check_cell_options(choice: str, symprec: float) -> None:
-    """Raise InputError for a cell or a tolerance [Å] that cannot be used."""
-    if choice not in CELL_CHOICES:
-        raise InputError(f"cell {choice!r} is not known: give {', '.join(CELL_CHOICES)}")
-    if not (math.isfinite(symprec) and 0 < symprec <= 1):
-        raise InputError(f"symprec is {symprec}: it must lie above 0 and up to 1 Å")
 
 
 def entry_name(rank: int, entry: Entry) -> str:

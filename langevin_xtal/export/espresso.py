@@ -12,20 +12,18 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from langevin_xtal.config.tolerances import USUAL
+from langevin_xtal.config.export import Calculation, CellChoice, PwConfig
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.errors import InputError
 from langevin_xtal.export.cells import (
-    CellChoice,
     ase_constraints,
     carried_notes,
-    check_cell_options,
     export_structure,
 )
 from langevin_xtal.export.folders import Inputs, write_folders
@@ -36,33 +34,42 @@ from langevin_xtal.export.notes import Notes
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-CALCULATIONS = ("vc-relax", "relax", "scf")
-COMMAND = "srun pw.x -in pw.in > pw.out"
-KSPACING = 0.2
-"""Largest distance between k-points [1/Å], with the factor 2π."""
-PSEUDO_DIR = "../pseudo"
-PSEUDO_NAME = "{element}.upf"
 MAGNETIC = frozenset([*range(24, 29), *range(58, 71)])
 """Atomic numbers whose presence makes a run spin-polarised: Cr to Ni, Ce to Yb."""
 STARTING_MAGNETIZATION = 0.5
 """Of the magnetic elements, as a fraction of the valence electrons."""
 
 
+class PwSettings(TypedDict):
+    """What determines ``pw.in`` besides the structure."""
+
+    export: str
+    input_set: str
+    pseudo_dir: str
+    pseudo_name: str
+    kspacing: float
+    ecutwfc: float
+    ecutrho: float
+    overrides: dict[str, object]
+    cell: CellChoice
+    symprec: float
+
+
 def export_qe(
     entries: Sequence[Entry],
     out: str | os.PathLike[str],
     *,
-    calculation: str = "vc-relax",
-    pseudo_dir: str = PSEUDO_DIR,
-    pseudo_name: str = PSEUDO_NAME,
-    kspacing: float = KSPACING,
-    ecutwfc: float = 60.0,
-    ecutrho: float = 480.0,
-    overrides: Mapping[str, Any] | None = None,
-    cell: CellChoice = "primitive",
-    symprec: float = USUAL,
-    command: str = COMMAND,
-    concurrent: int = 16,
+    calculation: Calculation = PwConfig.calculation,
+    pseudo_dir: str = PwConfig.pseudo_dir,
+    pseudo_name: str = PwConfig.pseudo_name,
+    kspacing: float = PwConfig.kspacing,
+    ecutwfc: float = PwConfig.ecutwfc,
+    ecutrho: float = PwConfig.ecutrho,
+    overrides: Mapping[str, object] | None = None,
+    cell: CellChoice = PwConfig.cell,
+    symprec: float = PwConfig.symprec,
+    command: str = PwConfig.command,
+    concurrent: int = PwConfig.concurrent,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
@@ -104,9 +111,16 @@ def export_qe(
     LangevinXtalError
         When the disk is full, or no candidate could be written.
     """
-    check_cell_options(cell, symprec)
-    _check_options(calculation, pseudo_name, kspacing, ecutwfc, ecutrho)
-    settings: dict[str, Any] = {
+    PwConfig(
+        calculation=calculation,
+        kspacing=kspacing,
+        ecutwfc=ecutwfc,
+        ecutrho=ecutrho,
+        cell=cell,
+        symprec=symprec,
+    )
+    _check_name(pseudo_name)
+    settings: PwSettings = {
         "export": "qe",
         "input_set": calculation,
         "pseudo_dir": pseudo_dir,
@@ -145,7 +159,7 @@ def export_qe(
     )
 
 
-def pw_input(structure: Structure, settings: Mapping[str, Any]) -> tuple[str, str]:
+def pw_input(structure: Structure, settings: PwSettings) -> tuple[str, str]:
     """The text of ``pw.in``, and a note on what it does not hold.
 
     ``settings`` as :func:`export_qe` gathers them. Moments (site property ``magmom``) start in
@@ -172,7 +186,7 @@ def pw_input(structure: Structure, settings: Mapping[str, Any]) -> tuple[str, st
     if free is not None:
         held, note = ase_constraints(~np.array(free, dtype=bool), structure.lattice.matrix)
         atoms.set_constraint(held)
-    variables: dict[str, Any] = {
+    variables: dict[str, object] = {
         "calculation": settings["input_set"],
         "prefix": "pwscf",
         "outdir": "./out",
@@ -217,7 +231,7 @@ def k_grid(lattice: NDArray[np.float64], kspacing: float) -> tuple[int, ...]:
     return tuple(max(1, math.ceil(n - 1e-6)) for n in lengths / kspacing)
 
 
-def read_pw_variable(text: str) -> tuple[str, Any]:
+def read_pw_variable(text: str) -> tuple[str, object]:
     """``"degauss=0.02"`` to a pw.x variable and its value; ``"degauss="`` removes it.
 
     Raises
@@ -241,28 +255,15 @@ def read_pw_variable(text: str) -> tuple[str, Any]:
     return name, value.strip("'\"")
 
 
-def _check_options(
-    calculation: str, pseudo_name: str, kspacing: float, ecutwfc: float, ecutrho: float
-) -> None:
-    if calculation not in CALCULATIONS:
-        raise InputError(
-            f"calculation {calculation!r} is not known: give {', '.join(CALCULATIONS)}"
-        )
+def _check_name(pseudo_name: str) -> None:
     if "{element}" not in pseudo_name or "/" in pseudo_name:
         raise InputError(
             f"pseudopotentials cannot be named {pseudo_name!r}: give a file name with {{element}} "
             "in it, such as {element}.upf"
         )
-    for name, value, unit in (
-        ("kspacing", kspacing, "1/Å"),
-        ("ecutwfc", ecutwfc, "Ry"),
-        ("ecutrho", ecutrho, "Ry"),
-    ):
-        if not (math.isfinite(value) and value > 0):
-            raise InputError(f"{name} is {value}: it must be above 0 {unit}")
 
 
-def _checked_variables(overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _checked_variables(overrides: Mapping[str, object]) -> dict[str, object]:
     from ase.io.espresso_namelist.keys import ALL_KEYS
 
     known = {name.lower() for names in ALL_KEYS["pw"].values() for name in names}

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -58,7 +58,7 @@ def write_folders(
     out: str | os.PathLike[str],
     make: Callable[[Entry, str, Notes], Inputs],
     *,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     job: Job,
     force: bool = False,
     progress: Progress | None = None,
@@ -95,7 +95,7 @@ def write_folders(
     if not entries:
         raise InputError("there is no candidate to export; check the source and its filters")
     root = Path(out)
-    make_root(root, settings["export"], force=force)
+    make_root(root, str(settings["export"]), force=force)
     notes = Notes() if notes is None else notes
     run = _Export(root, settings, make, notes, force)
     plan = run.plan(entries)
@@ -125,7 +125,7 @@ class _Export:
     def __init__(
         self,
         root: Path,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, object],
         make: Callable[[Entry, str, Notes], Inputs],
         notes: Notes,
         force: bool,
@@ -315,8 +315,8 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
     return record if _is_record(record) else None
 
 
-def _is_record(record: Any) -> bool:
-    def texts(values: Any) -> bool:
+def _is_record(record: object) -> bool:
+    def texts(values: Iterable[object]) -> bool:
         return all(isinstance(value, str) for value in values)
 
     return (

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from langevin_xtal.config.export import JobConfig
 from langevin_xtal.errors import InputError
 from langevin_xtal.files import write_text
 
@@ -27,7 +28,7 @@ class Job:
     name: str
     command: str
     """Run by bash within each folder, such as ``"srun vasp_std"``."""
-    concurrent: int = 16
+    concurrent: int = JobConfig.concurrent
     """Tasks that may run at a time."""
     needs: str = ""
     """A file without which the program cannot run and that may be missing."""

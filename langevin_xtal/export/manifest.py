@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from langevin_xtal.crystal.cell import cell_key
 from langevin_xtal.crystal.entry import Entry
@@ -67,7 +66,7 @@ def structure_sha(entry: Entry) -> str:
     return cell_key(entry.cell)
 
 
-def export_key(entry: Entry, settings: Mapping[str, Any]) -> str:
+def export_key(entry: Entry, settings: Mapping[str, object]) -> str:
     """SHA-256 of what determines the files of a candidate: identifier, structure and settings."""
     content = {"uid": entry.uid, "structure": structure_sha(entry), "settings": dict(settings)}
     for name, values in (("moments", entry.moments), ("fixed", entry.fixed)):
@@ -115,5 +114,5 @@ def read_kinds(path: Path) -> set[str]:
         return {""}
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return "" if value is None else str(value)

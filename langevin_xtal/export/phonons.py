@@ -14,17 +14,15 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from langevin_xtal.config.tolerances import USUAL
+from langevin_xtal.config.export import CellChoice, PhonopyConfig, PotcarChoice
 from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.errors import InputError
 from langevin_xtal.export.cells import (
-    CellChoice,
     carried_notes,
-    check_cell_options,
     export_structure,
 )
 from langevin_xtal.export.folders import Inputs, write_folders
@@ -32,8 +30,6 @@ from langevin_xtal.export.jobs import Job
 from langevin_xtal.export.manifest import Manifest
 from langevin_xtal.export.notes import Notes
 from langevin_xtal.export.vasp import (
-    COMMAND,
-    PotcarChoice,
     VaspWriter,
     vasp_notes,
     vasp_settings,
@@ -44,7 +40,7 @@ if TYPE_CHECKING:
     from phonopy.structure.atoms import PhonopyAtoms
     from pymatgen.core import Structure
 
-FORCES: Mapping[str, Any] = {
+FORCES: Mapping[str, object] = {
     "IBRION": -1,
     "NSW": 0,
     "ISIF": 2,
@@ -60,8 +56,6 @@ FORCES: Mapping[str, Any] = {
 }
 """INCAR tags for forces on displaced atoms: nothing moves, tightly converged, no real-space
 projection; the symmetry that the displaced cell still has is used, which forces obey."""
-MIN_HEIGHT = 10.0
-"""Default distance between opposite faces of the supercell [Å]."""
 MAX_ATOMS = 600
 """A larger supercell is refused."""
 
@@ -71,15 +65,15 @@ def export_phonopy(
     out: str | os.PathLike[str],
     *,
     dim: Sequence[int] | None = None,
-    min_height: float = MIN_HEIGHT,
-    distance: float = 0.01,
-    input_set: str = "MPStaticSet",
-    potcar: PotcarChoice = "auto",
-    overrides: Mapping[str, Any] | None = None,
-    cell: CellChoice = "conventional",
-    symprec: float = USUAL,
-    command: str = COMMAND,
-    concurrent: int = 16,
+    min_height: float = PhonopyConfig.min_height,
+    distance: float = PhonopyConfig.distance,
+    input_set: str = PhonopyConfig.input_set,
+    potcar: PotcarChoice = PhonopyConfig.potcar,
+    overrides: Mapping[str, object] | None = None,
+    cell: CellChoice = PhonopyConfig.cell,
+    symprec: float = PhonopyConfig.symprec,
+    command: str = PhonopyConfig.command,
+    concurrent: int = PhonopyConfig.concurrent,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
@@ -121,17 +115,25 @@ def export_phonopy(
     LangevinXtalError
         When the disk is full, or no candidate could be written.
     """
-    check_cell_options(cell, symprec)
-    _check_options(dim, min_height, distance)
-    settings = vasp_settings("phonopy", input_set, potcar, overrides, cell, symprec)
-    settings |= {
+    config = PhonopyConfig(
+        input_set=input_set,
+        potcar=potcar,
+        cell=cell,
+        symprec=symprec,
+        min_height=min_height,
+        distance=distance,
+    )
+    _check_multiples(dim)
+    vasp = vasp_settings("phonopy", config, overrides)
+    settings: dict[str, object] = {
+        **vasp,
         "dim": None if dim is None else [int(n) for n in dim],
         "min_height": min_height if dim is None else None,
         "distance": distance,
     }
     tags = {**FORCES, **(overrides or {})}
     options = {"sort_structure": False, "force_gamma": True}
-    writer = VaspWriter(input_set, settings["potcar"], tags, options)
+    writer = VaspWriter(input_set, vasp["potcar"], tags, options)
 
     def make(entry: Entry, name: str, notes: Notes) -> Inputs:
         entry = replace(entry, fixed=None)  # nothing but the displaced atom moves
@@ -149,7 +151,7 @@ def export_phonopy(
         job=Job("phonopy", command, concurrent, needs="POTCAR"),
         force=force,
         progress=progress,
-        notes=vasp_notes(potcar, settings, os.fspath(out)),
+        notes=vasp_notes(potcar, vasp, os.fspath(out)),
     )
 
 
@@ -240,12 +242,8 @@ def _structure(cell: PhonopyAtoms) -> Structure:
     )
 
 
-def _check_options(dim: Sequence[int] | None, min_height: float, distance: float) -> None:
+def _check_multiples(dim: Sequence[int] | None) -> None:
     if dim is not None and (len(dim) != 3 or min(dim) < 1):
         raise InputError(
             f"dim is {','.join(map(str, dim))}: give three whole numbers of 1 or more"
         )
-    if not (math.isfinite(min_height) and min_height > 0):
-        raise InputError(f"min_height is {min_height}: it must be above 0 Å")
-    if not (math.isfinite(distance) and 0 < distance <= 0.5):
-        raise InputError(f"distance is {distance}: it must lie above 0 and up to 0.5 Å")

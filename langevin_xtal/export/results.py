@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from langevin_xtal.crystal.ase import from_atoms
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.errors import DataError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from pymatgen.core import Structure
 
 VASP_FILES = ("vasprun.xml", "vasprun.xml.gz", "vasprun.xml.bz2")
 QE_FILES = ("pw.out", "espresso.pwo", "pw.pwo")
@@ -37,7 +41,7 @@ class DftResult:
     energy: float  #: at the end [eV/atom]
     gap: float | None = None  #: band gap [eV], 0 for a metal
     magnetisation: float | None = None  #: total [μB/atom]
-    settings: Mapping[str, Any] = field(default_factory=dict)  #: INCAR tags it ran with
+    settings: Mapping[str, object] = field(default_factory=dict)  #: INCAR tags it ran with
     notes: tuple[str, ...] = ()  #: what was not checked, or differs
 
 
@@ -71,7 +75,7 @@ def read_result(path: Path) -> DftResult:
         raise DataError(f"{path.name} cannot be read ({type(error).__name__}: {first})") from None
 
 
-def _cell(structure: Any) -> Cell:
+def _cell(structure: Structure) -> Cell:
     """Of a pymatgen Structure."""
     return (
         np.array(structure.lattice.matrix, dtype=float),
@@ -135,7 +139,7 @@ def _outcar(folder: Path, atoms: int) -> tuple[float | None, tuple[str, ...]]:
     return (None if total is None else float(total) / atoms), ()
 
 
-def incar_differences(ran: Mapping[str, Any], exported: str) -> list[str]:
+def incar_differences(ran: Mapping[str, object], exported: str) -> list[str]:
     """INCAR tags a run had otherwise than the file that was exported, in words."""
     from pymatgen.io.vasp.inputs import Incar
 
@@ -149,7 +153,7 @@ def incar_differences(ran: Mapping[str, Any], exported: str) -> list[str]:
     return said
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(one: object, other: object) -> bool:
     if isinstance(one, (list, tuple)) or isinstance(other, (list, tuple)):
         left, right = np.ravel([one]).tolist(), np.ravel([other]).tolist()
         return len(left) == len(right) and all(map(_same, left, right))
@@ -195,7 +199,7 @@ def _ase(path: Path) -> DftResult:
     return of_frames(read(str(path), index=":"), path.name)  # type: ignore[arg-type]
 
 
-def of_frames(frames: list[Any], name: str) -> DftResult:
+def of_frames(frames: Sequence[Atoms], name: str) -> DftResult:
     """A relaxation, or a single point, as ASE's atoms with energies.
 
     Raises

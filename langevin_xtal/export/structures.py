@@ -9,10 +9,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from langevin_xtal.config.export import CellChoice, CifConfig, XyzConfig
 from langevin_xtal.config.tolerances import USUAL
 from langevin_xtal.crystal.ase import to_atoms
 from langevin_xtal.crystal.asymmetric import asymmetric_unit, declared_sites
@@ -21,11 +22,9 @@ from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.errors import InputError, LangevinXtalError, RejectError
 from langevin_xtal.export.cells import (
     Carried,
-    CellChoice,
     ase_constraints,
     carried_cell,
     carried_notes,
-    check_cell_options,
     entry_name,
 )
 from langevin_xtal.export.folders import MANIFEST, Progress, make_root
@@ -50,7 +49,7 @@ def export_cif(
     entries: Sequence[Entry],
     out: str | os.PathLike[str],
     *,
-    symprec: float = USUAL,
+    symprec: float = CifConfig.symprec,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -82,7 +81,7 @@ def export_cif(
         When the disk is full.
     """
     _check(entries)
-    check_cell_options("stored", symprec)
+    CifConfig(symprec=symprec)
     root = Path(out)
     make_root(root, "cif", force=force)
     notes = Notes()
@@ -122,8 +121,8 @@ def export_xyz(
     entries: Sequence[Entry],
     out: str | os.PathLike[str],
     *,
-    cell: CellChoice = "stored",
-    symprec: float = USUAL,
+    cell: CellChoice = XyzConfig.cell,
+    symprec: float = XyzConfig.symprec,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -153,7 +152,7 @@ def export_xyz(
         When the disk is full.
     """
     _check(entries)
-    check_cell_options(cell, symprec)
+    XyzConfig(cell=cell, symprec=symprec)
     from ase.io import write
 
     path = Path(out)
@@ -202,7 +201,7 @@ def entry_cif(entry: Entry, rank: int, symprec: float = USUAL) -> tuple[str, str
     return facts + sites_cif(sites, f"{rank:04d}_{sites.group}"), origin
 
 
-def _plain_line(value: Any) -> str:
+def _plain_line(value: object) -> str:
     """A comment of a CIF: ASCII, one line of at most 2048 characters with its name."""
     text = " ".join(str(value).split())
     return text.encode("ascii", "backslashreplace").decode()[:1500]
@@ -260,7 +259,7 @@ def _unfinished(path: Path, error: OSError, done: int, planned: int) -> Langevin
     )
 
 
-def _facts(entry: Entry) -> Iterator[tuple[str, Any]]:
+def _facts(entry: Entry) -> Iterator[tuple[str, object]]:
     """What is known of an entry, by name."""
     yield "uid", entry.uid
     yield "formula", entry.formula
@@ -277,7 +276,7 @@ def _facts(entry: Entry) -> Iterator[tuple[str, Any]]:
 
 def _atoms(chosen: Carried, entry: Entry, rank: int) -> tuple[Atoms, list[str]]:
     """ase.Atoms, and what could not be carried along."""
-    info: dict[str, Any] = {"name": entry_name(rank, entry), "rank": rank}
+    info: dict[str, object] = {"name": entry_name(rank, entry), "rank": rank}
     for name, value in _facts(entry):
         plain = value.item() if isinstance(value, np.generic) else value
         info.setdefault(name, " ".join(plain.split()) if isinstance(plain, str) else plain)

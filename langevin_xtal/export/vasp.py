@@ -12,15 +12,13 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from langevin_xtal.config.tolerances import USUAL
+from langevin_xtal.config.export import CellChoice, PotcarChoice, VaspConfig
 from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.errors import InputError
 from langevin_xtal.export.cells import (
-    CellChoice,
     carried_notes,
-    check_cell_options,
     export_structure,
 )
 from langevin_xtal.export.folders import Inputs, write_folders
@@ -45,8 +43,18 @@ INPUT_SETS = (
     "MatPESStaticSet",
 )
 """Names of ``pymatgen.io.vasp.sets`` that need nothing but a structure."""
-PotcarChoice = Literal["auto", "spec", "files"]
-COMMAND = "srun vasp_std"
+
+
+class VaspSettings(TypedDict):
+    """What determines VASP inputs besides the structure."""
+
+    export: str
+    input_set: str
+    potcar: PotcarChoice
+    overrides: dict[str, object]
+    cell: CellChoice
+    symprec: float
+
 
 _BY_ELEMENT = ("MAGMOM", "LDAUU", "LDAUJ", "LDAUL")
 
@@ -55,13 +63,13 @@ def export_vasp(
     entries: Sequence[Entry],
     out: str | os.PathLike[str],
     *,
-    input_set: str = "MPRelaxSet",
-    potcar: PotcarChoice = "auto",
-    overrides: Mapping[str, Any] | None = None,
-    cell: CellChoice = "primitive",
-    symprec: float = USUAL,
-    command: str = COMMAND,
-    concurrent: int = 16,
+    input_set: str = VaspConfig.input_set,
+    potcar: PotcarChoice = VaspConfig.potcar,
+    overrides: Mapping[str, object] | None = None,
+    cell: CellChoice = VaspConfig.cell,
+    symprec: float = VaspConfig.symprec,
+    command: str = VaspConfig.command,
+    concurrent: int = VaspConfig.concurrent,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
@@ -100,8 +108,8 @@ def export_vasp(
     LangevinXtalError
         When the disk is full, or no candidate could be written.
     """
-    check_cell_options(cell, symprec)
-    settings = vasp_settings("vasp", input_set, potcar, overrides, cell, symprec)
+    config = VaspConfig(input_set=input_set, potcar=potcar, cell=cell, symprec=symprec)
+    settings = vasp_settings("vasp", config, overrides)
     writer = VaspWriter(input_set, settings["potcar"], overrides or {})
     notes = vasp_notes(potcar, settings, os.fspath(out))
 
@@ -148,7 +156,7 @@ class VaspWriter:
         self,
         input_set: str,
         potcar: PotcarChoice,
-        overrides: Mapping[str, Any],
+        overrides: Mapping[str, object],
         options: Mapping[str, Any] | None = None,
     ) -> None:
         self.input_set = _input_set(input_set)
@@ -227,13 +235,8 @@ class VaspWriter:
 
 
 def vasp_settings(
-    export: str,
-    input_set: str,
-    potcar: str,
-    overrides: Mapping[str, Any] | None,
-    cell: CellChoice,
-    symprec: float,
-) -> dict[str, Any]:
+    export: str, config: VaspConfig, overrides: Mapping[str, object] | None
+) -> VaspSettings:
     """What determines VASP inputs besides the structure, with ``"auto"`` resolved.
 
     Raises
@@ -241,12 +244,8 @@ def vasp_settings(
     InputError
         For options that cannot be used.
     """
-    if potcar not in get_args(PotcarChoice):
-        raise InputError(
-            f"potcar {potcar!r} is not known: give {', '.join(get_args(PotcarChoice))}"
-        )
     folder = _potcar_folder()
-    if potcar == "files" and not folder:
+    if config.potcar == "files" and not folder:
         raise InputError(
             "POTCAR files are asked for, but pymatgen knows no folder of pseudopotentials: set "
             "PMG_VASP_PSP_DIR to it, or give --potcar spec"
@@ -256,15 +255,15 @@ def vasp_settings(
             raise InputError(f"INCAR tag {key!r} is not one: tags are like ENCUT, in capitals")
     return {
         "export": export,
-        "input_set": input_set,
-        "potcar": "spec" if potcar == "auto" and not folder else potcar,
+        "input_set": config.input_set,
+        "potcar": "spec" if config.potcar == "auto" and not folder else config.potcar,
         "overrides": {k: overrides[k] for k in sorted(overrides)} if overrides else {},
-        "cell": cell,
-        "symprec": symprec,
+        "cell": config.cell,
+        "symprec": config.symprec,
     }
 
 
-def vasp_notes(potcar: str, settings: Mapping[str, Any], out: str) -> Notes:
+def vasp_notes(potcar: str, settings: VaspSettings, out: str) -> Notes:
     """Notes that begin with unknown tags, and that POTCAR files are not written where it is so."""
     from pymatgen.io.vasp import Incar
 
@@ -282,7 +281,7 @@ def vasp_notes(potcar: str, settings: Mapping[str, Any], out: str) -> Notes:
     return notes
 
 
-def read_incar_tag(text: str) -> tuple[str, Any]:
+def read_incar_tag(text: str) -> tuple[str, object]:
     """``"ENCUT=600"`` to a tag and its value; ``"MAGMOM=Fe:5,O:0.6"`` to values by element.
 
     ``"LASPH="`` gives None, which removes the tag.

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from langevin_xtal.graph.contract import (
     MARGIN,
@@ -22,6 +23,10 @@ from langevin_xtal.graph.contract import (
     too_many_near,
 )
 from langevin_xtal.symmetry.sites import IDENTICAL
+
+Reals = NDArray[np.float64]
+Integers = NDArray[np.int64]
+_Built = tuple[Reals, int, Integers, Reals, Integers, Reals, Integers]
 
 GROWTH = 1.3
 """Growth of the search radius, as in the reference: errors depend on it."""
@@ -67,7 +72,7 @@ def build(crystals: CrystalArrays, settings: GraphSettings) -> SymmetryMultigrap
 
 
 @njit(cache=True, nogil=True)
-def _grown(array: Any, rows: int) -> Any:  # pragma: no cover - compiled
+def _grown(array: NDArray[Any], rows: int) -> NDArray[Any]:  # pragma: no cover - compiled
     """A copy with room for at least ``rows``."""
     out = np.empty((max(rows, 2 * array.shape[0]), array.shape[1]), array.dtype)
     out[: array.shape[0]] = array
@@ -75,7 +80,7 @@ def _grown(array: Any, rows: int) -> Any:  # pragma: no cover - compiled
 
 
 @njit(cache=True, nogil=True)
-def _factor(lattice: Any, factor: Any) -> None:  # pragma: no cover - compiled
+def _factor(lattice: Reals, factor: Reals) -> None:  # pragma: no cover - compiled
     """Fills ``factor``: aa, ab, ac, bb, bc, cc, then volume, 1 / heights and shortest row."""
     a, b, c = lattice[0], lattice[1], lattice[2]
     face = np.empty((3, 3))
@@ -96,15 +101,15 @@ def _factor(lattice: Any, factor: Any) -> None:  # pragma: no cover - compiled
 
 @njit(cache=True, nogil=True)
 def _images(
-    delta: Any,
-    lattice: Any,
-    factor: Any,
+    delta: Reals,
+    lattice: Reals,
+    factor: Reals,
     radius: float,
     skip: float,
     atom: int,
     count: int,
-    reals: Any,
-    integers: Any,
+    reals: Reals,
+    integers: Integers,
 ) -> int:  # pragma: no cover - compiled
     """Writes the images ``delta + n`` within ``radius``; the new count, which may not have fit."""
     aa, ab, ac, bb, bc, cc = factor[0], factor[1], factor[2], factor[3], factor[4], factor[5]
@@ -143,18 +148,18 @@ def _images(
 def _search(
     first: int,
     last: int,
-    atoms: Any,
-    at: Any,
-    atom_frac: Any,
-    atom_label: Any,
+    atoms: Integers,
+    at: Reals,
+    atom_frac: Reals,
+    atom_label: Integers,
     own: int,
-    lattice: Any,
-    factor: Any,
+    lattice: Reals,
+    factor: Reals,
     radius: float,
     coincidence: float,
-    reals: Any,
-    integers: Any,
-) -> tuple[int, Any, Any]:  # pragma: no cover - compiled
+    reals: Reals,
+    integers: Integers,
+) -> tuple[int, Reals, Integers]:  # pragma: no cover - compiled
     """Images of ``atoms[first:last]`` within ``radius`` of ``at``; buffers grow as needed."""
     delta = np.empty(3)
     while True:
@@ -171,7 +176,9 @@ def _search(
 
 
 @njit(cache=True, nogil=True)
-def _keep_below(distance: float, count: int, reals: Any, integers: Any) -> int:  # pragma: no cover
+def _keep_below(
+    distance: float, count: int, reals: Reals, integers: Integers
+) -> int:  # pragma: no cover
     kept = 0
     for k in range(count):
         if reals[k, 3] < distance:
@@ -181,7 +188,7 @@ def _keep_below(distance: float, count: int, reals: Any, integers: Any) -> int: 
 
 
 @njit(cache=True, nogil=True)
-def _shell_count(ordered: Any, k_min: int, k_max: int, over: bool) -> int:  # pragma: no cover
+def _shell_count(ordered: Reals, k_min: int, k_max: int, over: bool) -> int:  # pragma: no cover
     """Images in whole shells: those that fit in ``k_max``, or enough for ``k_min``; 0: unknown."""
     count = len(ordered)
     if over:
@@ -195,7 +202,7 @@ def _shell_count(ordered: Any, k_min: int, k_max: int, over: bool) -> int:  # pr
 
 
 @njit(cache=True, nogil=True)
-def _near_limit(atoms: int, factor: Any, radius: float) -> float:  # pragma: no cover - compiled
+def _near_limit(atoms: int, factor: Reals, radius: float) -> float:  # pragma: no cover - compiled
     """What the contract compares with ``MAX_NEAR``."""
     near = float(atoms)
     for r in range(7, 10):
@@ -205,21 +212,21 @@ def _near_limit(atoms: int, factor: Any, radius: float) -> float:  # pragma: no 
 
 @njit(cache=True, nogil=True)
 def _neighbours(
-    at: Any,
+    at: Reals,
     own: int,
-    everyone: Any,
-    atom_frac: Any,
-    atom_label: Any,
-    lattice: Any,
-    factor: Any,
+    everyone: Integers,
+    atom_frac: Reals,
+    atom_label: Integers,
+    lattice: Reals,
+    factor: Reals,
     cutoff: float,
     k_min: int,
     k_max: int,
     coincidence: float,
     max_near: float,
-    reals: Any,
-    integers: Any,
-) -> tuple[float, int, float, Any, Any]:  # pragma: no cover - compiled
+    reals: Reals,
+    integers: Integers,
+) -> tuple[float, int, float, Reals, Integers]:  # pragma: no cover - compiled
     """Rule 2: (refused radius or 0, neighbours, reach, buffers)."""
     atoms = len(everyone)
     if not _near_limit(atoms, factor, cutoff) <= max_near:
@@ -272,7 +279,7 @@ def _neighbours(
 
 @njit(cache=True, nogil=True)
 def _distance_bound(
-    at: Any, image: Any, own: bool, lattice: Any, shortest: float, coincidence: float
+    at: Reals, image: Reals, own: bool, lattice: Reals, shortest: float, coincidence: float
 ) -> float:  # pragma: no cover - compiled
     """Some image of an atom that counts is no further than this [Å]."""
     x = y = z = 0.0
@@ -288,21 +295,21 @@ def _distance_bound(
 
 @njit(cache=True, nogil=True)
 def _nearest_shell(
-    at: Any,
+    at: Reals,
     own: int,
     first: int,
     last: int,
-    by_label: Any,
-    atom_frac: Any,
-    atom_label: Any,
-    lattice: Any,
-    factor: Any,
+    by_label: Integers,
+    atom_frac: Reals,
+    atom_label: Integers,
+    lattice: Reals,
+    factor: Reals,
     cutoff: float,
     coincidence: float,
     max_near: float,
-    reals: Any,
-    integers: Any,
-) -> tuple[float, int, Any, Any]:  # pragma: no cover - compiled
+    reals: Reals,
+    integers: Integers,
+) -> tuple[float, int, Reals, Integers]:  # pragma: no cover - compiled
     """Rule 3 for one orbit: (refused radius or 0, images, buffers)."""
     bound = np.inf
     for m in range(first, last):
@@ -346,8 +353,13 @@ def _nearest_shell(
 
 @njit(cache=True, nogil=True)
 def _atoms(
-    frac: Any, rotations: Any, translations: Any, lattice: Any, factor: Any, multiplicity: Any
-) -> tuple[Any, Any, Any]:  # pragma: no cover - compiled
+    frac: Reals,
+    rotations: Integers,
+    translations: Reals,
+    lattice: Reals,
+    factor: Reals,
+    multiplicity: Integers,
+) -> tuple[Reals, Integers, Integers]:  # pragma: no cover - compiled
     """Distinct images: (N, 3) coordinates, (N,) site and operation; fills the multiplicities."""
     sites, ops = len(frac), len(rotations)
     image = np.empty((sites * ops, 3))
@@ -392,7 +404,9 @@ def _atoms(
 
 
 @njit(cache=True, nogil=True)
-def _canonical(count: int, far: int, reals: Any, integers: Any) -> Any:  # pragma: no cover
+def _canonical(
+    count: int, far: int, reals: Reals, integers: Integers
+) -> Integers:  # pragma: no cover
     """Order of candidates by atom and shift; neighbours and far pairs are each in order."""
     order = np.arange(count)
     for k in range(count - far, count):  # insertion: far pairs are few
@@ -414,21 +428,21 @@ def _canonical(count: int, far: int, reals: Any, integers: Any) -> Any:  # pragm
 
 @njit(cache=True, nogil=True)
 def _build(
-    lattice: Any,
-    frac: Any,
-    site_start: Any,
-    rotations: Any,
-    translations: Any,
-    op_start: Any,
-    op_count: Any,
-    orbit: Any,
+    lattice: Reals,
+    frac: Reals,
+    site_start: Integers,
+    rotations: Integers,
+    translations: Reals,
+    op_start: Integers,
+    op_count: Integers,
+    orbit: Integers,
     cutoff: float,
     k_min: int,
     k_max: int,
     all_pairs: bool,
     coincidence: float,
     max_near: float,
-) -> Any:  # pragma: no cover - compiled
+) -> _Built:  # pragma: no cover - compiled
     """Edges as rows: source, target, operation, shift, is long-range; and vector, distance."""
     sites = len(frac)
     degree, reach = np.zeros(sites, np.int64), np.zeros(sites)

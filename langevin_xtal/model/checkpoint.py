@@ -46,7 +46,10 @@ PROPERTIES_SUFFIX = "-properties.safetensors"
 
 ConfigT = TypeVar("ConfigT")
 
-PARTS: dict[str, tuple[Any, Any]] = {
+Part = WyckoffPrior | AssignmentRanker | Proposal | SettingModel | StructureTypes
+PartConfig = PriorConfig | RankerConfig | ProposalConfig | SettingConfig | TypesConfig
+
+PARTS: dict[str, tuple[type[Part], type[PartConfig]]] = {
     "prior": (WyckoffPrior, PriorConfig),
     "ranker": (AssignmentRanker, RankerConfig),
     "proposal": (Proposal, ProposalConfig),
@@ -85,7 +88,7 @@ class CrystalModel:
     network: EdgeNetwork
     levels: NoiseLevels
     statistics: Statistics
-    card: dict[str, Any] = field(default_factory=dict)
+    card: Mapping[str, object] = field(default_factory=dict)
     prior: WyckoffPrior | None = None
     """Over the Wyckoff positions of given sites; without it they are free."""
     ranker: AssignmentRanker | None = None
@@ -152,10 +155,15 @@ class CrystalModel:
             proposal=None if precise is None else copy.deepcopy(precise).to(device),
         )
 
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, Part]:
         """The networks beside the score network, by the name of their field."""
         found = {name: getattr(self, name) for name in PARTS}
         return {name: part for name, part in found.items() if part is not None}
+
+    def with_parts(self, parts: Mapping[str, Part]) -> CrystalModel:
+        """With these parts, by the name of their field."""
+        fields: dict[str, Any] = dict(parts)
+        return dataclasses.replace(self, **fields)
 
     def _part_tensors(self) -> dict[str, torch.Tensor]:
         return {
@@ -179,7 +187,7 @@ def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def config_from_dict(kind: type[ConfigT], values: Any, where: str) -> ConfigT:
+def config_from_dict(kind: type[ConfigT], values: object, where: str) -> ConfigT:
     """A configuration dataclass from untrusted JSON.
 
     Raises
@@ -206,7 +214,9 @@ def config_from_dict(kind: type[ConfigT], values: Any, where: str) -> ConfigT:
         raise CheckpointError(f"{where}: {error}") from None
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
+def write_tensors(
+    path: Path, tensors: dict[str, torch.Tensor], header: Mapping[str, object]
+) -> None:
     """Write a safetensors file, complete or not at all, with checksums in its header.
 
     Raises
@@ -215,7 +225,7 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str
         When the folder is missing or the disk refuses.
     """
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    header = header | {"checksum": weights_hash(contiguous)}
+    header = {**header, "checksum": weights_hash(contiguous)}
     header[HEADER_CHECKSUM] = _header_hash(header)
     try:
         # save_file would make a file that others may not read, whatever the user's umask
@@ -227,7 +237,7 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str
         raise CheckpointError(f"checkpoint {path} cannot be written ({error})") from None
 
 
-def read_tensors(path: Path, expected: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read_tensors(path: Path, expected: str) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
     """Tensors and header of a file written by :func:`write_tensors`.
 
     Raises
@@ -263,7 +273,7 @@ def read_tensors(path: Path, expected: str) -> tuple[dict[str, torch.Tensor], di
     return tensors, header
 
 
-def _header_hash(header: Mapping[str, Any]) -> str:
+def _header_hash(header: Mapping[str, object]) -> str:
     """16 hexadecimal digits over a header but for its checksums."""
     hashed = {k: v for k, v in header.items() if k not in (HEADER_CHECKSUM, "checksum")}
     return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
@@ -285,7 +295,7 @@ def save_model(path: Path, model: CrystalModel) -> None:
     write_tensors(path, tensors, header)
 
 
-def _settings(model: CrystalModel) -> dict[str, Any]:
+def _settings(model: CrystalModel) -> dict[str, object]:
     """Configurations and noise levels, as plain values."""
     return {
         "network": dataclasses.asdict(model.network.config),
@@ -362,10 +372,10 @@ def _read_model(path: Path) -> CrystalModel:
         raise CheckpointError(f"{where} does not fit its own configuration ({reason})") from None
     network.eval().requires_grad_(False)
     name = str(header.get("name", path.stem))
-    return CrystalModel(name, network, levels, statistics, card, **read)
+    return CrystalModel(name, network, levels, statistics, card).with_parts(read)
 
 
-def _part_configs(table: Any, where: str) -> dict[str, Any]:
+def _part_configs(table: object, where: str) -> dict[str, PartConfig]:
     """Configurations of the parts a header names."""
     if not isinstance(table, dict) or not set(table) <= set(PARTS):
         raise CheckpointError(
@@ -377,19 +387,20 @@ def _part_configs(table: Any, where: str) -> dict[str, Any]:
     }
 
 
-def _read_part(name: str, config: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+def _read_part(name: str, config: PartConfig, tensors: Mapping[str, torch.Tensor]) -> Part:
     prefix = f"{name}."
     state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    kind: Any = PARTS[name][0]  # whose configuration this is
     if name in _REMEMBERING:
-        return PARTS[name][0].from_tensors(config, state)
-    part = PARTS[name][0](config)
+        remembering: Part = kind.from_tensors(config, state)
+        return remembering
+    part: Proposal | WyckoffPrior = kind(config)
     part.load_state_dict(state)
     return part.eval().requires_grad_(False)
 
 
-def _tensors_of(part: Any) -> dict[str, torch.Tensor]:
+def _tensors_of(part: Part) -> dict[str, torch.Tensor]:
     """Weights, and what else a part remembers."""
-    tensors: dict[str, torch.Tensor] = (
-        part.to_tensors() if hasattr(part, "to_tensors") else part.state_dict()
-    )
-    return tensors
+    if isinstance(part, AssignmentRanker | SettingModel | StructureTypes):
+        return part.to_tensors()
+    return part.state_dict()

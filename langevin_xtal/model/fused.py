@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from langevin_xtal.graph.batch import GraphBatch
 
 if TYPE_CHECKING:
+    from langevin_xtal.graph._multigraph import Plan
     from langevin_xtal.model.network import EdgeNetwork
 
 MULTIPLE = 16
@@ -130,7 +131,7 @@ def _arrays(given: tuple[Tensor, ...], learned: tuple[Tensor, ...]) -> tuple[Any
 
 
 def _forward(
-    plan: Any, sizes: list[int], given: tuple[Tensor, ...], learned: Any, saved: np.ndarray
+    plan: Plan, sizes: list[int], given: tuple[Tensor, ...], learned: Any, saved: np.ndarray
 ) -> Tensor:
     out = torch.empty(len(given[0]), 2)
     arrays = _arrays(given, learned)
@@ -143,7 +144,7 @@ class _Messages(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, plan: Any, sizes: list[int], given: tuple[Tensor, ...], *learned: Tensor
+        ctx: Any, plan: Plan, sizes: list[int], given: tuple[Tensor, ...], *learned: Tensor
     ) -> Tensor:
         saved = torch.empty(plan.saved_size(sizes))
         out = _forward(plan, sizes, given, learned, saved.numpy())

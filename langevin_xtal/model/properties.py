@@ -18,10 +18,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -200,7 +200,7 @@ class PropertyModel:
     scale: tuple[float, ...]  #: (P,) mean deviation from it
     stretch: tuple[Stretch, ...]  #: (P,) of error bars
     elements: frozenset[int]  #: atomic numbers in the training set
-    card: dict[str, Any] = field(default_factory=dict)
+    card: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def hash(self) -> str:
@@ -333,7 +333,7 @@ def _read(path: Path) -> PropertyModel:
 
 
 def _scales(
-    table: Any, where: str
+    table: object, where: str
 ) -> tuple[tuple[str, ...], tuple[float, ...], tuple[float, ...], tuple[Stretch, ...]]:
     """Names, medians, scales and factors of error bars of the properties of a header."""
     wanted = ("name", "middle", "scale", "sizes", "factors")

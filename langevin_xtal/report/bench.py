@@ -11,22 +11,13 @@ Peak memory is that of the process on a CPU (which keeps what it once took, see
 
 from __future__ import annotations
 
-import inspect
 import os
 import platform
-import resource
-import statistics
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import wraps
-from importlib import import_module
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +33,31 @@ from langevin_xtal.graph.batch import snap_radius
 from langevin_xtal.graph.snapping import all_operations, site_pairs, snap_sites
 from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.model.device import resolved_device
-from langevin_xtal.report.roofline import Limits, Tally, measure_limits, stage_rows
+from langevin_xtal.report.instruments import (
+    PeakMemory,
+    Spread,
+    Stopwatch,
+    seconds_of,
+    synchroniser,
+    torch_threads,
+    watched,
+)
+from langevin_xtal.report.measurements import (
+    BenchReport,
+    GraphPart,
+    GraphRow,
+    Part,
+    ProfilePart,
+    SamplePart,
+    TrainPart,
+)
+from langevin_xtal.report.roofline import (
+    Limits,
+    StageRow,
+    Tally,
+    measure_limits,
+    stage_rows,
+)
 from langevin_xtal.sampling.sample import SampleOptions, sample_batches
 from langevin_xtal.sampling.samplers import Ancestral, Sampler
 from langevin_xtal.train.loop import TrainConfig, Trainer
@@ -84,161 +99,6 @@ Progress = Callable[[int, int], None]
 """Called with parts done and planned."""
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Median, smallest and largest of several measurements."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value."""
-        return cls(statistics.median(values), min(values), max(values))
-
-
-class Stopwatch:
-    """Seconds spent in named stages, each without the stages entered inside it.
-
-    Every thread is timed on its own; seconds of all threads are added.
-
-    Parameters
-    ----------
-    synchronise
-        Waits for the device; called before every reading of the clock.
-    clock
-        Seconds from any origin.
-    """
-
-    def __init__(
-        self,
-        synchronise: Callable[[], None] = lambda: None,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self.seconds: dict[str, float] = {}
-        self._synchronise, self._clock = synchronise, clock
-        self._lock, self._here = threading.Lock(), threading.local()
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a block."""
-        stack: list[str] = getattr(self._here, "stack", [])
-        self._here.stack = stack
-        self._lap(stack)
-        stack.append(name)
-        try:
-            yield
-        finally:
-            self._lap(stack)
-            stack.pop()
-
-    def _lap(self, stack: list[str]) -> None:
-        self._synchronise()
-        now = self._clock()
-        if stack:
-            with self._lock:
-                own = self.seconds.get(stack[-1], 0.0)
-                self.seconds[stack[-1]] = own + now - self._here.since
-        self._here.since = now
-
-
-def _staged(
-    watch: Stopwatch | Tally, function: Callable[..., Any], name: str
-) -> Callable[..., Any]:
-    """The function as a stage."""
-
-    @wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        with watch.stage(name):
-            return function(*args, **kwargs)
-
-    return wrapped
-
-
-@contextmanager
-def watched(watch: Stopwatch | Tally, points: Mapping[str, str]) -> Iterator[None]:
-    """Time or count the functions that ``points`` maps to stages; the keys are ``module:name``.
-
-    A function is replaced wherever a module of the package holds it, a method
-    (``module:Class.name``) in its class; both are put back afterwards.
-    """
-    undo: list[tuple[Any, str, Any]] = []
-    try:
-        for path, name in points.items():
-            for owner, attribute, raw in _holders(path):
-                inner = raw.__func__ if isinstance(raw, classmethod) else raw
-                timed: Any = _staged(watch, inner, name)
-                undo.append((owner, attribute, raw))
-                is_class_method = isinstance(raw, classmethod)
-                setattr(owner, attribute, classmethod(timed) if is_class_method else timed)
-        yield
-    finally:
-        for owner, attribute, raw in reversed(undo):
-            setattr(owner, attribute, raw)
-
-
-def _holders(path: str) -> list[tuple[Any, str, Any]]:
-    """(owner, attribute, value) everywhere the function is looked up."""
-    module_name, _, name = path.partition(":")
-    owner: Any = import_module(module_name)
-    *classes, attribute = name.split(".")
-    for part in classes:
-        owner = getattr(owner, part)
-    raw = inspect.getattr_static(owner, attribute)
-    found = [(owner, attribute, raw)]
-    if not classes:
-        mine = [m for k, m in list(sys.modules.items()) if k.startswith("langevin_xtal")]
-        found += [
-            (m, key, raw)
-            for m in mine
-            if m is not owner
-            for key, value in list(vars(m).items())
-            if value is raw
-        ]
-    return found
-
-
-class PeakMemory:
-    """Largest memory in use while a block runs [bytes]."""
-
-    def __init__(self, device: str) -> None:
-        self.on_cuda = device.startswith("cuda")
-        self.bytes = 0
-
-    def __enter__(self) -> PeakMemory:
-        if self.on_cuda:
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            _reset_peak()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bytes = torch.cuda.max_memory_allocated() if self.on_cuda else _peak()
-
-
-def _reset_peak() -> None:
-    """On Linux the kernel forgets the peak so far; elsewhere it stands for the whole process."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def _peak() -> int:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * next(int(k.split()[1]) for k in lines if k.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        unit = 1 if sys.platform == "darwin" else 1024
-        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def synchroniser(device: str) -> Callable[[], None]:
-    """What waits for everything started on the device."""
-    return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-
-
 def measure(
     model: CrystalModel,
     data: PackedDataset,
@@ -250,7 +110,7 @@ def measure(
     threads: int | None = None,
     sampler: Sampler | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> BenchReport:
     """Measure the stages asked for.
 
     Parameters
@@ -289,16 +149,20 @@ def measure(
         raise InputError("the data set holds no crystals to measure with")
     device = resolved_device(device)
     planned = [s for s in (*STAGES, PROFILE) if s in stages]
-    report = surroundings(model, data, device) | {"batch_size": batch_size, "repeat": repeat}
+    report = surroundings(model, data, device)
+    report["batch_size"], report["repeat"] = batch_size, repeat
     for k, stage in enumerate(planned):
         if progress is not None:
             progress(k, len(planned))
+        part: Part
         with PeakMemory(device) as memory:
             if stage == "graph":
-                with _torch_threads(1):  # as the other builders
-                    report[stage] = measure_graph(model, data, device=device, repeat=repeat)
+                with torch_threads(1):  # as the other builders
+                    part = report["graph"] = measure_graph(
+                        model, data, device=device, repeat=repeat
+                    )
             elif stage == PROFILE:
-                report[stage] = measure_profile(
+                part = report["profile"] = measure_profile(
                     model,
                     data,
                     device=device,
@@ -307,7 +171,7 @@ def measure(
                     sampler=sampler or Ancestral(),
                 )
             elif stage == "train":
-                report[stage] = measure_training(
+                part = report["train"] = measure_training(
                     model,
                     data,
                     device=device,
@@ -316,7 +180,7 @@ def measure(
                     threads=threads,
                 )
             else:
-                report[stage] = measure_sampling(
+                part = report["sample"] = measure_sampling(
                     model,
                     data,
                     device=device,
@@ -325,13 +189,13 @@ def measure(
                     threads=threads,
                     sampler=sampler or Ancestral(),
                 )
-        report[stage]["peak_memory"] = memory.bytes
+        part["peak_memory"] = memory.bytes
     if progress is not None:
         progress(len(planned), len(planned))
     return report
 
 
-def surroundings(model: CrystalModel, data: PackedDataset, device: str) -> dict[str, Any]:
+def surroundings(model: CrystalModel, data: PackedDataset, device: str) -> BenchReport:
     """Versions, machine, weights and data: what a number is worth nothing without."""
     return {
         "langevin_xtal": __version__,
@@ -365,7 +229,7 @@ def _cpu_name() -> str:
 
 def measure_graph(
     model: CrystalModel, data: PackedDataset, *, device: str, repeat: int
-) -> dict[str, Any]:
+) -> GraphPart:
     """Crystals and edges per second of every builder there is, one thread, at several σ.
 
     ``reference``, the specification, is timed once on a few crystals. On CUDA, ``torch`` starts
@@ -373,7 +237,7 @@ def measure_graph(
     """
     settings = model.network.config.graph_settings()
     chosen = data.select(_spread_out(len(data), GRAPH_CRYSTALS))
-    rows = []
+    rows: list[GraphRow] = []
     place = torch.linspace(0.0, 1.0, SIGMAS, dtype=torch.float64)
     for sigma in model.levels.position(place).tolist():
         crystals = noised_crystals(chosen, sigma)
@@ -387,14 +251,14 @@ def measure_graph(
             build = _builder(sample, settings, backend, device)
             if backend != "reference":
                 build()
-            seconds = _seconds(build, runs, synchroniser(device))
+            seconds = seconds_of(build, runs, synchroniser(device))
             rows.append(
                 {
                     "backend": backend,
                     "sigma": sigma,
                     "edges_per_site": made / len(sample.frac),
-                    "crystals_per_second": asdict(Spread.of([len(sample) / s for s in seconds])),
-                    "edges_per_second": asdict(Spread.of([made / s for s in seconds])),
+                    "crystals_per_second": Spread.of([len(sample) / s for s in seconds]).table(),
+                    "edges_per_second": Spread.of([made / s for s in seconds]).table(),
                 }
             )
     return {"crystals": len(chosen), "rows": rows}
@@ -434,19 +298,6 @@ def _builder(
     return lambda: build_multigraph(crystals, settings, backend, threads=1)
 
 
-def _seconds(
-    run: Callable[[], object], repeat: int, synchronise: Callable[[], None]
-) -> list[float]:
-    found = []
-    for _ in range(repeat):
-        synchronise()
-        start = time.perf_counter()
-        run()
-        synchronise()
-        found.append(time.perf_counter() - start)
-    return found
-
-
 # -- training
 
 
@@ -460,7 +311,7 @@ def measure_training(
     threads: int | None,
     precision: Precision = "float32",
     builder: Builder | None = None,
-) -> dict[str, Any]:
+) -> TrainPart:
     """Crystals per second of ``train`` as it runs, and shares of the time of a step."""
     threads = threads or max(1, (os.cpu_count() or 1) - 1)
     steps = STEPS_PER_ROW * (repeat + 1)
@@ -475,7 +326,7 @@ def measure_training(
         levels=model.levels,
     )
     synchronise = synchroniser(device)
-    with TemporaryDirectory() as folder, _torch_threads(threads):
+    with TemporaryDirectory() as folder, torch_threads(threads):
         trainer = Trainer(data, Path(folder), config, device=device, builder=builder, start=model)
         rates, last = [], time.perf_counter()
         for _ in trainer.run():
@@ -484,27 +335,17 @@ def measure_training(
             rates.append(STEPS_PER_ROW * batch_size / (now - last))
             last = now
     watch = Stopwatch(synchronise)
-    with _torch_threads(threads), watched(watch, TRAIN_POINTS):
+    with torch_threads(threads), watched(watch, TRAIN_POINTS):
         for _ in range(STEPS_PER_ROW):
             trainer._advance(trainer._prepare(trainer.step))
     return {
         "threads": threads,
         "precision": precision,
         "builder": trainer.builder,
-        "crystals_per_second": asdict(Spread.of(rates[1:])),
-        "seconds_per_step": asdict(Spread.of([batch_size / rate for rate in rates[1:]])),
+        "crystals_per_second": Spread.of(rates[1:]).table(),
+        "seconds_per_step": Spread.of([batch_size / rate for rate in rates[1:]]).table(),
         "shares": _shares(watch.seconds, TRAIN_POINTS.values()),
     }
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # -- sampling
@@ -519,7 +360,7 @@ def measure_sampling(
     repeat: int,
     threads: int | None,
     sampler: Sampler,
-) -> dict[str, Any]:
+) -> SamplePart:
     """Structures per second, attempts that were rejected included.
 
     One batch of requests with the sites and groups of crystals of the data, the same each time.
@@ -562,10 +403,10 @@ def measure_sampling(
         "requests": len(asked),
         "candidates": found,
         "attempts": attempts,
-        "structures_per_second": asdict(Spread.of([n / s for s, n, _ in runs])),
-        "seconds_per_structure": asdict(Spread.of([s / n for s, n, _ in runs])),
+        "structures_per_second": Spread.of([n / s for s, n, _ in runs]).table(),
+        "seconds_per_structure": Spread.of([s / n for s, n, _ in runs]).table(),
         "evaluations_per_structure": evaluations / found,
-        "evaluations_per_second": asdict(Spread.of([evaluations / s for s, _, _ in runs])),
+        "evaluations_per_second": Spread.of([evaluations / s for s, _, _ in runs]).table(),
         "shares": _shares(watch.seconds | {"other": other}, order),
     }
 
@@ -581,7 +422,7 @@ def measure_profile(
     batch_size: int,
     repeat: int,
     sampler: Sampler,
-) -> dict[str, Any]:
+) -> ProfilePart:
     """Seconds, operations and bytes of every stage beside the machine's limits, on one thread.
 
     A training step, and, with trained weights, sampling of one batch. Seconds are the least of
@@ -590,9 +431,8 @@ def measure_profile(
     """
     synchronise = synchroniser(device)
     clock = time.thread_time if device == "cpu" else time.perf_counter
-    with _torch_threads(1):
+    with torch_threads(1):
         limits = measure_limits(device, synchronise, clock)
-        found: dict[str, Any] = {"limits": asdict(limits)}
         config = TrainConfig(
             steps=1000, batch_size=batch_size, network=model.network.config, levels=model.levels
         )
@@ -603,7 +443,7 @@ def measure_profile(
                 trainer._advance(trainer._prepare(0))
 
             step()  # fills caches
-            found["train"] = _profiled(step, TRAIN_POINTS, limits, synchronise, clock, repeat)
+            train = _profiled(step, TRAIN_POINTS, limits, synchronise, clock, repeat)
         asked = requests_like(data, batch_size)
         options = SampleOptions(batch_size=batch_size, workers=1, sampler=sampler, attempts=1)
         kind = type(sampler)
@@ -613,8 +453,8 @@ def measure_profile(
             list(sample_batches(asked, model, device=device, options=options))
 
         draw()
-        found["sample"] = _profiled(draw, points, limits, synchronise, clock, repeat)
-    return found
+        sample = _profiled(draw, points, limits, synchronise, clock, repeat)
+    return {"limits": limits.table(), "train": train, "sample": sample}
 
 
 def _profiled(
@@ -624,7 +464,7 @@ def _profiled(
     synchronise: Callable[[], None],
     clock: Callable[[], float],
     repeat: int,
-) -> list[dict[str, Any]]:
+) -> list[StageRow]:
     """Rows of the stages of a run."""
     best: dict[str, float] = {}
     for _ in range(repeat):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from langevin_xtal.files import save_figure
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from langevin_xtal.evaluation.report import Column, Report
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink")
@@ -42,13 +44,13 @@ def plot_evaluation(report: Report, folder: Path) -> list[Path]:
     return written
 
 
-def _figure(width: float, height: float) -> Any:
+def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _match_rate(report: Report) -> Any:
+def _match_rate(report: Report) -> Figure | None:
     """Bars by free coordinates, one colour per set."""
     columns = [c for c in report.columns if c.tables.get("by_freedom")]
     if not columns:
@@ -74,7 +76,7 @@ def _match_rate(report: Report) -> Any:
     return figure
 
 
-def _evaluations(report: Report) -> Any:
+def _evaluations(report: Report) -> Figure | None:
     """Match rate against network evaluations, where several sets differ in them."""
     columns = [
         c for c in report.columns if c.summary.get("evaluations") and "match_1" in c.summary
@@ -95,7 +97,7 @@ def _evaluations(report: Report) -> Any:
     return figure
 
 
-def _lengths(report: Report) -> Any:
+def _lengths(report: Report) -> Figure | None:
     """Cell lengths of matching structures against those of their targets."""
     columns = [(c, *_parity(c)) for c in report.columns]
     columns = [entry for entry in columns if len(entry[1])]
@@ -133,7 +135,7 @@ def _parity(column: Column) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return true[sound], found[sound]
 
 
-def _distributions(report: Report) -> Any:
+def _distributions(report: Report) -> Figure:
     """Histograms of the sets over the reference's."""
     panels = [(key, title) for key, title in PANELS if key in report.reference]
     figure = _figure(3.5 * len(panels), 3.4)
@@ -160,6 +162,6 @@ def _distributions(report: Report) -> Any:
     return figure
 
 
-def _finite(values: Any) -> NDArray[np.float64]:
+def _finite(values: ArrayLike) -> NDArray[np.float64]:
     array = np.array(values, dtype=float)
     return array[np.isfinite(array)]

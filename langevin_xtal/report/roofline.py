@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -29,12 +30,23 @@ FREE = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"
 """Operations that touch no values."""
 
 
+class LimitsTable(TypedDict):
+    """:class:`Limits` as a table."""
+
+    flops: float
+    bandwidth: float
+
+
 @dataclass(frozen=True)
 class Limits:
     """What the machine can do, as torch reaches it."""
 
     flops: float  #: operations per second of a large product of matrices, float32
     bandwidth: float  #: bytes per second read and written by a copy larger than the caches
+
+    def table(self) -> LimitsTable:
+        """Both numbers by name."""
+        return {"flops": self.flops, "bandwidth": self.bandwidth}
 
     def floor(self, flops: float, size: float) -> float:
         """Seconds below which work of so many operations and bytes cannot fall."""
@@ -70,6 +82,20 @@ def measure_limits(
     return Limits(flops=2.0 * width**3 / product, bandwidth=size / copy)
 
 
+class StageRow(TypedDict):
+    """What one stage takes and does, and how near the limit it is."""
+
+    stage: str
+    seconds: float
+    share: float
+    flops: float
+    bytes: float
+    operations: int
+    floor_seconds: float
+    bound_by: str
+    share_of_limit: float
+
+
 @dataclass
 class Work:
     """What one stage does."""
@@ -82,8 +108,8 @@ class Work:
 class Tally:
     """Arithmetic and bytes of named stages, each without the stages entered inside it.
 
-    Used like :class:`~langevin_xtal.report.bench.Stopwatch`, in a run of its own: counting takes
-    longer than what is counted.
+    Used like :class:`~langevin_xtal.report.instruments.Stopwatch`, in a run of its own: counting
+    takes longer than what is counted.
     """
 
     def __init__(self) -> None:
@@ -122,8 +148,12 @@ class _Counting(TorchDispatchMode):
         self.tally, self.stack = tally, stack
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+        self,
+        func: OpOverload,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         # in inference mode linear layers and the like arrive whole
         if not func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CPU):
@@ -140,14 +170,16 @@ class _Counting(TorchDispatchMode):
         return out
 
 
-def is_free(func: Any) -> bool:
+def is_free(func: OpOverload) -> bool:
     """Whether an operation touches no values: views and empty tensors."""
     name = func._schema.name.split("::")[1]
     aliases = [r.alias_info for r in func._schema.returns]
     return name in FREE or any(a is not None and not a.is_write for a in aliases)
 
 
-def traffic(func: Any, given: Any, out: Any) -> float:
+def traffic(
+    func: OpOverload, given: tuple[tuple[Any, ...], dict[str, object]], out: object
+) -> float:
     """Bytes of the tensors an operation reads and writes."""
     name = func._schema.name.split("::")[1]
     read, written = ([t for t in tree_leaves(x) if isinstance(t, Tensor)] for x in (given, out))
@@ -156,7 +188,9 @@ def traffic(func: Any, given: Any, out: Any) -> float:
     return float(sum(_size(t) for t in (*read, *written)))
 
 
-def _gathered(name: str, args: Any, read: list[Tensor], written: list[Tensor]) -> float:
+def _gathered(
+    name: str, args: tuple[Any, ...], read: list[Tensor], written: list[Tensor]
+) -> float:
     picked = sum(_size(t) for t in read[1:])
     if "put" in name:  # values and indices are read, the rows read and written
         return float(picked + 2 * _size(args[2]))
@@ -169,10 +203,10 @@ def _size(tensor: Tensor) -> int:
 
 def stage_rows(
     seconds: Mapping[str, float], work: Mapping[str, Work], limits: Limits
-) -> list[dict[str, Any]]:
+) -> list[StageRow]:
     """One row for each stage: what it takes and does, and how near the limit it is."""
     whole = sum(seconds.values())
-    rows = []
+    rows: list[StageRow] = []
     for name, spent in seconds.items():
         done = work.get(name, Work())
         floor = limits.floor(done.flops, done.bytes)

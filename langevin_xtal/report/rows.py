@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS
@@ -30,7 +30,7 @@ MUST_HOLD = {"converged": "not converged", "valid": "not valid"}
 
 def page_rows(
     entries: Sequence[Entry], shared: Mapping[str, Value], diagram: Diagram | None
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """One dictionary per candidate, in order; provenance without what is ``shared``.
 
     The first ``PATTERNS`` have a powder pattern.
@@ -67,12 +67,12 @@ def shared_provenance(entries: Sequence[Entry]) -> dict[str, Value]:
     }
 
 
-def _row(entry: Entry, shared: Mapping[str, Value], diagram: Diagram | None) -> dict[str, Any]:
+def _row(entry: Entry, shared: Mapping[str, Value], diagram: Diagram | None) -> dict[str, object]:
     numbers = entry.cell[2]
     notes = _notes(entry.properties)
     flags = [f for f in _flags(entry.properties) if not any(f in note for note in notes)]
     above, together = number(entry.e_above_hull), entry.properties.get("e_above_all")
-    row: dict[str, Any] = {
+    row: dict[str, object] = {
         "uid": entry.uid,
         "formula": entry.formula,
         "asked": entry.space_group,
@@ -96,7 +96,7 @@ def _row(entry: Entry, shared: Mapping[str, Value], diagram: Diagram | None) -> 
     return row
 
 
-def pack_cell(cell: Cell) -> dict[str, Any]:
+def pack_cell(cell: Cell) -> dict[str, object]:
     """A cell in few characters: lattice rows [Å], ``[symbol, count]`` runs, coordinates.
 
     Six decimals, which is 10⁻⁵ Å for cells of 10 Å; ``d`` is the shortest distance [Å].
@@ -136,15 +136,15 @@ def number(value: float | None, digits: int = 6) -> float | None:
     return round(float(value), digits) + 0.0
 
 
-def _short(values: Any) -> list[float | int]:
+def _short(values: ArrayLike) -> list[float | int]:
     """Six decimals; whole numbers without a point."""
     rounded = (np.round(np.asarray(values, dtype=float).ravel(), 6) + 0.0).tolist()
     return [int(v) if v == int(v) else v for v in rounded]
 
 
-def _plain(values: Mapping[str, Value]) -> dict[str, Any]:
+def _plain(values: Mapping[str, Value]) -> dict[str, Value]:
     """Fit for JSON: numbers rounded to what is worth reading."""
-    plain: dict[str, Any] = {}
+    plain: dict[str, Value] = {}
     for key, value in values.items():
         if isinstance(value, (bool, np.bool_)):
             plain[str(key)] = bool(value)

@@ -10,7 +10,6 @@ import csv
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from langevin_xtal.config.tolerances import SYMPRECS
 from langevin_xtal.crystal.candidate import Candidate
@@ -63,7 +62,7 @@ class CandidateFolder:
     """
 
     def __init__(
-        self, path: Path, settings: Mapping[str, Any], *, file_format: str = "cif"
+        self, path: Path, settings: Mapping[str, object], *, file_format: str = "cif"
     ) -> None:
         self.path, self.file_format = path, file_format
         try:
@@ -118,7 +117,7 @@ class CandidateFolder:
         write(buffer, atoms[atoms.numbers.argsort(kind="stable")], format=kind)
         return buffer.getvalue()
 
-    def _claim(self, settings: Mapping[str, Any]) -> None:
+    def _claim(self, settings: Mapping[str, object]) -> None:
         record = self.path / "run.json"
         mine = json.loads(json.dumps(settings))
         if record.exists():

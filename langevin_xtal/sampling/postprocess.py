@@ -16,6 +16,7 @@ from langevin_xtal.crystal.asymmetric import AsymmetricUnit
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.distances import nearest_pair
 from langevin_xtal.crystal.elements import SYMBOLS
+from langevin_xtal.crystal.entry import Value
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.errors import InputError
 from langevin_xtal.sampling.start import Start
@@ -75,7 +76,7 @@ def finish(
     index: int,
     attempt: int,
     config: PostprocessConfig,
-    provenance: dict[str, object],
+    provenance: dict[str, Value],
 ) -> Candidate | Rejection:
     """Place free sites on the special positions they are near, expand, and verify.
 

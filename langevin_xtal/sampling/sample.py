@@ -20,6 +20,7 @@ import torch
 
 from langevin_xtal.config.sampling import Positions, SamplingConfig, Start
 from langevin_xtal.crystal.candidate import Candidate
+from langevin_xtal.crystal.entry import Value
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.errors import InputError, SamplingError
 from langevin_xtal.model.checkpoint import CrystalModel, load_model
@@ -141,7 +142,7 @@ class SampleOptions:
         """
         return cls.of(SamplingConfig.preset(name, **changes), workers=workers)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """All that makes a difference to candidates, to be kept beside them."""
         return {
             "positions": self.positions,
@@ -419,7 +420,7 @@ class _Batches:
         return outcome
 
 
-def choice_facts(request: Request) -> dict[str, float | int]:
+def choice_facts(request: Request) -> dict[str, Value]:
     """For the provenance of a candidate whose setting the model chose; else empty."""
     choice = request.choice
     if choice is None:
@@ -463,9 +464,9 @@ def packed(sizes: Sequence[float], parts: int, count: int) -> list[list[int]]:
     return [part[k : k + count] for part in found.values() for k in range(0, len(part), count)]
 
 
-def _provenance(model: CrystalModel, options: SampleOptions) -> dict[str, object]:
+def _provenance(model: CrystalModel, options: SampleOptions) -> dict[str, Value]:
     within = options.postprocess.round_within
-    rounding: dict[str, object] = {"round_within": within} if within else {}
+    rounding: dict[str, Value] = {"round_within": within} if within else {}
     return rounding | {
         "model": model.name,
         "weights": model.hash,

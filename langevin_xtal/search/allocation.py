@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from functools import cached_property
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -48,7 +48,7 @@ class Allocation(Protocol):
         """What candidate ``index`` asks for."""
         ...
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """What defines the allocation beside its space and seed, as plain values."""
         ...
 
@@ -64,7 +64,7 @@ class Even:
         """What candidate ``index`` asks for."""
         return self.space[int(self._schedule[index % len(self._schedule)])]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Plain values."""
         return {"allocate": "even"}
 
@@ -132,7 +132,7 @@ class Likely:
             spreads, turn = (self._whole, whole) if part is None else (self._parts, part)
             return spreads[turn % len(spreads)][turn // len(spreads)]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Plain values."""
         return {
             "allocate": "likely",

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import overload
 
 from langevin_xtal.crystal.entry import Entry, Value
 from langevin_xtal.crystal.properties import window_energy
@@ -93,7 +93,9 @@ def read_entries(
     else:
         found: dict[str, tuple[str, ...]] = {} if notes is None else notes
         others: dict[str, str] = {} if passed_over is None else passed_over
-        entries = list(_unique(_of_files(Path(source), refused, found, others, file_format)))
+        entries = list(
+            with_distinct_ids(_of_files(Path(source), refused, found, others, file_format))
+        )
         if not entries:
             name, reason = next(iter(refused.items()), ("", "it is empty"))
             where = f"{name}: " if name else ""
@@ -116,7 +118,13 @@ class Structures(Sequence[ReadStructure]):
     def __len__(self) -> int:
         return len(self.found)
 
-    def __getitem__(self, k: Any) -> Any:
+    @overload
+    def __getitem__(self, k: int) -> ReadStructure: ...
+
+    @overload
+    def __getitem__(self, k: slice) -> tuple[ReadStructure, ...]: ...
+
+    def __getitem__(self, k: int | slice) -> ReadStructure | tuple[ReadStructure, ...]:
         return self.found[k]
 
     @property
@@ -300,7 +308,7 @@ def _entry(found: ReadStructure, group: int | None, provenance: Mapping[str, Val
     )
 
 
-def _unique(entries: Iterable[Entry]) -> Iterator[Entry]:
+def with_distinct_ids(entries: Iterable[Entry]) -> Iterator[Entry]:
     """The entries, later ones of equal identifier renamed ``x-2``, ``x-3``, …"""
     used: set[str] = set()
     for entry in entries:
@@ -368,7 +376,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 def _run(folder: Path) -> dict[str, Value]:
     """What ``run.json`` says of seed, model, weights and sampler; nothing when it is not there."""
     try:
-        settings: Any = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        settings = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(settings, dict):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args, overload
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from langevin_xtal.crystal import ase
 from langevin_xtal.crystal.cell import Cell
@@ -19,6 +19,11 @@ from langevin_xtal.crystal.entry import Value
 from langevin_xtal.crystal.properties import PROPERTIES
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.errors import DataError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+T = TypeVar("T")
 
 STATES = (
     "sampled",
@@ -33,49 +38,38 @@ STATES = (
 )
 """What a candidate can be, in the order of the stages."""
 
-EQUALS = ("duplicate_of", "same_as", "same_released")
+EqualFact = Literal["duplicate_of", "same_as", "same_released"]
+EQUALS: tuple[EqualFact, ...] = get_args(EqualFact)
 """Facts that name the candidate another equals: as sampled, relaxed with symmetry, released."""
 
 MOST_ATOMS = 10_000
 SHORTEST, LONGEST = 0.05, 1e4
 """Least distance between faces of a cell, and longest component of its rows [Å]."""
 MOST_INDEX = 2**53
-FACTS: dict[str, type] = {
-    **dict.fromkeys(
-        (
-            *("energy", "energy_sampled", "energy_kept", "energy_released"),
-            *("e_above_hull", "e_above_all", "phonon_minimum", "min_distance"),
-            *("dft_energy", "dft_gap", "dft_magnetisation", "dft_e_above_hull"),
-            *("second_energy", "second_above_hull", "disagreement"),
-            *(f"predicted_{name}" for name in PROPERTIES),
-            *(f"predicted_{name}_error" for name in PROPERTIES),
-            "target_probability",
-        ),
-        float,
-    ),
-    **dict.fromkeys(
-        (
-            *(*EQUALS, "attempt", "steps", "steps_released"),
-            *("found_group", "found_group_0.1", "found_kept", "found_released"),
-        ),
-        int,
-    ),
-    **dict.fromkeys(
-        (
-            *("filtered", "ranked", "converged", "converged_kept", "symmetry_broke", "imaginary"),
-            "potentials_disagree",
-        ),
-        bool,
-    ),
-    **dict.fromkeys(
-        (
-            *("reason", "known", "potential", "note", "warning", "hull_reason", "hull_phases"),
-            *("dft_code", "dft_note", "dft_set", "second_potential", "second_reason"),
-            "prediction_reason",
-        ),
-        str,
-    ),
-    "phonons": str,
+FloatFact = Literal[
+    "energy", "energy_sampled", "energy_kept", "energy_released", "e_above_hull", "e_above_all",
+    "phonon_minimum", "min_distance", "dft_energy", "dft_gap", "dft_magnetisation",
+    "dft_e_above_hull", "second_energy", "second_above_hull", "disagreement",
+    "target_probability",
+]  # fmt: skip
+IntFact = Literal[
+    EqualFact, "attempt", "steps", "steps_released", "found_group", "found_group_0.1",
+    "found_kept", "found_released",
+]  # fmt: skip
+BoolFact = Literal[
+    "filtered", "ranked", "converged", "converged_kept", "symmetry_broke", "imaginary",
+    "potentials_disagree",
+]  # fmt: skip
+TextFact = Literal[
+    "reason", "known", "potential", "note", "warning", "hull_reason", "hull_phases", "dft_code",
+    "dft_note", "dft_set", "second_potential", "second_reason", "prediction_reason", "phonons",
+]  # fmt: skip
+FACTS: dict[str, type[float] | type[int] | type[bool] | type[str]] = {
+    **dict.fromkeys(get_args(FloatFact), float),
+    **{f"predicted_{name}{end}": float for end in ("", "_error") for name in PROPERTIES},
+    **dict.fromkeys(get_args(IntFact), int),
+    **dict.fromkeys(get_args(BoolFact), bool),
+    **dict.fromkeys(get_args(TextFact), str),
 }
 """Columns: facts that the stages and reports reckon with, and what they are."""
 _WHEN_RELAXED = ("energy_kept", "energy_sampled", "steps", "converged_kept")
@@ -109,6 +103,19 @@ class Row:
             return self.released
         return self.sampled if self.kept is None else self.kept
 
+    @overload
+    def fact(self, name: FloatFact) -> float | None: ...
+    @overload
+    def fact(self, name: IntFact) -> int | None: ...
+    @overload
+    def fact(self, name: BoolFact) -> bool | None: ...
+    @overload
+    def fact(self, name: TextFact) -> str | None: ...
+
+    def fact(self, name: str) -> Value | None:
+        """A fact of :data:`FACTS`, None where no stage has found it."""
+        return self.facts.get(name)
+
     @property
     def uid(self) -> str:
         """Such as ``"000017"``."""
@@ -118,7 +125,7 @@ class Row:
     def state(self) -> str:
         """One of :data:`STATES`."""
         facts = self.facts
-        if facts.get("reason"):
+        if self.fact("reason"):
             return "rejected"
         if any(facts.get(fact, -1) != -1 for fact in EQUALS):
             return "duplicate"
@@ -177,7 +184,7 @@ class CampaignSummary:
 # -- rows
 
 
-def to_json(row: Row) -> dict[str, Any]:
+def to_json(row: Row) -> dict[str, object]:
     """The whole row as plain values; numbers that are not finite are left out of its facts."""
     return {
         "index": row.index,
@@ -192,19 +199,19 @@ def to_json(row: Row) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Value:
+def _plain(value: Value) -> Value:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _sound(value: Any) -> bool:
+def _sound(value: object) -> bool:
     return not (isinstance(value, (float, np.floating)) and not math.isfinite(value))
 
 
-def _cell_to_json(cell: Cell | None) -> Any:
+def _cell_to_json(cell: Cell | None) -> list[object] | None:
     return None if cell is None else [part.tolist() for part in cell]
 
 
-def _cell_from_json(value: Any) -> Cell | None:
+def _cell_from_json(value: Iterable[ArrayLike] | None) -> Cell | None:
     if value is None:
         return None
     lattice, frac, numbers = (np.array(part) for part in value)
@@ -232,7 +239,7 @@ def heights(lattice: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(area > 0, volume / np.where(area > 0, area, 1.0), 0.0)
 
 
-def from_data(data: Any, number: int | None = None) -> Row:
+def from_data(data: bytes | Mapping[str, str | bytes], number: int | None = None) -> Row:
     """A row from ASE's data column, of which nothing but text is decoded.
 
     Parameters
@@ -247,14 +254,20 @@ def from_data(data: Any, number: int | None = None) -> Row:
     """
     try:
         if isinstance(data, bytes):
-            data = json.loads(data[int.from_bytes(data[:8], "little") :])
+            data = _decoded(data)
         return _from_json(json.loads(data["record"]))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         which = "" if number is None else f": row {number}"
         raise DataError(f"a row of the store is damaged{which} ({first_line(error)})") from None
 
 
-def _from_json(record: Any) -> Row:
+def _decoded(data: bytes) -> dict[str, str | bytes]:
+    """What ASE packs: the place of the JSON text, and the text."""
+    found: dict[str, str | bytes] = json.loads(data[int.from_bytes(data[:8], "little") :])
+    return found
+
+
+def _from_json(record: Mapping[str, Any]) -> Row:
     """
     Raises
     ------
@@ -289,7 +302,7 @@ def _from_json(record: Any) -> Row:
     return row
 
 
-def _facts(facts: Any) -> dict[str, Value]:
+def _facts(facts: object) -> dict[str, Value]:
     found: dict[str, Value] = {}
     for name, value in _of(dict, facts, "facts").items():
         kind = FACTS.get(name)
@@ -298,7 +311,7 @@ def _facts(facts: Any) -> dict[str, Value]:
         elif kind is float:
             found[name] = _value(_of((int, float), value, name), name)
         elif kind is not None:
-            found[name] = _of(kind, value, name)
+            found[name] = _value(_of(kind, value, name), name)
         else:
             found[name] = _value(value, name)
         if name.startswith("found_") and kind is int and not 0 <= value <= 230:
@@ -306,19 +319,19 @@ def _facts(facts: Any) -> dict[str, Value]:
     return found
 
 
-def _whole(value: Any, name: str, least: int, most: int) -> int:
+def _whole(value: object, name: str, least: int, most: int) -> int:
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{name} is {str(value)[:40]!r}")
     return value
 
 
-def _of(kind: Any, value: Any, name: str) -> Any:
+def _of(kind: type[T] | tuple[type[T], ...], value: object, name: str) -> T:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{name} is {str(value)[:40]!r}")
     return value
 
 
-def _value(value: Any, name: str) -> Value:
+def _value(value: object, name: str) -> Value:
     """Text, a truth value or a finite number."""
     if not isinstance(value, (str, int, float)) or not _sound(value):
         raise ValueError(f"{name} is {str(value)[:40]!r}")
@@ -333,7 +346,7 @@ def summarise(
     reasons: dict[str, int] = {}
     for row in rows:
         states[row.state] += 1
-        reason = str(row.facts.get("reason", ""))
+        reason = row.fact("reason")
         if reason:
             kind = re.sub(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", "…", reason)
             reasons[kind] = reasons.get(kind, 0) + 1
@@ -354,9 +367,9 @@ def _stages(rows: Sequence[Row], seconds: Mapping[str, float]) -> Iterator[Stage
     made = [row for row in rows if row.sampled is not None]
     lost = len(rows) - len(made)
     yield Stage("sampled", len(rows), len(made), f"{lost} given up", _spent(seconds, "sample"))
-    failed = [row for row in made if "duplicate_of" in row.facts and row.facts.get("reason")]
+    failed = [row for row in made if "duplicate_of" in row.facts and row.fact("reason")]
     passed = _having("filtered", made)
-    refused = len([row for row in made if row.facts.get("reason")]) - len(failed)
+    refused = len([row for row in made if row.fact("reason")]) - len(failed)
     if passed or refused:
         remark = f"{refused} rejected"
         yield Stage(
@@ -384,7 +397,7 @@ def _stages(rows: Sequence[Row], seconds: Mapping[str, float]) -> Iterator[Stage
 def _relaxation_stages(
     unique: Sequence[Row], failed: Sequence[Row], seconds: Mapping[str, float]
 ) -> Iterator[Stage]:
-    relaxed = [row for row in _having("energy", unique) if not row.facts.get("reason")]
+    relaxed = [row for row in _having("energy", unique) if not row.fact("reason")]
     if "screen" in seconds:
         known = _having("energy_sampled", unique)
         tried = len(known) + len(failed)
@@ -419,7 +432,7 @@ def _relaxation_stages(
         yield Stage("phonons", len(checked), len(checked), remark, _spent(seconds, "phonons"))
 
 
-def to_atoms(row: Row) -> Any:
+def to_atoms(row: Row) -> Atoms:
     """ase.Atoms of the best geometry with its energy; no atoms where there is none."""
     from ase import Atoms
     from ase.calculators.singlepoint import SinglePointCalculator
@@ -427,7 +440,7 @@ def to_atoms(row: Row) -> Any:
     if row.cell is None:
         return Atoms()
     atoms = ase.to_atoms(row.cell)
-    energy = row.facts.get("energy")
+    energy = row.fact("energy")
     if isinstance(energy, float):
         atoms.calc = SinglePointCalculator(atoms, energy=energy * len(atoms))
     return atoms

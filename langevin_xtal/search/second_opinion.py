@@ -59,7 +59,7 @@ def ask_second(
     options = replace(relaxation or RelaxOptions(), potential=potential)
     version = load_potential(potential).version
     with reopened(store) as opened:
-        ranked = [row for row in opened.rows() if row.facts.get("ranked") and row.cell is not None]
+        ranked = [row for row in opened.rows() if row.fact("ranked") and row.cell is not None]
         ranked = [row for row in ranked if row.state not in ("rejected", "duplicate")]
         chosen = sorted(ranked, key=lambda row: rank_key(entry_of(row)))[:best]
         opinions = second_opinions(
@@ -79,7 +79,7 @@ def ask_second(
 
 
 def _change(row: Row, opinion: Opinion, version: str) -> Change:
-    first = row.facts.get("e_above_hull")
+    first = row.fact("e_above_hull")
     known = float(first) if isinstance(first, float) else None
     difference, flagged = disagreement(known, opinion.e_above_hull)
     return Change(

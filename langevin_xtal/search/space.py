@@ -143,7 +143,7 @@ class SearchSpace:
     def __repr__(self) -> str:
         return f"SearchSpace({'-'.join(self.elements)}, {len(self)} requests)"
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """What defines the space, as plain values; equal for equal spaces."""
         return {
             "elements": ",".join(self.elements),
@@ -262,7 +262,7 @@ def _units(z: int | Sequence[int] | None) -> tuple[int, ...] | None:
     return units
 
 
-def _refuse(name: str, value: Any, needs: str) -> None:
+def _refuse(name: str, value: object, needs: str) -> None:
     if value is not None:
         raise InputError(f"{name} is of use with {needs} only; leave it out, or give both")
 

@@ -196,7 +196,7 @@ def _look_up(run: Run, rows: list[Row], keep: Keep, show: Show) -> None:
 
 def _unknown(run: Run) -> list[int]:
     rows = run.store.rows(run.relaxed())
-    return [row.index for row in rows if not row.facts.get("known")]
+    return [row.index for row in rows if not row.fact("known")]
 
 
 def _predict(run: Run, rows: list[Row], keep: Keep, show: Show) -> None:
@@ -232,7 +232,7 @@ def _to_relax(run: Run) -> list[int]:
     count = run.plan.config.relax_best
     if count is None and not run.windows:
         return run.left()
-    rows = [r for r in run.store.rows(run.left()) if r.facts.get("energy_sampled") is not None]
+    rows = [r for r in run.store.rows(run.left()) if r.fact("energy_sampled") is not None]
     energy = [float(row.facts["energy_sampled"]) for row in rows]
     more = np.zeros(len(rows))
     if run.windows:
@@ -258,9 +258,7 @@ def _relax(run: Run, rows: list[Row], keep: Keep, show: Show) -> None:
 def _to_release(run: Run) -> list[int]:
     """Those different with symmetry kept, and near the hull of all, or without a hull."""
     rows = [
-        row
-        for row in run.store.rows()
-        if row.facts.get("same_as") == -1 and not row.facts.get("reason")
+        row for row in run.store.rows() if row.fact("same_as") == -1 and not row.fact("reason")
     ]
     above = run.above_all(rows, [float(row.facts["energy_kept"]) for row in rows])
     far = above > run.plan.config.release_within  # not where it is NaN
@@ -318,24 +316,24 @@ Compared = tuple[list[Row], list[Cell], int]
 
 
 def _passed(run: Run) -> Compared:
-    rows = [row for row in run.store.rows() if row.facts.get("filtered")]
+    rows = [row for row in run.store.rows() if row.fact("filtered")]
     return rows, [geometry(row) for row in rows], len(rows)
 
 
 def _kept(run: Run) -> Compared:
     """Relaxed candidates as they were with their symmetry kept, so that who is released does not
     depend on who was released before."""
-    passed = [row for row in run.store.rows() if row.facts.get("filtered")]
-    tried = [row for row in passed if "energy" in row.facts or row.facts.get("reason")]
+    passed = [row for row in run.store.rows() if row.fact("filtered")]
+    tried = [row for row in passed if "energy" in row.facts or row.fact("reason")]
     unique = [row for row in tried if row.facts.get("duplicate_of", -1) == -1]
-    relaxed = [row for row in unique if not row.facts.get("reason")]
+    relaxed = [row for row in unique if not row.fact("reason")]
     return relaxed, [row.kept or geometry(row) for row in relaxed], len(passed + tried)
 
 
 def _apart(run: Run) -> Compared:
     """Relaxed candidates that were different with their symmetry kept, as they are now."""
     relaxed, _, unit = _kept(run)
-    apart = [row for row in relaxed if row.facts.get("same_as") == -1]
+    apart = [row for row in relaxed if row.fact("same_as") == -1]
     released = sum("note" in row.facts for row in apart)
     return apart, [geometry(row) for row in apart], unit + released
 
@@ -371,7 +369,7 @@ def _equal(
 
 def _rank_together(run: Run) -> tuple[int, Callable[[], Mapping[int, Change]]]:
     """Energies above the hull of references and candidates."""
-    rows = [row for row in run.store.rows(run.relaxed()) if row.facts.get("ranked")]
+    rows = [row for row in run.store.rows(run.relaxed()) if row.fact("ranked")]
 
     def changes() -> dict[int, Change]:
         above = run.above_all(rows, [float(row.facts["energy"]) for row in rows])

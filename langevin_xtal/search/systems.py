@@ -276,7 +276,7 @@ class _File:
     system: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
-def _systems(table: Mapping[str, Any], folder: Path) -> Systems:
+def _systems(table: Mapping[str, object], folder: Path) -> Systems:
     own = {field.name for field in dataclasses.fields(_File)}
     options = {field.name for field in dataclasses.fields(SystemOptions)}
     strange = sorted(set(table) - own - options)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,8 @@ from langevin_xtal.screen.potentials import load_potential
 from langevin_xtal.search.allocation import Allocation
 from langevin_xtal.search.space import SearchSpace
 from langevin_xtal.search.store import Change, Row, Store
+
+R = TypeVar("R")
 
 Progress = Callable[[str, int, int], None]
 """Called with the title of a stage, candidates (or pairs) done and in all."""
@@ -71,7 +73,7 @@ class Stage:
         name, units = self.name + self.suffix(run), self.units(run)
         if not self.again:
             return self._each(run, name, units)
-        broken = {row.index for row in run.store.rows(units) if row.facts.get("symmetry_broke")}
+        broken = {row.index for row in run.store.rows(units) if row.fact("symmetry_broke")}
         self._each(run, name, [k for k in units if k not in broken])
         return self._each(run, name + BROKEN, [k for k in units if k in broken])
 
@@ -239,8 +241,8 @@ class Run:
 def keep_as_they_come(
     run: Run,
     rows: list[Row],
-    batch: Callable[..., list[Any]],
-    change: Callable[[Row, Any], Change],
+    batch: Callable[..., list[R]],
+    change: Callable[[Row, R], Change],
     keep: Keep,
     show: Show,
 ) -> None:
@@ -255,7 +257,7 @@ def keep_as_they_come(
     """
     of = {row.index: row for row in rows}
 
-    def deliver(results: Mapping[int, Any]) -> None:
+    def deliver(results: Mapping[int, R]) -> None:
         keep({index: change(of[index], result) for index, result in results.items()})
 
     batch(
@@ -266,26 +268,26 @@ def keep_as_they_come(
     )
 
 
-class _AsTheyCome:
+class _AsTheyCome(Generic[R]):
     """Takes results as a cache would, and hands each on at once, so that none is lost."""
 
     def __init__(
         self,
         rows: Sequence[Row],
-        batch: Callable[..., list[Any]],
-        deliver: Callable[[Mapping[int, Any]], None],
+        batch: Callable[..., list[R]],
+        deliver: Callable[[Mapping[int, R]], None],
     ) -> None:
         self.batch, self.deliver = batch, deliver
         self.rows: dict[str, list[Row]] = {}
         for row in rows:
             self.rows.setdefault(cell_key(geometry(row)), []).append(row)
-        self.values: dict[str, Any] = {}
+        self.values: dict[str, object] = {}
 
-    def get(self, kind: str, keys: Sequence[str]) -> dict[str, Any]:
+    def get(self, kind: str, keys: Sequence[str]) -> dict[str, object]:
         """What was put."""
         return {key: self.values[key] for key in keys if key in self.values}
 
-    def put(self, kind: str, values: Mapping[str, Any]) -> None:
+    def put(self, kind: str, values: Mapping[str, object]) -> None:
         """Take results by cell, and deliver them by candidate."""
         self.values |= values
         cells = [geometry(self.rows[key][0]) for key in values]

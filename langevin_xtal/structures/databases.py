@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -22,6 +22,12 @@ from langevin_xtal.structures.record import (
     rejected,
 )
 from langevin_xtal.structures.xyz import of_atoms
+
+if TYPE_CHECKING:
+    from ase.constraints import FixConstraint
+    from ase.db.row import AtomsRow
+    from ase.db.sqlite import SQLite3Database
+
 
 MAGIC = b"SQLite format 3\0"
 SECONDS = 20.0
@@ -78,7 +84,7 @@ def read_database(path: Path) -> tuple[Iterator[Record], int]:
     return _rows(path), total
 
 
-def _database(path: Path) -> Any:
+def _database(path: Path) -> SQLite3Database:
     from ase.db.sqlite import SQLite3Database
 
     class ReadOnly(SQLite3Database):
@@ -124,7 +130,7 @@ def _record(row: Any, stem: str) -> Record:
     return Record(name, payload, parse_row, properties)
 
 
-def _constraints(row: Any) -> list[Any] | None:
+def _constraints(row: AtomsRow) -> list[FixConstraint] | None:
     """Constraints of a row, None where this version of ase does not know them."""
     try:
         return list(row.constraints or ())

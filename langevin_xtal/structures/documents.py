@@ -23,6 +23,8 @@ from langevin_xtal.structures.record import (
 ENERGIES = ("energy", "final_energy", "total_energy")
 """Names of the total energy of a cell [eV]."""
 IDENTIFIERS = ("material_id", "id", "entry_id")
+Document = dict[str, Any]
+"""A table of foreign JSON, whatever it holds: what is wrong in it is found where it is used."""
 _FAULTS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 
 
@@ -50,7 +52,7 @@ def holds_structures(text: str) -> bool:
     return any(mark in text for mark in marks)
 
 
-def _items(data: Any, stem: str) -> list[tuple[str, Any]] | None:
+def _items(data: object, stem: str) -> list[tuple[str, object]] | None:
     if isinstance(data, dict) and ("meta" in data or "jsonapi" in data or "links" in data or (
         isinstance(data.get("data"), (list, dict)) and not _is_structure(data)
     )):  # fmt: skip
@@ -71,19 +73,19 @@ def _items(data: Any, stem: str) -> list[tuple[str, Any]] | None:
     return None
 
 
-def _is_structure(entry: Any) -> bool:
+def _is_structure(entry: object) -> bool:
     return isinstance(entry, dict) and "lattice" in entry and "sites" in entry
 
 
-def _is_atoms(entry: Any) -> bool:
+def _is_atoms(entry: object) -> bool:
     return isinstance(entry, dict) and {"numbers", "positions", "cell"} <= set(entry)
 
 
-def _is_optimade(entry: Any) -> bool:
+def _is_optimade(entry: object) -> bool:
     return isinstance(entry, dict) and "lattice_vectors" in (entry.get("attributes") or entry)
 
 
-def _is_any(entry: Any) -> bool:
+def _is_any(entry: object) -> bool:
     inner = entry.get("structure") if isinstance(entry, dict) else None
     return any(
         test(one)
@@ -93,10 +95,10 @@ def _is_any(entry: Any) -> bool:
     )
 
 
-def _record(name: str, entry: Any) -> Record:
+def _record(name: str, entry: object) -> Record:
     if not isinstance(entry, dict):
         return Record(name, ("not a structure", type(entry).__name__), rejected)
-    structure: Any = entry
+    structure: object = entry
     if not (_is_structure(entry) or _is_atoms(entry) or _is_optimade(entry)):
         structure = entry.get("structure")
     stored = entry.get("properties")
@@ -134,7 +136,7 @@ def _record(name: str, entry: Any) -> Record:
 # --- pymatgen -----------------------------------------------------------------------------------
 
 
-def parse_pymatgen(payload: tuple[dict[str, Any], float | None]) -> ReadStructure:
+def parse_pymatgen(payload: tuple[Document, float | None]) -> ReadStructure:
     """The crystal of a pymatgen dictionary and its total energy.
 
     Raises
@@ -180,7 +182,7 @@ def parse_pymatgen(payload: tuple[dict[str, Any], float | None]) -> ReadStructur
     )
 
 
-def _matrix(lattice: dict[str, Any]) -> np.ndarray | None:
+def _matrix(lattice: Document) -> np.ndarray | None:
     """Rows of a cell [Å], None where it is not periodic in three directions."""
     if not all(lattice.get("pbc", (True, True, True))):
         return None
@@ -193,7 +195,7 @@ def _matrix(lattice: dict[str, Any]) -> np.ndarray | None:
         raise RejectError("the cell lengths and angles form no cell", str(error)) from None
 
 
-def _moment(value: Any) -> np.ndarray | None:
+def _moment(value: object) -> np.ndarray | None:
     """(3,) Cartesian moment of a number, a vector, or a dictionary of pymatgen's Magmom."""
     if isinstance(value, dict):
         axis = np.array(value.get("saxis", (0, 0, 1)), dtype=float)
@@ -209,7 +211,7 @@ def _moment(value: Any) -> np.ndarray | None:
     return found if found.shape == (3,) else np.array([0.0, 0.0, float(found)])
 
 
-def _state(kind: dict[str, Any], own: dict[str, Any]) -> float | None:
+def _state(kind: Document, own: Document) -> float | None:
     value = kind.get("oxidation_state", own.get("oxidation_state"))
     if value is None:
         return None
@@ -237,7 +239,7 @@ def species_number(species: str) -> int:
 # --- OPTIMADE -----------------------------------------------------------------------------------
 
 
-def parse_optimade(data: dict[str, Any]) -> ReadStructure:
+def parse_optimade(data: Document) -> ReadStructure:
     """The crystal of an OPTIMADE entry.
 
     Raises
@@ -273,7 +275,7 @@ def parse_optimade(data: dict[str, Any]) -> ReadStructure:
 # --- ASE ----------------------------------------------------------------------------------------
 
 
-def parse_ase(data: dict[str, Any]) -> ReadStructure:
+def parse_ase(data: Document) -> ReadStructure:
     """The crystal of a row of ASE's JSON database.
 
     Raises
@@ -307,7 +309,7 @@ def vectors(moments: np.ndarray) -> np.ndarray | None:
     return np.stack([0 * moments, 0 * moments, moments], axis=1)
 
 
-def _array(value: Any) -> np.ndarray:
+def _array(value: object) -> np.ndarray:
     """A list, or what ASE writes for an array or a cell."""
     if isinstance(value, dict):
         if "__ndarray__" in value:

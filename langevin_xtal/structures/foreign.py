@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 from langevin_xtal.errors import DataError, RejectError
 from langevin_xtal.structures.files import Found
 from langevin_xtal.structures.record import ReadStructure, Record, first_line
+
+if TYPE_CHECKING:
+    from ase import Atoms
 from langevin_xtal.structures.xyz import of_atoms
 
 BY_SUFFIX = {
@@ -87,7 +90,8 @@ def read_foreign(found: Found, kind: str, stem: str) -> list[Record]:
     data = found.bytes(MOST + 1)
     if len(data) > MOST:
         raise DataError(f"{found} is larger than {MOST >> 20} MiB, too large for its format")
-    stream: Any = io.BytesIO(data) if ioformats[kind].isbinary else io.StringIO(found.text())
+    stream: IO[bytes] | IO[str] | str
+    stream = io.BytesIO(data) if ioformats[kind].isbinary else io.StringIO(found.text())
     if not ioformats[kind].acceptsfd:
         if not found.is_plain:
             raise DataError(f"{found} is compressed, which {kind} cannot be; unpack it first")
@@ -96,7 +100,7 @@ def read_foreign(found: Found, kind: str, stem: str) -> list[Record]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            index: Any = -1 if kind in LAST_ONLY else slice(None)
+            index = -1 if kind in LAST_ONLY else slice(None)
             frames = read(stream, index=index, format=kind, do_not_split_by_at_sign=True)
     except (Exception, SystemExit) as error:  # ase raises anything on damaged files
         raise DataError(f"{found} cannot be read as {kind}: {first_line(error)}") from None
@@ -110,7 +114,7 @@ def read_foreign(found: Found, kind: str, stem: str) -> list[Record]:
     ]
 
 
-def parse_atoms(payload: tuple[Any, tuple[str, ...]]) -> ReadStructure:
+def parse_atoms(payload: tuple[Atoms, tuple[str, ...]]) -> ReadStructure:
     """The crystal of an ase.Atoms object.
 
     Raises

@@ -233,7 +233,7 @@ def is_collinear(moments: FloatArray) -> bool:
     return bool((np.linalg.norm(np.cross(moments, axis), axis=1) < 0.05).all())
 
 
-def number(value: Any) -> float | None:
+def number(value: object) -> float | None:
     """``value`` as a finite float, or None."""
     if isinstance(value, (bool, np.bool_, int, float, np.integer, np.floating, str)):
         try:

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 import numpy as np
 
@@ -164,7 +164,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"{path} cannot be read: {first_line(error)}") from None
 
 
-def _check_header(stream: Any, size: int, path: Path, name: str) -> None:
+def _check_header(stream: IO[bytes], size: int, path: Path, name: str) -> None:
     """
     Raises
     ------

@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from langevin_xtal.structures.record import (
     number,
     rejected,
 )
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 _ISOTOPE = re.compile(r"^(\s*)[DT](?=\s)", re.MULTILINE)
 _IDENTIFIER = re.compile(
@@ -101,7 +104,7 @@ def parse_frame(text: str) -> ReadStructure:
     return of_atoms(atoms, notes)
 
 
-def of_atoms(atoms: Any, notes: tuple[str, ...] = ()) -> ReadStructure:
+def of_atoms(atoms: Atoms, notes: tuple[str, ...] = ()) -> ReadStructure:
     """An ase.Atoms object with energy, moments and constraints.
 
     Raises
@@ -151,7 +154,7 @@ def _is_partial(occupancy: Any) -> bool:
         return False
 
 
-def _fixed(atoms: Any) -> tuple[np.ndarray | None, tuple[str, ...]]:
+def _fixed(atoms: Atoms) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """(N, 3) what ASE's constraints hold along the axes of the cell; notes on others."""
     from ase.constraints import FixAtoms, FixCartesian, FixScaled
 
@@ -173,6 +176,6 @@ def _fixed(atoms: Any) -> tuple[np.ndarray | None, tuple[str, ...]]:
     return (mask if mask.any() else None), tuple(dict.fromkeys(said))
 
 
-def _tilted(atoms: Any) -> bool:
+def _tilted(atoms: Atoms) -> bool:
     cell = np.array(atoms.cell)
     return bool(np.abs(cell - np.diag(np.diag(cell))).max() > 1e-6)

@@ -94,6 +94,19 @@ def niggli_lattice(lattice: NDArray[np.float64]) -> NDArray[np.float64] | None:
     return None if found is None else np.ascontiguousarray(found, dtype=np.float64)
 
 
+def niggli_cell(
+    lattice: NDArray[np.float64], frac: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Rows [Å] of the Niggli-reduced cell and coordinates (N, 3) from 0 to 1 in it.
+
+    Where there is no reduced cell the lattice stays as it is.
+    """
+    found = niggli_lattice(lattice)
+    rows = lattice if found is None else found
+    reduced = frac @ lattice @ np.linalg.inv(rows)
+    return rows, reduced - np.floor(reduced)
+
+
 def spglib_version() -> str:
     """Of the spglib that is installed."""
     import spglib

@@ -131,9 +131,7 @@ def expand_sites(
     table = group_table(group.number)
     sites = _placed(group, table, frac, lattice, radius)
     images = table.images(sites)
-    gap = images - sites[:, None]
-    gap -= np.rint(gap)
-    length = _lengths(gap, lattice)
+    length = _from_site(images, sites, lattice)
     clear = _clear(length)
     atoms, exact = [], bool(clear.all()) and _keeps_metric(group, lattice)
     for k in range(len(sites)):
@@ -174,9 +172,7 @@ def orbits(
     """
     table = group_table(group.number)
     images = table.images(frac)
-    gap = images - frac[:, None]
-    gap -= np.rint(gap)
-    length = _lengths(gap, lattice)
+    length = _from_site(images, frac, lattice)
     clear = _clear(length)
     atoms = [
         images[k, _distinct(table, length[k])[0]]
@@ -228,6 +224,13 @@ def _placed(
             # nothing to enter: the mean of the images on the site only removes rounding
             moved[k] = frac[k] + u[k, length[k] < IDENTICAL].mean(axis=0)
     return wrap(moved)
+
+
+def _from_site(images: FloatArray, sites: FloatArray, lattice: FloatArray) -> FloatArray:
+    """(A, H) distances [Å] from each site to its images (A, H, 3)."""
+    gap = images - sites[:, None]
+    gap -= np.rint(gap)
+    return _lengths(gap, lattice)
 
 
 def _lengths(frac: FloatArray, lattice: FloatArray) -> FloatArray:

@@ -16,21 +16,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Generic, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from langevin_xtal.config.fields import Dataclass
+from langevin_xtal.config.tables import table_of
 from langevin_xtal.errors import InputError
 from langevin_xtal.model.checkpoint import weights_hash
 from langevin_xtal.train.fit import (
+    BatchT,
     Fit,
     TimeIsOverError,
     load_module,
     load_moments,
     module_tensors,
     moment_tensors,
+    number_in,
 )
 
 
@@ -81,10 +85,10 @@ class Randomness:
 
     torch: Tensor
     device: Tensor | None
-    numpy: dict[str, Any] | None
+    numpy: Mapping[str, object] | None
 
 
-class EpochFit(Fit[EpochRow]):
+class EpochFit(Fit[EpochRow, BatchT | None], Generic[BatchT]):
     """A network fitted epoch by epoch: AdamW, dropout, a one-cycle rate, gradients clipped at 1.
 
     A subclass seeds torch, sets up the network and calls :meth:`begin` at the end of its
@@ -92,6 +96,7 @@ class EpochFit(Fit[EpochRow]):
     the state, so that a resumed fit goes on in the midst of an epoch.
     """
 
+    config: EpochConfig
     losses: tuple[str, ...] = ("loss",)
     """Names of the numbers that :meth:`_epoch_losses` gives."""
     keeps_best = False
@@ -111,7 +116,7 @@ class EpochFit(Fit[EpochRow]):
         device: str = "cpu",
         fused: bool = False,
         rng: np.random.Generator | None = None,
-        facts: Mapping[str, Any] | None = None,
+        facts: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(config, data_hash, out, save_every=config.save_every, device=device)
         self.network = network
@@ -129,7 +134,7 @@ class EpochFit(Fit[EpochRow]):
         self.best_loss = math.inf
         if self.keeps_best:
             self.best = copy.deepcopy(network.state_dict())
-        self._order: Sequence[Any] | None = None  #: batches of the epoch; None before it
+        self._order: Sequence[BatchT] | None = None  #: batches of the epoch; None before it
         self._place = 0  #: batches done of them
         self._sums = torch.zeros(len(self.losses), dtype=torch.float64, device=device)
         self._at_epoch = self._now = Randomness(torch.zeros(0), None, None)
@@ -137,11 +142,11 @@ class EpochFit(Fit[EpochRow]):
     # -- what a subclass says
 
     @abstractmethod
-    def _draw(self) -> Sequence[Any]:
+    def _draw(self) -> Sequence[BatchT]:
         """Batches of one epoch."""
 
     @abstractmethod
-    def _loss(self, batch: Any) -> tuple[Tensor, Tensor]:
+    def _loss(self, batch: BatchT) -> tuple[Tensor, Tensor]:
         """What the step lowers, and sums to be added up over the epoch."""
 
     @abstractmethod
@@ -169,7 +174,7 @@ class EpochFit(Fit[EpochRow]):
         self._at_epoch, self._now = self._randomness(), self._randomness()
         self.open()
 
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self) -> dict[str, object]:
         """Settings, and what the fit starts from."""
         return super().recorded() | self.facts
 
@@ -208,7 +213,7 @@ class EpochFit(Fit[EpochRow]):
         self._set_randomness(self._now)
         yield
 
-    def _batch(self) -> Any:
+    def _batch(self) -> BatchT | None:
         if self._order is None:
             self._changing = True
             self._at_epoch = self._randomness()
@@ -218,7 +223,7 @@ class EpochFit(Fit[EpochRow]):
             self._changing = False
         return self._order[self._place] if self._place < len(self._order) else None
 
-    def _advance(self, batch: Any) -> None:
+    def _advance(self, batch: BatchT | None) -> None:
         if batch is None:  # an epoch with nothing to learn
             return
         loss, sums = self._loss(batch)
@@ -258,11 +263,11 @@ class EpochFit(Fit[EpochRow]):
 
     # -- state
 
-    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, object]]:
         tensors = module_tensors("network", self.network) | moment_tensors(self.optimiser)
         tensors |= {f"best.{k}": v for k, v in self.best.items()} | self._more_state()
         tensors["sums"] = self._sums
-        values: dict[str, Any] = {
+        values: dict[str, object] = {
             "epoch": self.epoch,
             "place": None if self._order is None else self._place,
             "best_loss": self.best_loss,
@@ -274,30 +279,30 @@ class EpochFit(Fit[EpochRow]):
             values[f"random_{name}"] = state.numpy
         return tensors, values
 
-    def _restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    def _restore(self, tensors: dict[str, Tensor], header: Mapping[str, object]) -> None:
         load_module("network", self.network, tensors)
         load_moments(self.optimiser, tensors)
         start = "best."
         best = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
         if best.keys() != self.best.keys():
             raise ValueError("the best weights do not fit the network")
-        self.best, self.best_loss = best, float(header["best_loss"])
+        self.best, self.best_loss = best, float(number_in(header, "best_loss"))
         self._sums = tensors["sums"].double().reshape(len(self.losses)).to(self.device)
         self._restore_more(tensors)
         self._at_epoch, self._now = (
             Randomness(
                 tensors[f"random.{name}"],
                 tensors.get(f"random.{name}.device"),
-                header[f"random_{name}"],
+                table_of(state, "random") if (state := header[f"random_{name}"]) else None,
             )
             for name in ("epoch", "now")
         )
-        self.epoch = int(header["epoch"])
+        self.epoch = int(number_in(header, "epoch"))
         if header["place"] is not None:
             self._set_randomness(self._at_epoch)
-            self._order, self._place = self._draw(), int(header["place"])
+            self._order, self._place = self._draw(), int(number_in(header, "place"))
         # the rates and momenta of the step follow from its number
-        self.schedule.last_epoch = int(header["step"]) - 1
+        self.schedule.last_epoch = int(number_in(header, "step")) - 1
         with warnings.catch_warnings():  # that no step was taken yet
             warnings.simplefilter("ignore", UserWarning)
             self.schedule.step()
@@ -319,8 +324,16 @@ class EpochFit(Fit[EpochRow]):
             self.rng.bit_generator.state = state.numpy or {}
 
 
-def starting_point(network: nn.Module, init: nn.Module | None) -> dict[str, Any]:
+class Configured(Protocol):
+    """A network that keeps its settings."""
+
+    @property
+    def config(self) -> Dataclass:
+        """Sizes and the like."""
+        ...
+
+
+def starting_point(network: Configured, init: nn.Module | None) -> dict[str, object]:
     """What a fit starts from, for its record: the network's settings, and given weights."""
     given = None if init is None else weights_hash(init.state_dict())
-    config: Any = network.config
-    return {"network": dataclasses.asdict(config), "init": given}
+    return {"network": dataclasses.asdict(network.config), "init": given}

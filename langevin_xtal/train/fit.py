@@ -17,11 +17,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from langevin_xtal.config.fields import Dataclass
 from langevin_xtal.errors import CheckpointError, InputError
 from langevin_xtal.files import clear_left, replacing, write_text
 from langevin_xtal.model.checkpoint import read_tensors, write_tensors
@@ -44,9 +45,10 @@ class Row(Protocol):
 
 
 RowT = TypeVar("RowT", bound=Row)
+BatchT = TypeVar("BatchT")
 
 
-class Fit(ABC, Generic[RowT]):
+class Fit(ABC, Generic[RowT, BatchT]):
     """Something that is fitted step by step; iterate :meth:`run` to advance it.
 
     A subclass sets up its weights and data, calls :meth:`open` at the end of its constructor, and
@@ -66,9 +68,11 @@ class Fit(ABC, Generic[RowT]):
         Processes that share the fit.
     """
 
+    config: Dataclass
+
     def __init__(
         self,
-        config: Any,
+        config: Dataclass,
         data_hash: str,
         out: Path | None,
         *,
@@ -94,11 +98,11 @@ class Fit(ABC, Generic[RowT]):
         """Header of the log."""
 
     @abstractmethod
-    def _batch(self) -> Any:
+    def _batch(self) -> BatchT:
         """What the next step learns from."""
 
     @abstractmethod
-    def _advance(self, batch: Any) -> None:
+    def _advance(self, batch: BatchT) -> None:
         """One step; ``_changing`` is set while weights, moments and counts disagree."""
 
     @property
@@ -119,11 +123,11 @@ class Fit(ABC, Generic[RowT]):
         """First value of the last row that a sound log has at this step."""
 
     @abstractmethod
-    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, object]]:
         """Tensors and plain values to resume from."""
 
     @abstractmethod
-    def _restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    def _restore(self, tensors: dict[str, Tensor], header: Mapping[str, object]) -> None:
         """Take over what :meth:`_state` gave."""
 
     def _running(self) -> AbstractContextManager[None]:
@@ -133,7 +137,7 @@ class Fit(ABC, Generic[RowT]):
     def _saved(self) -> None:
         """After every save."""
 
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self) -> dict[str, object]:
         """Settings to keep and to compare."""
         return dataclasses.asdict(self.config)
 
@@ -272,7 +276,8 @@ class Fit(ABC, Generic[RowT]):
             )
         try:
             self._restore(tensors, header)
-            self.step, self.seconds = int(header["step"]), float(header["seconds"])
+            self.step = int(number_in(header, "step"))
+            self.seconds = float(number_in(header, "seconds"))
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{self._state_path} cannot be resumed ({reason})") from None
@@ -289,6 +294,20 @@ class Fit(ABC, Generic[RowT]):
             writer = csv.writer(handle)
             writer.writerow(self.columns())
             writer.writerows(r for r in rows if r and r[0].isdigit() and int(r[0]) <= place)
+
+
+def number_in(header: Mapping[str, object], name: str) -> int | float:
+    """A number of what was saved.
+
+    Raises
+    ------
+    KeyError, TypeError
+        When there is none.
+    """
+    value = header[name]
+    if not isinstance(value, int | float):
+        raise TypeError(f"{name} is {value!r}, which is no number")
+    return value
 
 
 # -- tensors of modules and optimisers

@@ -21,12 +21,12 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ from langevin_xtal.errors import InputError
 from langevin_xtal.graph.snapping import all_operations
 from langevin_xtal.model.checkpoint import (
     CrystalModel,
+    Part,
     load_model,
     save_model,
     weights_hash,
@@ -58,6 +59,7 @@ from langevin_xtal.train.fit import (
     load_moments,
     module_tensors,
     moment_tensors,
+    number_in,
 )
 from langevin_xtal.train.parts import OnEpoch, PartEpochs, fit_parts
 
@@ -223,7 +225,7 @@ class LevelMeans:
         return tuple((self.sums[kind] / self.counts[kind]).tolist())
 
 
-class Trainer(Fit[LogRow]):
+class Trainer(Fit[LogRow, Noised]):
     """Fit of the score network in a folder; iterate :meth:`run` to advance it.
 
     Parameters
@@ -235,6 +237,8 @@ class Trainer(Fit[LogRow]):
         on the CPU, and moved. By default ``torch`` on CUDA and ``host`` on a CPU.
     """
 
+    config: TrainConfig
+
     def __init__(
         self,
         data: PackedDataset,
@@ -245,7 +249,7 @@ class Trainer(Fit[LogRow]):
         device: str = "cpu",
         builder: Builder | None = None,
         name: str = "model",
-        card: dict[str, Any] | None = None,
+        card: Mapping[str, object] | None = None,
         start: CrystalModel | None = None,
     ) -> None:
         if not len(data):
@@ -269,7 +273,7 @@ class Trainer(Fit[LogRow]):
         on_cuda = device.startswith("cuda")
         if config.precision == "tf32" and not on_cuda:
             raise InputError("precision tf32 is of CUDA devices; give float32 or bf16 on a CPU")
-        self.name, self.card = name, card or {}
+        self.name, self.card = name, dict(card or {})
         self.data = data
         self.builder: Builder = builder or ("torch" if on_cuda else "host")
         self.noised_on = device if self.builder == "torch" else "cpu"
@@ -289,7 +293,7 @@ class Trainer(Fit[LogRow]):
         self.optimiser = torch.optim.Adam(
             self.network.parameters(), lr=config.learning_rate, fused=True
         )
-        self.parts: dict[str, Any] = {}  #: parts of the model beside the network
+        self.parts: dict[str, Part] = {}  #: parts of the model beside the network
         self.given = {} if start is None else start.parts()  #: those that their fits start from
         self.means = LevelMeans(device)  #: of the steps since the last row of the log
         self._orders: dict[int, Tensor] = {}
@@ -354,7 +358,8 @@ class Trainer(Fit[LogRow]):
             "training_seconds": round(self.seconds, 1),
         }
         network = copy.deepcopy(self.average).cpu().eval()
-        return CrystalModel(self.name, network, self.config.levels, statistics, card, **self.parts)
+        bare = CrystalModel(self.name, network, self.config.levels, statistics, card)
+        return bare.with_parts(self.parts)
 
     def fit_parts(
         self,
@@ -416,7 +421,7 @@ class Trainer(Fit[LogRow]):
                 means.add(denoising_losses(self.average, noised, estimate=estimate), noised)
         return means
 
-    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, object]]:
         tensors = module_tensors("network", self.network)
         tensors |= module_tensors("average", self.average) | moment_tensors(self.optimiser)
         for kind in ("sums", "counts"):
@@ -427,7 +432,7 @@ class Trainer(Fit[LogRow]):
         """The model to sample from goes with the state."""
         save_model(self.out / MODEL, self.model())
 
-    def _restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    def _restore(self, tensors: dict[str, Tensor], header: Mapping[str, object]) -> None:
         load_module("network", self.network, tensors)
         load_module("average", self.average, tensors)
         load_moments(self.optimiser, tensors)
@@ -436,7 +441,7 @@ class Trainer(Fit[LogRow]):
             saved = saved.double().reshape(2, LEVEL_BINS).to(self.device)
             setattr(self.means, kind, saved)
         finished = self.out / MODEL
-        if int(header["step"]) >= self.config.last and finished.exists():
+        if int(number_in(header, "step")) >= self.config.last and finished.exists():
             self.parts = load_model(finished).parts()
 
     # -- one step
@@ -560,7 +565,7 @@ def train(
     device: str = "cpu",
     builder: Builder | None = None,
     name: str = "model",
-    card: dict[str, Any] | None = None,
+    card: Mapping[str, object] | None = None,
     on_row: Callable[[LogRow, Trainer], None] | None = None,
 ) -> CrystalModel:
     """Train to the end, or resume what ``out`` holds, and return the model."""

@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, TypeVar
 
 from langevin_xtal.config.training import EpochsConfig
 from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.model.checkpoint import Part
+from langevin_xtal.model.prior import WyckoffPrior
 from langevin_xtal.model.proposal import Proposal
+from langevin_xtal.model.ranking import AssignmentRanker
 from langevin_xtal.model.settings import SettingModel, squared_distances
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.train.fit import STATE
@@ -25,6 +28,9 @@ from langevin_xtal.train.proposals import describe_variants, fit_proposal
 from langevin_xtal.train.ranking import fit_ranker
 from langevin_xtal.train.settings import fit_settings
 from langevin_xtal.train.structure_types import structure_types
+
+PartT = TypeVar("PartT", bound=Part)
+EnsembleT = TypeVar("EnsembleT", SettingModel, Proposal)
 
 OnEpoch = Callable[[str, int, int], None]
 """Called with the name of the part, epochs done and epochs planned."""
@@ -40,6 +46,15 @@ class PartEpochs(EpochsConfig):
         return self.members_of(name) * epochs
 
 
+class FitOptions(TypedDict):
+    """Arguments that all fits have."""
+
+    epochs: int
+    out: Path | None
+    until: float
+    on_epoch: Callable[..., None]
+
+
 @dataclass(frozen=True)
 class Fitting:
     """What the fit of a part may go by."""
@@ -47,15 +62,15 @@ class Fitting:
     data: PackedDataset
     statistics: Statistics
     epochs: PartEpochs
-    done: Mapping[str, Any]  #: parts fitted so far
-    given: Mapping[str, Any]  #: parts of another model, where fits start
+    done: Mapping[str, Part]  #: parts fitted so far
+    given: Mapping[str, Part]  #: parts of another model, where fits start
     seed: int = 0
     device: str = "cpu"
     folder: Path | None = None  #: where fits keep themselves
     until: float = math.inf
     on_epoch: OnEpoch | None = field(default=None, repr=False)
 
-    def options(self, name: str, *, fit: str = "", before: int = 0) -> dict[str, Any]:
+    def options(self, name: str, *, fit: str = "", before: int = 0) -> FitOptions:
         """Arguments that all fits have: where to be kept, when to stop, whom to tell.
 
         Parameters
@@ -78,35 +93,47 @@ class Fitting:
         }
 
 
-def _prior(fitting: Fitting) -> Iterator[Any]:
-    given = fitting.given.get("prior")
+def _known(parts: Mapping[str, Part], name: str, kind: type[PartT]) -> PartT | None:
+    part = parts.get(name)
+    assert part is None or isinstance(part, kind)
+    return part
+
+
+def _members(parts: Mapping[str, Part], name: str, kind: type[EnsembleT]) -> list[EnsembleT]:
+    """The members of a part, none where it is not there."""
+    part = _known(parts, name, kind)
+    return [] if part is None else part.singles()
+
+
+def _prior(fitting: Fitting) -> Iterator[Part]:
+    given = _known(fitting.given, "prior", WyckoffPrior)
     yield fit_prior(fitting.data, seed=fitting.seed, init=given, **fitting.options("prior"))
 
 
-def _ranker(fitting: Fitting) -> Iterator[Any]:
-    given = fitting.given.get("ranker")
+def _ranker(fitting: Fitting) -> Iterator[Part]:
+    given = _known(fitting.given, "ranker", AssignmentRanker)
     yield fit_ranker(fitting.data, seed=fitting.seed, init=given, **fitting.options("ranker"))
 
 
-def _settings(fitting: Fitting) -> Iterator[Any]:
-    ranker = fitting.done.get("ranker", fitting.given.get("ranker"))
+def _settings(fitting: Fitting) -> Iterator[Part]:
+    ranker = _known({**fitting.given, **fitting.done}, "ranker", AssignmentRanker)
     if ranker is None:  # nothing says which elements resemble each other
         return
     epochs = fitting.epochs
-    members = fitting.done["settings"].singles() if "settings" in fitting.done else []
-    given = fitting.given.get("settings")
-    fits_from = dict(enumerate(() if given is None else given.singles()))
+    members = _members(fitting.done, "settings", SettingModel)
+    fits_from = dict(enumerate(_members(fitting.given, "settings", SettingModel)))
     for k in range(len(members), epochs.settings_members):
         folder = f"settings-{k}" if epochs.settings_members > 1 else ""
         options = fitting.options("settings", fit=folder, before=k * epochs.settings)
-        report = options.pop("on_epoch")
         fit = fit_settings(
             fitting.data,
             ranker.resemblance(),
             seed=fitting.seed + k,
             init=fits_from.get(k),
-            on_epoch=partial(_of_units, report),
-            **options,
+            on_epoch=partial(_of_units, options["on_epoch"]),
+            epochs=options["epochs"],
+            out=options["out"],
+            until=options["until"],
         )
         members.append(fit)
         yield SettingModel.of_members(members)
@@ -118,8 +145,8 @@ def _of_units(report: Callable[[int], None], classifier: str, done: int, _: floa
         report(done)
 
 
-def _types(fitting: Fitting) -> Iterator[Any]:
-    ranker = fitting.done.get("ranker", fitting.given.get("ranker"))
+def _types(fitting: Fitting) -> Iterator[Part]:
+    ranker = _known({**fitting.given, **fitting.done}, "ranker", AssignmentRanker)
     if ranker is None:
         return
     distances = squared_distances(ranker.resemblance())
@@ -128,16 +155,15 @@ def _types(fitting: Fitting) -> Iterator[Any]:
         fitting.on_epoch("types", 1, 1)
 
 
-def _proposal(fitting: Fitting) -> Iterator[Any]:
+def _proposal(fitting: Fitting) -> Iterator[Part]:
     """Member after member; the whole with each that it gains."""
     epochs = fitting.epochs
-    members = fitting.done["proposal"].singles() if "proposal" in fitting.done else []
+    members = _members(fitting.done, "proposal", Proposal)
     if len(members) >= epochs.members:
         return
     described = describe_variants(fitting.data, fitting.statistics)
     # a member more than the other model has starts from random weights
-    given = fitting.given.get("proposal")
-    fits_from = dict(enumerate(() if given is None else given.singles()))
+    fits_from = dict(enumerate(_members(fitting.given, "proposal", Proposal)))
     for k in range(len(members), epochs.members):
         members.append(
             fit_proposal(
@@ -153,7 +179,7 @@ def _proposal(fitting: Fitting) -> Iterator[Any]:
         yield Proposal.of_members(members)
 
 
-PARTS: dict[str, Callable[[Fitting], Iterator[Any]]] = {
+PARTS: dict[str, Callable[[Fitting], Iterator[Part]]] = {
     "prior": _prior,
     "ranker": _ranker,
     "settings": _settings,
@@ -167,15 +193,15 @@ def fit_parts(
     data: PackedDataset,
     statistics: Statistics,
     epochs: PartEpochs,
-    known: Mapping[str, Any],
+    known: Mapping[str, Part],
     *,
-    init: Mapping[str, Any] | None = None,
+    init: Mapping[str, Part] | None = None,
     seed: int = 0,
     device: str = "cpu",
     on_epoch: OnEpoch | None = None,
     folder: Path | None = None,
     until: float = math.inf,
-) -> Iterator[tuple[str, Any]]:
+) -> Iterator[tuple[str, Part]]:
     """The parts of a :class:`~langevin_xtal.model.checkpoint.CrystalModel` beside its network.
 
     Parameters

@@ -70,7 +70,7 @@ class PriorFitConfig(EpochConfig):
     epochs: int = EpochsConfig.prior
 
 
-class PriorFit(EpochFit):
+class PriorFit(EpochFit[Tensor]):
     """Fit of the prior over Wyckoff positions, see :func:`fit_prior`."""
 
     config: PriorFitConfig

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +56,7 @@ class PropertyFitConfig(EpochConfig):
     save_every: int = 200
 
 
-class PropertyFit(EpochFit):
+class PropertyFit(EpochFit[NDArray[np.int64]]):
     """Fit of values by their absolute errors, and of widths by likelihood."""
 
     config: PropertyFitConfig
@@ -158,16 +157,15 @@ class PropertyFit(EpochFit):
         value = np.concatenate([f.value for f in found])
         return value - self.targets[self.held_out], np.concatenate([f.error for f in found])
 
-    def _model(self, stretch: tuple[Stretch, ...], **more: Any) -> PropertyModel:
+    def _model(self, stretch: tuple[Stretch, ...]) -> PropertyModel:
         return PropertyModel(
-            more.pop("name", "properties"),
+            "properties",
             self.model_network,
             self.names,
             tuple(self.middle.tolist()),
             tuple(self.scale.tolist()),
             stretch,
             self.elements,
-            **more,
         )
 
     def halve(self) -> None:
@@ -175,7 +173,9 @@ class PropertyFit(EpochFit):
         for weights in self.network.parameters():
             weights.data.copy_(weights.data.half())
 
-    def model(self, name: str = "properties", card: dict[str, Any] | None = None) -> PropertyModel:
+    def model(
+        self, name: str = "properties", card: Mapping[str, object] | None = None
+    ) -> PropertyModel:
         """The fitted model, its error bars scaled by the crystals held out."""
         off, error = self._held_out_errors(self._model((Stretch(),) * len(self.names)))
         stretch = []
@@ -187,7 +187,7 @@ class PropertyFit(EpochFit):
                 if parts
                 else Stretch()
             )
-        return self._model(tuple(stretch), name=name, card=card or {})
+        return dataclasses.replace(self._model(tuple(stretch)), name=name, card=card or {})
 
 
 def fit_properties(

@@ -123,7 +123,7 @@ class ProposalFitConfig(EpochConfig):
     """Shares of all epochs after which the variant learned of each crystal is chosen anew."""
 
 
-class ProposalFit(EpochFit):
+class ProposalFit(EpochFit[Tensor]):
     """Fit of one network of the proposal, see :func:`fit_proposal`."""
 
     config: ProposalFitConfig

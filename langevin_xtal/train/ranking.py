@@ -93,7 +93,7 @@ class RankerFitConfig(EpochConfig):
     """Share of the crystals that decides which epoch is kept."""
 
 
-class RankerFit(EpochFit):
+class RankerFit(EpochFit[NDArray[np.int64]]):
     """Fit of the ranking of assignments, see :func:`fit_ranker`."""
 
     config: RankerFitConfig

@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
+
+from torch import nn
 
 from langevin_xtal.config.tables import from_table, list_of, parse_toml, table_of
 from langevin_xtal.config.training import Size, TrainingConfig
@@ -347,7 +349,7 @@ class RecipeRun:
         self.leads = join_team(device)[0].leads
         self._claim({"recipe": recipe.hash, "sources": dict(data.sources), "scale": scale})
 
-    def _claim(self, record: Mapping[str, Any]) -> None:
+    def _claim(self, record: Mapping[str, object]) -> None:
         """Take the folder for this run, unless it holds another."""
         path = self.out / RECORD
         try:
@@ -448,7 +450,7 @@ class RecipeRun:
             if not trainer.done:
                 raise TimeIsOverError
         made = trainer.model()
-        return replace(made, **({} if model is None else model.parts()))
+        return made if model is None else made.with_parts(model.parts())
 
     def _part(
         self,
@@ -461,7 +463,7 @@ class RecipeRun:
         path = folder / MODEL
         kept = load_model(path).parts().get(step.part) if path.exists() else None
         if kept is not None and getattr(kept.config, "members", 1) >= step.members:
-            return replace(model, **{step.part: kept})
+            return model.with_parts({step.part: kept})
         done = {name: part for name, part in model.parts().items() if name != step.part}
         fitting = Fitting(
             self._learned(step),
@@ -482,7 +484,7 @@ class RecipeRun:
         )
         folder.mkdir(parents=True, exist_ok=True)
         for part in PARTS[step.part](fitting):
-            model = replace(model, **{step.part: part})
+            model = model.with_parts({step.part: part})
             save_model(path, model)
             clear_states(folder)
         return model
@@ -525,18 +527,18 @@ class RecipeRun:
             return None
         parts = {name: copy.deepcopy(part) for name, part in model.parts().items()}
         for name in self.recipe.halve:
-            for weights in parts[name].parameters() if name in parts else ():
+            part = parts.get(name)
+            for weights in part.parameters() if isinstance(part, nn.Module) else ():
                 weights.copy_(weights.half())
         network = copy.deepcopy(model.network).requires_grad_(False)
-        model = replace(
-            model, name=self.name, network=network, statistics=self._statistics(), **parts
-        )
+        model = replace(model, name=self.name, network=network, statistics=self._statistics())
+        model = model.with_parts(parts)
         model = replace(model, card=self._card() | {"weights": model.hash})
         save_model(self.out / MODEL, model)
         write_text(self.out / CARD, page(self.name, model.card))
         return model
 
-    def _card(self) -> dict[str, Any]:
+    def _card(self) -> dict[str, object]:
         """What went into the model, from the recipe and the logs of the run."""
         recipe, fits = self.recipe, list(self._fits())
         used = dict.fromkeys(name for step in self.fits for name in (step.data, step.validation))
@@ -587,7 +589,7 @@ class RecipeRun:
             "weaknesses": list(recipe.weaknesses),
         }
 
-    def _fits(self) -> Iterator[dict[str, Any]]:
+    def _fits(self) -> Iterator[dict[str, object]]:
         """Each fit: what it was asked for, and the last rows of its logs."""
         default = FitStep(part=SCORE, data="", steps=1)
         for k, step in enumerate(self.fits):

@@ -92,7 +92,7 @@ class SettingsFitConfig(EpochConfig):
     """Share of the crystals far above the hull that are learned from; all of them vote."""
 
 
-class ClassifierFit(EpochFit):
+class ClassifierFit(EpochFit[NDArray[np.int64]]):
     """Fit of one of the two classifiers, see :func:`fit_settings`; torch is seeded outside.
 
     Parameters
