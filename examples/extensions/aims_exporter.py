@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from langevin_xtal.cli import main, structures
-from langevin_xtal.cli.export import export, out, sources
+from langevin_xtal.cli import main, options, structures
+from langevin_xtal.cli.export import export, sources
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.entry import Entry
 from langevin_xtal.export.folders import Inputs, write_folders
@@ -31,7 +31,7 @@ def inputs(entry: Entry, name: str, notes: Notes) -> Inputs:
 @export.command()  # the registration: a command of the group "export"
 @sources
 @structures.top
-@out("FOLDER")
+@options.output("Where to.", "FOLDER")
 def aims(sources: tuple[str, ...], top: int | None, out: Path) -> None:
     """FHI-aims geometries, one folder per candidate."""
     entries, refused = structures.read_structures(sources, top=top)

@@ -350,14 +350,14 @@ def output(
     address
         Whether it may be the address of a store.
     """
+    # click takes a default of None, where it is given, for a value
+    own = {"required": True} if default is None else {"default": default, "show_default": True}
     return click.option(
         "--out",
         type=str if address else LocalPath(dir_okay=dir_okay),
-        default=default,
-        required=default is None,
-        show_default=default is not None,
         help=help,
         metavar=metavar,
+        **own,
     )
 
 

@@ -194,7 +194,12 @@ def each_relaxed(
         workers=workers,
         progress=progress,
     )
-    return [replace(result, cell=fixing.held_of(result.cell)[0]) for result in results]
+    return [_unmarked(result) for result in results]
+
+
+def _unmarked(result: Relaxation) -> Relaxation:
+    plain = fixing.held_of(result.cell)[0]
+    return result if plain is result.cell else replace(result, cell=plain)
 
 
 # -- one relaxation
