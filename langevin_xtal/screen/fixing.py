@@ -1,4 +1,4 @@
-"""Atoms that a relaxation holds at their fractional coordinates, and the constraints of ASE for them.
+"""Atoms that a relaxation holds at their fractional coordinates, and ASE's constraints for them.
 
 A cell carries what is held in its atomic numbers: :data:`MARK`, times 1 to 7, is added to those of
 held atoms. A held atom then differs from a free one of its element wherever cells are compared: in
