@@ -223,7 +223,8 @@ def main(
         for name in list(rows)[-3:]:
             click.echo(f"{name}: {rows[name]}")
     result = {
-        "command": " ".join(["python", "scripts/compare_potentials.py", *sys.argv[1:]]),
+        "command": "python scripts/compare_potentials.py "
+        + " ".join(Path(word).name if "/" in word else word for word in sys.argv[1:]),
         "version": lx.__version__,
         "machine": f"{platform.machine()}, one thread, other work beside it",
         "crystals": len(crystals),
