@@ -5,13 +5,15 @@
 
 A model made by a recipe (langevin-xtal train --recipe) says itself what it was made of: give only
 --name and --validation then. With --starts what says where chains start is another model's. With
---halve the weights of a part are rounded to half precision, which takes half the space.
+--halve the weights of a part are rounded to half precision, which takes half the space. With
+--beside weights that a shipped model holds are left out: release that model first.
 
 The name of a property model (train --recipe mp20-properties) ends with -properties.
 """
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import click
@@ -38,6 +40,7 @@ WEIGHTS = Path(__file__).parents[1] / "langevin_xtal" / "weights"
     "--validation", type=click.Path(path_type=Path, exists=True), multiple=True, required=True
 )
 @click.option("--starts", help="Model whose prior, ranker and proposal to take.")
+@click.option("--beside", help="Shipped model whose equal weights are left out.")
 @click.option("--halve", type=click.Choice(["prior", "ranker", "proposal"]), multiple=True)
 def main(
     run: Path,
@@ -45,14 +48,16 @@ def main(
     validation: tuple[Path, ...],
     weaknesses: tuple[str, ...],
     starts: str | None,
+    beside: str | None,
     halve: tuple[str, ...],
     **facts: str | None,
 ) -> None:
     properties = f"{name}{SUFFIX}".endswith(PROPERTIES_SUFFIX)
-    read, write = (load_properties, save_properties) if properties else (load_model, save_model)
+    if properties and (starts or beside or halve):
+        raise click.UsageError("--starts, --beside and --halve are not of property models")
+    read = load_properties if properties else load_model
+    write = save_properties if properties else partial(save_model, base=beside)
     model = dataclasses.replace(read(run), name=name)
-    if properties and (starts is not None or halve):
-        raise click.UsageError("--starts and --halve are not of property models")
     if starts is not None:
         model = model.with_parts(load_model(starts).parts())
     for part in halve:

@@ -363,7 +363,7 @@ class TestTraining:
         self, split: tuple[PackedDataset, PackedDataset], tmp_path: Path
     ) -> None:
         """States without a setting that is new: it had its default."""
-        from langevin_xtal.model.checkpoint import read_tensors, write_tensors
+        from langevin_xtal.model.tensor_file import read_tensors, write_tensors
         from langevin_xtal.train.fit import STATE_FORMAT
 
         run = Trainer(split[0], tmp_path, QUICK).run()

@@ -23,8 +23,9 @@ from langevin_xtal.diffusion.losses import denoising_losses
 from langevin_xtal.diffusion.noising import Noised, NoisingConfig, noise_batch
 from langevin_xtal.errors import InputError, LangevinXtalError
 from langevin_xtal.graph.snapping import all_operations
-from langevin_xtal.model.checkpoint import CrystalModel, load_model, read_tensors
+from langevin_xtal.model.checkpoint import CrystalModel, load_model
 from langevin_xtal.model.levels import NoiseLevels
+from langevin_xtal.model.tensor_file import read_tensors
 from langevin_xtal.train import fit, loop
 from langevin_xtal.train.distributed import Team, join, part_of_total
 from langevin_xtal.train.fit import STATE_FORMAT

@@ -14,13 +14,7 @@ from langevin_xtal.crystal.request import Request
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import CheckpointError, InputError
 from langevin_xtal.model.beam import likely_assignments
-from langevin_xtal.model.checkpoint import (
-    MODEL_FORMAT,
-    load_model,
-    read_tensors,
-    save_model,
-    write_tensors,
-)
+from langevin_xtal.model.checkpoint import MODEL_FORMAT, load_model, save_model
 from langevin_xtal.model.prior import (
     PriorConfig,
     WyckoffPrior,
@@ -29,6 +23,7 @@ from langevin_xtal.model.prior import (
     element_rank,
     has_freedom,
 )
+from langevin_xtal.model.tensor_file import read_tensors, write_tensors
 from langevin_xtal.sampling.chain import Chains
 from langevin_xtal.sampling.sample import SampleOptions, sample
 from langevin_xtal.sampling.samplers import Ancestral, run

@@ -29,7 +29,7 @@ from langevin_xtal.crystal.properties import (
 )
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import CheckpointError, DataError, InputError
-from langevin_xtal.model import checkpoint
+from langevin_xtal.model import checkpoint, tensor_file
 from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.model.properties import (
     PropertyConfig,
@@ -332,9 +332,9 @@ class TestFiles:
     ) -> None:
         path = tmp_path / "p.safetensors"
         save_properties(path, fitted)
-        tensors, header = checkpoint.read_tensors(path, "langevin-xtal properties 1")
+        tensors, header = tensor_file.read_tensors(path, "langevin-xtal properties 1")
         own = {k: v for k, v in header.items() if "checksum" not in k}
-        checkpoint.write_tensors(path, tensors, own | change)
+        tensor_file.write_tensors(path, tensors, own | change)
         with pytest.raises(CheckpointError, match=words):
             load_properties(path)
 

@@ -17,7 +17,6 @@ from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import CheckpointError, InputError
 from langevin_xtal.model import ranking as module
 from langevin_xtal.model.beam import likely_assignments
-from langevin_xtal.model.checkpoint import write_tensors
 from langevin_xtal.model.prior import PriorConfig, WyckoffPrior
 from langevin_xtal.model.ranking import (
     AssignmentRanker,
@@ -29,6 +28,7 @@ from langevin_xtal.model.ranking import (
     remember,
     template_of,
 )
+from langevin_xtal.model.tensor_file import write_tensors
 from langevin_xtal.symmetry.assignments import Assignment, assignments
 from langevin_xtal.symmetry.normaliser import position_permutations
 from langevin_xtal.train.ranking import (

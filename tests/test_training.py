@@ -426,7 +426,7 @@ class TestResume:
         tmp_path: Path,
         change: dict[str, torch.Tensor],
     ) -> None:
-        from langevin_xtal.model.checkpoint import read_tensors, write_tensors
+        from langevin_xtal.model.tensor_file import read_tensors, write_tensors
 
         tensors, header = read_tensors(whole / "state.safetensors", STATE_FORMAT)
         write_tensors(tmp_path / "state.safetensors", tensors | change, header)

@@ -36,7 +36,7 @@ from langevin_xtal.crystal.entry import Value
 from langevin_xtal.crystal.request import Request
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError, RejectError, RequestError
-from langevin_xtal.model.checkpoint import weights_hash, write_tensors
+from langevin_xtal.model.tensor_file import weights_hash, write_tensors
 from langevin_xtal.sampling.postprocess import Rejection
 from langevin_xtal.symmetry import SpaceGroup
 from langevin_xtal.symmetry.detection import group_numbers, niggli_cell

@@ -49,7 +49,7 @@ def load_generator(name: str, weights: Path) -> Generator:
         When the file cannot be read or holds another generator.
     """
     from langevin_xtal.baselines.base import WEIGHTS_FORMAT
-    from langevin_xtal.model.checkpoint import read_tensors
+    from langevin_xtal.model.tensor_file import read_tensors
 
     kind = generator_class(name)
     tensors, header = read_tensors(weights, WEIGHTS_FORMAT)

@@ -1,6 +1,6 @@
-"""Checkpoints: safetensors with a JSON header entry. Data, never code.
+"""Models and their files (see :mod:`langevin_xtal.model.tensor_file`).
 
-A model file holds the network's weights (``network.*``), those of the parts that say where chains
+A file holds the network's weights (``network.*``), those of the parts that say where chains
 start, as far as it has them (``prior.*``, ``ranker.*``, ``proposal.*``, ``settings.*``), the
 tables of :class:`~langevin_xtal.model.statistics.Statistics` (``statistics.*``) and one JSON
 document with the configurations, the noise levels and the card.
@@ -23,11 +23,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from langevin_xtal.errors import CheckpointError, InputError
-from langevin_xtal.files import unwritable, write_bytes
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
 from langevin_xtal.model.prior import PriorConfig, WyckoffPrior
@@ -36,10 +33,11 @@ from langevin_xtal.model.ranking import AssignmentRanker, RankerConfig
 from langevin_xtal.model.settings import SettingConfig, SettingModel, squared_distances
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.model.structure_types import StructureTypes, TypesConfig
+from langevin_xtal.model.tensor_file import compact, read_tensors, weights_hash, write_tensors
 
-MODEL_FORMAT = "langevin-xtal model 2"
-HEADER = "langevin_xtal"
-HEADER_CHECKSUM = "header_checksum"
+MODEL_FORMAT = "langevin-xtal model 3"
+OLDER_FORMATS = ("langevin-xtal model 2",)
+"""That are read as well; they deflate nothing and leave nothing out."""
 SUFFIX = ".safetensors"
 PROPERTIES_SUFFIX = "-properties.safetensors"
 """Of shipped files of :mod:`langevin_xtal.model.properties`, which are no models to sample."""
@@ -62,19 +60,6 @@ _REMEMBERING = ("ranker", "settings", "types")
 """Parts that hold a memory of training crystals."""
 _LATER = ("settings", "types")
 """Parts that came after 0.5.0: :attr:`CrystalModel.hash` stays what it was without them."""
-
-# what safetensors, json and torch raise on damaged or foreign bytes
-_DAMAGE = (
-    SafetensorError,
-    ValueError,
-    OSError,
-    RuntimeError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,16 +162,6 @@ class CrystalModel:
         return f"CrystalModel({self.name}, {weights:,} weights, {self.hash})"
 
 
-def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
-    """16 hexadecimal digits over names and values."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode())
-        values = state[name].detach().cpu().contiguous()
-        digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def config_from_dict(kind: type[ConfigT], values: object, where: str) -> ConfigT:
     """A configuration dataclass from untrusted JSON.
 
@@ -214,73 +189,15 @@ def config_from_dict(kind: type[ConfigT], values: object, where: str) -> ConfigT
         raise CheckpointError(f"{where}: {error}") from None
 
 
-def write_tensors(
-    path: Path, tensors: dict[str, torch.Tensor], header: Mapping[str, object]
-) -> None:
-    """Write a safetensors file, complete or not at all, with checksums in its header.
+def save_model(path: Path, model: CrystalModel, base: str | None = None) -> None:
+    """Write a model file; numbers that half the bytes hold exactly take no more.
 
-    Raises
-    ------
-    CheckpointError
-        When the folder is missing or the disk refuses.
+    Parameters
+    ----------
+    base
+        A shipped model; weights equal to its own are left out. Such a file is read only where
+        that model is installed.
     """
-    contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    header = {**header, "checksum": weights_hash(contiguous)}
-    header[HEADER_CHECKSUM] = _header_hash(header)
-    try:
-        # save_file would make a file that others may not read, whatever the user's umask
-        data = save(contiguous, {HEADER: json.dumps(header, sort_keys=True)})
-        write_bytes(path, data, durable=True)
-    except OSError as error:
-        raise unwritable(f"checkpoint {path}", error, CheckpointError) from None
-    except (SafetensorError, InputError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be written ({error})") from None
-
-
-def read_tensors(path: Path, expected: str) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
-    """Tensors and header of a file written by :func:`write_tensors`.
-
-    Raises
-    ------
-    CheckpointError
-        When the file is missing, truncated, foreign or of another format than ``expected``.
-    """
-    if not os.path.isfile(path):
-        what = "is not a file" if os.path.exists(path) else "does not exist"
-        raise CheckpointError(f"checkpoint {path} {what}")
-    try:
-        with safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            header = json.loads(metadata.get(HEADER, "null"))
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-    except _DAMAGE as error:
-        raise CheckpointError(
-            f"checkpoint {path} is truncated or not a safetensors file ({error})"
-        ) from None
-    if not isinstance(header, dict) or "format" not in header:
-        raise CheckpointError(f"checkpoint {path} was not written by langevin-xtal")
-    if header["format"] != expected:
-        raise CheckpointError(
-            f"checkpoint {path} has format {header['format']!r}; this version reads {expected!r}"
-        )
-    if header.get("checksum", weights_hash(tensors)) != weights_hash(tensors):
-        raise CheckpointError(f"checkpoint {path} is damaged: its checksum does not match")
-    # files of versions before 0.6 have none
-    if header.get(HEADER_CHECKSUM, _header_hash(header)) != _header_hash(header):
-        raise CheckpointError(
-            f"checkpoint {path} is damaged: the checksum of its header does not match"
-        )
-    return tensors, header
-
-
-def _header_hash(header: Mapping[str, object]) -> str:
-    """16 hexadecimal digits over a header but for its checksums."""
-    hashed = {k: v for k, v in header.items() if k not in (HEADER_CHECKSUM, "checksum")}
-    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def save_model(path: Path, model: CrystalModel) -> None:
-    """Write a model file; numbers that half the bytes hold exactly take no more."""
     tensors = {f"network.{k}": v for k, v in model.network.state_dict().items()}
     tensors |= model._part_tensors()
     tensors = {k: compact(v) for k, v in tensors.items()}
@@ -292,7 +209,8 @@ def save_model(path: Path, model: CrystalModel) -> None:
         **_settings(model),
         "card": model.card,
     }
-    write_tensors(path, tensors, header)
+    beside = None if base is None else (base, _shipped_path(base))
+    write_tensors(path, tensors, header, deflate=True, beside=beside)
 
 
 def _settings(model: CrystalModel) -> dict[str, object]:
@@ -302,15 +220,6 @@ def _settings(model: CrystalModel) -> dict[str, object]:
         "parts": {k: dataclasses.asdict(part.config) for k, part in model.parts().items()},
         "levels": dataclasses.asdict(model.levels),
     }
-
-
-_SHORTER = {torch.float32: torch.float16, torch.int32: torch.int16}
-
-
-def compact(values: torch.Tensor) -> torch.Tensor:
-    """In half the bytes where these hold the same numbers."""
-    short = values.to(_SHORTER.get(values.dtype, values.dtype))
-    return short if torch.equal(short.to(values.dtype), values) else values
 
 
 def load_model(name_or_path: str | Path = "small") -> CrystalModel:
@@ -329,9 +238,7 @@ def load_model(name_or_path: str | Path = "small") -> CrystalModel:
     """
     text = str(name_or_path)
     if text in shipped_models():
-        source = resources.files("langevin_xtal.weights").joinpath(text + SUFFIX)
-        with resources.as_file(source) as path:
-            return _read_model(path)
+        return _read_model(_shipped_path(text))
     if not os.path.exists(text) and not text.endswith(SUFFIX):
         raise CheckpointError(
             f"model {text!r} is neither shipped ({', '.join(shipped_models()) or 'none'}) nor a "
@@ -348,8 +255,21 @@ def shipped_models() -> tuple[str, ...]:
     return tuple(sorted(n.removesuffix(SUFFIX) for n in own))
 
 
+def _shipped_path(name: str) -> Path:
+    """File of a model inside the package.
+
+    Raises
+    ------
+    CheckpointError
+        When there is no such model.
+    """
+    if name not in shipped_models():
+        raise CheckpointError(f"no model {name!r} is shipped ({', '.join(shipped_models())})")
+    return Path(str(resources.files("langevin_xtal.weights").joinpath(name + SUFFIX)))
+
+
 def _read_model(path: Path) -> CrystalModel:
-    tensors, header = read_tensors(path, MODEL_FORMAT)
+    tensors, header = read_tensors(path, MODEL_FORMAT, *OLDER_FORMATS, bases=_shipped_path)
     where = f"checkpoint {path}"
     card = header.get("card", {})
     if not isinstance(card, dict):

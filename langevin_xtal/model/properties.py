@@ -37,14 +37,11 @@ from langevin_xtal.model.checkpoint import (
     MODEL_FORMAT,
     PROPERTIES_SUFFIX,
     SUFFIX,
-    compact,
     config_from_dict,
-    read_tensors,
     shipped_models,
-    weights_hash,
-    write_tensors,
 )
 from langevin_xtal.model.network import ELEMENTS, EdgeNetwork, NetworkConfig
+from langevin_xtal.model.tensor_file import compact, read_tensors, weights_hash, write_tensors
 
 PROPERTIES_FORMAT = "langevin-xtal properties 1"
 NEIGHBOURS = 10.0

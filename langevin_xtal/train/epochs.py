@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from langevin_xtal.config.fields import Dataclass
 from langevin_xtal.config.tables import table_of
 from langevin_xtal.errors import InputError
-from langevin_xtal.model.checkpoint import weights_hash
+from langevin_xtal.model.tensor_file import weights_hash
 from langevin_xtal.train.fit import (
     BatchT,
     Fit,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from langevin_xtal.config.fields import Dataclass
 from langevin_xtal.errors import CheckpointError, InputError
 from langevin_xtal.files import clear_left, replacing, write_text
-from langevin_xtal.model.checkpoint import read_tensors, write_tensors
+from langevin_xtal.model.tensor_file import read_tensors, write_tensors
 from langevin_xtal.train.distributed import Team
 
 STATE_FORMAT = "langevin-xtal training state 1"

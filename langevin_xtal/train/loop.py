@@ -40,16 +40,11 @@ from langevin_xtal.diffusion.losses import Losses, denoising_losses
 from langevin_xtal.diffusion.noising import Builder, Noised, NoisingConfig, noise_batch
 from langevin_xtal.errors import InputError
 from langevin_xtal.graph.snapping import all_operations
-from langevin_xtal.model.checkpoint import (
-    CrystalModel,
-    Part,
-    load_model,
-    save_model,
-    weights_hash,
-)
+from langevin_xtal.model.checkpoint import CrystalModel, Part, load_model, save_model
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.network import SIZES, EdgeNetwork, NetworkConfig
 from langevin_xtal.model.statistics import Statistics
+from langevin_xtal.model.tensor_file import weights_hash
 from langevin_xtal.runtime import keep_freed_memory
 from langevin_xtal.train.distributed import join, orderly_stop, part_of_total
 from langevin_xtal.train.fit import (

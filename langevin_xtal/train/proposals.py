@@ -16,7 +16,6 @@ from torch import Tensor
 
 from langevin_xtal.config.training import EpochsConfig
 from langevin_xtal.dataset.packed import PackedDataset
-from langevin_xtal.model.checkpoint import weights_hash
 from langevin_xtal.model.prior import element_rank
 from langevin_xtal.model.proposal import (
     Descriptions,
@@ -26,6 +25,7 @@ from langevin_xtal.model.proposal import (
     padded,
 )
 from langevin_xtal.model.statistics import Statistics
+from langevin_xtal.model.tensor_file import weights_hash
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.symmetry.description import Description, descriptions
 from langevin_xtal.symmetry.lattice import lattice_coordinates

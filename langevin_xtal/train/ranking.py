@@ -17,7 +17,7 @@ from torch import Tensor
 from langevin_xtal.config.training import EpochsConfig
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import CheckpointError
-from langevin_xtal.model.checkpoint import config_from_dict, read_tensors, write_tensors
+from langevin_xtal.model.checkpoint import config_from_dict
 from langevin_xtal.model.ranking import (
     AssignmentRanker,
     Encoded,
@@ -27,6 +27,7 @@ from langevin_xtal.model.ranking import (
     mendeleev_order,
     remember,
 )
+from langevin_xtal.model.tensor_file import read_tensors, write_tensors
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.symmetry.assignments import Assignment, assignments, canonical_all
 from langevin_xtal.symmetry.wyckoff import table_start

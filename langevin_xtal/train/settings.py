@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from langevin_xtal.config.training import EpochsConfig
 from langevin_xtal.dataset.packed import PackedDataset
-from langevin_xtal.model.checkpoint import weights_hash
 from langevin_xtal.model.known import MOST_ELEMENTS, KnownCrystals, Neighbours, nearest, ordered
 from langevin_xtal.model.settings import (
     MOST_UNITS,
@@ -26,6 +25,7 @@ from langevin_xtal.model.settings import (
     group_mask,
     units_mask,
 )
+from langevin_xtal.model.tensor_file import weights_hash
 from langevin_xtal.model.voting import Ballot, VotingClassifier
 from langevin_xtal.symmetry import SpaceGroup
 from langevin_xtal.train.epochs import EpochConfig, EpochFit
