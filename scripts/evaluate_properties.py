@@ -1,12 +1,14 @@
 """How good predicted properties are, and what a search by them finds.
 
     python scripts/evaluate_properties.py errors --train mp20_train.lxd --validation mp20_val.lxd
+    python scripts/evaluate_properties.py pictures --train mp20_train.lxd --validation mp20_val.lxd
     python scripts/evaluate_properties.py search --elements Zn,Sn,P --target band_gap=1.1:1.7
 
 Results go to docs/results/properties.json. ``errors``: errors on crystals that were not learned,
 whether error bars say how large they are, and the same errors of controls that know the
 composition alone: the median of the training set, and a ridge regression on the shares of the
-elements. ``search``: as many relaxations with and without a
+elements. ``pictures``: errors of a convolutional network on CrysTens pictures, learned from the
+same crystals. ``search``: as many relaxations with and without a
 target, and how many distinct candidates near the hull have the property predicted in the window;
 what is predicted is judged by the same model, of the relaxed structure.
 """
@@ -23,6 +25,10 @@ import click
 import numpy as np
 import torch
 
+from langevin_xtal.baselines.picture_regression import (
+    PictureRegressionFit,
+    PictureRegressionRecipe,
+)
 from langevin_xtal.crystal.properties import PROPERTIES, Window
 from langevin_xtal.dataset.join import near_duplicates
 from langevin_xtal.dataset.packed import PackedDataset
@@ -194,6 +200,40 @@ def errors(train: Path, validation: Path, model: str, out: Path) -> None:
     )
     for name, own in each.items():
         click.echo(f"{name}: {own['model']}, linear {own['linear_in_composition']['mae']:.4f}")
+
+
+@main.command()
+@click.option("--train", type=packed, required=True)
+@click.option("--validation", type=packed, required=True)
+@click.option("--epochs", default=PictureRegressionRecipe.epochs, show_default=True)
+@click.option("--run", type=click.Path(path_type=Path), help="Folder to save to and go on from.")
+@out
+def pictures(train: Path, validation: Path, epochs: int, run: Path | None, out: Path) -> None:
+    """Fit the network on pictures to the training crystals, and its errors on the others."""
+    known, data = PackedDataset.load(train), PackedDataset.load(validation)
+    names = [name for name in PROPERTIES if name in known.properties]
+    fit = PictureRegressionFit(known, names, PictureRegressionRecipe(epochs=epochs), run)
+    fit.finish(lambda epoch, loss: click.echo(f"epoch {epoch}: {loss:.4f}"))
+    found = fit.predict(data)
+    drawn = np.isfinite(found[:, 0])
+    each = {}
+    for column, name in enumerate(names):
+        value, true = np.maximum(found[:, column], PROPERTIES[name].least), data.properties[name]
+        both = drawn & np.isfinite(true)
+        each[name] = {"crystals": int(both.sum()), **scores(true[both], value[both])}
+        click.echo(f"{name}: {each[name]}")
+    put(
+        out,
+        pictures={
+            "command": f"python scripts/evaluate_properties.py {' '.join(sys.argv[1:])}",
+            "learned_from": len(fit.pictures.places),
+            "weights": sum(p.numel() for p in fit.network.parameters()),
+            "epochs": epochs,
+            "seconds_of_fit": round(fit.seconds),
+            "without_a_picture": int((~drawn).sum()),
+            "properties": each,
+        },
+    )
 
 
 @main.command()

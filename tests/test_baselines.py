@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from itertools import count, pairwise
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from langevin_xtal.baselines import (
     gemsdiff,
     pgcgm,
     picture_diffusion,
+    picture_regression,
     torus,
 )
 from langevin_xtal.baselines import crystens_encoding as encoding
@@ -459,6 +461,55 @@ class TestCrysTens:
         assert second.epoch == 2
         list(second.run())
         assert second.generator().hash == whole.hash
+
+
+class TestPictureRegression:
+    """Properties from CrysTens pictures."""
+
+    NAMES = ("share", "size")
+
+    @pytest.fixture(scope="class")
+    def data(self, crystals: PackedDataset) -> PackedDataset:
+        """With a property of the composition, and one of the cell that some crystals lack."""
+        owner = np.repeat(np.arange(len(crystals)), crystals.site_counts)
+        weight = np.bincount(owner, crystals.numbers * crystals.multiplicity)
+        volume = np.linalg.det(crystals.lattice)
+        own = {"share": weight / crystals.atom_counts, "size": np.cbrt(volume)}
+        own["size"][::7] = np.nan
+        return replace(crystals, properties=own)
+
+    def test_learns_what_a_picture_shows(self, data: PackedDataset) -> None:
+        recipe = picture_regression.PictureRegressionRecipe(
+            epochs=40, batch_size=16, width=8, rate=5e-3, dropout=0.0
+        )
+        fit = picture_regression.PictureRegressionFit(data, self.NAMES, recipe)
+        before = fit.predict(data)
+        fit.finish()
+        after = fit.predict(data)
+        drawn = data.atom_counts <= encoding.MOST_ATOMS
+        assert (np.isfinite(after[:, 0]) == drawn).all()
+        for column, name in enumerate(self.NAMES):
+            true = data.properties[name]
+            known = drawn & np.isfinite(true)
+            off = [np.abs(found[known, column] - true[known]).mean() for found in (before, after)]
+            assert off[1] < 0.75 * off[0]
+
+    def test_goes_on_to_the_same_weights(self, data: PackedDataset, tmp_path: Path) -> None:
+        recipe = picture_regression.PictureRegressionRecipe(
+            epochs=2, batch_size=16, width=4, save_every=1
+        )
+        whole = picture_regression.PictureRegressionFit(data, self.NAMES, recipe)
+        whole.finish()
+        first = picture_regression.PictureRegressionFit(data, self.NAMES, recipe, tmp_path)
+        for _ in first.run():
+            break
+        assert first.step == whole.step // 2
+        second = picture_regression.PictureRegressionFit(data, self.NAMES, recipe, tmp_path)
+        assert second.step == first.step
+        second.finish()
+        assert (second.predict(data) == whole.predict(data))[:, 0][
+            data.atom_counts <= encoding.MOST_ATOMS
+        ].all()
 
 
 class TestPgcgm:

@@ -104,7 +104,8 @@ def _decoded(picture: FloatArray) -> Cell | str:
 
 
 def conventional_cells(data: PackedDataset, most_atoms: int) -> tuple[list[Cell], IntArray]:
-    """Conventional cells of the crystals with at most so many atoms in them, and their groups."""
+    """Conventional cells of the crystals with at most so many atoms in them, and (C,) their places
+    in the data."""
     small = np.flatnonzero(data.atom_counts <= most_atoms)
     cells = []
     for k in small.tolist():
@@ -116,14 +117,15 @@ def conventional_cells(data: PackedDataset, most_atoms: int) -> tuple[list[Cell]
         ]
         numbers = np.repeat(data.numbers[own], [len(i) for i in images])
         cells.append((data.lattice[k], np.concatenate(images), numbers))
-    return cells, data.group[small]
+    return cells, small
 
 
-class _Drawn:
+class TrainingPictures:
     """Pictures of the training crystals, drawn when they are needed."""
 
     def __init__(self, data: PackedDataset, name: str) -> None:
-        self.cells, self.groups = conventional_cells(data, MOST_ATOMS)
+        self.cells, self.places = conventional_cells(data, MOST_ATOMS)
+        self.groups = data.group[self.places]
         if not self.cells:
             raise InputError(
                 f"no crystal of the data has at most {MOST_ATOMS} atoms in the conventional "
@@ -167,7 +169,7 @@ class PictureDiffusionFit(PictureFit):
     ) -> None:
         torch.manual_seed(recipe.seed)
         network = FoldedUnet(recipe.width, SHAPE)
-        self.drawn = _Drawn(data, "crystens")
+        self.drawn = TrainingPictures(data, "crystens")
         super().__init__(network, recipe, data.content_hash, out, len(self.drawn.cells))
         self.begin()
 
@@ -273,7 +275,7 @@ class PictureGanFit(AdversarialFit):
 
     def __init__(self, data: PackedDataset, recipe: PictureGanRecipe, out: Path | None) -> None:
         torch.manual_seed(recipe.seed)
-        self.drawn = _Drawn(data, "crystens-gan")
+        self.drawn = TrainingPictures(data, "crystens-gan")
         self.latent = recipe.latent
         network = Adversaries(
             PictureMaker(PictureGanConfig(recipe.width, recipe.latent)),
