@@ -31,10 +31,10 @@ IntArray = NDArray[np.int64]
 class PictureRegressionRecipe(EpochConfig):
     """How the network is fitted."""
 
-    epochs: int = 10
+    epochs: int = 8
     rate: float = 1e-3
     batch_size: int = 64
-    width: int = 32
+    width: int = 16
     """Channels of the first convolution; the last has four times as many."""
 
 
