@@ -75,11 +75,9 @@ class Asked:
             fixed=fix_sites,
             cell=fix_lattice,
         )
-        from langevin_xtal.sampling.from_structure import read_cell
-
         return cls(
             **same,
-            structure=None if from_structure is None else read_cell(from_structure),
+            structure=None if from_structure is None else _cell_of(from_structure),
             noise=STRUCTURE_NOISE if noise is None else noise,
             lattice=fix_lattice,
             fixed=fix_sites or (),
@@ -99,11 +97,12 @@ class Asked:
             Whether the model chooses the stoichiometry of elements; otherwise they get one site
             each, to be drawn.
         """
-        from langevin_xtal.crystal.request import Request
-        from langevin_xtal.sampling.from_structure import request_from_structure
-
         if self.structure is not None:
+            from langevin_xtal.sampling.from_structure import request_from_structure
+
             return request_from_structure(self.structure, group, self.noise, lattice=self.lattice)
+        from langevin_xtal.crystal.request import Request
+
         assert group is not None
         lattice, fixed = self.in_package_setting(group)
         one_each = self.elements is not None and not spread

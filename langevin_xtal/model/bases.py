@@ -30,22 +30,27 @@ def spherical_bessel(order_max: int, x: Tensor) -> Tensor:
 
     Absolute error below 1e-12 for orders up to 8.
     """
+    return torch.stack([_bessel_of(order, x) for order in range(order_max + 1)], dim=-1)
+
+
+def _bessel_of(order: int, x: Tensor) -> Tensor:
+    """(...,) values of one j_l at x ≥ 0, float64."""
     x = x.double()
     big = x.clamp(min=SERIES_BELOW)
     j = [big.sin() / big, big.sin() / big**2 - big.cos() / big]
-    for order in range(1, order_max):
-        j.append((2 * order + 1) / big * j[order] - j[order - 1])
+    for lower in range(1, order):
+        j.append((2 * lower + 1) / big * j[lower] - j[lower - 1])
+    if x.numel() and x.min() >= SERIES_BELOW:
+        return j[order]
     small = x.clamp(max=SERIES_BELOW)
-    values = []
     factor = torch.ones_like(x)  # x^l / (2l + 1)!!
-    for order in range(order_max + 1):
-        factor = factor * small / (2 * order + 1) if order else factor
-        term, total = torch.ones_like(x), torch.ones_like(x)
-        for k in range(1, 14):
-            term = -term * small**2 / (2 * k * (2 * order + 2 * k + 1))
-            total = total + term
-        values.append(torch.where(x < SERIES_BELOW, factor * total, j[order]))
-    return torch.stack(values, dim=-1)
+    for lower in range(1, order + 1):
+        factor = factor * small / (2 * lower + 1)
+    term, total = torch.ones_like(x), torch.ones_like(x)
+    for k in range(1, 14):
+        term = -term * small**2 / (2 * k * (2 * order + 2 * k + 1))
+        total = total + term
+    return torch.where(x < SERIES_BELOW, factor * total, j[order])
 
 
 @cache
@@ -56,7 +61,7 @@ def spherical_bessel_roots(order_max: int, count: int) -> NDArray[np.float64]:
     """
 
     def value(order: int, x: np.ndarray) -> np.ndarray:
-        return spherical_bessel(max(order, 1), torch.from_numpy(x))[..., order].numpy()
+        return _bessel_of(order, torch.from_numpy(x)).numpy()
 
     roots = np.zeros((order_max + 1, count))
     bracket = np.pi * np.arange(1, count + order_max + 1)
@@ -95,9 +100,8 @@ def spherical_basis(orders: int, count: int, x: Tensor) -> Tensor:
     roots = torch.from_numpy(spherical_bessel_roots(orders - 1, count).copy())
     columns = []
     for order in range(orders):
-        norm = 2**0.5 / spherical_bessel(order + 1, roots[order])[:, order + 1].abs()
-        argument = x.double()[:, None] * roots[order]
-        columns.append(norm * spherical_bessel(max(order, 1), argument)[..., order])
+        norm = 2**0.5 / _bessel_of(order + 1, roots[order]).abs()
+        columns.append(norm * _bessel_of(order, x.double()[:, None] * roots[order]))
     return torch.stack(columns, dim=1)
 
 

@@ -186,7 +186,7 @@ def read_tensors(
     tensors, header = _read(path, *formats)
     if "base" in header:
         tensors |= _from_base(path, header.pop("base"), bases)
-    if header.get("checksum", weights_hash(tensors)) != weights_hash(tensors):
+    if "checksum" in header and header["checksum"] != weights_hash(tensors):
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum does not match")
     return tensors, header
 
@@ -213,7 +213,7 @@ def _read(path: Path, *formats: str) -> tuple[Tensors, dict[str, Any]]:
             f"this version reads {' and '.join(repr(f) for f in formats)}"
         )
     # files of versions before 0.6 have none
-    if header.get(HEADER_CHECKSUM, _header_hash(header)) != _header_hash(header):
+    if HEADER_CHECKSUM in header and header[HEADER_CHECKSUM] != _header_hash(header):
         raise CheckpointError(
             f"checkpoint {path} is damaged: the checksum of its header does not match"
         )

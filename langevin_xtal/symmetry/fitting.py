@@ -91,15 +91,32 @@ def fitting_groups(counts: Sequence[int]) -> NDArray[np.bool_]:
     """
     if not counts or min(counts) < 1:
         check_counts(1, counts)
-    conventional = centring_orders()[:, None] * np.array(counts)
+    numbers, kind = _alike()
+    conventional = centring_orders()[numbers, None] * np.array(counts)
     mask = conventional.max(axis=1) <= MAX_ATOMS
-    mask[0] = False
     table = _reach_table()
-    for number in np.flatnonzero(mask).tolist():
-        row = conventional[number]
-        if not table[number, row].all():
-            mask[number] = fits(number, row.tolist())
-    return mask
+    for place, number in enumerate(numbers.tolist()):
+        row = conventional[place]
+        if mask[place] and not table[number, row].all():
+            mask[place] = fits(number, row.tolist())
+    found = mask[kind]
+    found[0] = False
+    return found
+
+
+@cache
+def _alike() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """A group of each kind, and (231,) the kind of every group: one with the same centring and
+    multiplicities, in which the same atoms fit. That of entry 0 has no meaning."""
+    places: dict[object, int] = {}
+    numbers, kinds = [], [0]
+    for number in range(1, 231):
+        key = (int(centring_orders()[number]), _reach(number))
+        if key not in places:
+            places[key] = len(numbers)
+            numbers.append(number)
+        kinds.append(places[key])
+    return np.array(numbers), np.array(kinds)
 
 
 @lru_cache(maxsize=1 << 14)
