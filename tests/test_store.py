@@ -820,7 +820,7 @@ class TestListedUnits:
         units = list(range(4))
         with Store(path, SETTINGS) as store:
             with monkeypatch.context() as patch:
-                patch.setattr(Store, "_take", lambda *given: 1 / 0)
+                patch.setattr(claims.Claims, "_take", lambda *given: 1 / 0)
                 with pytest.raises(ZeroDivisionError):
                     store.claim("filter", units, 3)
             assert store.claim("filter", units, 3) == ([0, 1, 2], 0, 4)

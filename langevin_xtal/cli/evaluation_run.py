@@ -92,7 +92,7 @@ class EvaluationRun:
         return controls if self.targets else tuple(c for c in controls if c == "training")
 
     @property
-    def drawn(self) -> int:
+    def _drawn(self) -> int:
         """Samples de novo."""
         return self.asked.count or DEFAULT_DE_NOVO
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -60,11 +60,15 @@ class EnergyOrigin(options.ParamType):
 
     name = "origin"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> str | Path:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | Path:
         """The word, or the path of a CSV file."""
-        if isinstance(value, Path) or value in ("potential", "file"):
-            return value  # type: ignore[no-any-return]
-        path = Path(value)
+        if isinstance(value, Path):
+            return value
+        if value in ("potential", "file"):
+            return str(value)
+        path = Path(str(value))
         if path.suffix.lower() != ".csv":
             raise InputError(
                 f"--energies {value!r} should be potential, file, or a CSV file of formulas and "
@@ -190,11 +194,8 @@ def of_files(
         options_of_second = asked.relaxation(asked.second)
         _second(entries, rows, options_of_second, opinion, workers, cache)
     rows.sort(key=by_distance)
-    rows += [{"name": name, "note": reason} for name, reason in refused.items()]
-    structures.write_table(out, rows)
     columns = TABLE if asked.second is None else (*TABLE[:4], *SECOND, *TABLE[4:])
-    structures.show_table(rows[: len(entries)], columns, out)
-    structures.show_refused(refused)
+    rows = structures.write_results(out, rows, columns, refused)
     show_references(of)
     if not any(row.get("energy") for row in rows):
         raise LangevinXtalError(

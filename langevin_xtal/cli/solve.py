@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +16,7 @@ from langevin_xtal.errors import InputError, LangevinXtalError
 if TYPE_CHECKING:
     from langevin_xtal.crystal.request import Request
     from langevin_xtal.diffraction.pattern import Pattern
+    from langevin_xtal.diffraction.solve import Solution
     from langevin_xtal.model.checkpoint import CrystalModel
 
 SHOWN = ("rank", "file", "r_wp", "gof", "likeness", "probability", "wyckoff")
@@ -147,7 +148,7 @@ def solve(
     _open_folder(out, force)
     chosen = SolveOptions.of(config, workers=threads)
     echo(f"{pattern.name}: {len(pattern)} points, {pattern.radiation}")
-    found: list[Any] = []
+    found: list[Solution] = []
     rows: list[dict[str, str]] = []
     with options.progress_bar("solving", "candidate") as update:
         for solutions in solve_rounds(

@@ -146,7 +146,7 @@ class Store:
     def __init__(
         self,
         address: str | os.PathLike[str],
-        settings: Mapping[str, Any],
+        settings: Mapping[str, object],
         *,
         lease: float = LEASE_SECONDS,
     ) -> None:
@@ -340,7 +340,7 @@ class Store:
         self.settings: Mapping[str, Any] = mine
         self._was_there = True
 
-    def _compare(self, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    def _compare(self, mine: Mapping[str, object], theirs: Mapping[str, object]) -> None:
         for name, value in mine.items():
             stored = theirs.get(name, BEFORE.get(name))
             later = name in FILLED_LATER and None in (value, stored)
@@ -351,7 +351,7 @@ class Store:
                     "options to continue it"
                 )
 
-    def _describe(self, settings: Mapping[str, Any]) -> None:
+    def _describe(self, settings: Mapping[str, object]) -> None:
         """For ASE's own table and web page."""
         self._database.metadata = {
             "title": f"langevin-xtal search of {settings.get('elements', 'crystals')}",

@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from langevin_xtal.errors import DataError
 from langevin_xtal.search.database import Cursor, plain_address, settings_of
@@ -141,27 +141,27 @@ def lowest_rows(cursor: Cursor, count: int) -> list[Row] | None:
     return sorted(rows, key=lambda row: row.index)
 
 
-def whole(value: Any, table: str) -> int:
+def whole(value: object, table: str) -> int:
     """A whole number of a table of ours, which anybody may have edited."""
     if type(value) is not int or value < 0:
         raise DataError(f"the store's table of {table} is damaged: {short(str(value))}")
     return value
 
 
-def seconds_spent(value: Any) -> float:
+def seconds_spent(value: object) -> float:
     """A time of a table of ours."""
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         raise DataError(f"the store's table of times is damaged: {short(str(value))}")
     return float(value)
 
 
-def short(value: Any) -> str:
+def short(value: object) -> str:
     """A value as a message shows it."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def check_format(address: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+def check_format(address: str | os.PathLike[str], settings: Mapping[str, object]) -> None:
     """Refuse stores of other versions."""
     if settings.get("format") != FORMAT:
         raise DataError(
