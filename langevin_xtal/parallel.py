@@ -152,7 +152,7 @@ def _let_end_quietly(pool: ProcessPoolExecutor) -> None:
     if report is None:
         return
 
-    def only_of_work(error: Exception, item: Any) -> None:
+    def only_of_work(error: Exception, item: object) -> None:
         if item is not None:
             report(error, item)
 

@@ -34,12 +34,11 @@ from tqdm import tqdm
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.model.beam import likely_assignments
 from langevin_xtal.model.checkpoint import load_model
+from langevin_xtal.model.memory import Memory, remember
 from langevin_xtal.model.prior import WyckoffPrior
 from langevin_xtal.model.ranking import (
     RESCORED,
     AssignmentRanker,
-    Memory,
-    remember,
     shared_anew,
 )
 from langevin_xtal.sampling.positions import MOST_ASSIGNMENTS

@@ -22,7 +22,9 @@ stdcpp=$(${CXX:-g++} -print-file-name=libstdc++.so)
 export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1
 export PYTHONPATH=$copy LANGEVIN_XTAL_BACKEND=cpp OMP_NUM_THREADS=1
 tests=("$@")
-[[ ${#tests[@]} -gt 0 ]] || tests=(tests/test_builders.py tests/test_equivalence.py tests/test_fused.py)
+# code that numba compiles is none of the extension's, and takes longest
+[[ ${#tests[@]} -gt 0 ]] ||
+    tests=(tests/test_builders.py tests/test_equivalence.py tests/test_fused.py -k "not numba")
 LD_PRELOAD="$asan $stdcpp" "$python" -c "
 from langevin_xtal.graph import _multigraph
 assert _multigraph.__file__.startswith('$copy'), _multigraph.__file__

@@ -13,9 +13,12 @@ import pytest
 from langevin_xtal.cli.evaluate import evaluate
 from langevin_xtal.cli.sample import sample
 from langevin_xtal.cli.search import search
+from langevin_xtal.cli.solve import solve, xrd
 from langevin_xtal.cli.train import EPOCHS, train
 from langevin_xtal.config.sampling import PRESETS, SamplingConfig
+from langevin_xtal.config.solving import PatternConfig, SolveConfig
 from langevin_xtal.config.training import TRAINING_PRESETS, EpochsConfig, TrainingConfig
+from langevin_xtal.diffraction.solve import SolveOptions
 from langevin_xtal.errors import InputError
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.sampling.sample import SampleOptions
@@ -39,12 +42,19 @@ def test_options_are_the_fields() -> None:
         assert values[field.name] == field.default
     for name, flag in EPOCHS.items():
         assert values[flag[2:].replace("-", "_")] == getattr(EpochsConfig(), name)
+    values = parsed(solve, "--formula", "NaCl", "--pattern", "a.xy")
+    for name in ("samples", "cell", "orientation"):
+        assert values[name] == getattr(SolveConfig(), name)
+    values = parsed(xrd, "setup.cfg")
+    for field in dataclasses.fields(PatternConfig):
+        assert values[field.name] == field.default
     assert set(EPOCHS) == {*PARTS, "members", "settings_members"}
 
 
 def test_defaults_are_those_of_python() -> None:
     assert SampleOptions.of(SamplingConfig()) == SampleOptions()
     assert SampleOptions.preset("default") == SampleOptions()
+    assert SolveOptions.of(SolveConfig()) == SolveOptions()
     made = TrainConfig.of(TrainingConfig())
     assert made == TrainConfig()
 
@@ -94,13 +104,18 @@ def test_representations_of_before() -> None:
 def test_out_of_range(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         SamplingConfig(**changes)
+    with pytest.raises(InputError, match="samples is 0; it must be at least 1"):
+        SolveOptions(samples=0)
+    with pytest.raises(InputError, match="range 80 5: give 2θ as 0 < LOW < HIGH <= 179 degrees"):
+        PatternConfig(limits=(80.0, 5.0))
     with pytest.raises(InputError, match="preset 'best' is not known"):
         SamplingConfig.preset("best")
 
 
 def test_settings_are_light() -> None:
     code = (
-        "import sys, langevin_xtal.config.sampling, langevin_xtal.config.training;"
+        "import sys, langevin_xtal.config.sampling, langevin_xtal.config.solving;"
+        "import langevin_xtal.config.training;"
         "print(sorted({'torch', 'numpy', 'spglib', 'pymatgen'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

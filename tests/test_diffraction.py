@@ -37,6 +37,7 @@ from langevin_xtal.diffraction.simulate import (
     stick_pattern,
 )
 from langevin_xtal.diffraction.solve import (
+    Description,
     SolveOptions,
     in_supergroup,
     is_settled,
@@ -404,7 +405,8 @@ def test_a_supergroup_is_taken_where_the_pattern_allows_it(stretch: float, group
     salt = Crystal(139, lattice, np.array([11, 17]), frac, np.array([2, 2]))
     target = Target.of(noisy(salt))
     start = Crystal(139, lattice * 1.001, salt.numbers, frac, salt.multiplicity)
-    refined = in_supergroup(refine(start, target), target, SolveOptions())
+    given = Description(refine(start, target), target, SolveOptions())
+    refined = in_supergroup(given).refined
     assert refined.crystal.group == group
     assert refined.gof < 1.1
     assert abs(np.linalg.det(refined.crystal.lattice)) / len(

@@ -15,7 +15,7 @@ from pymatgen.core import Composition
 from pymatgen.io.cif import CifWriter
 
 import langevin_xtal as lx
-from langevin_xtal.cli import evaluation_run, run
+from langevin_xtal.cli import evaluation_sets, run
 from langevin_xtal.config.evaluation import EvaluateOptions
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.dataset.packed import PackedDataset
@@ -460,7 +460,7 @@ class TestCommand:
     ) -> None:
         """Parts are saved and not made again; samples are those of the library."""
         reference.save(tmp_path / "all.lxd")
-        monkeypatch.setattr(evaluation_run, "DE_NOVO_PART", 3)
+        monkeypatch.setattr(evaluation_sets, "DE_NOVO_PART", 3)
         made: list[range] = []
         plain = targets_module.de_novo_samples
 

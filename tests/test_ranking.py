@@ -17,16 +17,12 @@ from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import CheckpointError, InputError
 from langevin_xtal.model import ranking as module
 from langevin_xtal.model.beam import likely_assignments
+from langevin_xtal.model.memory import Memory, encode, mendeleev_order, remember, template_of
 from langevin_xtal.model.prior import PriorConfig, WyckoffPrior
 from langevin_xtal.model.ranking import (
     AssignmentRanker,
-    Memory,
     RankerConfig,
     collate,
-    encode,
-    mendeleev_order,
-    remember,
-    template_of,
 )
 from langevin_xtal.model.tensor_file import write_tensors
 from langevin_xtal.symmetry.assignments import Assignment, assignments

@@ -24,6 +24,7 @@ from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import DataError, LangevinXtalError
 from langevin_xtal.model.checkpoint import CrystalModel
+from langevin_xtal.search import claims
 from langevin_xtal.search import store as store_module
 from langevin_xtal.search.entries import read_entries
 from langevin_xtal.search.rows import from_data
@@ -167,7 +168,7 @@ class TestClaims:
         monkeypatch.setattr(Store, "_beat", lambda self: None)
         silent.__enter__()
         silent.claim("sample", range(4), 4)
-        monkeypatch.setattr(store_module.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(claims.time, "monotonic", lambda: now[0])
         with Store(path, SETTINGS, lease=100.0) as other:
             assert other.claim("sample", range(4), 4).units == []
             now[0] = 99.0
@@ -573,9 +574,10 @@ def check_claims_beside_many(address: str | Path) -> None:
         lines(store, "sample", 0, 3000, "", 1)
         lines(store, "sample", 3000, 9000, other.owner, 0)
         read: list[int] = []
-        free, state = store._begun, store._state
-        store._begun = lambda *a: read.append(len((found := free(*a))[0])) or found  # type: ignore[method-assign,func-returns-value]
-        store._state = lambda *a: read.append(len(found := state(*a))) or found  # type: ignore[method-assign,func-returns-value]
+        own = store._claims
+        free, state = own.begun, own.state
+        own.begun = lambda *a: read.append(len((found := free(*a))[0])) or found  # type: ignore[method-assign,func-returns-value]
+        own.state = lambda *a: read.append(len(found := state(*a))) or found  # type: ignore[method-assign,func-returns-value]
         assert store.claim("sample", range(20_000), 4) == ([9000, 9001, 9002, 9003], 3000, 17_000)
         units = store.claim("sample", range(20_000), 4).units
         assert units == [9004, 9005, 9006, 9007]
@@ -737,7 +739,7 @@ class TestScale:
         monkeypatch.setattr(Store, "_beat", lambda self: None)
         silent.__enter__()
         silent.claim("sample", range(9), 2)
-        monkeypatch.setattr(store_module.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(claims.time, "monotonic", lambda: now[0])
         with Store(path, SETTINGS, lease=100.0) as other:
             other.claim("sample", range(9), 1)
             now[0] = 101.0
@@ -760,7 +762,8 @@ class TestListedUnits:
             read.append(0)
             return from_data(data, number)
 
-        monkeypatch.setattr("langevin_xtal.search.store.from_data", counted)
+        for module in ("store", "tables"):
+            monkeypatch.setattr(f"langevin_xtal.search.{module}.from_data", counted)
         with Store(path, SETTINGS) as store:
             units = list(range(600))
             while found := store.claim("filter", units, 10).units:
@@ -780,8 +783,8 @@ class TestListedUnits:
             units = list(range(60_000))
             assert store.claim("filter", units, 2) == ([30_000, 30_001], 30_000, 30_000)
             lines: list[int] = []
-            state = store._state
-            store._state = lambda *a: lines.append(len(a[2])) or state(*a)  # type: ignore[method-assign,func-returns-value]
+            state = store._claims.state
+            store._claims.state = lambda *a: lines.append(len(a[2])) or state(*a)  # type: ignore[method-assign,func-returns-value]
             for k in range(30_002, 30_040, 2):
                 assert store.claim("filter", units, 2).units == [k, k + 1]
             assert max(lines) <= LOOK
@@ -817,7 +820,7 @@ class TestListedUnits:
         units = list(range(4))
         with Store(path, SETTINGS) as store:
             with monkeypatch.context() as patch:
-                patch.setattr(Store, "_take", lambda *given: 1 / 0)
+                patch.setattr(claims.Claims, "_take", lambda *given: 1 / 0)
                 with pytest.raises(ZeroDivisionError):
                     store.claim("filter", units, 3)
             assert store.claim("filter", units, 3) == ([0, 1, 2], 0, 4)
@@ -903,7 +906,7 @@ class TestEdits:
                 store.add([row(0)], seconds=1.0)
             with closing(sqlite3.connect(path)) as connection, connection:
                 connection.execute("INSERT OR IGNORE INTO langevin_xtal_owner VALUES (?, ?, ?, ?)",
-                                   ("x", store_module.this_host(), 1, 1))  # fmt: skip
+                                   ("x", claims.this_host(), 1, 1))  # fmt: skip
                 connection.execute(f"UPDATE langevin_xtal_{table} SET {column} = 'x' || rowid")
 
             def use() -> None:

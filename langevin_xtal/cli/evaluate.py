@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from langevin_xtal.cli import generators, options
-from langevin_xtal.cli.evaluation_run import CONTROLS, EvaluationRun
+from langevin_xtal.cli.evaluation_controls import CONTROLS
+from langevin_xtal.cli.evaluation_run import EvaluationRun
 from langevin_xtal.cli.terminal import echo
 from langevin_xtal.config.evaluation import (
     FINGERPRINTS,

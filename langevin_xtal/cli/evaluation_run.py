@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langevin_xtal.cli import generators, options, structures
-from langevin_xtal.config.evaluation import (
-    DEFAULT_DE_NOVO,
-    DEFAULT_TARGETS,
-)
+from langevin_xtal.cli.evaluation_controls import CONTROLS, control_sets, default_controls
+from langevin_xtal.cli.evaluation_sets import KeptSets, drawn, predicted
+from langevin_xtal.config.evaluation import DEFAULT_DE_NOVO, DEFAULT_TARGETS
 from langevin_xtal.config.sampling import SamplingConfig
 from langevin_xtal.errors import InputError
-from langevin_xtal.files import clear_left
-from langevin_xtal.version import __version__
 
 if TYPE_CHECKING:
     from langevin_xtal.cli.evaluate import Asked
-    from langevin_xtal.config.evaluation import Mode
     from langevin_xtal.dataset.packed import PackedDataset
     from langevin_xtal.evaluation.structures import StructureSet
     from langevin_xtal.evaluation.targets import Target
-    from langevin_xtal.model.checkpoint import CrystalModel
     from langevin_xtal.sampling.sample import SampleOptions
 
-CONTROLS = {
-    "random": "PyXtal's random coordinates and cell with the true Wyckoff letters, and so the "
-    "true formula",
-    "random-relaxed": "the same, relaxed",
-    "template": "the nearest training crystal of the same group and sites, elements substituted",
-    "template-letters": "the same, given the true Wyckoff letters",
-    "template-composition": "the nearest training crystal with the same numbers of atoms in the "
-    "primitive cell, of any space group, elements substituted",
-    "training": "training crystals: the ceiling of measures of distributions",
-}
-DE_NOVO_PART = 500
-"""Samples of one part, which is saved before the next begins."""
 PAPER_GROUPS = range(16, 231)
 
 
@@ -57,7 +38,7 @@ class EvaluationRun:
         self.sets = _read(asked.samples)
         self.targets = self._targets()
         self.controls = self._chosen_controls()
-        self.folder = _Sets(out)
+        self.folder = KeptSets(out)
         self.evaluations: dict[str, int] = {}
         self._notes: list[str] = []
 
@@ -104,7 +85,7 @@ class EvaluationRun:
         controls = self.asked.controls
         if controls is None:
             training = self.known is not None
-            controls = _default_controls(self.mode, bool(self.targets), training)
+            controls = default_controls(self.mode, bool(self.targets), training)
         needs = [name for name in controls if not name.startswith("random")]
         if needs and self.known is None:
             raise InputError(f"the control {needs[0]} needs --training FILE.lxd")
@@ -124,11 +105,11 @@ class EvaluationRun:
             self._notes.append(_setting_ranking(name, self.targets))
         for label, settings in _runs(name, sampling, asked.workers, levels, asked.models):
             if self.mode == "de-novo":
-                made, count = _drawn(
+                made, count = drawn(
                     self.folder, label, name, settings, self._drawn, self.groups, asked.seed
                 )
             else:
-                made, count = _predicted(
+                made, count = predicted(
                     self.folder, label, name, settings, self.targets, asked.trials, asked.seed,
                     self.mode,
                 )  # fmt: skip
@@ -148,7 +129,7 @@ class EvaluationRun:
         """The sets that stand beside."""
         asked = self.asked
         compared = len(self.targets) or (self._drawn if self.mode == "de-novo" else None)
-        self.sets += _controls(
+        self.sets += control_sets(
             self.folder, self.controls, self.targets, self.known,
             asked.control_trials or asked.trials, asked.seed, asked.workers, compared,
         )  # fmt: skip
@@ -260,120 +241,6 @@ def _runs(
         )
 
 
-class _Sets:
-    """Sets that were made for this evaluation, kept in its folder to be resumed."""
-
-    def __init__(self, out: Path) -> None:
-        self.folder = out / "sets"
-        self.settings: dict[str, object] = {}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            clear_left(out)
-            clear_left(self.folder)
-        except OSError as error:
-            raise InputError(
-                f"folder {out} cannot be written ({error.strerror}); give --out another folder"
-            ) from None
-
-    def get(self, label: str, settings: object, make: Callable[[], StructureSet]) -> StructureSet:
-        """The set made with these settings: from the folder, else made and kept."""
-        from langevin_xtal.evaluation.structures import StructureSet
-
-        # another version may make another set with the same settings
-        hashed = json.dumps([__version__, settings], sort_keys=True)
-        digest = hashlib.sha256(hashed.encode()).hexdigest()[:12]
-        path = self.folder / f"{digest}.structures.npz"
-        if path.exists():
-            return StructureSet.load(path, label)
-        made = make()
-        made.save(path)
-        return made
-
-
-def _predicted(
-    folder: _Sets,
-    label: str,
-    name: str,
-    settings: SampleOptions,
-    targets: Sequence[Target],
-    trials: int,
-    seed: int,
-    mode: Mode,
-) -> tuple[StructureSet, int]:
-    """Predictions of a model, trial by trial, and its evaluations per structure."""
-    from dataclasses import replace
-
-    from langevin_xtal.evaluation.targets import join, predict_trial
-    from langevin_xtal.model.checkpoint import load_model
-
-    model = load_model(name)
-    parts = []
-    recorded = repr(replace(settings, workers=None))  # which change no candidate
-    for trial in range(trials):
-        key = _key(targets, seed) | {
-            "model": [model.hash, model.settings_hash],
-            "model_settings": model.settings_hash,
-            "mode": mode,
-            "options": recorded,
-            "trial": trial,
-        }
-
-        def make(trial: int = trial, model: CrystalModel = model) -> StructureSet:
-            title = f"{label}: sampling {trial + 1}/{trials}"
-            with options.progress_bar(title, "level") as update:
-                return predict_trial(
-                    targets, model, trial, mode=mode, seed=seed, options=settings, label=label,
-                    progress=update,
-                )  # fmt: skip
-
-        parts.append(folder.get(label, key, make))
-    folder.settings[label] = {"weights": model.hash, "options": recorded}
-    return join(label, parts), settings.sampler.evaluations
-
-
-def _drawn(
-    folder: _Sets,
-    label: str,
-    name: str,
-    settings: SampleOptions,
-    count: int,
-    groups: Collection[int] | None,
-    seed: int,
-) -> tuple[StructureSet, int]:
-    """Samples of a model that is given nothing, part by part, and evaluations per structure."""
-    from dataclasses import replace
-
-    from langevin_xtal.evaluation.targets import de_novo_samples, join
-    from langevin_xtal.model.checkpoint import load_model
-
-    model = load_model(name)
-    parts = []
-    recorded = repr(replace(settings, workers=None))  # which change no candidate
-    allowed = sorted(groups or ())
-    for first in range(0, count, DE_NOVO_PART):
-        places = range(first, min(first + DE_NOVO_PART, count))
-        key = {
-            "mode": "de-novo",
-            "model": [model.hash, model.settings_hash],
-            "options": recorded,
-            "groups": allowed,
-            "seed": seed,
-            "places": [places.start, places.stop],
-        }
-
-        def make(places: range = places, model: CrystalModel = model) -> StructureSet:
-            title = f"{label}: samples {places.start + 1}-{places.stop} of {count}"
-            with options.progress_bar(title, "level") as update:
-                return de_novo_samples(
-                    model, places, groups=allowed, seed=seed, options=settings, label=label,
-                    progress=update,
-                )  # fmt: skip
-
-        parts.append(folder.get(label, key, make))
-    folder.settings[label] = {"weights": model.hash, "options": recorded}
-    return join(label, parts), settings.sampler.evaluations
-
-
 def _check_de_novo(
     sampled: bool,
     trials: int,
@@ -394,17 +261,6 @@ def _check_de_novo(
             f"the control {wrong[0]} predicts targets, and --mode de-novo has none; give training "
             "or none"
         )
-
-
-def _default_controls(mode: str, targets: bool, training: bool) -> tuple[str, ...]:
-    """What stands beside the sets where nothing was said."""
-    known = ("training",) if training else ()
-    if not targets:
-        return known
-    if mode == "composition" and training:
-        # random crystals are given the true letters, much more than a composition
-        return ("template-composition", *known)
-    return ("random", *(("template",) if training else ()), *known)
 
 
 def _ranking(name: str, targets: Sequence[Target]) -> str:
@@ -437,64 +293,3 @@ def _setting_ranking(name: str, targets: Sequence[Target]) -> str:
         first, five, twenty = (((places >= 0) & (places < k)).mean() for k in (1, 5, 20))
         text.append(f"{what} first {first:.3f}, top 5 {five:.3f}, top 20 {twenty:.3f}")
     return f"True settings by {name}: {'; '.join(text)}."
-
-
-def _controls(
-    folder: _Sets,
-    controls: Sequence[str],
-    targets: Sequence[Target],
-    known: PackedDataset | None,
-    trials: int,
-    seed: int,
-    workers: int | None,
-    compared: int | None,
-) -> list[StructureSet]:
-    """Sets to print beside; ``compared`` is how many training crystals, by default some."""
-    from langevin_xtal.evaluation import controls as make
-    from langevin_xtal.evaluation.random_crystals import random_symmetric
-
-    sets = []
-    base = _key(targets, seed) | {"trials": trials}
-    if known is not None:
-        base["training"] = known.content_hash
-
-    def random() -> StructureSet:
-        with options.progress_bar("control random", "structure") as update:
-            return random_symmetric(
-                targets, trials=trials, seed=seed, workers=workers, progress=update,
-                label="random",
-            )  # fmt: skip
-
-    if {"random", "random-relaxed"} & set(controls):
-        sets.append(folder.get("random", base | {"control": "random"}, random))
-    for name in ("template", "template-letters"):
-        if name in controls and known is not None:
-
-            def template(name: str = name, known: PackedDataset = known) -> StructureSet:
-                with options.progress_bar(f"control {name}", "structure") as update:
-                    return make.nearest_template(
-                        targets, known, trials=trials, with_letters=name.endswith("letters"),
-                        label=name, progress=update,
-                    )  # fmt: skip
-
-            sets.append(folder.get(name, base | {"control": name}, template))
-    if "template-composition" in controls and known is not None:
-
-        def by_composition(known: PackedDataset = known) -> StructureSet:
-            with options.progress_bar("control template-composition", "structure") as update:
-                return make.composition_template(
-                    targets, known, trials=trials, workers=workers,
-                    label="template-composition", progress=update,
-                )  # fmt: skip
-
-        key = base | {"control": "template-composition"}
-        sets.append(folder.get("template-composition", key, by_composition))
-    if "training" in controls and known is not None:
-        size = min(len(known), compared or DEFAULT_TARGETS)
-        sets.append(make.training_sample(known, size, seed=seed, label="training"))
-    return sets
-
-
-def _key(targets: Sequence[Target], seed: int) -> dict[str, object]:
-    names = hashlib.sha256("\0".join(t.id for t in targets).encode()).hexdigest()
-    return {"targets": names, "seed": seed}

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -75,7 +75,11 @@ def export() -> None:
 @options.of_config(VaspConfig, "cell", "symprec", "command", "concurrent")
 @structures.force
 def vasp(
-    sources: tuple[str, ...], top: int | None, out: Path, incar: tuple[str, ...], **settings: Any
+    sources: tuple[str, ...],
+    top: int | None,
+    out: Path,
+    incar: tuple[str, ...],
+    **settings: object,
 ) -> None:
     """VASP inputs, one folder per candidate.
 
@@ -110,7 +114,7 @@ def qe(
     top: int | None,
     out: Path,
     variables: tuple[str, ...],
-    **settings: Any,
+    **settings: object,
 ) -> None:
     """Quantum ESPRESSO inputs (pw.in), one folder per candidate.
 
@@ -139,7 +143,11 @@ def qe(
 @options.of_config(PhonopyConfig, "cell", "symprec", "command", "concurrent")
 @structures.force
 def phonopy(
-    sources: tuple[str, ...], top: int | None, out: Path, incar: tuple[str, ...], **settings: Any
+    sources: tuple[str, ...],
+    top: int | None,
+    out: Path,
+    incar: tuple[str, ...],
+    **settings: object,
 ) -> None:
     """Displaced supercells of phonopy as VASP runs.
 
@@ -160,7 +168,7 @@ def phonopy(
 @options.output("Where to.", "FOLDER")
 @options.of_config(CifConfig)
 @structures.force
-def cif(sources: tuple[str, ...], top: int | None, out: Path, **settings: Any) -> None:
+def cif(sources: tuple[str, ...], top: int | None, out: Path, **settings: object) -> None:
     """CIF files with the symmetry that was asked for.
 
     \b
@@ -178,7 +186,7 @@ def cif(sources: tuple[str, ...], top: int | None, out: Path, **settings: Any) -
 @options.output("Where to.", "FILE")
 @options.of_config(XyzConfig, "cell", "symprec")
 @structures.force
-def xyz(sources: tuple[str, ...], top: int | None, out: Path, **settings: Any) -> None:
+def xyz(sources: tuple[str, ...], top: int | None, out: Path, **settings: object) -> None:
     """One extended XYZ file, with energies and provenance.
 
     \b
@@ -195,7 +203,7 @@ def _write(
     sources: tuple[str, ...],
     top: int | None,
     out: Path,
-    settings: dict[str, Any],
+    settings: dict[str, object],
     script: str | None = None,
     uses: tuple[str, ...] = (),
 ) -> None:

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from langevin_xtal.cli import options, structures
+from langevin_xtal.cli.hull_table import (
+    TABLE,
+    by_distance,
+    elements_of,
+    place,
+    row_of,
+    show_references,
+    symbols_of,
+)
 from langevin_xtal.cli.terminal import echo
 from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
     from langevin_xtal.config.screening import RelaxOptions
     from langevin_xtal.crystal.entry import Entry
-    from langevin_xtal.screen.hull import HullReferences, HullResult
-    from langevin_xtal.screen.own_energies import OwnEnergy
+    from langevin_xtal.screen.hull import HullReferences
 
-TABLE = ("name", "formula", "energy", "e_above_hull", "phases", "note")
-YTTERBIUM = 70
 SECOND = ("second_above_hull", "disagreement")
 """Columns of a second potential, after those of the first."""
-NOTES = 3
-"""Chemical systems whose references are described on the terminal."""
-
 OWN_HULL = "own"
 """References that are the energies given themselves."""
 
@@ -57,11 +60,15 @@ class EnergyOrigin(options.ParamType):
 
     name = "origin"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> str | Path:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | Path:
         """The word, or the path of a CSV file."""
-        if isinstance(value, Path) or value in ("potential", "file"):
-            return value  # type: ignore[no-any-return]
-        path = Path(value)
+        if isinstance(value, Path):
+            return value
+        if value in ("potential", "file"):
+            return str(value)
+        path = Path(str(value))
         if path.suffix.lower() != ".csv":
             raise InputError(
                 f"--energies {value!r} should be potential, file, or a CSV file of formulas and "
@@ -186,13 +193,10 @@ def of_files(
     if asked.second is not None:
         options_of_second = asked.relaxation(asked.second)
         _second(entries, rows, options_of_second, opinion, workers, cache)
-    rows.sort(key=_by_distance)
-    rows += [{"name": name, "note": reason} for name, reason in refused.items()]
-    structures.write_table(out, rows)
+    rows.sort(key=by_distance)
     columns = TABLE if asked.second is None else (*TABLE[:4], *SECOND, *TABLE[4:])
-    structures.show_table(rows[: len(entries)], columns, out)
-    structures.show_refused(refused)
-    _notes(of)
+    rows = structures.write_results(out, rows, columns, refused)
+    show_references(of)
     if not any(row.get("energy") for row in rows):
         raise LangevinXtalError(
             f"none of {len(entries)} structures has an energy; {out} says why: {rows[0]['note']}"
@@ -224,10 +228,10 @@ def _placed(
         reasons = ["the file has no energy" if e.energy is None else "" for e in entries]
     rows = []
     for entry, energy, reason in zip(entries, energies, reasons, strict=True):
-        table = of[_elements(entry)]
+        table = of[elements_of(entry)]
         compared = energy if whose is None else table.energy_for(entry.cell, energy, whose)
         found = table.energy_above_hull(entry.cell[2], compared)
-        rows.append(_row(entry, energy, found, reason))
+        rows.append(row_of(entry, energy, found, reason))
         if whose is not None and compared != energy and math.isfinite(compared):
             rows[-1]["energy_corrected"] = structures.number_text(compared, 6)
     return rows, of
@@ -243,7 +247,7 @@ def _hull_of_table(path: Path, files: Sequence[Path], asked: Asked, out: Path) -
     phases = read_energies(path)
     if asked.key is not None:
         table = HullReferences.from_materials_project(
-            sorted(_symbols_of(phases)), options.secret(asked.key), potential=asked.potential
+            sorted(symbols_of(phases)), options.secret(asked.key), potential=asked.potential
         )
     elif asked.references not in (None, OWN_HULL):
         table = HullReferences.load(str(asked.references))
@@ -262,21 +266,15 @@ def _hull_of_table(path: Path, files: Sequence[Path], asked: Asked, out: Path) -
                 "name": phase.name,
                 "formula": phase.formula,
                 "energy": structures.number_text(phase.energy, 6),
-                **_place(found),
+                **place(found),
                 "note": found.missing,
             }
         )
-    rows.sort(key=_by_distance)
+    rows.sort(key=by_distance)
     structures.write_table(out, rows)
     structures.show_table(rows, TABLE, out)
-    _notes({frozenset(_symbols_of(phases)): table})
+    show_references({frozenset(symbols_of(phases)): table})
     echo(f"{len(rows)} phases in {out}")
-
-
-def _symbols_of(phases: Sequence[OwnEnergy]) -> set[str]:
-    from langevin_xtal.crystal.elements import SYMBOLS
-
-    return {SYMBOLS[z] for phase in phases for z in phase.numbers.tolist()}
 
 
 def _references(
@@ -300,7 +298,7 @@ def _references(
         )
     else:
         table = HullReferences.load(references)
-    return {_elements(entry): table for entry in entries}
+    return {elements_of(entry): table for entry in entries}
 
 
 @hull.command()
@@ -452,58 +450,12 @@ def _second(
         row["note"] = "; ".join([*([row["note"]] if row["note"] else []), *said])
 
 
-def _row(entry: Entry, energy: float, found: HullResult, reason: str) -> dict[str, str]:
-    return {
-        "name": entry.uid,
-        "formula": entry.formula,
-        "energy": structures.number_text(energy, 6),
-        **_place(found),
-        "note": reason or found.missing or _doubt(entry),
-    }
-
-
-def _place(found: HullResult) -> dict[str, str]:
-    """Distance to the hull, and the phases that make it up."""
-    above = found.e_above_hull
-    return {
-        "e_above_hull": "" if above is None else f"{round(above, 4) + 0.0:.4f}",  # + 0.0: no -0
-        "phases": " + ".join(f"{share:.3f} {_pretty(f)}" for f, share in found.phases.items()),
-    }
-
-
-def _by_distance(row: Mapping[str, str]) -> tuple[bool, float]:
-    return row["e_above_hull"] == "", float(row["e_above_hull"] or 0)
-
-
-def _doubt(entry: Entry) -> str:
-    """What is known to be wrong with the references of an element."""
-    if YTTERBIUM not in entry.cell[2]:
-        return ""
-    return (
-        "the references of Yb rest on the pseudopotential Yb_2, which suits Yb2+ only: of Yb3+ "
-        "the energy above hull is too high"
-    )
-
-
-def _pretty(formula: str) -> str:
-    """``"Cl1 Na1"`` as ``"NaCl"``."""
-    from pymatgen.core import Composition
-
-    return str(Composition(formula).reduced_formula)
-
-
-def _elements(entry: Entry) -> frozenset[str]:
-    from langevin_xtal.crystal.elements import SYMBOLS
-
-    return frozenset(SYMBOLS[z] for z in entry.cell[2].tolist())
-
-
 def _fetched(entries: Sequence[Entry], key: str, potential: str) -> References:
     """References of the Materials Project: one query if it can hold all elements."""
     from langevin_xtal.dataset.fetch import MOST_ELEMENTS
     from langevin_xtal.screen.hull import HullReferences
 
-    systems = list(dict.fromkeys(_elements(entry) for entry in entries))
+    systems = list(dict.fromkeys(elements_of(entry) for entry in entries))
     together = frozenset().union(*systems)
     if len(together) <= MOST_ELEMENTS:
         table = HullReferences.from_materials_project(sorted(together), key, potential=potential)
@@ -512,16 +464,3 @@ def _fetched(entries: Sequence[Entry], key: str, potential: str) -> References:
         system: HullReferences.from_materials_project(sorted(system), key, potential=potential)
         for system in systems
     }
-
-
-def _notes(of: Mapping[frozenset[str], HullReferences]) -> None:
-    """What the numbers rest on."""
-    from langevin_xtal.screen.hull import coverage_note
-
-    first = next(iter(of.values()))
-    gaps = f"; {first.gaps}" if first.gaps else ""
-    echo(f"\nReferences: {first.describe()}{gaps}")
-    for system, table in list(of.items())[:NOTES]:
-        echo(f"  {coverage_note(sorted(system), replace(table, gaps=''))}")
-    if len(of) > NOTES:
-        echo(f"  and {len(of) - NOTES} more chemical systems")

@@ -69,6 +69,7 @@ def of_config(
     config: type[fields.Dataclass],
     *names: str,
     flags: Mapping[str, str] | None = None,
+    types: Mapping[str, object] | None = None,
     into: str | None = None,
 ) -> Decorator:
     """Options for fields of a configuration, in this order: default, range and help are theirs.
@@ -79,6 +80,8 @@ def of_config(
         Fields; all that have a setting by default.
     flags
         Names of options that differ from those of their fields, such as ``--prior-epochs``.
+    types
+        Of fields that are no number, text or one of several choices: what click takes for them.
     into
         Name of one argument that is the configuration itself, in place of its fields.
     """
@@ -89,7 +92,8 @@ def of_config(
         if into is not None:
             command = gathered(config, *chosen, into=into)(command)
         for name in reversed(chosen):
-            command = _option(config, name, (flags or {}).get(name))(command)
+            option = _option(config, name, (flags or {}).get(name), (types or {}).get(name))
+            command = option(command)
         return command
 
     return decorate
@@ -119,7 +123,9 @@ def gathered(
     return decorate
 
 
-def _option(config: type[fields.Dataclass], name: str, flag: str | None) -> Decorator:
+def _option(
+    config: type[fields.Dataclass], name: str, flag: str | None, kind: object
+) -> Decorator:
     field, said = fields.setting_of(config, name)
     declared = [flag or "--" + name.replace("_", "-")]
     if said.flag and flag is None:
@@ -128,7 +134,7 @@ def _option(config: type[fields.Dataclass], name: str, flag: str | None) -> Deco
     return click.option(
         *declared,
         is_flag=is_flag,
-        type=None if is_flag else _type_of(str(field.type), said),
+        type=None if is_flag else kind or _type_of(str(field.type), said),
         default=field.default,
         show_default=field.default is not None and said.shown and not is_flag,
         help=said.help or None,

@@ -86,10 +86,7 @@ def phonons(
                 progress=update,
             )
     rows = [_row(entry, result, out) for entry, result in zip(entries, results, strict=True)]
-    rows += [{"name": name, "note": reason} for name, reason in refused.items()]
-    structures.write_table(out / SUMMARY, rows)
-    structures.show_table(rows[: len(entries)], TABLE, out / SUMMARY)
-    structures.show_refused(refused)
+    rows = structures.write_results(out / SUMMARY, rows, TABLE, refused)
     done = [result for result in results if not result.reason]
     if not done:
         raise LangevinXtalError(

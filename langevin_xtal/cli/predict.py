@@ -73,11 +73,8 @@ def predict(
             [entry.cell for entry in entries], chosen, symprec=symprec, progress=update
         )
     rows = [_row(entry, one, names) for entry, one in zip(entries, found, strict=True)]
-    rows += [{"name": name, "note": reason} for name, reason in refused.items()]
-    structures.write_table(out, rows)
     shown = ("name", "formula", "group", *(c for n in names for c in (n, f"{n}_error")), "note")
-    structures.show_table(rows[: len(entries)], shown, out)
-    structures.show_refused(refused)
+    rows = structures.write_results(out, rows, shown, refused)
     done = sum(not one.reason for one in found)
     if not done:
         message = (

@@ -113,10 +113,7 @@ def relax(
     for row, own in zip(rows, held, strict=True):
         if fix_atoms:
             row["fixed_atoms"] = str(int(own.any(axis=1).sum()))
-    rows += [{"name": name, "note": reason} for name, reason in refused.items()]
-    structures.write_table(out / SUMMARY, rows)
-    structures.show_table(rows[: len(entries)], TABLE, out / SUMMARY)
-    structures.show_refused(refused)
+    rows = structures.write_results(out / SUMMARY, rows, TABLE, refused)
     done = sum(bool(row.get("energy")) for row in rows)
     if not done:
         raise LangevinXtalError(

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from langevin_xtal.cli import options, structures, types
 from langevin_xtal.cli.terminal import echo
+from langevin_xtal.config.solving import TUBE, PatternConfig, SolveConfig
 from langevin_xtal.errors import InputError, LangevinXtalError
 
 if TYPE_CHECKING:
     from langevin_xtal.crystal.request import Request
     from langevin_xtal.diffraction.pattern import Pattern
+    from langevin_xtal.diffraction.solve import Solution
     from langevin_xtal.model.checkpoint import CrystalModel
 
 SHOWN = ("rank", "file", "r_wp", "gof", "likeness", "probability", "wyckoff")
@@ -23,7 +25,7 @@ STEP = 0.02
 
 wavelength = click.option(
     "--wavelength",
-    help="Tube such as CuKa, CuKa1, MoKa, or Å.  [default: what an xrdml file says, or CuKa]",
+    help=f"Tube such as CuKa, CuKa1, MoKa, or Å.  [default: what an xrdml file says, or {TUBE}]",
     metavar="NAME|Å",
 )
 
@@ -36,7 +38,6 @@ class Asked:
     atoms: int | None
     z: int | None
     groups: str | None
-    cell: tuple[float, ...] | None
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,7 @@ class Scan:
     help="Space groups to choose from, as for the command sample.  [default: all]",
     metavar="GROUPS",
 )
-@click.option(
-    "--cell",
-    type=types.CellParameters(),
-    help="Conventional cell where it is known: a,b,c or a,b,c,alpha,beta,gamma [Å, degrees]; "
-    "settings that it does not fit are passed over.",
-    metavar="CELL",
-)
+@options.of_config(SolveConfig, "cell", types={"cell": types.CellParameters()})
 @click.option(
     "--range",
     "limits",
@@ -108,32 +103,19 @@ class Scan:
     help="Use this part of the pattern only [degrees].",
     metavar="LOW HIGH",
 )
-@click.option(
-    "--n",
-    "count",
-    type=click.IntRange(1, 100_000),
-    default=100,
-    show_default=True,
-    help="Candidates at most; fewer where one explains the pattern.",
-    metavar="N",
-)
-@click.option(
-    "--orientation",
-    is_flag=True,
-    help="Refine a March-Dollase parameter for preferred orientation along c.",
-)
+@options.of_config(SolveConfig, "samples", "orientation")
 @options.seed
 @options.model
 @options.threads
 @options.output_folder("solved")
 @structures.force
-@options.gathered(Asked, "formula", "atoms", "z", "groups", "cell", into="asked")
+@options.gathered(Asked, "formula", "atoms", "z", "groups", into="asked")
+@options.gathered(SolveConfig, "samples", "cell", "orientation", into="config")
 @options.gathered(Scan, "scan", "wavelength", "limits", into="measured")
 def solve(
     asked: Asked,
     measured: Scan,
-    count: int,
-    orientation: bool,
+    config: SolveConfig,
     seed: int,
     model: str,
     threads: int | None,
@@ -157,7 +139,6 @@ def solve(
     from langevin_xtal.diffraction.solve import POOR, SolveOptions, ranked, solve_rounds
     from langevin_xtal.model.checkpoint import load_model
     from langevin_xtal.report.patterns import PICTURE, TABLE, draw_fits, write_solutions
-    from langevin_xtal.sampling.sample import SampleOptions
 
     pattern = measured.read()
     options.say_settings(asked.groups)
@@ -165,14 +146,9 @@ def solve(
     request = _request(asked, weights)
     options.say_unknown(request.elements, weights)
     _open_folder(out, force)
-    chosen = SolveOptions(
-        samples=count,
-        cell=asked.cell,
-        orientation=orientation,
-        sampling=SampleOptions(workers=threads),
-    )
+    chosen = SolveOptions.of(config, workers=threads)
     echo(f"{pattern.name}: {len(pattern)} points, {pattern.radiation}")
-    found: list[Any] = []
+    found: list[Solution] = []
     rows: list[dict[str, str]] = []
     with options.progress_bar("solving", "candidate") as update:
         for solutions in solve_rounds(
@@ -182,8 +158,8 @@ def solve(
             rows = write_solutions(out, found, [row["file"] for row in rows])
             draw_fits(found, out / PICTURE)
     if not found:
-        why = "" if asked.cell is None else ": no setting of the composition fits --cell"
-        raise LangevinXtalError(f"none of {count} candidates came about{why}")
+        why = "" if config.cell is None else ": no setting of the composition fits --cell"
+        raise LangevinXtalError(f"none of {config.samples} candidates came about{why}")
     structures.show_table(rows, SHOWN, out / TABLE)
     best = ranked(found)[0]
     if best.refined is None or best.r_wp > POOR:
@@ -200,29 +176,13 @@ def solve(
 @structures.files
 @options.output_folder("patterns")
 @wavelength
-@click.option(
-    "--range",
-    "limits",
-    type=(float, float),
-    default=(5.0, 80.0),
-    show_default=True,
-    help="2θ [degrees].",
-    metavar="LOW HIGH",
-)
-@click.option(
-    "--width",
-    type=click.FloatRange(0.01, 2.0),
-    default=0.15,
-    show_default=True,
-    help="Full width of peaks at half maximum [degrees].",
-)
+@options.of_config(PatternConfig, types={"limits": (float, float)}, into="config")
 @structures.force
 def xrd(
     files: tuple[Path, ...],
     out: Path,
     wavelength: str | None,
-    limits: tuple[float, float],
-    width: float,
+    config: PatternConfig,
     force: bool,
 ) -> None:
     """Simulate powder patterns of structures.
@@ -243,12 +203,10 @@ def xrd(
     from langevin_xtal.errors import RejectError
     from langevin_xtal.files import write_text
 
-    low, high = limits
-    if not 0 < low < high <= 179:
-        raise InputError(f"--range {low:g} {high:g}: give 2θ as 0 < LOW < HIGH <= 179 degrees")
-    source = radiation(wavelength or "CuKa")
+    source = radiation(wavelength or TUBE)
     entries, refused = structures.read_structures(files)
     _open_folder(out, force)
+    low, high = config.limits
     x = np.arange(low, high + STEP / 2, STEP)
     done = 0
     for entry in entries:
@@ -257,7 +215,7 @@ def xrd(
             crystal = Crystal(
                 sites.group, sites.lattice, sites.numbers, sites.frac, sites.multiplicity
             )
-            y = simulate(crystal, source, x, Profile(w=width**2))
+            y = simulate(crystal, source, x, Profile(w=config.width**2))
         except (RejectError, InputError) as error:
             refused[entry.uid] = str(error)
             continue

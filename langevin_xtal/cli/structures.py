@@ -322,6 +322,26 @@ def say_workers(count: int, workers: int | None, each: int) -> None:
         )
 
 
+def write_results(
+    path: Path,
+    rows: Sequence[dict[str, str]],
+    columns: Sequence[str],
+    refused: Mapping[str, str],
+) -> list[dict[str, str]]:
+    """Write a line for each structure, then those left out; show some of it on the terminal.
+
+    Returns
+    -------
+    list
+        All lines.
+    """
+    every = [*rows, *({"name": name, "note": reason} for name, reason in refused.items())]
+    write_table(path, every)
+    show_table(rows, columns, path)
+    show_refused(refused)
+    return every
+
+
 def show_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], rest: Path) -> None:
     """Some columns of the first rows on the terminal."""
     lines = [tuple(columns), *(tuple(row.get(c, "") for c in columns) for row in rows[:SHOWN])]

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,15 @@ OTHER = {
 EPOCHS = {name: f"--{name}-epochs" for name in names(EpochsConfig, without=tuple(OTHER))} | OTHER
 WITH_RECIPE = {"recipe", "data", "scale", "out", "name", "device", "threads", "max_minutes"}
 """Parameters that go with a recipe; it says everything else."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """Files to learn from and to start from."""
+
+    files: tuple[Path, ...]
+    validation: Path | None
+    init: str | None
 
 
 @click.command()
@@ -88,15 +98,14 @@ WITH_RECIPE = {"recipe", "data", "scale", "out", "name", "device", "threads", "m
 @options.seed
 @options.device
 @options.threads
+@options.gathered(Given, "files", "validation", "init", into="given")
 def train(
-    files: tuple[Path, ...],
-    validation: Path | None,
+    given: Given,
     out: Path,
     recipe: str | None,
     scale: float,
     generator: str | None,
     epochs: int | None,
-    init: str | None,
     max_minutes: float | None,
     name: str | None,
     seed: int,
@@ -122,47 +131,34 @@ def train(
     generators.check_apart(generator, epochs=epochs)
     if generator is not None:
         generators.train(
-            generator, files, out, epochs=epochs, seed=seed, threads=threads, limit=limit
+            generator, given.files, out, epochs=epochs, seed=seed, threads=threads, limit=limit
         )
         return
     # the next batch is prepared on a core of its own; sharing it costs far more than it gains
     options.set_threads(threads or max(1, (os.cpu_count() or 1) - 1))
     if recipe is not None:
         _check_recipe(click.get_current_context())
-        _by_recipe(recipe, files, out, scale, device, name, limit)
+        _by_recipe(recipe, given.files, out, scale, device, name, limit)
         return
     if scale != 1.0:
         raise InputError("--scale is of recipes; name one by --recipe")
-    if len(files) > 1:
+    if len(given.files) > 1:
         raise InputError(
-            f"{len(files)} files were given by --data; give one (data join puts them together), "
-            "or --recipe"
+            f"{len(given.files)} files were given by --data; give one (data join puts them "
+            "together), or --recipe"
         )
     config = TrainingConfig(**{k: settings[k] for k in names(TrainingConfig)})
     of_parts = {field: settings[flag[2:].replace("-", "_")] for field, flag in EPOCHS.items()}
-    if config.steps == 0 and init is None:
+    if config.steps == 0 and given.init is None:
         raise InputError("with --steps 0 there is no network: give one by --init")
-    _plainly(
-        config,
-        of_parts,
-        files[0] if files else None,
-        validation,
-        out,
-        init,
-        device,
-        name or "model",
-        seed,
-        limit,
-    )
+    _plainly(config, of_parts, given, out, device, name or "model", seed, limit)
 
 
 def _plainly(
     config: TrainingConfig,
     epochs: dict[str, int],
-    data: Path | None,
-    validation: Path | None,
+    given: Given,
     out: Path,
-    init: str | None,
     device: str,
     name: str,
     seed: int,
@@ -176,15 +172,15 @@ def _plainly(
     from langevin_xtal.train.loop import TrainConfig, Trainer
     from langevin_xtal.train.parts import PARTS, PartEpochs
 
-    crystals = reference_dataset() if data is None else PackedDataset.load(data)
+    crystals = PackedDataset.load(given.files[0]) if given.files else reference_dataset()
     trainer = Trainer(
         crystals,
         out,
         TrainConfig.of(config, seed=seed),
-        validation=None if validation is None else PackedDataset.load(validation),
+        validation=None if given.validation is None else PackedDataset.load(given.validation),
         device=resolved_device(device),
         name=name,
-        start=None if init is None else load_model(init),
+        start=None if given.init is None else load_model(given.init),
     )
     steps = config.steps
     if trainer.step and trainer.team.leads:

@@ -78,8 +78,9 @@ class CellParameters(options.ParamType):
             return value
         cell = tuple(_number(part) for part in str(value).split(","))
         if len(cell) not in (3, 6) or not all(v is not None and v > 0 for v in cell):
+            name = "--fix-lattice" if param is None else param.opts[0]
             raise RequestError(
-                f"--fix-lattice: {value!r} should be a,b,c [Å] or a,b,c,alpha,beta,gamma "
+                f"{name}: {value!r} should be a,b,c [Å] or a,b,c,alpha,beta,gamma "
                 "[Å, degrees], such as 7.1,4.2,5.3"
             )
         return tuple(v for v in cell if v is not None)

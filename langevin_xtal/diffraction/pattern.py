@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from langevin_xtal.config.solving import TUBE
 from langevin_xtal.diffraction.radiation import Radiation, radiation
 from langevin_xtal.errors import DataError
 
@@ -60,7 +61,7 @@ class Pattern:
         intensity: ArrayLike,
         error: ArrayLike | None = None,
         *,
-        wavelength: str | float | Radiation = "CuKa",
+        wavelength: str | float | Radiation = TUBE,
         name: str = "pattern",
     ) -> Pattern:
         """A pattern of (N,) angles [degrees] and intensities, checked.
@@ -209,7 +210,7 @@ def read_pattern(
     else:
         columns, stated = _columns(text, path.name), None
     x, y, error = columns
-    chosen: Any = wavelength if wavelength is not None else stated or "CuKa"
+    chosen: Any = wavelength if wavelength is not None else stated or TUBE
     return Pattern.of(x, y, error, wavelength=chosen, name=path.name)
 
 

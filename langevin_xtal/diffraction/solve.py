@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from langevin_xtal.config.solving import SolveConfig
 from langevin_xtal.crystal.asymmetric import asymmetric_unit
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.crystal.distances import min_distance
@@ -65,29 +67,17 @@ POOR = 0.35
 
 
 @dataclass(frozen=True, kw_only=True)
-class SolveOptions:
-    """How long to search, and how closely to look."""
+class SolveOptions(SolveConfig):
+    """How long to search, how closely to look, and how candidates are sampled."""
 
-    samples: int = 100
-    """Candidates at most."""
-    round_size: int = 16
-    """Candidates sampled before the next look."""
-    refined: int = 6
-    """Candidates of a round that are refined, those most like the pattern."""
-    good_gof: float = 1.15
-    """Goodness of fit at which the search ends: 1 where nothing but noise is left."""
-    cell: tuple[float, ...] | None = None
-    """Conventional cell where it is known: lengths [Å] and angles [degrees]; settings that it
-    does not fit are passed over."""
-    orientation: bool = False
-    """Refine March-Dollase's parameter along c of the best solutions."""
     sampling: SampleOptions = field(default_factory=SampleOptions)
     spread: SpreadOptions = field(default_factory=SpreadOptions)
 
-    def __post_init__(self) -> None:
-        for name in ("samples", "round_size", "refined"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+    @classmethod
+    def of(cls, config: SolveConfig, *, workers: int | None = None) -> SolveOptions:
+        """Options by a configuration; ``workers`` are those that sample."""
+        own = {f.name: getattr(config, f.name) for f in fields(SolveConfig)}
+        return cls(**own, sampling=SampleOptions(workers=workers))
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,7 +240,7 @@ def examined(
         if refined is not None and (place not in best or refined.r_wp < best[place].r_wp):
             best[place] = refined
     best = {
-        place: with_free_widths(in_supergroup(refined, target, options), target, options)
+        place: with_free_widths(in_supergroup(Description(refined, target, options)))
         for place, refined in best.items()
     }
     return [
@@ -294,29 +284,48 @@ def refined_or_none(crystal: Crystal, target: Target, options: SolveOptions) -> 
     return refined
 
 
-def with_free_widths(refined: Refined, target: Target, options: SolveOptions) -> Refined:
+class Description:
+    """A refined crystal, and the same with peak widths that may change with the angle, as by
+    Caglioti."""
+
+    def __init__(self, refined: Refined, target: Target, options: SolveOptions) -> None:
+        self.refined, self.target, self.options = refined, target, options
+
+    @cached_property
+    def freer(self) -> Refined:
+        """Refined with free widths, when it is first asked for."""
+        return refine(
+            self.refined.crystal,
+            self.target,
+            self.refined.profile,
+            orientation=self.options.orientation,
+            caglioti=True,
+        )
+
+
+def with_free_widths(described: Description) -> Refined:
     """A refinement that explains the pattern, or nearly, with peak widths that may change with
     the angle; as given where that is no better.
 
     With one width for all angles, split peaks of a subgroup make up for the widths.
     """
-    if refined.gof > NEARLY * options.good_gof:
+    refined = described.refined
+    if refined.gof > NEARLY * described.options.good_gof:
         return refined
-    freer = refine(
-        refined.crystal, target, refined.profile, orientation=options.orientation, caglioti=True
-    )
+    freer = described.freer
     collapsed = shortest_distance(freer.crystal) < NEAREST
     better = penalised(freer, freer.gof) < penalised(refined, freer.gof)
     return freer if better and not collapsed else refined
 
 
-def in_supergroup(refined: Refined, target: Target, options: SolveOptions) -> Refined:
-    """The refinement in the highest supergroup that fits as well, parameters weighed; or as given.
+def in_supergroup(described: Description) -> Description:
+    """The crystal in the highest supergroup that fits as well, parameters weighed; or as given.
 
     A crystal sampled in a subgroup may be refined to the structure of a supergroup: it is that
-    structure then. The two are compared with peak widths that may change with the angle, as by
-    Caglioti; else the splitting of peaks in the subgroup makes up for a width that may not.
+    structure then. The two are compared with peak widths that may change with the angle; else the
+    splitting of peaks in the subgroup makes up for a width that may not.
     """
+    refined = described.refined
     crystal = refined.crystal
     frac, site = crystal.atoms()
     tried = {crystal.group}
@@ -328,21 +337,17 @@ def in_supergroup(refined: Refined, target: Target, options: SolveOptions) -> Re
         if unit.group in tried:
             continue
         tried.add(unit.group)
-        found = refined_or_none(unit, target, options)
+        found = refined_or_none(unit, described.target, described.options)
         if found is None or found.parameters >= refined.parameters:
             continue
         if refined.r_wp < FAR_BETTER * found.r_wp:
             continue
-        own, others = (
-            refine(
-                one.crystal, target, one.profile, orientation=options.orientation, caglioti=True
-            )
-            for one in (refined, found)
-        )
+        other = Description(found, described.target, described.options)
+        own, others = described.freer, other.freer
         best = min(own.gof, others.gof)
         if penalised(others, best) <= penalised(own, best):
-            return found
-    return refined
+            return other
+    return described
 
 
 def penalised(refined: Refined, gof: float, log_prior: float = 0.0) -> float:

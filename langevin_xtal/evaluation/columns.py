@@ -182,31 +182,7 @@ class Evaluation:
             groups_found=found,
             lengths=values["lattice"][:, :3],
         )
-        if "crystalnn" in values:
-            mine, ours = finite_rows(values["crystalnn"]), finite_rows(reference["crystalnn"])
-            summary["fd_crystalnn"] = frechet_distance(mine, ours)
-            summary["fingerprint_diversity"] = distributions.fingerprint_diversity(mine)
-        if "chgnet" in values:
-            mine, ours = finite_rows(values["chgnet"]), finite_rows(reference["chgnet"])
-            summary["fd_chgnet"] = frechet_distance(mine[:, 1:], ours[:, 1:])
-            summary["w_energy"] = distributions.wasserstein(mine[:, 0], ours[:, 0])
-            _record(column, energy=values["chgnet"][:, 0])
-        if {"crystalnn", "magpie"} <= set(values):
-            near = coverage(
-                values["crystalnn"],
-                scale_magpie(values["magpie"]),
-                reference["crystalnn"],
-                scale_magpie(reference["magpie"]),
-                attempted=attempted,
-            )
-            summary["cov_recall"], summary["cov_precision"] = near.recall, near.precision
-            summary["cov_recall_joint"] = near.joint_recall
-            summary["cov_precision_joint"] = near.joint_precision
-            _record(
-                column,
-                nearest_structure=near.structure_precision,
-                nearest_composition=near.composition_precision,
-            )
+        _add_fingerprints(column, values, reference, attempted)
 
     def add_membership(self, column: Column, structures: StructureSet) -> None:
         """Uniqueness and novelty."""
@@ -477,3 +453,38 @@ def _relaxed_set(
             cells.append(relaxation.cell)
             ids.append(name)
     return StructureSet.of(label, cells, ids, None, missing)
+
+
+def _add_fingerprints(
+    column: Column,
+    values: Mapping[str, FloatArray],
+    reference: Mapping[str, FloatArray],
+    attempted: int,
+) -> None:
+    """Fréchet distances and coverage, as far as both sets have the fingerprints."""
+    summary = column.summary
+    if "crystalnn" in values:
+        mine, ours = finite_rows(values["crystalnn"]), finite_rows(reference["crystalnn"])
+        summary["fd_crystalnn"] = frechet_distance(mine, ours)
+        summary["fingerprint_diversity"] = distributions.fingerprint_diversity(mine)
+    if "chgnet" in values:
+        mine, ours = finite_rows(values["chgnet"]), finite_rows(reference["chgnet"])
+        summary["fd_chgnet"] = frechet_distance(mine[:, 1:], ours[:, 1:])
+        summary["w_energy"] = distributions.wasserstein(mine[:, 0], ours[:, 0])
+        _record(column, energy=values["chgnet"][:, 0])
+    if {"crystalnn", "magpie"} <= set(values):
+        near = coverage(
+            values["crystalnn"],
+            scale_magpie(values["magpie"]),
+            reference["crystalnn"],
+            scale_magpie(reference["magpie"]),
+            attempted=attempted,
+        )
+        summary["cov_recall"], summary["cov_precision"] = near.recall, near.precision
+        summary["cov_recall_joint"] = near.joint_recall
+        summary["cov_precision_joint"] = near.joint_precision
+        _record(
+            column,
+            nearest_structure=near.structure_precision,
+            nearest_composition=near.composition_precision,
+        )

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from langevin_xtal.errors import CheckpointError, InputError
+from langevin_xtal.model.memory import Template
 from langevin_xtal.model.network import ELEMENTS
 from langevin_xtal.model.proposal import Draw, coordinates_from_features
-from langevin_xtal.model.ranking import Template
 from langevin_xtal.symmetry.assignments import Assignment
 from langevin_xtal.symmetry.description import EDGE
 from langevin_xtal.symmetry.frames import frames

@@ -55,6 +55,7 @@ from langevin_xtal.report.roofline import (
     Limits,
     StageRow,
     Tally,
+    cpu_name,
     measure_limits,
     stage_rows,
 )
@@ -138,15 +139,7 @@ def measure(
     InputError
         For an unknown stage, a set without crystals, or CUDA where there is none.
     """
-    for stage in stages:
-        if stage not in (*STAGES, PROFILE):
-            known = ", ".join((*STAGES, PROFILE))
-            raise InputError(f"stage {stage!r} is not known; give some of {known}")
-    for name, value in (("batch_size", batch_size), ("repeat", repeat)):
-        if value < 1:
-            raise InputError(f"{name} is {value}; it must be at least 1")
-    if not len(data):
-        raise InputError("the data set holds no crystals to measure with")
+    _check(stages, batch_size, repeat, data)
     device = resolved_device(device)
     planned = [s for s in (*STAGES, PROFILE) if s in stages]
     report = surroundings(model, data, device)
@@ -195,6 +188,18 @@ def measure(
     return report
 
 
+def _check(stages: Sequence[str], batch_size: int, repeat: int, data: PackedDataset) -> None:
+    for stage in stages:
+        if stage not in (*STAGES, PROFILE):
+            known = ", ".join((*STAGES, PROFILE))
+            raise InputError(f"stage {stage!r} is not known; give some of {known}")
+    for name, value in (("batch_size", batch_size), ("repeat", repeat)):
+        if value < 1:
+            raise InputError(f"{name} is {value}; it must be at least 1")
+    if not len(data):
+        raise InputError("the data set holds no crystals to measure with")
+
+
 def surroundings(model: CrystalModel, data: PackedDataset, device: str) -> BenchReport:
     """Versions, machine, weights and data: what a number is worth nothing without."""
     return {
@@ -203,25 +208,16 @@ def surroundings(model: CrystalModel, data: PackedDataset, device: str) -> Bench
         "torch": torch.__version__,
         "numpy": np.__version__,
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count() or 1,
         "device": device,
-        "device_name": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
+        "device_name": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
         "cuda": torch.version.cuda if device == "cuda" else None,
         "model": model.name,
         "weights": model.hash,
         "network": asdict(model.network.config),
         "data": {"crystals": len(data), "hash": data.content_hash},
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [k.partition(":")[2].strip() for k in lines if k.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 # -- multigraphs

@@ -9,11 +9,13 @@ outside torch, such as the C++ builder, have no such counts.
 
 from __future__ import annotations
 
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
@@ -51,6 +53,16 @@ class Limits:
     def floor(self, flops: float, size: float) -> float:
         """Seconds below which work of so many operations and bytes cannot fall."""
         return max(flops / self.flops, size / self.bandwidth)
+
+
+def cpu_name() -> str:
+    """Of this machine, as it says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [k.partition(":")[2].strip() for k in lines if k.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def measure_limits(

@@ -6,10 +6,10 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from langevin_xtal.dataset.readers import first_line
@@ -28,6 +28,22 @@ SETTINGS = "langevin_xtal"
 """Name under which a campaign's settings are kept among ASE's information."""
 BUSY_SECONDS = 120.0
 """How long to wait for another process's transaction."""
+
+
+class Cursor(Protocol):
+    """What SQLite and PostgreSQL have in common."""
+
+    def execute(self, statement: str, values: Sequence[object] = ..., /) -> object:
+        """Run a statement, with values in place of question marks."""
+        ...
+
+    def fetchone(self) -> Any:
+        """The next line, None after the last."""
+        ...
+
+    def fetchall(self) -> list[Any]:
+        """All lines that are left."""
+        ...
 
 
 def plain_address(source: str | os.PathLike[str]) -> str:
@@ -119,7 +135,7 @@ def _postgres(address: str) -> Any:
     return connect(address_of(address))
 
 
-def settings_of(cursor: Any) -> dict[str, Any] | None:
+def settings_of(cursor: Cursor) -> dict[str, Any] | None:
     """The campaign's settings, None where there are none."""
     try:
         cursor.execute(f"SELECT value FROM information WHERE name = '{SETTINGS}'")
@@ -189,7 +205,7 @@ def refuse_foreign(path: Path) -> None:
         raise DataError(f"{path} is a database of something else; give a new file")
 
 
-def begin(cursor: sqlite3.Cursor) -> None:
+def begin(cursor: Cursor) -> None:
     """Take the write lock, waiting for other writers."""
     until = time.monotonic() + BUSY_SECONDS
     while True:

@@ -18,14 +18,11 @@ from langevin_xtal.config.training import EpochsConfig
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import CheckpointError
 from langevin_xtal.model.checkpoint import config_from_dict
+from langevin_xtal.model.memory import Encoded, encode, mendeleev_order, remember
 from langevin_xtal.model.ranking import (
     AssignmentRanker,
-    Encoded,
     RankerConfig,
     collate,
-    encode,
-    mendeleev_order,
-    remember,
 )
 from langevin_xtal.model.tensor_file import read_tensors, write_tensors
 from langevin_xtal.parallel import parallel_map
