@@ -177,6 +177,12 @@ class Asked:
         return settings
 
 
+def _cell_of(path: Path) -> Any:
+    from langevin_xtal.sampling.from_structure import read_cell
+
+    return read_cell(path)
+
+
 def requests_of(
     asked: Asked, groups: str | None, model: CrystalModel, chosen: SampleOptions
 ) -> tuple[list[Request], dict[Request, Spread]]:

@@ -109,7 +109,8 @@ def _alike() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """A group of each kind, and (231,) the kind of every group: one with the same centring and
     multiplicities, in which the same atoms fit. That of entry 0 has no meaning."""
     places: dict[object, int] = {}
-    numbers, kinds = [], [0]
+    numbers: list[int] = []
+    kinds = [0]
     for number in range(1, 231):
         key = (int(centring_orders()[number]), _reach(number))
         if key not in places:
