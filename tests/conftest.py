@@ -2,7 +2,8 @@
 
 Tests that are repeated for each of the 230 space groups are slow together and seldom fail: a tenth
 of the groups runs by default, another tenth for each test, ``--groups rest`` runs the others and
-``--groups all`` all of them. ``.ci/run`` runs the default and the rest.
+``--groups all`` all of them. Tests marked ``slow``, most often some of the parameters of a test,
+run with the rest. ``.ci/run`` runs the default and the rest.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--groups",
         choices=["tenth", "rest", "all"],
         default="tenth",
-        help="space groups of the tests that are repeated for all 230",
+        help="groups of the tests that are repeated for all 230; slow tests run with the rest",
     )
 
 
@@ -64,6 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if type(value) is int:
                 values[_test(item), name].add(value)
     asked = config.getoption("--groups")
+    named = any("::" in argument for argument in config.args)
     kept, left_out = [], []
     for item in items:
         groups = [
@@ -73,10 +75,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         ]
         # another tenth for each test, the same in every run and process
         first = zlib.crc32(_test(item).encode()) % SHARE
-        sampled = all(group % SHARE == first for group in groups)
+        slow = item.get_closest_marker("slow") is not None and not named
+        sampled = not slow and all(group % SHARE == first for group in groups)
         if groups:
             item.add_marker(pytest.mark.all_groups)
-        right = {"all": True, "tenth": sampled, "rest": bool(groups) and not sampled}[asked]
+        right = {"all": True, "tenth": sampled, "rest": not sampled}[asked]
         (kept if right else left_out).append(item)
     items[:] = kept
     if left_out:

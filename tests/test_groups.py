@@ -1,4 +1,4 @@
-"""The space groups that run by default: a tenth of them for each test, the rest on demand."""
+"""What runs by default: a tenth of the space groups for each test, and no slow test."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ def test_two(number, which): pass
 @pytest.mark.parametrize("number", [1, 62, 225])
 def test_some(number): pass
 def test_plain(): pass
+@pytest.mark.slow
+def test_slow(): pass
 """
 
 
@@ -43,7 +45,8 @@ def test_the_two_parts_are_all(tmp_path: Path) -> None:
     )
     assert not tenth & rest
     assert tenth | rest == every
-    assert len(every) == 3 * 230 + 3 + 1
+    assert len(every) == 3 * 230 + 3 + 2
+    assert "test_slow" in rest
     assert len([n for n in tenth if n.startswith("test_one")]) == 23
     assert len([n for n in tenth if n.startswith("test_two")]) == 46
     assert {n for n in tenth if n.startswith(("test_some", "test_plain"))} == {
@@ -52,3 +55,4 @@ def test_the_two_parts_are_all(tmp_path: Path) -> None:
     default = names(tmp_path, str(path))
     assert default == tenth
     assert names(tmp_path, f"{path}::test_one[17]") == {"test_one[17]"}
+    assert names(tmp_path, f"{path}::test_slow") == {"test_slow"}

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -50,9 +51,11 @@ EXTRAS = ("baselines", "screen", "evaluate", "mp", "postgres", "pyg", "cluster",
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 
-def trees() -> Iterator[tuple[Path, ast.Module]]:
-    for path in MODULES:
-        yield path, ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+@cache
+def trees() -> list[tuple[Path, ast.Module]]:
+    return [
+        (path, ast.parse(path.read_text(encoding="utf-8"), filename=str(path))) for path in MODULES
+    ]
 
 
 def part_of(module: str) -> str | None:

@@ -107,7 +107,6 @@ __all__ = [
     "reopened",
 ]
 
-
 BEAT_SECONDS = 10.0
 FILLED_LATER = ("relax", "reference", "model_settings", "properties", "target")
 """Settings that a campaign may begin without."""
@@ -117,9 +116,6 @@ CHUNK = 200
 """Rows written in one transaction."""
 ADVISORY_LOCK = 0x4C5853
 """Key of the writers' lock in PostgreSQL: ``LXS``."""
-
-
-# -- the store
 
 
 class Store:

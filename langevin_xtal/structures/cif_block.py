@@ -46,7 +46,8 @@ _LOOSE = re.compile(
 
 
 def tokenised(text: str) -> Block:
-    """
+    """The one data block of a text that holds atoms.
+
     Raises
     ------
     RejectError
