@@ -68,6 +68,13 @@ class SearchConfig:
         low=1,
         metavar="N",
     )
+    relax_within: float = setting(
+        0.2,
+        "End relaxations that cannot come so near to the hull [eV/atom], unless they may be among "
+        "the 20 best.",
+        low=0,
+        metavar="EV",
+    )
     release_within: float = setting(
         0.1,
         "Relax without symmetry what is up to so far above the hull [eV/atom]; losing its "

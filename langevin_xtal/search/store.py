@@ -98,7 +98,9 @@ FINISHED, FINISHED_RELAXED = "finished", "finished relaxed"
 LEASE_SECONDS = 120.0
 """A process whose heartbeat stood still so long is taken for dead."""
 BEAT_SECONDS = 10.0
-FILLED_LATER = ("relax", "reference", "model_settings", "properties", "target")
+FILLED_LATER = (
+    "relax", "relax_within", "reference", "model_settings", "properties", "target",
+)  # fmt: skip
 """Settings that a campaign may begin without."""
 BEFORE = {"allocate": "even"}
 """Settings that stores before 0.6 do not name, and what they were."""

@@ -224,6 +224,23 @@ class Run:
         except InputError:
             return None, f"no hull references for {potential}"
 
+    def limits(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Energies [eV/atom] that relaxations are to come below, by key of the cell.
+
+        None for cells of which the hull is unknown.
+        """
+        hull, _ = self.hull
+        if hull is None:
+            return {}
+        potential, within = self.plan.relax_options.potential, self.plan.config.relax_within
+        found = {}
+        for cell in map(geometry, rows):
+            zero = hull.energy_for(cell, 0.0, load_potential(potential))  # what is added to each energy
+            above = hull.energy_above_hull(cell[2], zero).e_above_hull
+            if above is not None:
+                found[cell_key(cell)] = within - above
+        return found
+
     def above_all(self, rows: Sequence[Row], energy: Sequence[float]) -> NDArray[np.float64]:
         """(N,) energies above the hull of references and rows [eV/atom], NaN where unknown."""
         hull, _ = self.hull

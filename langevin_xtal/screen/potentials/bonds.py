@@ -27,7 +27,7 @@ _SELF = 1e-8
 """An atom is no neighbour of itself at this distance [Å]."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Operations:
     """Operations of a crystal's group, translations of the lattice left out."""
 
@@ -40,6 +40,9 @@ class Operations:
         """The identity alone, of ``count`` atoms."""
         one = np.eye(3, dtype=np.int64)[None]
         return cls(one, np.zeros((1, 3)), np.arange(count, dtype=np.int64)[None])
+
+    def __deepcopy__(self, memo: object) -> Operations:
+        return self  # never changed, but copied with every copy of atoms
 
     def mean_vectors(self, vectors: FloatArray, lattice: FloatArray) -> FloatArray:
         """(N, 3) Cartesian vectors of atoms, averaged over the operations."""
@@ -54,7 +57,7 @@ class Operations:
         return np.asarray((turns.transpose(0, 2, 1) @ tensor @ turns).mean(axis=0))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bonds:
     """What a network computes of a crystal.
 
@@ -129,7 +132,7 @@ class BondFinder:
         return _Found(edges.code, short, first, bonds, operations)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Edges:
     """Directed bonds, sorted by their codes."""
 
@@ -192,7 +195,7 @@ def _codes(ends: IntArray, image: IntArray, count: int, reach: int) -> IntArray:
     return np.asarray(code)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Found:
     """Bonds that hold as long as no bond is longer or shorter than a cutoff that was not."""
 

@@ -73,14 +73,15 @@ def _network(device: str) -> Network:
 @cache
 def _chgnet_class() -> type[Calculator]:
     """The calculator's class, made when it is needed: ASE is slow to import."""
+    from ase import Atoms
     from ase.calculators.calculator import Calculator
-    from ase.constraints import FixSymmetry
     from ase.stress import full_3x3_to_voigt_6_stress
 
     class ChgnetCalculator(Calculator):
         """Energy [eV], forces [eV/Å] and stress [eV/Å³] of CHGNet.
 
-        Of atoms that FixSymmetry keeps symmetric, one bond of each orbit is computed.
+        Of atoms whose symmetry a constraint keeps
+        (:func:`~langevin_xtal.screen.fixing.kept_symmetry`), one bond of each orbit is computed.
         """
 
         implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012
@@ -88,15 +89,27 @@ def _chgnet_class() -> type[Calculator]:
         def __init__(self, network: Network) -> None:
             super().__init__()  # type: ignore[no-untyped-call]
             self.network = network
-            self._kept: tuple[Any, BondFinder] | None = None
+            self._finder: BondFinder | None = None
+            self._of: tuple[bytes, Operations | None] | None = None
+
+        def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+            """What has changed since the last calculation; ASE's own way takes longer than a
+            small network."""
+            last = self.atoms
+            if last is None:
+                return ["positions", "numbers", "cell"]
+            old = last.cell.array, last.positions, last.numbers
+            new = atoms.cell.array, atoms.positions, atoms.numbers
+            names = "cell", "positions", "numbers"
+            return [n for n, a, b in zip(names, old, new, strict=True) if not np.array_equal(a, b)]
 
         def calculate(
             self, atoms: Atoms | None = None, properties: Any = None, system_changes: Any = None
         ) -> None:
             """Everything at once, whatever is asked for."""
-            super().calculate(atoms, properties or ["energy"], system_changes or [])  # type: ignore[no-untyped-call]
-            now: Atoms = self.atoms  # type: ignore[assignment]
-            found = self.network.evaluate(self._finder(now), *_arrays(now))
+            now: Atoms = self.atoms if atoms is None else atoms  # type: ignore[assignment]
+            found = self.network.evaluate(self._finder_of(now), *_arrays(now))
+            self.atoms = Atoms(now.numbers, now.positions, cell=now.cell, pbc=True)
             self.results = {
                 "energy": found.energy,
                 "free_energy": found.energy,
@@ -104,20 +117,15 @@ def _chgnet_class() -> type[Calculator]:
                 "stress": full_3x3_to_voigt_6_stress(found.stress),
             }
 
-        def _finder(self, atoms: Atoms) -> BondFinder:
-            """The one used before, unless these are other atoms."""
-            kept = next((c for c in atoms.constraints if isinstance(c, FixSymmetry)), None)
-            operations = None
-            if kept is not None:
-                operations = Operations(
-                    np.asarray(kept.rotations, dtype=np.int64),
-                    np.asarray(kept.translations, dtype=float),
-                    np.asarray(kept.symm_map, dtype=np.int64),
-                )
-            said = (atoms.numbers.tobytes(), repr(operations))
-            if self._kept is None or self._kept[0] != said:
-                self._kept = said, self.network.finder(operations)
-            return self._kept[1]
+        def _finder_of(self, atoms: Atoms) -> BondFinder:
+            """The one used before, unless these are other atoms or of other symmetry."""
+            found = (getattr(c, "operations", None) for c in atoms.constraints)
+            operations = next((o for o in found if isinstance(o, Operations)), None)
+            numbers = atoms.numbers.tobytes()
+            if self._finder is None or self._of != (numbers, operations):
+                self._finder = self.network.finder(operations)
+                self._of = numbers, operations
+            return self._finder
 
     return ChgnetCalculator
 
