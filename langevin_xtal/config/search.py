@@ -85,6 +85,11 @@ class SearchConfig:
     potential: str = setting(DEFAULT_POTENTIAL, POTENTIAL_HELP, metavar="NAME")
     phonons: int = setting(0, "Compute phonons of the best N.", low=0, metavar="N")
 
+    @property
+    def ended_beyond(self) -> float:
+        """Where relaxations end early [eV/atom above the hull]: farther than what is released."""
+        return max(self.relax_within, self.release_within)
+
     def __post_init__(self) -> None:
         if self.allocate not in ("likely", "even"):
             raise InputError(f"allocate is {self.allocate!r}; give likely or even")

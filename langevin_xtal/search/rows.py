@@ -49,16 +49,16 @@ MOST_INDEX = 2**53
 FloatFact = Literal[
     "energy", "energy_sampled", "energy_kept", "energy_released", "e_above_hull", "e_above_all",
     "phonon_minimum", "min_distance", "dft_energy", "dft_gap", "dft_magnetisation",
-    "dft_e_above_hull", "energy_least", "second_energy", "second_above_hull", "disagreement",
-    "target_probability",
+    "dft_e_above_hull", "energy_ended", "energy_least", "second_energy", "second_above_hull",
+    "disagreement", "target_probability",
 ]  # fmt: skip
 IntFact = Literal[
     EqualFact, "attempt", "steps", "steps_released", "found_group", "found_group_0.1",
     "found_kept", "found_released",
 ]  # fmt: skip
 BoolFact = Literal[
-    "filtered", "ranked", "converged", "converged_kept", "ended_early", "symmetry_broke", "imaginary",
-    "potentials_disagree",
+    "filtered", "ranked", "converged", "converged_kept", "ended_early", "symmetry_broke",
+    "imaginary", "potentials_disagree",
 ]  # fmt: skip
 TextFact = Literal[
     "reason", "known", "potential", "note", "warning", "hull_reason", "hull_phases", "dft_code",

@@ -249,18 +249,18 @@ def _relax(run: Run, rows: list[Row], keep: Keep, show: Show) -> None:
 
 
 def _to_finish(run: Run) -> list[int]:
-    """Of the relaxations ended early, those that may lead to one of the :data:`BEST`.
+    """Relaxations ended early that may lead to one of the :data:`BEST`.
 
-    That is where fewer of the others lie below its least energy, on the hull of all, than that.
+    Reckoned from where each was ended, whichever have been finished since.
     """
-    rows = run.store.rows(run.relaxed())
-    ended = [bool(row.fact("ended_early")) for row in rows]
-    if not any(ended):
+    rows = [row for row in run.store.rows() if "energy_kept" in row.facts]
+    if not any("energy_ended" in row.facts for row in rows):
         return []
-    most = [float(row.facts["energy"]) for row in rows]
+    most = [float(row.facts.get("energy_ended", row.facts["energy_kept"])) for row in rows]
     least = [float(row.facts.get("energy_least", e)) for row, e in zip(rows, most, strict=True)]
     worst = np.sort(run.above_all(rows, most))[min(BEST, len(rows)) - 1]
     may = run.above_all(rows, least) <= worst
+    ended = ["energy_ended" in row.facts for row in rows]
     return [row.index for row, early, so in zip(rows, ended, may, strict=True) if early and so]
 
 
@@ -273,7 +273,7 @@ def _relax_below(
 ) -> None:
     options = replace(run.plan.relax_options, keep_symmetry=True)
     version = load_potential(options.potential).version
-    within = run.plan.config.relax_within
+    within = run.plan.config.ended_beyond
     keep_as_they_come(
         run,
         rows,
@@ -358,7 +358,13 @@ def _kept(run: Run) -> Compared:
     tried = [row for row in passed if "energy" in row.facts or row.fact("reason")]
     unique = [row for row in tried if row.facts.get("duplicate_of", -1) == -1]
     relaxed = [row for row in unique if not row.fact("reason")]
-    return relaxed, [row.kept or geometry(row) for row in relaxed], len(passed + tried)
+    unit = len(passed + tried) + _finished(relaxed)
+    return relaxed, [row.kept or geometry(row) for row in relaxed], unit
+
+
+def _finished(rows: Sequence[Row]) -> int:
+    """How many relaxations that were ended early have been finished."""
+    return sum(row.fact("ended_early") is False for row in rows)
 
 
 def _apart(run: Run) -> Compared:
@@ -409,7 +415,7 @@ def _rank_together(run: Run) -> tuple[int, Callable[[], Mapping[int, Change]]]:
             for row, value in zip(rows, above.tolist(), strict=True)
         }
 
-    return len(rows) + sum("note" in row.facts for row in rows), changes
+    return len(rows) + sum("note" in row.facts for row in rows) + _finished(rows), changes
 
 
 # -- the table
@@ -631,13 +637,23 @@ def _relaxed_change(row: Row, result: Relaxation, version: str, within: float) -
             "converged": result.converged,
             "converged_kept": result.converged,
             "steps": result.steps + (row.fact("steps") or 0),
-            "ended_early": result.ended_early,
-            "energy_least": result.least if result.ended_early else None,
+            **_ended(row, result),
             "potential": version,
             "warning": "; ".join(filter(None, warnings)),
         },
         kept=result.cell,
     )
+
+
+def _ended(row: Row, result: Relaxation) -> dict[str, Value]:
+    """Where a relaxation was ended early; it keeps that when it is finished later."""
+    if result.ended_early:
+        return {
+            "ended_early": True,
+            "energy_ended": result.energy,
+            "energy_least": result.least,
+        }
+    return {"ended_early": False} if "energy_ended" in row.facts else {}
 
 
 def _released_change(row: Row, released: Relaxation, tolerance: float) -> Change:

@@ -157,9 +157,7 @@ class _Edges:
         shift = np.rint(turned - frac[operations.images]).astype(np.int64)  # (G, N, 3)
         start, end = self.ends.T
         image = self.image @ operations.rotations.transpose(0, 2, 1)
-        place = self.find(
-            operations.images[:, self.ends], image + shift[:, end] - shift[:, start]
-        )
+        place = self.find(operations.images[:, self.ends], image + shift[:, end] - shift[:, start])
         if place is None or np.abs(self.length[place] - self.length).max() > SAME_LENGTH:
             return None
         return place

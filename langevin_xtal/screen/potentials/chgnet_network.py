@@ -48,18 +48,14 @@ class Network:
 
     def __init__(self, model: Any, device: str) -> None:
         self.model, self.device = model, device
-        self.to_atoms = [
-            _Gated(layer.twoBody_atom, parts=3) for layer in model.atom_conv_layers
-        ]
+        self.to_atoms = [_Gated(layer.twoBody_atom, parts=3) for layer in model.atom_conv_layers]
         self.to_bonds = [_Gated(layer.twoBody_bond, parts=4) for layer in model.bond_conv_layers]
         self.to_angles = [_Gated(layer.twoBody_bond, parts=4) for layer in model.angle_layers]
 
     def finder(self, operations: Operations | None = None) -> BondFinder:
         """What finds the bonds of a crystal that this network needs."""
         converter = self.model.graph_converter
-        return BondFinder(
-            converter.atom_graph_cutoff, converter.bond_graph_cutoff, operations
-        )
+        return BondFinder(converter.atom_graph_cutoff, converter.bond_graph_cutoff, operations)
 
     def evaluate(
         self,
