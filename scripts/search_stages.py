@@ -149,7 +149,7 @@ def compared(first: str, second: str, folder: Path, top: int) -> dict[str, Any]:
         }
         if other is not None:
             same = there[other - 1]
-            line["matches"] = matcher.fit(to_structure(entry.cell), to_structure(same.cell))
+            line["matches"] = bool(matcher.fit(to_structure(entry.cell), to_structure(same.cell)))
             if entry.energy is not None and same.energy is not None:
                 line["difference"] = round(1000 * (same.energy - entry.energy), 2)
         rows.append(line)

@@ -1,10 +1,11 @@
 """Relaxation of cells with an interatomic potential, keeping their symmetry.
 
 Positions and cell move together (ASE's UnitCellFilter, Tadmor et al., Phys. Rev. B 59, 235
-(1999)) by LBFGS under ASE's FixSymmetry. The cell's rows are scaled by the square root of the
-number of atoms, not by that number as in ASE: a strain is then about as stiff as a displacement.
-Twelve crystals of MP-20 displaced by 0.15 Å and strained by 5 % take 114 evaluations of CHGNet so,
-185 with ASE's scaling, 280 with FIRE; FrechetCellFilter takes as many and 6 ms more for each.
+(1999)) by LBFGS (:mod:`~langevin_xtal.screen.descent`) under ASE's FixSymmetry. The cell's rows
+are scaled by the square root of the number of atoms, not by that number as in ASE: a strain is
+then about as stiff as a displacement. Twelve crystals of MP-20 displaced by 0.15 Å and strained by
+5 % take 114 evaluations of CHGNet so (with ASE's LBFGS), 185 with ASE's scaling, 280 with FIRE;
+FrechetCellFilter takes as many and 6 ms more for each.
 
 Structures are relaxed one by one, in as many processes as there are CPUs with one thread each:
 evaluating them in batches gains at most a factor of 1.4 on a CPU (CHGNet, 48 crystals, batches of
@@ -35,6 +36,7 @@ from langevin_xtal.crystal.folding import fold
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.screen import fixing
 from langevin_xtal.screen.cached import Progress, ResultCache, each_once
+from langevin_xtal.screen.descent import descending_lbfgs
 from langevin_xtal.screen.filters import overlap, wrong_volume
 from langevin_xtal.screen.potentials import Potential, load_potential
 from langevin_xtal.screen.stopping import largest_gain
@@ -272,9 +274,9 @@ def _relaxed(
     atoms.calc = calculator
     moving = _moving(atoms, options)
     more = {"alpha": CURVATURE} if options.optimiser != "FIRE" else {}
-    optimiser = getattr(ase.optimize, options.optimiser)(
-        moving, logfile=None, maxstep=options.max_step, **more
-    )
+    ours = options.optimiser == "LBFGS"
+    kind = descending_lbfgs() if ours else getattr(ase.optimize, options.optimiser)
+    optimiser = kind(moving, logfile=None, maxstep=options.max_step, **more)
     converged, least = False, math.nan
     for _ in optimiser.irun(fmax=0.0, steps=options.steps):
         energy, force, stress = _state(atoms)

@@ -115,6 +115,10 @@ class Network:
         def index(values: NDArray[np.int64]) -> Tensor:
             return torch.as_tensor(values, device=self.device)
 
+        def pick(values: Tensor, rows: Tensor) -> Tensor:
+            # indexing by brackets is slow to go backward through
+            return values.index_select(0, rows)
+
         model = self.model
         to, by, along = index(bonds.to), index(bonds.by), index(bonds.along)
         short, apex = index(bonds.short), index(bonds.apex)
@@ -122,34 +126,36 @@ class Network:
         has_angles = len(bonds.apex) > 0
 
         length = vectors.norm(dim=1)
-        of_bond = length[index(bonds.of_bond)]
+        of_bond = pick(length, index(bonds.of_bond))
         expansion = model.bond_basis_expansion
         radial = expansion.rbf_expansion_ag(of_bond)
-        weight = model.bond_weights_ag(radial)[along] * index(bonds.times)[:, None]
+        weight = pick(model.bond_weights_ag(radial), along) * index(bonds.times)[:, None]
         atom_features = model.atom_embedding(index(numbers[bonds.atoms]) - 1)
         bond_features = model.bond_embedding(radial)
         if has_angles:
-            angular = expansion.rbf_expansion_bg(of_bond[short])
+            angular = expansion.rbf_expansion_bg(pick(of_bond, short))
             short_weight = model.bond_weights_bg(angular)
-            angle_weight = short_weight[bond] * short_weight[other]
+            angle_weight = pick(short_weight, bond) * pick(short_weight, other)
             angle_weight = angle_weight * index(bonds.angle_times)[:, None]
             unit = vectors / length[:, None]
             sides = index(bonds.sides)
             angle_features = model.angle_embedding(
-                model.angle_basis_expansion(unit[sides[:, 0]], unit[sides[:, 1]])
+                model.angle_basis_expansion(pick(unit, sides[:, 0]), pick(unit, sides[:, 1]))
             )
         last = len(self.to_atoms) - 1
         for step, layer in enumerate(model.atom_conv_layers):
             gate = self.to_atoms[step]
-            first = gate.part(0, atom_features)[to] + gate.part(1, bond_features)[along]
-            message = gate.rest(first + gate.part(2, atom_features)[by]) * weight
+            first = pick(gate.part(0, atom_features), to) + pick(
+                gate.part(1, bond_features), along
+            )
+            message = gate.rest(first + pick(gate.part(2, atom_features), by)) * weight
             total = torch.zeros_like(atom_features).index_add(0, to, message)
             atom_features = layer.mlp_out(total) + atom_features
             if step == last or not has_angles:
                 continue
-            gate, near = self.to_bonds[step], bond_features[short]
-            first = gate.part(0, near)[bond] + gate.part(1, near)[other]
-            first = first + gate.part(2, angle_features) + gate.part(3, atom_features)[apex]
+            gate, near = self.to_bonds[step], pick(bond_features, short)
+            first = pick(gate.part(0, near), bond) + pick(gate.part(1, near), other)
+            first = first + gate.part(2, angle_features) + pick(gate.part(3, atom_features), apex)
             message = gate.rest(first) * angle_weight
             total = torch.zeros_like(near).index_add(0, bond, message)
             near = near + model.bond_conv_layers[step].mlp_out(total)
@@ -157,8 +163,8 @@ class Network:
             if step == last - 1:
                 continue
             gate = self.to_angles[step]
-            first = gate.part(0, near)[bond] + gate.part(1, near)[other]
-            first = first + gate.part(2, angle_features) + gate.part(3, atom_features)[apex]
+            first = pick(gate.part(0, near), bond) + pick(gate.part(1, near), other)
+            first = first + gate.part(2, angle_features) + pick(gate.part(3, atom_features), apex)
             angle_features = gate.rest(first) + angle_features
         return model.mlp(model.readout_norm(atom_features)).view(-1)
 
