@@ -13,7 +13,8 @@ little. A run is named by a label, and kept in the folder with its store:
         --folder stages/ --out docs/results/search_stages.json
 
 Of the best of the first, ``compare`` says which place each has in the second, whether
-StructureMatcher (pymatgen's defaults) takes both geometries for equal, and how energies differ.
+StructureMatcher (pymatgen's defaults) takes both geometries for equal, and how energies differ
+[meV/atom].
 """
 
 from __future__ import annotations
@@ -158,8 +159,8 @@ def compared(first: str, second: str, folder: Path, top: int) -> dict[str, Any]:
         "top": top,
         "of them among the best there": sum((r[second] or top + 1) <= top for r in rows),
         "equal geometries": sum(bool(r.get("matches")) for r in rows),
-        "largest difference [meV/atom]": max(steps, default=None),
-        "within 2 meV/atom": sum(step <= 2.0 for step in steps),
+        "largest difference": max(steps, default=None),
+        "within 2 meV per atom": sum(step <= 2.0 for step in steps),
         "rows": rows,
     }
 
@@ -177,6 +178,7 @@ def compare(
     result = {
         "command": said(sys.argv[1:]),
         "version": __version__,
+        "machine": f"{platform.machine()}, 1 core, other work beside it",
         "runs": {name: json.loads((folder / f"{name}.json").read_text()) for name in labels},
         "comparisons": {
             f"{first}, {second}": compared(first, second, folder, top) for first, second in pairs

@@ -3,9 +3,9 @@
 ASE's LBFGS takes every pair of a step and a change of the gradient into its inverse Hessian, which
 then has negative eigenvalues where the energy is not convex; and it takes every step. Candidates
 of a search start far from their minima: one in twelve wandered about for 100 steps so, and ended
-up to 0.2 eV/atom higher than where it had been after two. Here a pair counts only where the
-curvature along it is positive (Nocedal and Wright, Numerical Optimization, 2nd ed., ch. 7.2), and
-a step that leads up is taken back and tried again a quarter as long.
+up to 0.2 eV/atom higher than where it had been after two. Here the curvature along a step is taken
+for positive where it is not (as by Powell's damping: Nocedal and Wright, Numerical Optimization,
+2nd ed., ch. 18.3), and a step that leads up is taken back and tried again a quarter as long.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 
 LEAST_CURVATURE = 0.5
-"""Pairs of less are left out [eV/Å²]."""
+"""A pair of less is changed to have this much [eV/Å²]; leaving such pairs out takes two or three
+times as many steps where a crystal slides along a soft mode."""
 RISE = 1e-3
 """A rise of the energy by less is none [eV for each row of coordinates]: networks are noisy."""
 SHORTER = 0.25
@@ -98,7 +99,10 @@ def descending_lbfgs() -> Any:
             place, gradient = moving.get_x(), moving.get_gradient()
             if self.base is not None:
                 step, change = place - self.base[1], gradient - self.base[2]
-                if change @ step > LEAST_CURVATURE * (step @ step) > 0:
+                size = step @ step
+                if size > 0:
+                    lacks = LEAST_CURVATURE - change @ step / size
+                    change = change + max(0.0, lacks) * step
                     self.pairs = [*self.pairs, (step, change)][-MEMORY:]
             move = direction(gradient, self.pairs, self.alpha)
             if move @ gradient >= 0:  # by rounding
