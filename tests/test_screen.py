@@ -28,6 +28,7 @@ from langevin_xtal.config.screening import RelaxOptions
 from langevin_xtal.crystal.cell import Cell, cell_key
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.errors import DataError, InputError, LangevinXtalWarning
+from langevin_xtal.screen.descent import RISE, descending_lbfgs, direction
 from langevin_xtal.screen.energies import single_point
 from langevin_xtal.screen.hull import FILE, HullReferences
 from langevin_xtal.screen.potentials import load_potential
@@ -696,3 +697,35 @@ class TestReturned:
         moves -= moves.mean(axis=0)
         moved = lattice, home[1] + moves @ np.linalg.inv(lattice), home[2]
         assert returned.distance(moved) == pytest.approx(np.linalg.norm(moves), abs=1e-6)
+
+
+class TestDescent:
+    def test_direction_is_newtons_on_a_quadratic_form(self) -> None:
+        """With as many pairs as dimensions, conjugate ones, the inverse Hessian is exact."""
+        rng = np.random.default_rng(2)
+        root = rng.normal(size=(5, 5))
+        hessian = root @ root.T + np.eye(5)
+        axes = np.linalg.eigh(hessian)[1]
+        pairs = [(axis, hessian @ axis) for axis in axes.T]
+        gradient = rng.normal(size=5)
+        expected = -np.linalg.solve(hessian, gradient)
+        np.testing.assert_allclose(direction(gradient, pairs, 40.0), expected, atol=1e-9)
+        np.testing.assert_allclose(direction(gradient, [], 40.0), -gradient / 40, atol=1e-12)
+
+    def test_never_ends_higher_than_it_was(self) -> None:
+        """From far away, where the energy is not convex; each step that is kept leads down."""
+        rng = np.random.default_rng(4)
+        base = bulk("Cu", "fcc", 3.6, cubic=True) * (2, 1, 1)
+        for _ in range(3):
+            atoms = base.copy()
+            atoms.positions += rng.normal(0, 0.45, (len(atoms), 3))
+            atoms.calc = EMT()
+            optimiser = descending_lbfgs()(atoms, maxstep=0.2, alpha=40.0, logfile=None)
+            kept = []
+            for _ in optimiser.irun(fmax=0.01, steps=300):
+                if optimiser.base is not None and optimiser.tries == 0:
+                    kept.append(optimiser.base[0])
+            assert np.linalg.norm(atoms.get_forces(), axis=1).max() <= 0.01
+            assert (np.diff(kept) <= RISE * len(atoms)).all()
+            assert atoms.get_potential_energy() <= min(kept) + RISE * len(atoms)
+            assert len(kept) < 200
