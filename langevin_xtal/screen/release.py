@@ -124,8 +124,8 @@ def relax_released(
 ) -> list[Relaxation]:
     """Relax P1 cells without symmetry, from a little beside where they are.
 
-    A crystal that comes back to its symmetry is not followed to the end
-    (:class:`~langevin_xtal.screen.stopping.Returned`). Done in the primitive cell; geometries come
+    A crystal that comes back to its symmetry is not followed to the end: the cell given is the
+    result then (:class:`~langevin_xtal.screen.stopping.Returned`). Done in the primitive cell; geometries come
     back in the cells given, atom by atom. A distortion
     that needs a larger cell than the primitive one is not found: that is what phonons are for.
 
@@ -173,6 +173,10 @@ def _relax_released(cell: Cell, options: RelaxOptions, size: float, seed: int) -
     elif options.constant_volume:
         lattice = lattice * abs(np.linalg.det(given) / np.linalg.det(lattice)) ** (1 / 3)
     result = relax_cell((lattice, frac, numbers), options, settled=settled)
+    if settled is not None and settled.found and not result.reason:
+        home = relax_cell(folded.primitive, replace(options, steps=0))
+        found = replace(home, cell=cell, start_energy=result.start_energy, steps=result.steps)
+        return found if home.reason else replace(found, converged=True)
     return replace(result, cell=cell if result.reason else folded.expand(result.cell))
 
 

@@ -71,12 +71,14 @@ class Returned:
         self.operations = kept_symmetry(atoms, free, options.symprec).operations
         self.lattice, self.frac, _ = from_atoms(atoms)
         self._path: list[float] = []
+        self.found = False  #: whether it has come back
 
     def __call__(self, cell: Cell) -> bool:
         """Whether this geometry, the next on its path, is all but symmetric again."""
         self._path = [*self._path[-FALLING:], self.distance(cell)]
         falling = len(self._path) > FALLING and bool((np.diff(self._path) < 0).all())
-        return falling and self._path[-1] < RETURNED
+        self.found = falling and self._path[-1] < RETURNED
+        return self.found
 
     def distance(self, cell: Cell) -> float:
         """Root of the sum of squares of displacements, and of strains times the cell's size, that
