@@ -125,9 +125,9 @@ def relax_released(
     """Relax P1 cells without symmetry, from a little beside where they are.
 
     A crystal that comes back to its symmetry is not followed to the end: the cell given is the
-    result then (:class:`~langevin_xtal.screen.stopping.Returned`). Done in the primitive cell; geometries come
-    back in the cells given, atom by atom. A distortion
-    that needs a larger cell than the primitive one is not found: that is what phonons are for.
+    result then (:class:`~langevin_xtal.screen.stopping.Returned`). Done in the primitive cell;
+    geometries come back in the cells given, atom by atom. A distortion that needs a larger cell
+    than the primitive one is not found: that is what phonons are for.
 
     Parameters
     ----------
