@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,14 +25,16 @@ from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition
 
 from langevin_xtal.config.screening import RelaxOptions
-from langevin_xtal.crystal.cell import Cell
+from langevin_xtal.crystal.cell import Cell, cell_key
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.errors import DataError, InputError, LangevinXtalWarning
+from langevin_xtal.screen.descent import RISE, descending_lbfgs, direction
 from langevin_xtal.screen.energies import single_point
 from langevin_xtal.screen.hull import FILE, HullReferences
 from langevin_xtal.screen.potentials import load_potential
 from langevin_xtal.screen.potentials.chgnet import CHGNET_ELEMENTS
-from langevin_xtal.screen.relax import relax, relax_cell
+from langevin_xtal.screen.relax import relax, relax_cell, relax_folded
+from langevin_xtal.screen.stopping import Returned, largest_gain
 
 EMT_NAME = "ase.calculators.emt:EMT"
 EMT_OPTIONS = RelaxOptions(potential=EMT_NAME)
@@ -579,3 +582,150 @@ class MemoryStore:
 
     def put(self, kind: str, values: Any) -> None:
         self.values |= {(kind, key): value for key, value in values.items()}
+
+
+class TestEndedEarly:
+    RECORDED = json.loads((Path(__file__).parent / "recorded/relaxations.json").read_text())
+    HIGH = bulk("Cu", "fcc", 3.2)
+    """Far from its minimum, with a large pull."""
+
+    @pytest.mark.parametrize(
+        ("part", "relaxations", "steps", "over", "ended", "wrong"),
+        [("learned", 159, 2365, 3, 24, 1), ("checked", 43, 675, 1, 8, 0)],
+    )
+    def test_recorded_relaxations_gain_no_more(
+        self, part: str, relaxations: int, steps: int, over: int, ended: int, wrong: int
+    ) -> None:
+        """Of 202 by CHGNet four do, and one that would have been ended came within the limit."""
+        every = [np.array(one["steps"]) for one in self.RECORDED[part]]
+        assert (len(every), sum(map(len, every))) == (relaxations, steps)
+        bound = [[largest_gain(force, pull) for _, force, pull in one] for one in every]
+        gain = [one[:, 0] - one[-1, 0] for one in every]
+        more = [bool((g > b).any()) for g, b in zip(gain, bound, strict=True)]
+        assert sum(more) <= over
+        above = [one["above"] for one in self.RECORDED[part]]
+        early = [
+            a is not None and bool((a + g - b > 0.2).any())
+            for a, g, b in zip(above, gain, bound, strict=True)
+        ]
+        assert sum(early) >= ended
+        assert sum(e and a <= 0.2 for e, a in zip(early, above, strict=True)) <= wrong
+
+    def test_where_the_energy_cannot_come_below(self) -> None:
+        cell = cell_of(self.HIGH)
+        whole = relax_cell(cell, EMT_OPTIONS)
+        assert not whole.ended_early
+        below = relax_cell(cell, EMT_OPTIONS, limit=whole.energy - 0.3)
+        assert below.ended_early
+        assert not below.converged
+        assert 0 < below.steps < whole.steps
+        assert whole.energy - 0.3 < below.least < whole.energy < below.energy
+        gain = largest_gain(below.max_force, below.max_stress * math.sqrt(3) * 20)
+        assert below.energy - below.least <= gain
+        at_once = relax_cell(cell, EMT_OPTIONS, limit=-50.0)
+        assert (at_once.steps, at_once.ended_early) == (0, True)
+        assert at_once.energy == at_once.start_energy
+        reached = relax_cell(cell, EMT_OPTIONS, limit=whole.energy)
+        assert not reached.ended_early
+        assert reached.energy == whole.energy
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_limits_by_cell_and_from_the_cache(self, workers: int) -> None:
+        cells = [cell_of(bulk("Cu", "fcc", a)) for a in np.linspace(3.2, 3.9, 10)]
+        limits = {cell_key(cell): -50.0 for cell in cells[::2]}
+        store = Memory()
+        first = relax_folded(cells, EMT_OPTIONS, limits=limits, cache=store, workers=workers)
+        assert [r.ended_early for r in first] == [True, False] * 5
+        again = relax_folded(cells, EMT_OPTIONS, limits=limits, cache=store, workers=1)
+        alone = [relax_cell(c, EMT_OPTIONS, limit=limits.get(cell_key(c), 9.0)) for c in cells]
+        for found in (again, alone):
+            assert [r.least for r in found] == pytest.approx([r.least for r in first], nan_ok=True)
+            assert [r.energy for r in found] == [r.energy for r in first]
+        whole = relax_folded(cells, EMT_OPTIONS, cache=store, workers=1)
+        assert not any(r.ended_early for r in whole)
+
+    def test_a_damaged_limit_is_computed_again(self) -> None:
+        cell, store = cell_of(self.HIGH), Memory()
+        limits = {cell_key(cell): -50.0}
+        relax_folded([cell], EMT_OPTIONS, limits=limits, cache=store, workers=1)
+        ((key, values),) = store.values.items()
+        store.values[key] = np.append(values[:-1], math.inf)
+        with pytest.warns(LangevinXtalWarning, match="damaged"):
+            (found,) = relax_folded([cell], EMT_OPTIONS, limits=limits, cache=store, workers=1)
+        assert found.ended_early
+
+
+class TestReturned:
+    def test_what_breaks_the_symmetry_counts(self) -> None:
+        atoms = bulk("NaCl", "rocksalt", 5.6)
+        home = cell_of(atoms)
+        returned = Returned(home, EMT_OPTIONS)
+        lattice, frac, numbers = home
+        assert returned.distance(home) == pytest.approx(0, abs=1e-9)
+        # a cubic crystal may swell, and be elsewhere; its ions have no free coordinate
+        assert returned.distance((1.03 * lattice, frac + 0.3, numbers)) == pytest.approx(
+            0, abs=1e-9
+        )
+        moved = frac + np.array([[0, 0, 0], [0.03, 0, 0]])
+        length = 0.03 * np.linalg.norm(lattice[0])
+        apart = length / math.sqrt(2)  # half of it each, the centre where it was
+        assert returned.distance((lattice, moved, numbers)) == pytest.approx(apart, abs=1e-6)
+        strained = lattice @ (np.eye(3) + np.array([[0, 0.01, 0], [0.01, 0, 0], [0, 0, 0]]))
+        size = abs(np.linalg.det(lattice)) ** (1 / 3)
+        found = returned.distance((strained, frac, numbers))
+        assert found == pytest.approx(0.01 * math.sqrt(2) * size, rel=0.02)
+
+    def test_near_and_nearer(self) -> None:
+        lattice, frac, numbers = home = cell_of(bulk("NaCl", "rocksalt", 5.6))
+
+        def said(*lengths: float) -> list[bool]:
+            returned = Returned(home, EMT_OPTIONS)
+            step = np.array([[0, 0, 0], [math.sqrt(2) / np.linalg.norm(lattice[0]), 0, 0]])
+            return [returned((lattice, frac + length * step, numbers)) for length in lengths]
+
+        assert said(0.4, 0.3, 0.25, 0.2, 0.12, 0.09) == [False] * 5 + [True]
+        assert said(0.06, 0.05, 0.04, 0.03, 0.02, 0.01) == [False] * 5 + [True]
+        assert said(0.2, 0.09, 0.091, 0.08, 0.07, 0.06, 0.05, 0.04) == [False] * 7 + [True]
+        assert not any(said(0.6, 0.5, 0.4, 0.3, 0.2, 0.11, 0.105))
+
+    def test_without_symmetry_all_counts(self) -> None:
+        rng = np.random.default_rng(0)
+        lattice = np.array([[5.1, 0, 0], [0.7, 5.9, 0], [0.4, 0.9, 6.7]])
+        home = lattice, rng.uniform(size=(3, 3)), np.array([29, 47, 79])
+        returned = Returned(home, EMT_OPTIONS)
+        moves = rng.normal(0, 0.05, (3, 3))
+        moves -= moves.mean(axis=0)
+        moved = lattice, home[1] + moves @ np.linalg.inv(lattice), home[2]
+        assert returned.distance(moved) == pytest.approx(np.linalg.norm(moves), abs=1e-6)
+
+
+class TestDescent:
+    def test_direction_is_newtons_on_a_quadratic_form(self) -> None:
+        """With as many pairs as dimensions, conjugate ones, the inverse Hessian is exact."""
+        rng = np.random.default_rng(2)
+        root = rng.normal(size=(5, 5))
+        hessian = root @ root.T + np.eye(5)
+        axes = np.linalg.eigh(hessian)[1]
+        pairs = [(axis, hessian @ axis) for axis in axes.T]
+        gradient = rng.normal(size=5)
+        expected = -np.linalg.solve(hessian, gradient)
+        np.testing.assert_allclose(direction(gradient, pairs, 40.0), expected, atol=1e-9)
+        np.testing.assert_allclose(direction(gradient, [], 40.0), -gradient / 40, atol=1e-12)
+
+    def test_never_ends_higher_than_it_was(self) -> None:
+        """From far away, where the energy is not convex; each step that is kept leads down."""
+        rng = np.random.default_rng(4)
+        base = bulk("Cu", "fcc", 3.6, cubic=True) * (2, 1, 1)
+        for _ in range(3):
+            atoms = base.copy()
+            atoms.positions += rng.normal(0, 0.45, (len(atoms), 3))
+            atoms.calc = EMT()
+            optimiser = descending_lbfgs()(atoms, maxstep=0.2, alpha=40.0, logfile=None)
+            kept = []
+            for _ in optimiser.irun(fmax=0.01, steps=300):
+                if optimiser.base is not None and optimiser.tries == 0:
+                    kept.append(optimiser.base[0])
+            assert np.linalg.norm(atoms.get_forces(), axis=1).max() <= 0.01
+            assert (np.diff(kept) <= RISE * len(atoms)).all()
+            assert atoms.get_potential_energy() <= min(kept) + RISE * len(atoms)
+            assert len(kept) < 200

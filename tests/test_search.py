@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -264,6 +265,64 @@ class TestCampaign:
             assert (row.facts["e_above_hull"] > 15) == deep
             assert ("energy_released" in row.facts) == (row.released is not None)
             assert ("note" in row.facts) == (row.facts["e_above_all"] <= within + 1e-6)
+
+    def test_far_above_the_hull_relaxations_end_early(
+        self, tiny_model: CrystalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """All but those that may be among the best; said of each, counted, and never released."""
+        monkeypatch.setattr(stages, "BEST", 1)
+        steps = RelaxOptions(steps=20, fmax=0.05)
+        given: dict[str, Any] = {"hull": emt_hull(-20.0), "relax_options": steps}
+        whole = tmp_path / "whole.db"
+        tiny_campaign(whole, tiny_model, None, relax_within=90.0, **given).run()
+        store = tmp_path / "s.db"
+        summary = tiny_campaign(store, tiny_model, None, relax_within=1.0, **given).run()
+        before = {row.index: row for row in read_rows(whole)}
+        rows = [row for row in read_rows(store) if "energy_kept" in row.facts]
+        early = [row for row in rows if row.fact("ended_early")]
+        later = [row for row in rows if row.fact("ended_early") is False]
+        assert len(early) >= 2
+        assert later
+        for row in early:
+            assert "relaxation ended early: it stays 1 eV/atom above the hull" in str(
+                row.facts["warning"]
+            )
+            assert row.facts["energy_least"] <= row.facts["energy_ended"] - 0.1
+            assert before[row.index].facts["energy_kept"] <= row.facts["energy_ended"] + 1e-3
+            assert row.facts["energy_kept"] == row.facts["energy_ended"]
+            assert "note" not in row.facts
+        for row in later:
+            assert "ended early" not in str(row.facts.get("warning", ""))
+            assert row.facts["energy_kept"] <= row.facts["energy_ended"]
+        (relaxed,) = [stage for stage in summary.stages if stage.title == "relaxed"]
+        assert relaxed.remark == f"0 failed; {len(early)} ended early, far above the hull"
+        best = min(rows, key=lambda row: row.facts.get("e_above_all", 99.0))
+        assert not best.fact("ended_early")
+        # whoever does the work, and whenever it stopped in between
+        shared = tmp_path / "shared.db"
+        tiny_campaign(shared, tiny_model, None, relax_within=1.0, workers=2, **given).run()
+        assert content(shared) == content(store)
+        again, done = tmp_path / "again.db", [0]
+        keep = stages._finish
+
+        def stop(*arguments: Any) -> None:
+            done[0] += 1
+            if done[0] == 1:
+                raise KeyboardInterrupt
+            keep(*arguments)
+
+        monkeypatch.setattr(
+            stages,
+            "STAGES",
+            tuple(
+                dataclasses.replace(s, work=stop) if s.name == "finish" else s  # type: ignore[call-arg]
+                for s in stages.STAGES
+            ),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            tiny_campaign(again, tiny_model, None, relax_within=1.0, **given).run()
+        tiny_campaign(again, tiny_model, None, relax_within=1.0, **given).run()
+        assert content(again) == content(store)
 
     def test_ranked_again_where_symmetry_broke_later(
         self, tiny_model: CrystalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

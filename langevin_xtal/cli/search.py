@@ -159,7 +159,9 @@ class SecondAsked:
     help=PRESET_HELP,
 )
 @options.of_config(SamplingConfig, "levels")
-@options.of_config(SearchConfig, "relax", "relax_best", "release_within", "potential")
+@options.of_config(
+    SearchConfig, "relax", "relax_best", "relax_within", "release_within", "potential"
+)
 @click.option(
     "--references",
     type=options.LocalPath(exists=True, dir_okay=False),

@@ -68,6 +68,13 @@ class SearchConfig:
         low=1,
         metavar="N",
     )
+    relax_within: float = setting(
+        0.2,
+        "End relaxations that cannot come so near to the hull [eV/atom], unless they may be among "
+        "the 20 best.",
+        low=0,
+        metavar="EV",
+    )
     release_within: float = setting(
         0.1,
         "Relax without symmetry what is up to so far above the hull [eV/atom]; losing its "
@@ -77,6 +84,11 @@ class SearchConfig:
     )
     potential: str = setting(DEFAULT_POTENTIAL, POTENTIAL_HELP, metavar="NAME")
     phonons: int = setting(0, "Compute phonons of the best N.", low=0, metavar="N")
+
+    @property
+    def ended_beyond(self) -> float:
+        """Where relaxations end early [eV/atom above the hull]: farther than what is released."""
+        return max(self.relax_within, self.release_within)
 
     def __post_init__(self) -> None:
         if self.allocate not in ("likely", "even"):

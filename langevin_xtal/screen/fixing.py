@@ -8,6 +8,7 @@ relaxation; what it returns has the elements again.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +18,13 @@ from langevin_xtal.config.screening import FIXED_IN_FILE
 from langevin_xtal.crystal.cell import Cell
 from langevin_xtal.crystal.elements import SYMBOLS, atomic_number
 from langevin_xtal.errors import InputError
+from langevin_xtal.screen.potentials.bonds import Operations
 
 if TYPE_CHECKING:
     from ase import Atoms
 
 BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.float64]
 
 MARK = 1000
 """Of a held atom; bit k of the factor is the axis k of the cell it is held along."""
@@ -121,18 +124,49 @@ def constraints(held: BoolArray) -> list[Any]:
 
 
 def kept_symmetry(atoms: Atoms, held: BoolArray, symprec: float) -> Any:
-    """FixSymmetry of atoms whose held ones (N, 3) count as other elements.
+    """ASE's FixSymmetry of atoms whose held ones (N, 3) count as other elements.
 
     Operations that take a held atom to a free one are no symmetry of what may move. The atoms are
-    placed where the symmetry has them exactly.
+    placed where the symmetry has them exactly. The constraint has its ``operations``.
     """
-    from ase.constraints import FixSymmetry
-
+    made = _constraint_class()
     if not held.any():
-        return FixSymmetry(atoms, symprec=symprec)
+        return made(atoms, symprec=symprec)
     kinds = atoms.copy()  # type: ignore[no-untyped-call]
     kinds.numbers = atoms.numbers + MARK * (held @ _BITS)
-    found = FixSymmetry(kinds, symprec=symprec)
+    found = made(kinds, symprec=symprec)
     atoms.set_cell(kinds.cell)  # type: ignore[no-untyped-call]
     atoms.set_positions(kinds.positions)  # type: ignore[no-untyped-call]
     return found
+
+
+@cache
+def _constraint_class() -> Any:
+    """The constraint's class, made when it is needed: ASE is slow to import."""
+    from ase.constraints import FixSymmetry
+    from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
+
+    class KeptSymmetry(FixSymmetry):
+        """As ASE's, with all operations at once: its loops take as long as a small network."""
+
+        def __init__(self, atoms: Atoms, symprec: float) -> None:
+            super().__init__(atoms, symprec=symprec)  # type: ignore[no-untyped-call]
+            self.operations = Operations(
+                np.asarray(self.rotations, dtype=np.int64),
+                np.asarray(self.translations, dtype=float),
+                np.asarray(self.symm_map, dtype=np.int64),
+            )
+
+        def adjust_positions(self, atoms: Atoms, new: FloatArray) -> None:
+            step = new - atoms.positions
+            new[:] = atoms.positions + self.operations.mean_vectors(step, atoms.cell.array)
+
+        def adjust_forces(self, atoms: Atoms, forces: FloatArray) -> None:
+            forces[:] = self.operations.mean_vectors(forces, atoms.cell.array)
+
+        def adjust_stress(self, atoms: Atoms, stress: FloatArray) -> None:
+            full = voigt_6_to_full_3x3_stress(stress)
+            mean = self.operations.mean_tensor(full, atoms.cell.array)
+            stress[:] = full_3x3_to_voigt_6_stress(mean)
+
+    return KeptSymmetry

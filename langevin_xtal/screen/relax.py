@@ -1,10 +1,11 @@
 """Relaxation of cells with an interatomic potential, keeping their symmetry.
 
 Positions and cell move together (ASE's UnitCellFilter, Tadmor et al., Phys. Rev. B 59, 235
-(1999)) by LBFGS under ASE's FixSymmetry. The cell's rows are scaled by the square root of the
-number of atoms, not by that number as in ASE: a strain is then about as stiff as a displacement.
-Twelve crystals of MP-20 displaced by 0.15 Å and strained by 5 % take 114 evaluations of CHGNet so,
-185 with ASE's scaling, 280 with FIRE; FrechetCellFilter takes as many and 6 ms more for each.
+(1999)) by LBFGS (:mod:`~langevin_xtal.screen.descent`) under ASE's FixSymmetry. The cell's rows
+are scaled by the square root of the number of atoms, not by that number as in ASE: a strain is
+then about as stiff as a displacement. Twelve crystals of MP-20 displaced by 0.15 Å and strained by
+5 % take 114 evaluations of CHGNet so (with ASE's LBFGS), 185 with ASE's scaling, 280 with FIRE;
+FrechetCellFilter takes as many and 6 ms more for each.
 
 Structures are relaxed one by one, in as many processes as there are CPUs with one thread each:
 evaluating them in batches gains at most a factor of 1.4 on a CPU (CHGNet, 48 crystals, batches of
@@ -15,12 +16,13 @@ A structure that cannot be relaxed is never an exception: its :class:`Relaxation
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,14 +30,16 @@ from numpy.typing import NDArray
 
 from langevin_xtal.config.screening import RelaxOptions
 from langevin_xtal.crystal.ase import from_atoms, to_atoms
-from langevin_xtal.crystal.cell import Cell
+from langevin_xtal.crystal.cell import Cell, cell_key
 from langevin_xtal.crystal.elements import SYMBOLS
 from langevin_xtal.crystal.folding import fold
 from langevin_xtal.dataset.readers import first_line
 from langevin_xtal.screen import fixing
 from langevin_xtal.screen.cached import Progress, ResultCache, each_once
+from langevin_xtal.screen.descent import descending_lbfgs
 from langevin_xtal.screen.filters import overlap, wrong_volume
 from langevin_xtal.screen.potentials import Potential, load_potential
+from langevin_xtal.screen.stopping import largest_gain
 from langevin_xtal.symmetry import wrap
 
 if TYPE_CHECKING:
@@ -71,17 +75,38 @@ class Relaxation:
     max_force: float  #: on any atom [eV/Å]
     max_stress: float  #: largest component [eV/Å³]
     reason: str = ""  #: why it failed, empty when it did not
+    least: float = math.nan
+    """Where it was ended early, an energy that it would not have come below [eV/atom]."""
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether it was ended because it could not come below a limit."""
+        return not math.isnan(self.least)
 
 
 class _FailedError(Exception):
     """A relaxation that cannot go on."""
 
 
-def relax_cell(cell: Cell, options: RelaxOptions = DEFAULT_OPTIONS) -> Relaxation:
+def relax_cell(
+    cell: Cell,
+    options: RelaxOptions = DEFAULT_OPTIONS,
+    *,
+    limit: float = math.inf,
+    settled: Callable[[Cell], bool] | None = None,
+) -> Relaxation:
     """Relax one P1 cell in this process.
 
     Converged means: no atom feels more than ``fmax`` [eV/Å], and no row of the stress times the
     volume per atom exceeds ``fmax`` [eV]. That is ASE's criterion for its cell filters.
+
+    Parameters
+    ----------
+    limit
+        The relaxation ends early when its energy cannot come below [eV/atom], as far as
+        :func:`~langevin_xtal.screen.stopping.largest_gain` can tell.
+    settled
+        Called with the geometry after each step: where it says so, that is the end, converged.
 
     Raises
     ------
@@ -98,7 +123,7 @@ def relax_cell(cell: Cell, options: RelaxOptions = DEFAULT_OPTIONS) -> Relaxatio
     try:
         with one_thread(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _relaxed(cell, held, calculator, options, start)
+            return _relaxed(cell, held, calculator, options, start, limit, settled)
     except _FailedError as error:
         return failed_relaxation(cell, str(error), start[0])
     except Exception as error:  # potentials, spglib and ASE raise anything on strange cells
@@ -146,22 +171,37 @@ def relax_folded(
     cells: Sequence[Cell],
     options: RelaxOptions = DEFAULT_OPTIONS,
     *,
+    limits: Mapping[str, float] | None = None,
     cache: ResultCache | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> list[Relaxation]:
-    """As :func:`relax`, done in the primitive cell; geometries come back in the cells given."""
-    work = partial(_relax_folded, options=options)
-    return each_relaxed(work, "folded", cells, options, cache, workers, progress)
+    """As :func:`relax`, done in the primitive cell; geometries come back in the cells given.
+
+    Parameters
+    ----------
+    limits
+        Energies [eV/atom] by :func:`~langevin_xtal.crystal.cell.cell_key`: the relaxation of such
+        a cell ends early when it cannot come below. See :func:`relax_cell`.
+    """
+    work = partial(_relax_folded, options=options, limits=limits)
+    what = "folded"
+    if limits:
+        said = repr(sorted((key, limits[key]) for key in map(cell_key, cells) if key in limits))
+        what += f" with limits {hashlib.sha256(said.encode()).hexdigest()[:16]}"
+    return each_relaxed(work, what, cells, options, cache, workers, progress)
 
 
-def _relax_folded(cell: Cell, options: RelaxOptions) -> Relaxation:
+def _relax_folded(
+    cell: Cell, options: RelaxOptions, limits: Mapping[str, float] | None = None
+) -> Relaxation:
+    limit = math.inf if not limits else limits.get(cell_key(cell), math.inf)
     cell = fixing.marked(cell, options.fix_atoms)
     plain, held = fixing.held_of(cell)
     if fixing.is_partial(held):  # along the axes of this cell
-        return relax_cell(cell, options)
+        return relax_cell(cell, options, limit=limit)
     folded = fold(cell, options.symprec)
-    result = relax_cell(folded.primitive, options)
+    result = relax_cell(folded.primitive, options, limit=limit)
     if result.reason:
         return replace(result, cell=plain)
     return replace(result, cell=fixing.held_of(folded.expand(result.cell))[0])
@@ -219,7 +259,13 @@ def unfit(cell: Cell, potential: Potential, options: RelaxOptions) -> str:
 
 
 def _relaxed(
-    cell: Cell, held: NDArray[np.bool_], calculator: Any, options: RelaxOptions, start: list[float]
+    cell: Cell,
+    held: NDArray[np.bool_],
+    calculator: Any,
+    options: RelaxOptions,
+    start: list[float],
+    limit: float,
+    settled: Callable[[Cell], bool] | None,
 ) -> Relaxation:
     """The relaxation itself; the first energy is left in ``start`` also when it fails."""
     import ase.optimize
@@ -228,18 +274,24 @@ def _relaxed(
     atoms.calc = calculator
     moving = _moving(atoms, options)
     more = {"alpha": CURVATURE} if options.optimiser != "FIRE" else {}
-    optimiser = getattr(ase.optimize, options.optimiser)(
-        moving, logfile=None, maxstep=options.max_step, **more
-    )
-    converged = False
+    ours = options.optimiser == "LBFGS"
+    kind = descending_lbfgs() if ours else getattr(ase.optimize, options.optimiser)
+    optimiser = kind(moving, logfile=None, maxstep=options.max_step, **more)
+    converged, least = False, math.nan
     for _ in optimiser.irun(fmax=0.0, steps=options.steps):
         energy, force, stress = _state(atoms)
         if optimiser.nsteps == 0:
             start[0] = energy
         pull = _pull(stress, options) * atoms.get_volume() / len(atoms)
         converged = bool(force <= options.fmax and pull <= options.fmax)
+        converged = converged or (settled is not None and settled(from_atoms(atoms)))
         if converged:
             break
+        if limit < math.inf:
+            bound = energy - largest_gain(force, pull)
+            if bound > limit:
+                least = bound
+                break
     lattice, frac, _ = from_atoms(atoms)
     end = lattice, wrap(frac), cell[2]
     reason = overlap(end, options.min_distance)
@@ -253,6 +305,7 @@ def _relaxed(
         converged=converged,
         max_force=force,
         max_stress=float(np.abs(stress).max()),
+        least=least,
     )
 
 
@@ -276,15 +329,47 @@ def _constrained(cell: Cell, held: NDArray[np.bool_], options: RelaxOptions) -> 
 
 def _moving(atoms: Atoms, options: RelaxOptions) -> Any:
     """What the optimiser moves: atoms, and the cell as far as it may change."""
-    from ase.filters import FrechetCellFilter, UnitCellFilter
-
+    plain, exact = _filters()
     # at least 2, so that no step strains the cell by more than FixSymmetry can symmetrise
     factor = max(2.0, math.sqrt(len(atoms)))
     if options.constant_cell:
         return atoms
     if options.constant_volume:  # exactly, where UnitCellFilter keeps it to first order
-        return FrechetCellFilter(atoms, exp_cell_factor=factor, constant_volume=True)
-    return UnitCellFilter(atoms, cell_factor=factor)
+        return exact(atoms, exp_cell_factor=factor, constant_volume=True)
+    return plain(atoms, cell_factor=factor)
+
+
+@cache
+def _filters() -> tuple[Any, Any]:
+    """ASE's filters of a cell that moves, which give the forces of a geometry once."""
+    from ase.filters import FrechetCellFilter, UnitCellFilter
+
+    class Cell(_Once, UnitCellFilter):
+        pass
+
+    class ExactCell(_Once, FrechetCellFilter):
+        pass
+
+    return Cell, ExactCell
+
+
+class _Once:
+    """Before a filter of ASE: optimisers ask three times in a step for the same forces."""
+
+    atoms: Atoms
+    _known: tuple[FloatArray, FloatArray, FloatArray] | None = None
+
+    def get_forces(self, **given: Any) -> FloatArray:
+        places, lattice = self.atoms.positions, self.atoms.cell.array
+        known = self._known
+        if (
+            known is None
+            or not np.array_equal(known[0], places)
+            or not np.array_equal(known[1], lattice)
+        ):
+            forces = super().get_forces(**given)  # type: ignore[misc]
+            known = self._known = places.copy(), lattice.copy(), forces
+        return known[2].copy()
 
 
 def _pull(stress: FloatArray, options: RelaxOptions) -> float:
@@ -345,7 +430,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _pack(result: Relaxation) -> FloatArray:
-    """A relaxation as one array; the reason as code points at the end."""
+    """A relaxation as one array; at the end the reason as code points, or the least energy."""
     lattice, frac, numbers = result.cell
     head = [
         result.energy,
@@ -356,17 +441,21 @@ def _pack(result: Relaxation) -> FloatArray:
         result.max_stress,
         len(numbers),
     ]
-    reason = [float(ord(letter)) for letter in result.reason]
-    return np.concatenate([head, lattice.ravel(), frac.ravel(), reason]).astype(np.float64)
+    tail = [float(ord(letter)) for letter in result.reason]
+    if result.ended_early:
+        tail = [result.least]
+    return np.concatenate([head, lattice.ravel(), frac.ravel(), tail]).astype(np.float64)
 
 
 def _unpack(values: FloatArray, cell: Cell) -> Relaxation:
     count = int(values[_HEAD - 1])
     end = _LATTICE + 3 * count
     failed = math.isnan(values[0])
-    if count != len(cell[2]) or (len(values) <= end if failed else len(values) != end):
+    if count != len(cell[2]) or (
+        len(values) <= end if failed else len(values) not in (end, end + 1)
+    ):
         raise ValueError("a relaxation of another cell")
-    if not failed and not (np.abs(values[:end]) < LARGEST).all():
+    if not failed and not (np.abs(values) < LARGEST).all():
         raise ValueError("a relaxation that is not finite")
     lattice = values[_HEAD:_LATTICE].reshape(3, 3)
     return Relaxation(
@@ -377,5 +466,6 @@ def _unpack(values: FloatArray, cell: Cell) -> Relaxation:
         converged=bool(values[3]),
         max_force=float(values[4]),
         max_stress=float(values[5]),
-        reason="".join(chr(int(code)) for code in values[end:]),
+        reason="".join(chr(int(code)) for code in values[end:]) if failed else "",
+        least=math.nan if failed or len(values) == end else float(values[end]),
     )

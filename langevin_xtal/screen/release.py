@@ -22,6 +22,7 @@ from langevin_xtal.screen.relax import (
     relax_cell,
     relax_folded,
 )
+from langevin_xtal.screen.stopping import Returned
 from langevin_xtal.symmetry import wrap
 from langevin_xtal.symmetry.detection import group_numbers
 
@@ -123,8 +124,10 @@ def relax_released(
 ) -> list[Relaxation]:
     """Relax P1 cells without symmetry, from a little beside where they are.
 
-    Done in the primitive cell; geometries come back in the cells given, atom by atom. A distortion
-    that needs a larger cell than the primitive one is not found: that is what phonons are for.
+    A crystal that comes back to its symmetry is not followed to the end: the cell given is the
+    result then (:class:`~langevin_xtal.screen.stopping.Returned`). Done in the primitive cell;
+    geometries come back in the cells given, atom by atom. A distortion that needs a larger cell
+    than the primitive one is not found: that is what phonons are for.
 
     Parameters
     ----------
@@ -160,12 +163,20 @@ def relax_released(
 def _relax_released(cell: Cell, options: RelaxOptions, size: float, seed: int) -> Relaxation:
     folded = fold(cell, options.symprec)
     lattice, frac, numbers = perturbed(folded.primitive, size, seed)
+    try:
+        settled = Returned(folded.primitive, options)
+    except Exception:  # ASE and spglib raise anything on strange cells
+        settled = None
     given = folded.primitive[0]
     if options.constant_cell:
         lattice = given
     elif options.constant_volume:
         lattice = lattice * abs(np.linalg.det(given) / np.linalg.det(lattice)) ** (1 / 3)
-    result = relax_cell((lattice, frac, numbers), options)
+    result = relax_cell((lattice, frac, numbers), options, settled=settled)
+    if settled is not None and settled.found and not result.reason:
+        home = relax_cell(folded.primitive, replace(options, steps=0))
+        found = replace(home, cell=cell, start_energy=result.start_energy, steps=result.steps)
+        return found if home.reason else replace(found, converged=True)
     return replace(result, cell=cell if result.reason else folded.expand(result.cell))
 
 

@@ -136,6 +136,10 @@ class Campaign:
         Relax only so many candidates, those lowest above the hull of references and candidates as
         sampled (with the lowest energy where there is no hull); by default all. More may be asked
         for later.
+    relax_within
+        A relaxation ends early where it is clear that it cannot come so near to the hull of the
+        references [eV/atom], see :mod:`~langevin_xtal.screen.stopping`. Those that may be among
+        the best 20 all the same are relaxed to the end.
     release_within
         Candidates up to so far above that hull [eV/atom] are relaxed on without symmetry, and
         those whose hull is not known.
@@ -339,6 +343,7 @@ class Campaign:
             },
             "filters": repr(plan.filters),
             "relax": relax,
+            "relax_within": plan.config.relax_within if relax else None,
             "properties": None if plan.properties is None else plan.properties.hash,
             "target": [str(window) for window in plan.windows] or None,
             "reference": None if plan.reference is None else plan.reference.content_hash[:16],

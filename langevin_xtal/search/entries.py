@@ -39,6 +39,7 @@ NO_PROPERTIES = frozenset(
     {
         *("found_group", "energy", "e_above_hull", "potential"),
         *("filtered", "ranked", *EQUALS, "converged_kept"),
+        *("ended_early", "energy_ended", "energy_least"),
     }
 )
 """Facts of a stored candidate that are no properties: shown elsewhere, or true of all entries."""

@@ -49,16 +49,16 @@ MOST_INDEX = 2**53
 FloatFact = Literal[
     "energy", "energy_sampled", "energy_kept", "energy_released", "e_above_hull", "e_above_all",
     "phonon_minimum", "min_distance", "dft_energy", "dft_gap", "dft_magnetisation",
-    "dft_e_above_hull", "second_energy", "second_above_hull", "disagreement",
-    "target_probability",
+    "dft_e_above_hull", "energy_ended", "energy_least", "second_energy", "second_above_hull",
+    "disagreement", "target_probability",
 ]  # fmt: skip
 IntFact = Literal[
     EqualFact, "attempt", "steps", "steps_released", "found_group", "found_group_0.1",
     "found_kept", "found_released",
 ]  # fmt: skip
 BoolFact = Literal[
-    "filtered", "ranked", "converged", "converged_kept", "symmetry_broke", "imaginary",
-    "potentials_disagree",
+    "filtered", "ranked", "converged", "converged_kept", "ended_early", "symmetry_broke",
+    "imaginary", "potentials_disagree",
 ]  # fmt: skip
 TextFact = Literal[
     "reason", "known", "potential", "note", "warning", "hull_reason", "hull_phases", "dft_code",
@@ -405,9 +405,11 @@ def _relaxation_stages(
         yield Stage("energies", tried, len(relaxed), remark, _spent(seconds, "screen"))
     if relaxed or failed:
         remark = f"{len(failed)} failed"
-        yield Stage(
-            "relaxed", len(relaxed) + len(failed), len(relaxed), remark, _spent(seconds, "relax")
-        )
+        ended = sum(bool(row.fact("ended_early")) for row in relaxed)
+        if ended:
+            remark += f"; {ended} ended early, far above the hull"
+        time = _spent(seconds, "relax", "finish")
+        yield Stage("relaxed", len(relaxed) + len(failed), len(relaxed), remark, time)
     merged = _having("same_as", relaxed)
     apart = [row for row in merged if row.facts["same_as"] == -1]
     if merged:

@@ -59,6 +59,8 @@ from langevin_xtal.version import __version__
 
 SAMPLING_SHARE = 0.5
 """Of the time allowed, when relaxation is to follow."""
+BEST = 20
+"""Candidates that are relaxed to the end, however far above the hull."""
 PROPERTY_DIGITS = 4
 """Decimals of predictions that are kept."""
 SYMPREC, LOOSE = GROUP_SYMPRECS
@@ -243,13 +245,40 @@ def _to_relax(run: Run) -> list[int]:
 
 
 def _relax(run: Run, rows: list[Row], keep: Keep, show: Show) -> None:
+    _relax_below(run, rows, run.limits(rows), keep, show)
+
+
+def _to_finish(run: Run) -> list[int]:
+    """Relaxations ended early that may lead to one of the :data:`BEST`.
+
+    Reckoned from where each was ended, whichever have been finished since.
+    """
+    rows = [row for row in run.store.rows() if "energy_kept" in row.facts]
+    if not any("energy_ended" in row.facts for row in rows):
+        return []
+    most = [float(row.facts.get("energy_ended", row.facts["energy_kept"])) for row in rows]
+    least = [float(row.facts.get("energy_least", e)) for row, e in zip(rows, most, strict=True)]
+    worst = np.sort(run.above_all(rows, most))[min(BEST, len(rows)) - 1]
+    may = run.above_all(rows, least) <= worst
+    ended = ["energy_ended" in row.facts for row in rows]
+    return [row.index for row, early, so in zip(rows, ended, may, strict=True) if early and so]
+
+
+def _finish(run: Run, rows: list[Row], keep: Keep, show: Show) -> None:
+    _relax_below(run, rows, {}, keep, show)
+
+
+def _relax_below(
+    run: Run, rows: list[Row], limits: Mapping[str, float], keep: Keep, show: Show
+) -> None:
     options = replace(run.plan.relax_options, keep_symmetry=True)
     version = load_potential(options.potential).version
+    within = run.plan.config.ended_beyond
     keep_as_they_come(
         run,
         rows,
-        partial(relax_folded, options=options),
-        lambda row, result: _relaxed_change(row, result, version),
+        partial(relax_folded, options=options, limits=limits),
+        lambda row, result: _relaxed_change(row, result, version, within),
         keep,
         show,
     )
@@ -258,7 +287,9 @@ def _relax(run: Run, rows: list[Row], keep: Keep, show: Show) -> None:
 def _to_release(run: Run) -> list[int]:
     """Those different with symmetry kept, and near the hull of all, or without a hull."""
     rows = [
-        row for row in run.store.rows() if row.fact("same_as") == -1 and not row.fact("reason")
+        row
+        for row in run.store.rows()
+        if row.fact("same_as") == -1 and not row.fact("reason") and not row.fact("ended_early")
     ]
     above = run.above_all(rows, [float(row.facts["energy_kept"]) for row in rows])
     far = above > run.plan.config.release_within  # not where it is NaN
@@ -327,7 +358,13 @@ def _kept(run: Run) -> Compared:
     tried = [row for row in passed if "energy" in row.facts or row.fact("reason")]
     unique = [row for row in tried if row.facts.get("duplicate_of", -1) == -1]
     relaxed = [row for row in unique if not row.fact("reason")]
-    return relaxed, [row.kept or geometry(row) for row in relaxed], len(passed + tried)
+    unit = len(passed + tried) + _finished(relaxed)
+    return relaxed, [row.kept or geometry(row) for row in relaxed], unit
+
+
+def _finished(rows: Sequence[Row]) -> int:
+    """How many relaxations that were ended early have been finished."""
+    return sum(row.fact("ended_early") is False for row in rows)
 
 
 def _apart(run: Run) -> Compared:
@@ -378,7 +415,7 @@ def _rank_together(run: Run) -> tuple[int, Callable[[], Mapping[int, Change]]]:
             for row, value in zip(rows, above.tolist(), strict=True)
         }
 
-    return len(rows) + sum("note" in row.facts for row in rows), changes
+    return len(rows) + sum("note" in row.facts for row in rows) + _finished(rows), changes
 
 
 # -- the table
@@ -428,6 +465,15 @@ STAGES: tuple[Stage | JointStage, ...] = (
         title="relaxing",
         units=_to_relax,
         work=_relax,
+        wanted=_relaxes,
+        at_once=32,
+        slow=True,
+    ),
+    Stage(
+        name="finish",
+        title="relaxing the best",
+        units=_to_finish,
+        work=_finish,
         wanted=_relaxes,
         at_once=32,
         slow=True,
@@ -572,26 +618,42 @@ def _screened_change(result: Relaxation) -> Change:
     return Change({"energy_sampled": result.energy})
 
 
-def _relaxed_change(row: Row, result: Relaxation, version: str) -> Change:
+def _relaxed_change(row: Row, result: Relaxation, version: str, within: float) -> Change:
+    """Of a relaxation from the start, or from where one was ended early."""
     if result.reason:
         return Change({"reason": f"relaxation failed: {result.reason}"})
     groups = found_groups(result.cell)
+    warnings = [relaxation_warning(row.sampled, result.cell)]
+    if result.ended_early:
+        warnings.append(f"relaxation ended early: it stays {within:g} eV/atom above the hull")
     return Change(
         {
             "energy": result.energy,
-            "energy_sampled": result.start_energy,
+            "energy_sampled": row.facts.get("energy_sampled", result.start_energy),
             "energy_kept": result.energy,
             "found_group": groups[SYMPREC],
             "found_group_0.1": groups[LOOSE],
             "found_kept": groups[SYMPREC],
             "converged": result.converged,
             "converged_kept": result.converged,
-            "steps": result.steps,
+            "steps": result.steps + (row.fact("steps") or 0),
+            **_ended(row, result),
             "potential": version,
-            "warning": relaxation_warning(row.sampled, result.cell),
+            "warning": "; ".join(filter(None, warnings)),
         },
         kept=result.cell,
     )
+
+
+def _ended(row: Row, result: Relaxation) -> dict[str, Value]:
+    """Where a relaxation was ended early; it keeps that when it is finished later."""
+    if result.ended_early:
+        return {
+            "ended_early": True,
+            "energy_ended": result.energy,
+            "energy_least": result.least,
+        }
+    return {"ended_early": False} if "energy_ended" in row.facts else {}
 
 
 def _released_change(row: Row, released: Relaxation, tolerance: float) -> Change:

@@ -108,7 +108,9 @@ __all__ = [
 ]
 
 BEAT_SECONDS = 10.0
-FILLED_LATER = ("relax", "reference", "model_settings", "properties", "target")
+FILLED_LATER = (
+    "relax", "relax_within", "reference", "model_settings", "properties", "target",
+)  # fmt: skip
 """Settings that a campaign may begin without."""
 BEFORE = {"allocate": "even"}
 """Settings that stores before 0.6 do not name, and what they were."""

@@ -63,6 +63,7 @@ class SystemOptions:
     subsystems: float | None = None
     relax: bool = False
     relax_best: int | None = None
+    relax_within: float = SearchConfig.relax_within  #: [eV/atom]
     release_within: float = SearchConfig.release_within  #: [eV/atom]
     potential: str = SearchConfig.potential
     target: str = ""  #: one window, such as ``band_gap=1.1:1.7``
@@ -164,6 +165,7 @@ class Systems:
             max_hours=chosen.max_hours,
             relax=chosen.relax,
             relax_best=chosen.relax_best,
+            relax_within=chosen.relax_within,
             release_within=chosen.release_within,
             potential=chosen.potential,
             target=chosen.target or None,

@@ -46,7 +46,7 @@ Keep = Callable[[Mapping[int, Change]], None]
 """Called with what was found of candidates, by index; it is stored at once."""
 
 POLL_SECONDS = 0.5
-BROKEN = ", symmetry broken"
+BROKEN, COMPLETED = ", symmetry broken", ", finished"
 """Added to the name of a stage that looks at another geometry than before."""
 
 
@@ -64,7 +64,9 @@ class Stage:
     wanted: Callable[[Plan], bool] = lambda plan: True
     at_once: int = 64  #: candidates claimed at a time; of slow work for each worker
     slow: bool = False  #: begun only while there is time
-    again: bool = False  #: once more where symmetry broke after a run that had no more time
+    again: bool = False
+    """Once more where a relaxation was finished or symmetry broke after a run that had no more
+    time."""
     suffix: Callable[[Run], str] = lambda run: ""
     """Added to the name where a run looks at all candidates anew."""
 
@@ -73,9 +75,15 @@ class Stage:
         name, units = self.name + self.suffix(run), self.units(run)
         if not self.again:
             return self._each(run, name, units)
-        broken = {row.index for row in run.store.rows(units) if row.fact("symmetry_broke")}
-        self._each(run, name, [k for k in units if k not in broken])
-        return self._each(run, name + BROKEN, [k for k in units if k in broken])
+        changed = {}
+        for row in run.store.rows(units):
+            if row.fact("symmetry_broke"):
+                changed[row.index] = BROKEN
+            elif row.fact("ended_early") is False:
+                changed[row.index] = COMPLETED
+        for suffix in ("", COMPLETED, BROKEN):
+            self._each(run, name + suffix, [k for k in units if changed.get(k, "") == suffix])
+        return None
 
     def _each(self, run: Run, name: str, units: Sequence[int]) -> None:
         most = self.at_once
@@ -223,6 +231,24 @@ class Run:
             return HullReferences.shipped(potential), ""
         except InputError:
             return None, f"no hull references for {potential}"
+
+    def limits(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Energies [eV/atom] that relaxations are to come below, by key of the cell.
+
+        None for cells of which the hull is unknown.
+        """
+        hull, _ = self.hull
+        if hull is None:
+            return {}
+        potential = load_potential(self.plan.relax_options.potential)
+        within = self.plan.config.ended_beyond
+        found = {}
+        for cell in map(geometry, rows):
+            zero = hull.energy_for(cell, 0.0, potential)  # what is added to each energy
+            above = hull.energy_above_hull(cell[2], zero).e_above_hull
+            if above is not None:
+                found[cell_key(cell)] = within - above
+        return found
 
     def above_all(self, rows: Sequence[Row], energy: Sequence[float]) -> NDArray[np.float64]:
         """(N,) energies above the hull of references and rows [eV/atom], NaN where unknown."""

@@ -12,8 +12,13 @@ from functools import cache, partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from langevin_xtal.extras import require
 from langevin_xtal.screen.potentials.base import CORRECTED, TRAINED_ON_MPTRJ, Potential
+from langevin_xtal.screen.potentials.bonds import BondFinder, Operations
+from langevin_xtal.screen.potentials.chgnet_network import Network
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -57,92 +62,86 @@ def _chgnet(device: str) -> Any:
     loaded.eval()
     for weight in loaded.parameters():
         weight.requires_grad_(False)
-    loaded.graph_converter.set_isolated_atom_response("error")
     return loaded
 
 
 @cache
-def _chgnet_class() -> type[Calculator]:
-    """The calculator's class, made when it is needed: ASE and torch are slow to import.
+def _network(device: str) -> Network:
+    return Network(_chgnet(device), device)
 
-    CHGNet's own calculator goes backward through the network twice (forces, then stress), each
-    time building a graph for second derivatives, and predicts magnetic moments. One pass for both
-    derivatives gives the same numbers in half the time.
-    """
-    import torch
+
+@cache
+def _chgnet_class() -> type[Calculator]:
+    """The calculator's class, made when it is needed: ASE is slow to import."""
+    from ase import Atoms
     from ase.calculators.calculator import Calculator
     from ase.stress import full_3x3_to_voigt_6_stress
 
-    batched = require("chgnet.model.model", "screen", "the potential chgnet").BatchedGraph
-
     class ChgnetCalculator(Calculator):
-        """Energy [eV], forces [eV/Å] and stress [eV/Å³] of CHGNet."""
+        """Energy [eV], forces [eV/Å] and stress [eV/Å³] of CHGNet.
+
+        Of atoms whose symmetry a constraint keeps
+        (:func:`~langevin_xtal.screen.fixing.kept_symmetry`), one bond of each orbit is computed.
+        """
 
         implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012
 
-        def __init__(self, model: Any, device: str) -> None:
+        def __init__(self, network: Network) -> None:
             super().__init__()  # type: ignore[no-untyped-call]
-            self.model = model
-            self.device = device
+            self.network = network
+            self._finder: BondFinder | None = None
+            self._of: tuple[bytes, Operations | None] | None = None
+
+        def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+            """What has changed since the last calculation; ASE's own way takes longer than a
+            small network."""
+            last = self.atoms
+            if last is None:
+                return ["positions", "numbers", "cell"]
+            old = last.cell.array, last.positions, last.numbers
+            new = atoms.cell.array, atoms.positions, atoms.numbers
+            names = "cell", "positions", "numbers"
+            return [n for n, a, b in zip(names, old, new, strict=True) if not np.array_equal(a, b)]
 
         def calculate(
             self, atoms: Atoms | None = None, properties: Any = None, system_changes: Any = None
         ) -> None:
             """Everything at once, whatever is asked for."""
-            super().calculate(atoms, properties or ["energy"], system_changes or [])  # type: ignore[no-untyped-call]
-            now: Atoms = self.atoms  # type: ignore[assignment]
-            model = self.model
-            graph = _graph(now, model).to(self.device)
-            batch = batched.from_graphs(
-                [graph],
-                bond_basis_expansion=model.bond_basis_expansion,
-                angle_basis_expansion=model.angle_basis_expansion,
-                compute_stress=True,
-            )
-            count = len(now)
-            energy = model._compute(batch)["e"].sum() * count
-            at_rest, strain = torch.autograd.grad(
-                energy, [batch.atom_positions[0], batch.strains[0]]
-            )
-            total = float(energy.double() + count * model.composition_model([graph]).sum())
-            stress = strain.double().cpu().numpy() / now.get_volume()
+            now: Atoms = self.atoms if atoms is None else atoms  # type: ignore[assignment]
+            found = self.network.evaluate(self._finder_of(now), *_arrays(now))
+            self.atoms = Atoms(now.numbers, now.positions, cell=now.cell, pbc=True)
             self.results = {
-                "energy": total,
-                "free_energy": total,
-                "forces": -at_rest.double().cpu().numpy(),
-                "stress": full_3x3_to_voigt_6_stress((stress + stress.T) / 2),
+                "energy": found.energy,
+                "free_energy": found.energy,
+                "forces": found.forces,
+                "stress": full_3x3_to_voigt_6_stress(found.stress),
             }
+
+        def _finder_of(self, atoms: Atoms) -> BondFinder:
+            """The one used before, unless these are other atoms or of other symmetry."""
+            found = (getattr(c, "operations", None) for c in atoms.constraints)
+            operations = next((o for o in found if isinstance(o, Operations)), None)
+            numbers = atoms.numbers.tobytes()
+            if self._finder is None or self._of != (numbers, operations):
+                self._finder = self.network.finder(operations)
+                self._of = numbers, operations
+            return self._finder
 
     return ChgnetCalculator
 
 
 def _chgnet_energy(atoms: Atoms, device: str) -> float:
     """Energy of all atoms [eV], without what derivatives need."""
-    import torch
-
-    batched = require("chgnet.model.model", "screen", "the potential chgnet").BatchedGraph
-    model = _chgnet(device)
-    graph = _graph(atoms, model).to(device)
-    with torch.no_grad():
-        batch = batched.from_graphs(
-            [graph],
-            bond_basis_expansion=model.bond_basis_expansion,
-            angle_basis_expansion=model.angle_basis_expansion,
-        )
-        energy = model._compute(batch)["e"].sum()
-        own = model.composition_model([graph]).sum()
-    return float(len(atoms) * (energy.double() + own))
+    network = _network(device)
+    return network.evaluate(network.finder(), *_arrays(atoms), derivatives=False).energy
 
 
-def _graph(atoms: Atoms, model: Any) -> Any:
-    """CHGNet's graph of a crystal."""
-    from pymatgen.core import Lattice, Structure
-
-    places = atoms.get_scaled_positions(wrap=False)
-    return model.graph_converter(Structure(Lattice(atoms.cell.array), atoms.numbers, places))
+def _arrays(atoms: Atoms) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Lattice, fractional coordinates and atomic numbers."""
+    return atoms.cell.array, atoms.get_scaled_positions(wrap=False), atoms.numbers
 
 
 def _chgnet_calculator(device: str) -> Calculator:
     factory: Any = _chgnet_class()
-    made: Calculator = factory(_chgnet(device), device)
+    made: Calculator = factory(_network(device))
     return made
