@@ -2,7 +2,8 @@
 
 How much energy a relaxation can still gain is bounded from its largest force and its pull (the
 largest row of the stress times the volume per atom). The bound was learned on relaxations by
-CHGNet of candidates that kept their symmetry (``scripts/record_relaxations.py``): of 159 of seven
+CHGNet and ASE's LBFGS of candidates that kept their symmetry (as
+``scripts/record_relaxations.py`` records them): of 159 of seven
 systems, 3 gained more from one of their 2,365 steps on, sliding along a nearly flat path; of 43 of
 two other systems, 1 did. With a limit of 0.2 eV/atom above the hull 24 and 8 of them would have
 ended early, of which 1 and none came below the limit. It is no theorem: where it fails, a
