@@ -416,6 +416,7 @@ def test_python_m_langevin_xtal() -> None:
     assert done.stderr.startswith(b"Error: model 'nothing'")
 
 
+@pytest.mark.slow
 def test_only_the_first_process_of_torchrun_speaks() -> None:
     code = (
         "import sys, os; os.environ['TORCHELASTIC_RUN_ID'] = 'x'; os.environ['RANK'] = sys.argv[1]"

@@ -37,6 +37,7 @@ def names(folder: Path, *arguments: str) -> set[str]:
     return {line.split("::")[1] for line in done.stdout.splitlines() if "::" in line}
 
 
+@pytest.mark.slow
 def test_the_two_parts_are_all(tmp_path: Path) -> None:
     path = tmp_path / "test_made.py"
     path.write_text(TESTS)

@@ -446,6 +446,7 @@ class TestCampaign:
         assert content(uninterrupted) == before
         assert not {"sampling", "filtering", "relaxing", "ranking"} & set(titles)
 
+    @pytest.mark.slow
     @needs_fork
     def test_killed_ten_times(
         self,
