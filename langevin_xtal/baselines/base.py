@@ -281,11 +281,8 @@ class GeneratorFit(EpochFit[BatchT], Generic[BatchT]):
         }
 
     def _shuffled(self, crystals: int) -> list[IntArray]:
-        """Places of the crystals in a new order, batch by batch."""
         assert self.rng is not None
-        order = self.rng.permutation(crystals)
-        size = self.config.batch_size
-        return [order[k : k + size] for k in range(0, len(order), size)]
+        return shuffled(self.rng, crystals, self.config.batch_size)
 
     def _advance(self, batch: BatchT | None) -> None:
         super()._advance(batch)
@@ -397,3 +394,9 @@ def own_stream(seed: int, index: int) -> np.random.Generator:
 def steps_in(crystals: int, batch: int, epochs: int) -> int:
     """Steps of a fit that sees every crystal ``epochs`` times."""
     return max(1, math.ceil(crystals / batch) * epochs)
+
+
+def shuffled(rng: np.random.Generator, crystals: int, batch: int) -> list[IntArray]:
+    """Places of the crystals in a new order, batch by batch."""
+    order = rng.permutation(crystals)
+    return [order[k : k + batch] for k in range(0, len(order), batch)]

@@ -120,8 +120,8 @@ def conventional_cells(data: PackedDataset, most_atoms: int) -> tuple[list[Cell]
     return cells, small
 
 
-class TrainingPictures:
-    """Pictures of the training crystals, drawn when they are needed."""
+class PackedPictures:
+    """Pictures of packed crystals, drawn when they are needed."""
 
     def __init__(self, data: PackedDataset, name: str) -> None:
         self.cells, self.places = conventional_cells(data, MOST_ATOMS)
@@ -169,7 +169,7 @@ class PictureDiffusionFit(PictureFit):
     ) -> None:
         torch.manual_seed(recipe.seed)
         network = FoldedUnet(recipe.width, SHAPE)
-        self.drawn = TrainingPictures(data, "crystens")
+        self.drawn = PackedPictures(data, "crystens")
         super().__init__(network, recipe, data.content_hash, out, len(self.drawn.cells))
         self.begin()
 
@@ -275,7 +275,7 @@ class PictureGanFit(AdversarialFit):
 
     def __init__(self, data: PackedDataset, recipe: PictureGanRecipe, out: Path | None) -> None:
         torch.manual_seed(recipe.seed)
-        self.drawn = TrainingPictures(data, "crystens-gan")
+        self.drawn = PackedPictures(data, "crystens-gan")
         self.latent = recipe.latent
         network = Adversaries(
             PictureMaker(PictureGanConfig(recipe.width, recipe.latent)),

@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from langevin_xtal.baselines.crystens import TrainingPictures
+from langevin_xtal.baselines.base import shuffled, steps_in
+from langevin_xtal.baselines.crystens import PackedPictures
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.train.epochs import EpochConfig, EpochFit
 
@@ -85,20 +86,19 @@ class PictureRegressionFit(EpochFit[IntArray]):
         out: Path | None = None,
     ) -> None:
         torch.manual_seed(recipe.seed)
-        self.pictures = TrainingPictures(data, "a network on pictures")
+        self.pictures = PackedPictures(data, "a network on pictures")
         values = np.stack([data.properties[name] for name in names], axis=1)
         values = values[self.pictures.places]
         self.middle = np.nanmedian(values, axis=0)
         self.scale = np.nanmean(np.abs(values - self.middle), axis=0)
         self._values = torch.from_numpy((values - self.middle) / self.scale).float()
-        size = recipe.batch_size
         super().__init__(
             PictureRegression(len(names), recipe.width, recipe.dropout),
             recipe,
             data.content_hash,
             out,
             rate=recipe.rate,
-            total_steps=-(-len(values) // size) * recipe.epochs + 1,
+            total_steps=steps_in(len(values), recipe.batch_size, recipe.epochs) + 1,
             rng=np.random.default_rng(recipe.seed),
             facts={"names": list(names)},
         )
@@ -106,9 +106,7 @@ class PictureRegressionFit(EpochFit[IntArray]):
 
     def _draw(self) -> list[IntArray]:
         assert self.rng is not None
-        order = self.rng.permutation(len(self._values))
-        size = self.config.batch_size
-        return [order[k : k + size] for k in range(0, len(order), size)]
+        return shuffled(self.rng, len(self._values), self.config.batch_size)
 
     def _loss(self, batch: IntArray) -> tuple[Tensor, Tensor]:
         off = self.network(self.pictures.batch(batch)) - self._values[batch]
@@ -122,7 +120,7 @@ class PictureRegressionFit(EpochFit[IntArray]):
 
     def predict(self, data: PackedDataset) -> FloatArray:
         """(B, P) of every crystal; NaN for those that have no picture."""
-        pictures = TrainingPictures(data, "a network on pictures")
+        pictures = PackedPictures(data, "a network on pictures")
         found = np.full((len(data), len(self.middle)), np.nan)
         training = self.network.training
         self.network.eval()

@@ -56,6 +56,10 @@ _HEAD = 7  # energy, start energy, steps, converged, force, stress, atoms
 _LATTICE = _HEAD + 9
 
 
+METHOD = 2
+"""Of :func:`relax_cell`, counted up when the same options lead elsewhere: caches tell results of
+different ones apart. 1: ASE's LBFGS."""
+
 DEFAULT_OPTIONS = RelaxOptions()
 
 
@@ -227,7 +231,7 @@ def each_relaxed(
     results = each_once(
         work,
         cells,
-        kind=f"{what} relaxation {version} {options!r}",
+        kind=f"{what} relaxation {METHOD} {version} {options!r}",
         pack=_pack,
         unpack=_unpack,
         cache=cache,

@@ -74,7 +74,8 @@ class Stage:
         """Take part until every candidate has been looked at, or time is up."""
         name, units = self.name + self.suffix(run), self.units(run)
         if not self.again:
-            return self._each(run, name, units)
+            self._each(run, name, units)
+            return
         changed = {}
         for row in run.store.rows(units):
             if row.fact("symmetry_broke"):
@@ -83,7 +84,6 @@ class Stage:
                 changed[row.index] = COMPLETED
         for suffix in ("", COMPLETED, BROKEN):
             self._each(run, name + suffix, [k for k in units if changed.get(k, "") == suffix])
-        return None
 
     def _each(self, run: Run, name: str, units: Sequence[int]) -> None:
         most = self.at_once
