@@ -140,7 +140,7 @@ def _is_large_table(values: torch.Tensor) -> bool:
 
 def _deflate(values: torch.Tensor) -> torch.Tensor:
     raw = values.numpy().astype(values.numpy().dtype.newbyteorder("<")).tobytes()
-    return torch.from_numpy(np.frombuffer(zlib.compress(raw, 9), np.uint8).copy())
+    return torch.from_numpy(np.frombuffer(zlib.compress(raw), np.uint8).copy())
 
 
 def _inflate(data: torch.Tensor, how: Any) -> torch.Tensor:
