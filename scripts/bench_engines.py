@@ -6,7 +6,9 @@
   the workers is not counted;
 * scaling: pieces of 50 ms of computing with one worker and with two;
 * simulated: so many Dask workers (all threads of this process, as is the scheduler) whose pieces
-  sleep; the share of the pieces per second that such workers could do at best;
+  sleep; the share of the pieces per second that such workers could do at best; what each worker
+  does for itself beside its pieces (profile, clock, monitor) is off, since on a cluster it is
+  done by the worker's own computer;
 * writers: so many threads with a store of their own each, which claim eight units and settle them
   at once, as workers do whose pieces cost nothing.
 """
@@ -39,6 +41,12 @@ from tests.postgres import running_server
 PIECES, TRIES = 128, 2
 WORK_SECONDS = 0.05
 UNITS, ROWS = 8, 512
+ONLY_PIECES = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1h",
+    "distributed.admin.system-monitor.interval": "1h",
+}
+"""Of Dask, for workers that all share one process."""
 
 
 def nothing(number: int) -> int:
@@ -112,15 +120,20 @@ def scaling() -> list[dict[str, Any]]:
 
 def simulated(count: int, lengths: tuple[float, ...]) -> dict[str, Any]:
     """Sleeping pieces with so many workers."""
+    import dask
     import distributed
 
     begin = time.perf_counter()
-    cluster = distributed.LocalCluster(
-        n_workers=count, threads_per_worker=1, processes=False, dashboard_address=None,
-        silence_logs=50, memory_limit=0,
-    )  # fmt: skip
     lines = []
-    with closing(cluster), closing(distributed.Client(cluster, set_as_default=False)) as client:
+    with ExitStack() as stack:
+        stack.enter_context(dask.config.set(ONLY_PIECES))
+        cluster = stack.enter_context(
+            distributed.LocalCluster(
+                n_workers=count, threads_per_worker=1, processes=False, dashboard_address=None,
+                silence_logs=50, memory_limit=0,
+            )
+        )  # fmt: skip
+        client = stack.enter_context(distributed.Client(cluster, set_as_default=False))
         engine = DaskEngine(client)
         while engine.workers() < count:
             time.sleep(0.5)

@@ -159,11 +159,11 @@ def test_cell_contents_are_bounded() -> None:
 
 def test_probabilities_add_up_and_respect_the_mask(model: SettingModel) -> None:
     composition = Composition((22, 8), (1, 2))
-    units = np.exp(model.log_units(composition))
+    units = np.exp(model.log_units([composition])[0])
     assert_allclose(units.sum(), 1.0)
     assert len(units) == MOST_UNITS + 1
     assert not units[~units_mask(composition.counts)].any()
-    groups = np.exp(model.log_groups(composition, [1, 2, 4]))
+    groups = np.exp(model.log_groups([(composition, n) for n in (1, 2, 4)]))
     assert_allclose(groups.sum(1), 1.0)
     for n, row in zip((1, 2, 4), groups, strict=True):
         assert not row[~group_mask((n, 2 * n))].any()
@@ -171,15 +171,20 @@ def test_probabilities_add_up_and_respect_the_mask(model: SettingModel) -> None:
 
 def test_the_order_of_elements_does_not_matter(model: SettingModel) -> None:
     one, other = Composition((22, 8), (1, 2)), Composition((8, 22), (2, 1))
-    assert_allclose(model.log_units(one), model.log_units(other))
-    assert_allclose(model.log_groups(one, [2]), model.log_groups(other, [2]))
+    assert_allclose(model.log_units([one])[0], model.log_units([other])[0])
+    assert_allclose(model.log_groups([(one, 2)]), model.log_groups([(other, 2)]))
 
 
-def test_cell_contents_asked_together_or_alone_give_the_same(model: SettingModel) -> None:
-    composition = Composition((22, 38, 8), (1, 1, 3))
-    together = model.log_groups(composition, [1, 2, 3])
-    for k, n in enumerate((1, 2, 3)):
-        assert_allclose(model.log_groups(composition, [n])[0], together[k], atol=1e-5)
+def test_cells_asked_together_or_alone_give_the_same(model: SettingModel) -> None:
+    compositions = [Composition((22, 38, 8), counts) for counts in ((1, 1, 3), (2, 1, 4))]
+    for log_p, asked in (
+        (model.log_units, compositions),
+        (model.log_groups, [(one, n) for one in compositions for n in (1, 2, 3)]),
+    ):
+        together = log_p(asked)
+        assert len(together) == len(asked)
+        for one, row in zip(asked, together, strict=True):
+            assert_allclose(log_p([one])[0], row, atol=1e-5)
 
 
 def test_known_settings_are_those_of_the_very_composition(model: SettingModel) -> None:
@@ -231,7 +236,7 @@ def test_a_model_file_keeps_the_settings(model: SettingModel, tmp_path) -> None:
     assert again.settings is not None
     composition = Composition((22, 8), (1, 2))
     assert_allclose(
-        again.settings.log_groups(composition, [2]), model.log_groups(composition, [2])
+        again.settings.log_groups([(composition, 2)]), model.log_groups([(composition, 2)])
     )
 
 
@@ -258,14 +263,17 @@ def test_members_are_averaged(setting_model: SettingModel, reference: PackedData
     both = SettingModel.of_members([setting_model, other])
     assert both.config == dataclasses.replace(config, members=2)
     composition = Composition.of({22: 1, 8: 2})
-    for name in ("log_units", "log_groups"):
-        asked = (composition,) if name == "log_units" else (composition, [1, 2])
-        each = [np.exp(getattr(m, name)(*asked)) for m in (setting_model, other)]
-        np.testing.assert_allclose(np.exp(getattr(both, name)(*asked)), sum(each) / 2, atol=1e-12)
+    for name, asked in (
+        ("log_units", [composition]),
+        ("log_groups", [(composition, 1), (composition, 2)]),
+    ):
+        each = [np.exp(getattr(m, name)(asked)) for m in (setting_model, other)]
+        np.testing.assert_allclose(np.exp(getattr(both, name)(asked)), sum(each) / 2, atol=1e-12)
     read = SettingModel.from_tensors(both.config, both.to_tensors())
-    np.testing.assert_array_equal(read.log_units(composition), both.log_units(composition))
+    asked = [composition]
+    np.testing.assert_array_equal(read.log_units(asked), both.log_units(asked))
     for one, given in zip(both.singles(), (setting_model, other), strict=True):
-        np.testing.assert_array_equal(one.log_units(composition), given.log_units(composition))
+        np.testing.assert_array_equal(one.log_units(asked), given.log_units(asked))
     with pytest.raises(InputError, match="single networks"):
         SettingModel.of_members([both, both])
 

@@ -217,7 +217,7 @@ class TestSupport:
         model = open_model.settings
         assert model is not None
         first = found[0].composition
-        log_p = model.log_groups(first, [units])[0]
+        log_p = model.log_groups([(first, units)])[0]
         likely = {number for number in fitting if np.exp(log_p[number]) >= 2 * SMALLEST}
         seen = {s.group for s in found}
         assert likely <= seen <= fitting
@@ -259,7 +259,7 @@ class TestSupport:
     ) -> None:
         model = open_model.settings
         assert model is not None
-        p = np.exp(model.log_groups(rutile[0].composition, [2])[0])
+        p = np.exp(model.log_groups([(rutile[0].composition, 2)])[0])
         for s in rutile:
             assert s.group_probability == pytest.approx(p[s.group], rel=1e-5)
 
@@ -288,7 +288,7 @@ class TestSupport:
         model = open_model.settings
         assert model is not None
         assert model.known_settings(composition) == {(2, 136): 0.5, (2, 141): 0.5}
-        p = np.exp(model.log_groups(composition, [2], as_new=True)[0])
+        p = np.exp(model.log_groups([(composition, 2)], as_new=True)[0])
         more = {n: mixed[n] - (1 - KNOWN_SHARE) * p[n] for n in mixed}
         assert more[136] + more[141] == pytest.approx(KNOWN_SHARE, rel=1e-4)
         agreed = (AGREEMENT + p[136]) / (AGREEMENT + p[141])

@@ -47,6 +47,8 @@ MOST_CELL = 104
 """Atoms in the primitive cell where more than one formula unit is in it, at most."""
 MOST_SYSTEMS = 512
 """Training crystals of like elements that a stoichiometry is drawn from."""
+AT_ONCE = 64
+"""Compositions that pass through a classifier together."""
 UNSTABLE = 0.2
 """Weight of a training crystal far above the hull beside one near it."""
 
@@ -215,75 +217,74 @@ class SettingModel(nn.Module):
 
     # -- cell content and group of a composition
 
-    def log_units(self, composition: Composition, *, as_new: bool = False) -> FloatArray:
-        """(MOST_UNITS + 1,) log-probability of formula units in the primitive cell.
+    def log_units(
+        self, compositions: Sequence[Composition], *, as_new: bool = False
+    ) -> FloatArray:
+        """(C, MOST_UNITS + 1) log-probability of formula units in the primitive cell.
 
         Parameters
         ----------
+        compositions
+            All with as many elements.
         as_new
-            Whether training crystals of this very composition are left out. A composition seldom
-            has a setting twice, so with them the others become likelier.
+            Whether training crystals of these very compositions are left out. A composition
+            seldom has a setting twice, so with them the others become likelier.
         """
-        family, elements = _in_order(composition)
-        found = nearest(
-            self.known, self.distances, family, elements, self.config.neighbours
-            + self.config.elsewhere,
-        )  # fmt: skip
-        if as_new:
-            found = _without_same(found, elements)
+        most = self.config.neighbours + self.config.elsewhere
+        asked, found = [], []
+        for composition in compositions:
+            family, elements = _in_order(composition)
+            asked.append((family, elements))
+            near = nearest(self.known, self.distances, family, elements, most)
+            found.append(_without_same(near, elements) if as_new else near)
+        together = _joined(found)
         return self._log_probabilities(
             [self.units, *self.other_units],
-            elements,
-            [family],
-            found,
+            asked,
+            together,
             self.known.units.clip(max=MOST_UNITS),
-            np.zeros_like(found.row),
-            units_mask(family)[None],
-        )[0]
+            np.zeros_like(together.row),
+            np.stack([units_mask(family) for family, _ in asked]),
+        )
 
     def log_groups(
-        self, composition: Composition, units: Sequence[int], *, as_new: bool = False
+        self, cells: Sequence[tuple[Composition, int]], *, as_new: bool = False
     ) -> FloatArray:
-        """(U, 231) log-probability of every space group, given formula units of the primitive
+        """(C, 231) log-probability of every space group, given formula units of the primitive
         cell.
 
-        Groups in which the atoms do not fit have −inf; so has entry 0. ``as_new`` is that of
+        Groups in which the atoms do not fit have −inf; so has entry 0. ``cells`` are
+        compositions, all with as many elements, with their formula units; ``as_new`` is that of
         :meth:`log_units`.
         """
-        family, elements = _in_order(composition)
-        rows = self.known.families.get(family, np.zeros(0, dtype=np.int64))
-        theirs = self.known.units[rows]
-        found, masks = [], []
-        for n in units:
+        asked, found = [], []
+        for composition, units in cells:
+            family, elements = _in_order(composition)
+            asked.append((tuple(units * n for n in family), elements))
+            rows = self.known.families.get(family, np.zeros(0, dtype=np.int64))
+            theirs = self.known.units[rows]
             own, other = (
                 nearest(self.known, self.distances, family, elements, most, among=rows[pick])
                 for most, pick in (
-                    (self.config.neighbours, theirs == n),
-                    (self.config.elsewhere, theirs != n),
+                    (self.config.neighbours, theirs == units),
+                    (self.config.elsewhere, theirs != units),
                 )
             )
-            found.append(
-                Neighbours(
-                    np.concatenate([own.row, other.row], 1),
-                    np.concatenate([own.matched, other.matched], 1),
-                )
+            near = Neighbours(
+                np.concatenate([own.row, other.row], 1),
+                np.concatenate([own.matched, other.matched], 1),
             )
-            masks.append(group_mask(tuple(n * c for c in family)))
-        together = Neighbours(
-            np.concatenate([f.row for f in found]), np.concatenate([f.matched for f in found])
-        )
-        if as_new:
-            together = _without_same(together, elements)
+            found.append(_without_same(near, elements) if as_new else near)
+        together = _joined(found)
         kind = np.zeros_like(together.row)
         kind[:, self.config.neighbours :] = 1
         return self._log_probabilities(
             [self.group, *self.other_groups],
-            elements.repeat(len(units), 0),
-            [tuple(n * c for c in family) for n in units],
+            asked,
             together,
             self.known.group,
             kind,
-            np.stack(masks),
+            np.stack([group_mask(counts) for counts, _ in asked]),
         )
 
     def known_settings(self, composition: Composition) -> dict[tuple[int, int], float]:
@@ -302,13 +303,14 @@ class SettingModel(nn.Module):
     def _log_probabilities(
         self,
         classifiers: Sequence[nn.Module],
-        elements: NDArray[np.int64],
-        counts: Sequence[tuple[int, ...]],
+        asked: Sequence[tuple[tuple[int, ...], NDArray[np.int64]]],
         found: Neighbours,
         labels: NDArray[np.int64],
         kind: NDArray[np.int64],
         allowed: NDArray[np.bool_],
     ) -> FloatArray:
+        """(C, labels) of the counts and (1, E) elements asked for, by their neighbours."""
+        elements = np.concatenate([one for _, one in asked])
         row = torch.from_numpy(found.row)
         here = row.clamp(min=0)
         known = torch.from_numpy(np.append(labels, -1))  # a row of none points at the last
@@ -316,7 +318,7 @@ class SettingModel(nn.Module):
         width = elements.shape[1]
         ballot = Ballot(
             elements=torch.from_numpy(elements),
-            counts=torch.tensor(counts),
+            counts=torch.tensor([counts for counts, _ in asked]),
             label=torch.where(row >= 0, known[here], -1),
             kind=torch.from_numpy(kind),
             matched=torch.from_numpy(found.matched[:, :, :width]),
@@ -324,9 +326,16 @@ class SettingModel(nn.Module):
             wanted=torch.ones(len(row), dtype=torch.bool),
             allowed=torch.from_numpy(allowed),
         )
+        result: FloatArray
         with torch.inference_mode():
-            each = torch.stack([one(ballot).double().log_softmax(1) for one in classifiers])
-            result: FloatArray = (each.logsumexp(0) - math.log(len(classifiers))).numpy()
+            each = []
+            for start in range(0, len(row), AT_ONCE):
+                part = Ballot(*(tensor[start : start + AT_ONCE] for tensor in ballot))
+                each.append(
+                    torch.stack([one(part).double().log_softmax(1) for one in classifiers])
+                )
+            mean = torch.cat(each, 1).logsumexp(0) - math.log(len(classifiers))
+            result = mean.numpy()
         return result
 
     # -- compositions
@@ -453,6 +462,13 @@ def _without_same(found: Neighbours, elements: NDArray[np.int64]) -> Neighbours:
     """Neighbours less those of the composition itself; (1, E) its elements."""
     same = (found.matched[:, :, : elements.shape[1]] == elements[:, None]).all(2)
     return Neighbours(np.where(same, -1, found.row), found.matched)
+
+
+def _joined(found: Sequence[Neighbours]) -> Neighbours:
+    """Of several compositions, each with as many places for neighbours."""
+    return Neighbours(
+        np.concatenate([one.row for one in found]), np.concatenate([one.matched for one in found])
+    )
 
 
 def _in_order(composition: Composition) -> tuple[tuple[int, ...], NDArray[np.int64]]:

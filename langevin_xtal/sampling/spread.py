@@ -220,9 +220,9 @@ def de_novo(request: Request, model: CrystalModel, seed: int, index: int) -> Req
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
     for _ in range(TRIES):
         composition = settings.draw_composition(rng)
-        log_units = settings.log_units(composition, as_new=True)
+        log_units = settings.log_units([composition], as_new=True)[0]
         units = _drawn(rng, np.exp(log_units))
-        groups = np.exp(settings.log_groups(composition, [units], as_new=True)[0])
+        groups = np.exp(settings.log_groups([(composition, units)], as_new=True)[0])
         allowed = groups * _group_filter(request)
         if not allowed.sum() > 0:
             continue
@@ -386,11 +386,11 @@ class _Search:
     def _groups(self) -> list[_Group]:
         """Compositions, cell contents and groups with what probability they have together."""
         allowed = _group_filter(self.request)
+        likely = [(one, share) for one, share in self._compositions() if share >= SMALLEST]
+        tables = self._tables([composition for composition, _ in likely])
         found: list[_Group] = []
-        for composition, share in self._compositions():
-            if share < SMALLEST:
-                continue
-            table = self._table(composition) * allowed
+        for (composition, share), table in zip(likely, tables, strict=True):
+            table = table * allowed
             found += [
                 _Group(composition, int(units), int(number), float(share * table[units, number]))
                 for units, number in zip(*np.nonzero(table > 0), strict=True)
@@ -404,22 +404,35 @@ class _Search:
             if group.probability / total >= SMALLEST
         ]
 
-    def _table(self, composition: Composition) -> FloatArray:
-        """(MOST_UNITS + 1, 231) probability of each cell content and group."""
-        table = np.zeros((MOST_UNITS + 1, 231))
-        units = self._units(composition)
-        if not units:
-            return table
-        numbers = list(units)
-        groups = np.exp(self.settings.log_groups(composition, numbers, as_new=self.as_new))
-        for n, row in zip(numbers, groups, strict=True):
-            table[n] = units[n] * row
+    def _tables(self, compositions: Sequence[Composition]) -> list[FloatArray]:
+        """(MOST_UNITS + 1, 231) probability of each cell content and group, of each composition."""
+        units_of = self._units(compositions)
+        cells = [
+            (composition, n)
+            for composition, units in zip(compositions, units_of, strict=True)
+            for n in units
+        ]
+        if not cells:
+            return [np.zeros((MOST_UNITS + 1, 231)) for _ in compositions]
+        groups = iter(np.exp(self.settings.log_groups(cells, as_new=self.as_new)))
+        tables = []
+        for composition, units in zip(compositions, units_of, strict=True):
+            table = np.zeros((MOST_UNITS + 1, 231))
+            for n, share in units.items():
+                table[n] = share * next(groups)
+            tables.append(self._weighed(composition, units, table))
+        return tables
+
+    def _weighed(
+        self, composition: Composition, units: dict[int, float], table: FloatArray
+    ) -> FloatArray:
+        """A table with what does not fit left out, and known settings given their share."""
         centring = np.array([1] + [len(SpaceGroup(n).centring) for n in range(1, 231)])
         sizes = np.arange(MOST_UNITS + 1)[:, None] * centring * composition.atoms
         fitting = sizes <= min(MAX_ATOMS, self.options.most_atoms or MAX_ATOMS)
         if self.z is not None:
             fitting &= np.arange(MOST_UNITS + 1)[:, None] * centring == self.z
-        table *= fitting
+        table = table * fitting
         if self.options.known_share:
             known = np.zeros_like(table)
             for (n, number), share in self.settings.known_settings(composition).items():
@@ -431,19 +444,29 @@ class _Search:
                 table = (1 - share) * table / table.sum() + share * known / known.sum()
         return table
 
-    def _units(self, composition: Composition) -> dict[int, float]:
-        """Formula units in the primitive cell, and their probabilities."""
+    def _units(self, compositions: Sequence[Composition]) -> list[dict[int, float]]:
+        """Formula units in the primitive cell with their probabilities, of each composition."""
         if self.request.atoms is not None:
-            units, rest = divmod(self.request.atoms, composition.atoms)
-            return {} if rest or not 1 <= units <= MOST_UNITS else {units: 1.0}
-        p = np.exp(self.settings.log_units(composition, as_new=self.as_new))
+            found = []
+            for composition in compositions:
+                units, rest = divmod(self.request.atoms, composition.atoms)
+                found.append({} if rest or not 1 <= units <= MOST_UNITS else {units: 1.0})
+            return found
+        if not compositions:
+            return []
+        shares = np.exp(self.settings.log_units(compositions, as_new=self.as_new))
         if self.z is not None:
-            sizes = {self.z // c for c in CENTRINGS if self.z % c == 0}
-            return {n: max(float(p[n]), SMALLEST) for n in sorted(sizes) if n <= MOST_UNITS}
-        best = np.argsort(-p, kind="stable")[:PER_COMPOSITION]
-        known = {n for n, _ in self.settings.known_settings(composition)}
-        likely = {int(n) for n in best if p[n] >= UNLIKELY * p[best[0]]}
-        return {n: float(p[n]) for n in sorted(likely | known) if n <= MOST_UNITS}
+            sizes = sorted({self.z // c for c in CENTRINGS if self.z % c == 0})
+            return [
+                {n: max(float(p[n]), SMALLEST) for n in sizes if n <= MOST_UNITS} for p in shares
+            ]
+        found = []
+        for composition, p in zip(compositions, shares, strict=True):
+            best = np.argsort(-p, kind="stable")[:PER_COMPOSITION]
+            known = {n for n, _ in self.settings.known_settings(composition)}
+            likely = {int(n) for n in best if p[n] >= UNLIKELY * p[best[0]]}
+            found.append({n: float(p[n]) for n in sorted(likely | known) if n <= MOST_UNITS})
+        return found
 
     def _compositions(self) -> list[tuple[Composition, float]]:
         elements = [atomic_number(symbol) for symbol in self.request.elements]
