@@ -405,7 +405,7 @@ class _Search:
         ]
 
     def _tables(self, compositions: Sequence[Composition]) -> list[FloatArray]:
-        """(MOST_UNITS + 1, 231) probability of each cell content and group, of each composition."""
+        """(MOST_UNITS + 1, 231) probability of cell content and group, of each composition."""
         units_of = self._units(compositions)
         cells = [
             (composition, n)
