@@ -139,6 +139,8 @@ def mark(store: Store, stage: str, first: int, last: int, owner: str, done: int)
             "langevin_xtal_work WHERE stage = 'sample' AND unit >= ? AND unit < ?",
             (stage, owner, first, last),
         )
+        if store._is_postgres:  # as its autovacuum does within a minute
+            cursor.execute("ANALYZE langevin_xtal_work")
 
 
 def claims(store: Store, stage: str, units: Sequence[int]) -> dict[str, float]:

@@ -159,14 +159,16 @@ class Claims:
             (stage, total, most),
         )
         free = [whole(unit, "work") for (unit,) in cursor.fetchall()]
-        cursor.execute(
-            "SELECT MAX(unit) FROM langevin_xtal_work WHERE stage = ? AND unit < ?", (stage, total)
-        )
-        (last,) = cursor.fetchone()
         cursor.execute("SELECT MAX(unit) FROM langevin_xtal_work WHERE stage = ?", (stage,))
-        (end,) = cursor.fetchone()
-        if end is not None and whole(end, "work") > MOST_INDEX:
-            raise _ends_with(end)
+        (last,) = cursor.fetchone()
+        if last is not None and whole(last, "work") > MOST_INDEX:
+            raise _ends_with(last)
+        if last is not None and last >= total:  # of a larger range
+            cursor.execute(
+                "SELECT MAX(unit) FROM langevin_xtal_work WHERE stage = ? AND unit < ?",
+                (stage, total),
+            )
+            (last,) = cursor.fetchone()
         cursor.execute(
             "SELECT COUNT(*) FROM langevin_xtal_work WHERE stage = ? AND done = 0 AND unit < ?",
             (stage, total),
