@@ -4,8 +4,10 @@
 
 FOLDER holds a fit of each generator that is to be compared, as ``langevin-xtal train --generator
 NAME --out FOLDER/NAME`` leaves it. Each comparison has what its generators are given: the
-composition, elements and space group, or nothing. Writes docs/results/baselines.json; what was
-evaluated is kept in FOLDER/evaluations, so a run that was stopped goes on.
+composition, elements and space group, or nothing. Pictures are judged by their papers' measures,
+too: the variance of values that CrysTens repeats, and how many atoms there are in slices. Writes
+docs/results/baselines.json; what was evaluated is kept in FOLDER/evaluations, so a run that was
+stopped goes on.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,16 @@ import numpy as np
 import torch
 
 import langevin_xtal as lx
-from langevin_xtal.baselines.base import WEIGHTS, Generator
+from langevin_xtal.baselines.base import WEIGHTS, Generator, primitive_cells
+from langevin_xtal.baselines.crystens import CrysTensDiffusion, CrysTensGan
+from langevin_xtal.baselines.crystens_encoding import variances
+from langevin_xtal.baselines.density_slices import (
+    MOST_ATOMS,
+    DensitySlices,
+    atoms_counted,
+    counts_apart,
+    random_slice,
+)
 from langevin_xtal.baselines.predict import request_for, served
 from langevin_xtal.baselines.registry import GENERATORS, load_generator
 from langevin_xtal.cli import run
@@ -30,6 +42,8 @@ from langevin_xtal.evaluation.targets import ALL_GROUPS, choose_targets
 from langevin_xtal.version import __version__
 
 TIMED = 16
+PICTURES = 256
+"""Drawn by each generator of pictures."""
 MODEL = "small"
 KEYS = (
     "attempted", "missing", "struct_valid", "comp_valid", "valid", "match_1", "rmse_1",
@@ -69,6 +83,13 @@ def main() -> None:
             "parameters": sum(p.numel() for p in generator.network.parameters()),
             "hours": generator.card["seconds"] / 3600,
         }
+        if isinstance(generator, CrysTensDiffusion | CrysTensGan):
+            result.setdefault("variances", {})[name] = repeated(generator)
+        if isinstance(generator, DensitySlices):
+            seconds = timed(lambda made=generator: made.slices(TIMED, seed=1))
+            result["generators"][name] = facts | {"seconds_per_structure": seconds}
+            result["slices"] = sliced(given, generator)
+            continue
         reference = compared(given, generator)
         seconds = timed(generator_sampling(generator, reference))
         result["generators"][name] = facts | {"seconds_per_structure": seconds}
@@ -119,6 +140,35 @@ def evaluated(
         label: {key: column["summary"].get(key) for key in KEYS}
         for label, column in columns.items()
     }
+
+
+def repeated(generator: CrysTensDiffusion | CrysTensGan) -> dict[str, float]:
+    """Medians and means of the variances of repeated values, in the paper's units."""
+    found = []
+    for first in range(0, PICTURES, TIMED):
+        with torch.no_grad():
+            found += [variances(p) for p in generator.pictures(2, range(first, first + TIMED))]
+    kept = [asdict(one) for one in found if one is not None]
+    return {"without_atoms": len(found) - len(kept)} | {
+        key: float(np.mean([one[key] for one in kept])) for key in (kept[0] if kept else ())
+    }
+
+
+def sliced(given: argparse.Namespace, generator: DensitySlices) -> dict[str, dict[str, float]]:
+    """Numbers of atoms in slices: generated ones and those of training crystals, each compared
+    with those of the reference."""
+    rng = np.random.default_rng(3)
+    counts = {"generated": atoms_counted(generator.slices(PICTURES, seed=2))}
+    for name, path in (("training", given.training), ("reference", given.reference)):
+        cells, _ = primitive_cells(PackedDataset.load(path), MOST_ATOMS)
+        chosen = rng.choice(len(cells), PICTURES)
+        counts[name] = atoms_counted([random_slice(cells[k], rng) for k in chosen])
+    found = {}
+    for name in ("generated", "training"):
+        statistic, p = counts_apart(counts[name], counts["reference"])
+        found[name] = {"mean": float(counts[name].mean()), "statistic": statistic, "p": p}
+    found["reference"] = {"mean": float(counts["reference"].mean())}
+    return found
 
 
 def generator_sampling(generator: Generator, reference: Path) -> Callable[[], Any]:
