@@ -53,6 +53,7 @@ def test_quick(arena: Arena, kind: str) -> None:
     assert sum(arena.tally.tries.values()) - before >= 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SLOW)
 def test_slow(arena: Arena, kind: str) -> None:
     before = sum(arena.tally.tries.values())
@@ -60,6 +61,7 @@ def test_slow(arena: Arena, kind: str) -> None:
     assert sum(arena.tally.tries.values()) - before >= 1
 
 
+@pytest.mark.slow
 def test_postgres(arena: Arena) -> None:
     if arena.server is None:
         pytest.skip("PostgreSQL is not installed")
@@ -67,6 +69,7 @@ def test_postgres(arena: Arena) -> None:
         assert arena.postgres(number) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGKILL])
 def test_with_workers(arena: Arena, which: signal.Signals) -> None:
     assert arena.with_workers(0, which) == ""

@@ -257,6 +257,7 @@ class TestMeasuring:
         assert len({str(r) for r in asked}) >= min(count, len(small)) - 1
 
 
+@pytest.mark.slow
 class TestReport:
     def test_is_json_with_its_surroundings(
         self, report: dict[str, Any], tiny_model: CrystalModel, small: PackedDataset

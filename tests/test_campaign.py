@@ -459,6 +459,7 @@ class TestDask:
             assert [first, *results] == [n * n for n in range(30)]
         assert list(parallel_map(abs, [-1])) == [1]  # the block is over
 
+    @pytest.mark.slow
     def test_gpu_workers_and_others_each_do_their_own(self, tmp_path: Path) -> None:
         pytest.importorskip("distributed")
         from functools import partial
@@ -487,6 +488,7 @@ class TestDask:
         assert done == {1: "", 2: ""}
         assert sorted(path.name for path in tmp_path.iterdir()) == ["cpu-1-", "cpu-2-"]
 
+    @pytest.mark.slow
     def test_a_campaign_samples_on_the_gpu_workers(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -774,6 +774,7 @@ class TestTrain:
         assert run(sample) == 0
         assert table(tmp_path / "c")
 
+    @pytest.mark.slow
     def test_fits_of_where_chains_start_go_on(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -807,6 +808,7 @@ class TestTrain:
         again = load_model(tmp_path / "cut" / "model.safetensors")
         assert again.hash == whole.hash
 
+    @pytest.mark.slow
     def test_parts_of_init(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Kept with no epochs, and where fits start with some."""
         from langevin_xtal.train import parts

@@ -346,6 +346,7 @@ class TestRandomSymmetric:
         assert few.ids == one.ids[: len(few)]
         assert np.array_equal(few.frac, one.frac[: len(few.frac)])
 
+    @pytest.mark.slow
     def test_workers_change_nothing(self, twenty: list[Target], made: StructureSet) -> None:
         seen: list[tuple[int, int]] = []
         two = random_symmetric(
@@ -620,6 +621,7 @@ class TestNearestTemplate:
         for formula, wanted in zip(made.formulas, formulas, strict=True):
             assert formula == wanted or (wanted == "fluorite" and "2" in formula)
 
+    @pytest.mark.slow
     def test_workers_change_nothing(self, reference: PackedDataset, targets: list[Target]) -> None:
         half = reference.select(np.arange(0, len(reference), 2))
         seen: list[tuple[int, int]] = []

@@ -444,6 +444,7 @@ train.main(sys.argv[1:], standalone_mode=False)
 """
 
 
+@pytest.mark.slow
 def test_training_needs_no_package_of_crystals(tmp_path: Path) -> None:
     """As on machines lent for their GPU: torch, numpy and little else."""
     arguments = ["--out", str(tmp_path / "run"), "--steps", "2", "--batch-size", "4"]

@@ -370,6 +370,7 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_rock_salt_is_solved_from_its_composition(scan: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     out = tmp_path / "solved"
     command = ["solve", "--formula", "NaCl", "--pattern", str(scan), "--atoms", "2", "--n", "12",

@@ -216,6 +216,7 @@ class TestTeam:
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 class TestTwoProcesses:
     @pytest.fixture(scope="class")
     def alone(self, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -25,6 +25,7 @@ def blocks(page: str) -> list[str]:
     return [dedent(block) for block in found]
 
 
+@pytest.mark.slow
 def test_tutorials_run(tmp_path: Path) -> None:
     parts = blocks("tutorials.rst")
     assert len(parts) > 5

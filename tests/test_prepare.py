@@ -471,6 +471,7 @@ def many(path: Path, count: int) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(tmp_path: Path) -> None:
     source = many(tmp_path / "many.npz", 300)
     one = prepare(source, tmp_path / "1.lxd", workers=1)
@@ -551,6 +552,7 @@ def _environment(root: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(root)}
 
 
+@pytest.mark.slow
 def test_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
     """Ctrl-C in the middle: both workers stop, the old output stays, no temporary files."""
     source = many(tmp_path / "m.npz", 6000)

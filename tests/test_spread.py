@@ -405,7 +405,11 @@ class TestRefused:
 
 
 @pytest.mark.parametrize("formula", ["TiO2", "LiFePO4", "CsPbI3", "SiO2", "Cu2KSi", "Fe2O3"])
-def test_the_first_sample_is_the_likeliest_setting(open_model: CrystalModel, formula: str) -> None:
+def test_the_first_sample_is_the_likeliest_setting(
+    open_model: CrystalModel, formula: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("langevin_xtal.sampling.spread.ENUMERATED", 20)
+    monkeypatch.setattr("langevin_xtal.sampling.spread.BEAM", 4)
     spread = Spread(Request(formula=formula), open_model)
     choices = [spread[k].choice for k in range(12)]
     assert choices[0] is not None
