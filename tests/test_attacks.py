@@ -45,7 +45,9 @@ def without_faults(arena: Arena) -> Iterator[None]:
     assert not reported
 
 
-@pytest.mark.parametrize("kind", QUICK)
+@pytest.mark.parametrize(
+    "kind", [*QUICK[:5], *(pytest.param(kind, marks=pytest.mark.slow) for kind in QUICK[5:])]
+)
 def test_quick(arena: Arena, kind: str) -> None:
     before = sum(arena.tally.tries.values())
     for number in range(8):

@@ -478,6 +478,7 @@ class TestPictureRegression:
         own["size"][::7] = np.nan
         return replace(crystals, properties=own)
 
+    @pytest.mark.slow
     def test_learns_what_a_picture_shows(self, data: PackedDataset) -> None:
         recipe = picture_regression.PictureRegressionRecipe(
             epochs=40, batch_size=16, width=8, rate=5e-3, dropout=0.0

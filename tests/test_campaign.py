@@ -445,6 +445,7 @@ def engine() -> Iterator[object]:
 
 
 class TestDask:
+    @pytest.mark.slow
     def test_in_order_and_complete_after_a_worker_was_killed(
         self, engine: object, tmp_path: Path
     ) -> None:

@@ -131,7 +131,7 @@ def test_sampling_imports_little(tmp_path: Path) -> None:
     heavy |= {"gemmi", "networkx", "chgnet", "torch_geometric", "torch._dynamo"}
     code = (
         "import sys; from langevin_xtal.cli import run;"
-        "code = run(['sample', '--elements', 'Cu,Si,K', '--sg', '62', '--out', sys.argv[1]]);"
+        "code = run('sample --elements Cu,Si,K --sg 62 --n 1 --out'.split() + sys.argv[1:]);"
         f"print(code, sorted({heavy!r} & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -271,6 +271,7 @@ class TestPredict:
 
 
 class TestLetters:
+    @pytest.mark.slow
     def test_pyxtal_means_the_same_by_a_letter(self) -> None:
         """In all 230 groups, whatever the choice of origin: multiplicity and freedom agree."""
         from pyxtal.symmetry import Group

@@ -17,6 +17,7 @@ SAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_runs(path: Path, tmp_path: Path) -> None:
     result = subprocess.run(

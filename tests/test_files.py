@@ -221,6 +221,7 @@ class TestNoFile:
 
 
 class TestTwoWriters:
+    @pytest.mark.slow
     @needs_fork
     def test_never_tear_a_table(self, tmp_path: Path) -> None:
         path, columns = tmp_path / "t.csv", ("k", "text")

@@ -205,6 +205,7 @@ class TestBits:
         assert all(torch.equal(a, b) for a, b in zip(one, three, strict=True))
         assert all(torch.equal(a, b) for a, b in zip(three, again, strict=True))
 
+    @pytest.mark.slow
     def test_instructions(self, tmp_path: Path) -> None:
         """Vectors of 8 and 16 numbers round alike; without fused multiply-add, nearly."""
         code = """

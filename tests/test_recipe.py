@@ -177,7 +177,7 @@ def test_each_fit_starts_from_the_one_before(whole: Path) -> None:
     assert recorded["seed"] == 5 + 1
 
 
-@pytest.mark.parametrize("way", ["interrupted", "killed"])
+@pytest.mark.parametrize("way", [pytest.param("interrupted", marks=pytest.mark.slow), "killed"])
 def test_stopped_in_the_midst_of_every_fit_it_ends_the_same(
     files: dict[str, Path],
     whole: Path,

@@ -402,6 +402,7 @@ def test_structure_types_given_otherwise():
     assert compared > 90
 
 
+@pytest.mark.slow
 def test_structure_types_match_their_descriptions():
     """By pymatgen, which knows nothing of groups and cells."""
     matcher = StructureMatcher(ltol=1e-3, stol=1e-3, angle_tol=0.1)

@@ -201,6 +201,7 @@ def test_done_again_it_stays():
     assert moved_on == {}
 
 
+@pytest.mark.slow
 def test_special_positions_are_never_left():
     """A site fixed by an operation stays fixed by it, whatever lies near.
 
