@@ -679,6 +679,18 @@ class TestDensity:
         wanted = np.repeat(cell[2], len(shifts))[near]
         assert sorted(kinds.tolist()) == sorted(wanted.tolist())
 
+    def test_a_slice_is_the_density_on_its_points(self) -> None:
+        rng = np.random.default_rng(13)
+        lattice = np.diag([4.1, 5.2, 6.3]) + rng.normal(0, 0.4, (3, 3))
+        cell = lattice, rng.random((4, 3)), np.array([8, 22, 38, 82])
+        centre, axes = density.random_plane(cell, rng)
+        along = density.pixel_places(8.0, 16)
+        points = centre + along[:, None, None] * axes[0] + along[None, :, None] * axes[1]
+        wanted = density.density_at(cell, points.reshape(-1, 3)).reshape(16, 16)
+        assert wanted.max() > 1
+        found = density.plane_slice(cell, centre, axes, 8.0, 16)
+        assert np.abs(found - wanted).max() < 5e-3  # tails beyond the cut-off
+
     def test_atoms_are_found_back_from_a_slice(self) -> None:
         centre, axes = np.full(3, [0.3, -0.2, 0.0]), np.array([[1.0, 0, 0], [0, 1.0, 0]])
         picture = density.plane_slice(self.SALT, centre, axes, 9.6, 32)

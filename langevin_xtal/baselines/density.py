@@ -115,8 +115,21 @@ def plane_slice(
         Of the square [Å].
     """
     along = pixel_places(width, pixels)
-    points = centre + along[:, None, None] * axes[0] + along[None, :, None] * axes[1]
-    return density_at(cell, points.reshape(-1, 3)).reshape(pixels, pixels)
+    places, kinds = images_within(cell, centre, width / np.sqrt(2) + CUTOFF)
+    apart = places - centre
+    inside = apart @ axes.T
+    beyond = np.abs(inside).max(axis=1, initial=0.0) < width / 2 + CUTOFF
+    above = (apart**2).sum(1) - (inside**2).sum(1)
+    near = beyond & (above < CUTOFF**2)
+    density = np.zeros((pixels, pixels))
+    for z in np.unique(kinds[near]).tolist():
+        own = near & (kinds == z)
+        for height, exponent in zip(*_gaussians(z), strict=True):  # a product of its directions
+            rows, columns = (
+                np.exp(-exponent * (along - inside[own, k, None]) ** 2) for k in range(2)
+            )
+            density += (height * np.exp(-exponent * above[own])[:, None] * rows).T @ columns
+    return density
 
 
 def pixel_places(width: float, pixels: int) -> FloatArray:
