@@ -1,0 +1,131 @@
+"""Several chains from noise, of which the score network keeps the likeliest.
+
+    python scripts/judge_chains.py mp20_val.lxd --targets 200 --chains 8 --out judged_chains.json
+
+Targets are given with their Wyckoff positions. Every chain starts from uniform positions. Its
+crystal is noised at six levels, with the same noise for all chains of a target (as long as no
+chain of its batch failed), and the squared errors of what the network makes of it, summed over
+all free coordinates, bound its likelihood (variational bound of a diffusion model, equal weights
+on a geometric schedule). The crystal with the least sum is the answer. Beside it: one chain, and
+whether any chain finds the target.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from langevin_xtal.crystal.candidate import Candidate
+from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.diffusion.losses import denoising_losses
+from langevin_xtal.diffusion.noising import Crystals, NoisingConfig, noise_batch
+from langevin_xtal.evaluation.cache import Cache
+from langevin_xtal.evaluation.matching import match_pairs
+from langevin_xtal.evaluation.targets import ALL_GROUPS, choose_targets
+from langevin_xtal.graph.snapping import all_operations
+from langevin_xtal.model.checkpoint import CrystalModel, load_model
+from langevin_xtal.sampling.sample import SampleOptions, sample_batches
+from langevin_xtal.symmetry.lattice import lattice_coordinates
+from langevin_xtal.version import __version__
+
+TAU = (0.2, 0.35, 0.5, 0.6, 0.75, 0.9)
+"""Places on the noise schedule, 0 for the most noise."""
+DRAWS = 4
+BATCH = 32
+NOISING = NoisingConfig(clean_lattice=0.0, confined=1.0, decoupling=0.0)
+
+
+def errors(model: CrystalModel, candidates: Sequence[Candidate]) -> NDArray[np.float64]:
+    """(C,) sum of squared errors of the predicted noise; the noise depends on places alone."""
+    sites = [len(c.numbers) for c in candidates]
+    crystals = Crystals.of_groups(
+        np.array([c.space_group.number for c in candidates]),
+        sites,
+        numbers=np.concatenate([c.numbers for c in candidates]),
+        frac=np.concatenate([c.frac for c in candidates]),
+        coordinates=np.stack([lattice_coordinates(c.lattice) for c in candidates]),
+    )
+    settings, found = model.network.config.graph_settings(), np.zeros(len(candidates))
+    for place, tau in enumerate(TAU):
+        sigma, sigma_lat = (
+            float(level(torch.tensor(tau)))
+            for level in (model.levels.position, model.levels.lattice)
+        )
+        levels = replace(
+            model.levels, position_max=sigma, position_min=sigma,
+            lattice_max=sigma_lat, lattice_min=sigma_lat,
+        )  # fmt: skip
+        for draw in range(DRAWS):
+            generator = torch.Generator().manual_seed(DRAWS * place + draw)
+            noised = noise_batch(crystals, levels, NOISING, settings, all_operations(), generator)
+            with torch.no_grad():
+                losses = denoising_losses(model.network, noised)
+            found += losses.position.numpy() * 3 * np.array(sites)
+            found += (losses.lattice * noised.lattice_used.sum(1)).numpy()
+    return found
+
+
+@click.command(help=__doc__)
+@click.argument("data", type=click.Path(path_type=Path, exists=True))
+@click.option("--model", default="small", show_default=True)
+@click.option("--targets", "count", type=int, default=200, show_default=True)
+@click.option("--chains", type=int, default=8, show_default=True)
+@click.option("--cache", type=click.Path(path_type=Path), help="Of comparisons.")
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+def main(data: Path, model: str, count: int, chains: int, cache: Path | None, out: Path) -> None:
+    torch.set_num_threads(1)
+    weights = load_model(model)
+    targets = choose_targets(PackedDataset.load(data), count, groups=ALL_GROUPS)
+    requests = [target.request("letters") for target in targets]
+    total = len(targets)
+    made: dict[int, Candidate] = {}
+    for outcome in sample_batches(
+        requests * chains, weights, 0, options=SampleOptions(start="noise")
+    ):
+        made |= {c.index: c for c in outcome.candidates}
+    apart = match_pairs(
+        [(c.cell, targets[k % total].cell()) for k, c in made.items()],
+        cache=Cache(cache or out.parent / "judge-cache"),
+        workers=1,
+    )
+    right, error = np.zeros((chains, total), bool), np.full((chains, total), np.inf)
+    for k, rms in zip(made, apart.tolist(), strict=True):
+        right[divmod(k, total)] = not np.isnan(rms)
+    for chain in range(chains):
+        for first in range(0, total, BATCH):
+            places = range(first, min(first + BATCH, total))
+            kept = [t for t in places if chain * total + t in made]
+            if kept:
+                error[chain, kept] = errors(weights, [made[chain * total + t] for t in kept])
+    rows = [
+        {
+            "chains": n,
+            "likeliest": float(right[error[:n].argmin(0), np.arange(total)].mean()),
+            "any": float(right[:n].any(0).mean()),
+        }
+        for n in (1, 2, 4, 8, 16)
+        if n <= chains
+    ]
+    record = {
+        "command": f"python scripts/judge_chains.py {data.name} --model {model} "
+        f"--targets {count} --chains {chains} --out {out.name}",
+        "version": __version__,
+        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "model": {"name": weights.name, "weights": weights.hash},
+        "each_chain": right.mean(1).tolist(),
+        "rows": rows,
+    }
+    out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    click.echo(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
