@@ -585,6 +585,7 @@ class TestComputeFeatures:
         with pytest.raises(MissingPackageError):
             compute_features(elements(2), ["geometry"], cache=cache, workers=1)
 
+    @pytest.mark.slow
     def test_workers_change_nothing(
         self, reference: StructureSet, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -404,7 +404,13 @@ class TestRefused:
             next(sample_batches([RUTILE], open_model))
 
 
-@pytest.mark.parametrize("formula", ["TiO2", "LiFePO4", "CsPbI3", "SiO2", "Cu2KSi", "Fe2O3"])
+@pytest.mark.parametrize(
+    "formula",
+    [
+        *("TiO2", "LiFePO4", "CsPbI3"),
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("SiO2", "Cu2KSi", "Fe2O3")),
+    ],
+)
 def test_the_first_sample_is_the_likeliest_setting(
     open_model: CrystalModel, formula: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
