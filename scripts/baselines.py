@@ -143,7 +143,7 @@ def evaluated(
 
 
 def repeated(generator: CrysTensDiffusion | CrysTensGan) -> dict[str, float]:
-    """Medians and means of the variances of repeated values, in the paper's units."""
+    """Means of the variances of repeated values, in the units of the values."""
     found = []
     for first in range(0, PICTURES, TIMED):
         with torch.no_grad():

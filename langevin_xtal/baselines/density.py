@@ -118,9 +118,9 @@ def plane_slice(
     places, kinds = images_within(cell, centre, width / np.sqrt(2) + CUTOFF)
     apart = places - centre
     inside = apart @ axes.T
-    beyond = np.abs(inside).max(axis=1, initial=0.0) < width / 2 + CUTOFF
+    beside = np.abs(inside).max(axis=1, initial=0.0) < width / 2 + CUTOFF
     above = (apart**2).sum(1) - (inside**2).sum(1)
-    near = beyond & (above < CUTOFF**2)
+    near = beside & (above < CUTOFF**2)
     density = np.zeros((pixels, pixels))
     for z in np.unique(kinds[near]).tolist():
         own = near & (kinds == z)
