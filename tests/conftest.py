@@ -95,6 +95,13 @@ def _parameters(item: pytest.Item) -> dict[str, object]:
     return {} if call is None else dict(call.params)
 
 
+@pytest.fixture
+def few_assignments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each group, for tests to which it is no matter how many are ranked: it takes longest."""
+    monkeypatch.setattr("langevin_xtal.sampling.spread.ENUMERATED", 20)
+    monkeypatch.setattr("langevin_xtal.sampling.spread.BEAM", 4)
+
+
 @pytest.fixture(scope="session")
 def reference() -> PackedDataset:
     """The embedded structure types."""

@@ -7,7 +7,6 @@ import itertools
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from langevin_xtal.crystal.request import Request, parse_formula
 from langevin_xtal.dataset.reference import reference_dataset
 from langevin_xtal.errors import DataError, InputError, RequestError
 from langevin_xtal.model.checkpoint import CrystalModel, load_model, save_model
-from langevin_xtal.sampling import spread
 from langevin_xtal.sampling.sample import SampleOptions
 from langevin_xtal.sampling.samplers import Ancestral
 from langevin_xtal.sampling.spread import Spread
@@ -37,16 +35,9 @@ from langevin_xtal.search.store import read_rows
 from langevin_xtal.symmetry.wyckoff import wyckoff_positions
 from langevin_xtal.train.settings import fit_settings
 
+pytestmark = pytest.mark.usefixtures("few_assignments")
+
 QUICK = SampleOptions(batch_size=8, attempts=2, sampler=Ancestral(levels=3))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_assignments() -> Iterator[None]:
-    """Of each group; how many are ranked is no matter here, and most of the time goes into it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spread, "ENUMERATED", 20)
-        patch.setattr(spread, "BEAM", 4)
-        yield
 
 
 @pytest.fixture(scope="module")

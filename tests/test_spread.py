@@ -411,11 +411,8 @@ class TestRefused:
         *(pytest.param(one, marks=pytest.mark.slow) for one in ("SiO2", "Cu2KSi", "Fe2O3")),
     ],
 )
-def test_the_first_sample_is_the_likeliest_setting(
-    open_model: CrystalModel, formula: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("langevin_xtal.sampling.spread.ENUMERATED", 20)
-    monkeypatch.setattr("langevin_xtal.sampling.spread.BEAM", 4)
+@pytest.mark.usefixtures("few_assignments")
+def test_the_first_sample_is_the_likeliest_setting(open_model: CrystalModel, formula: str) -> None:
     spread = Spread(Request(formula=formula), open_model)
     choices = [spread[k].choice for k in range(12)]
     assert choices[0] is not None

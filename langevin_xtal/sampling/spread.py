@@ -17,7 +17,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import count
 from math import gcd
 
@@ -272,6 +272,12 @@ def _group_filter(request: Request) -> FloatArray:
     return allowed
 
 
+@cache
+def _centrings() -> NDArray[np.int64]:
+    """(231,) lattice points in the conventional cell of each group; 1 for entry 0."""
+    return np.array([1] + [len(SpaceGroup(number).centring) for number in range(1, 231)])
+
+
 @lru_cache(maxsize=4096)
 def _gain(freedom: int, draws: int) -> float:
     """Chance that a draw finds a crystal that all before it have missed."""
@@ -387,6 +393,8 @@ class _Search:
         """Compositions, cell contents and groups with what probability they have together."""
         allowed = _group_filter(self.request)
         likely = [(one, share) for one, share in self._compositions() if share >= SMALLEST]
+        if not likely:
+            return []
         tables = self._tables([composition for composition, _ in likely])
         found: list[_Group] = []
         for (composition, share), table in zip(likely, tables, strict=True):
@@ -427,11 +435,11 @@ class _Search:
         self, composition: Composition, units: dict[int, float], table: FloatArray
     ) -> FloatArray:
         """A table with what does not fit left out, and known settings given their share."""
-        centring = np.array([1] + [len(SpaceGroup(n).centring) for n in range(1, 231)])
-        sizes = np.arange(MOST_UNITS + 1)[:, None] * centring * composition.atoms
+        units_of_cell = np.arange(MOST_UNITS + 1)[:, None] * _centrings()  # the conventional one
+        sizes = units_of_cell * composition.atoms
         fitting = sizes <= min(MAX_ATOMS, self.options.most_atoms or MAX_ATOMS)
         if self.z is not None:
-            fitting &= np.arange(MOST_UNITS + 1)[:, None] * centring == self.z
+            fitting &= units_of_cell == self.z
         table = table * fitting
         if self.options.known_share:
             known = np.zeros_like(table)
@@ -452,8 +460,6 @@ class _Search:
                 units, rest = divmod(self.request.atoms, composition.atoms)
                 found.append({} if rest or not 1 <= units <= MOST_UNITS else {units: 1.0})
             return found
-        if not compositions:
-            return []
         shares = np.exp(self.settings.log_units(compositions, as_new=self.as_new))
         if self.z is not None:
             sizes = sorted({self.z // c for c in CENTRINGS if self.z % c == 0})
