@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import chain, groupby, islice, permutations, product
+from itertools import accumulate, chain, groupby, islice, pairwise, permutations, product
 from typing import NamedTuple
 
 import numpy as np
@@ -357,11 +357,11 @@ def template_orders(number: int, assignment: Assignment) -> tuple[Template, list
     """
     names = frames(number).names
     parts = [np.sort(names[:, list(element)], axis=1) for element in assignment]
-    ends = np.cumsum([part.shape[1] for part in parts])[:-1]
+    spans = list(pairwise(accumulate((part.shape[1] for part in parts), initial=0)))
     best: Template | None = None
     orders: dict[tuple[int, ...], None] = {}
-    for row in np.unique(np.concatenate(parts, 1), axis=0):
-        image = [tuple(part.tolist()) for part in np.split(row, ends)]
+    for row in sorted(set(map(tuple, np.concatenate(parts, 1).tolist()))):
+        image = [row[first:last] for first, last in spans]
         order = sorted(range(len(image)), key=image.__getitem__)
         found = tuple(image[k] for k in order)
         if best is None or found < best:

@@ -26,7 +26,12 @@ from numpy.typing import NDArray
 from langevin_xtal.errors import SymmetryError
 from langevin_xtal.symmetry.frames import frames, metric_after, reducing_turns
 from langevin_xtal.symmetry.groups import SpaceGroup
-from langevin_xtal.symmetry.wyckoff import polar_directions, shift_vectors, wyckoff_positions
+from langevin_xtal.symmetry.wyckoff import (
+    polar_directions,
+    position_arrays,
+    shift_vectors,
+    wyckoff_positions,
+)
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -231,7 +236,7 @@ class _Framed:
 
     def parameters(self, number: int) -> tuple[FloatArray, FloatArray]:
         """(Q, A, 3) those of the best image of every site, and (Q, A) how far they are off."""
-        group, table = SpaceGroup(number), _position_table(number)
+        group, table = SpaceGroup(number), position_arrays(number)
         flat = self.frac @ group.rotations.reshape(-1, 3).T
         images = flat.reshape(*self.label.shape, -1, 3) + group.translations
         values = np.take_along_axis(images, table.axes[self.label][:, :, None], axis=3)
@@ -249,31 +254,6 @@ class _Framed:
             point, where = np.round(self.frac[q, a] % 1.0, 5), self.label[q, a]
             raise SymmetryError(f"the point {point} is not on position {where}")
         return np.take_along_axis(values, best[..., None], axis=2)[:, :, 0], least
-
-
-@dataclass(frozen=True, eq=False)
-class _PositionTable:
-    """The W positions of a group as arrays."""
-
-    freedom: IntArray  #: (W,)
-    axes: IntArray  #: (W, 3) coordinates that are parameters, the rest 0
-    used: FloatArray  #: (W, 3) 1 where there is a parameter
-    base: FloatArray  #: (W, 3)
-    across: FloatArray  #: (W, 3, 3) what is left of a step from the base off the position
-
-
-@cache
-def _position_table(number: int) -> _PositionTable:
-    positions = wyckoff_positions(number)
-    axes = np.zeros((len(positions), 3), dtype=np.int64)
-    used = np.zeros((len(positions), 3))
-    across = np.tile(np.eye(3), (len(positions), 1, 1))
-    for w in positions:
-        axes[w.index, : w.freedom] = w.parameters
-        used[w.index, : w.freedom] = 1.0
-        across[w.index][:, w.parameters] -= w.directions
-    freedom = np.array([w.freedom for w in positions])
-    return _PositionTable(freedom, axes, used, np.array([w.base for w in positions]), across)
 
 
 @cache
@@ -316,7 +296,7 @@ def _ordered(
 ) -> Description:
     """Sites of each kind and position in the order of their parameters."""
     table = wyckoff_positions(number)
-    used = values * _position_table(number).used[label]
+    used = values * position_arrays(number).used[label]
     quarter = np.rint(used / QUARTER + QUARTER_OFFSET)
     order = np.lexsort((*used.T[::-1], *quarter.T[::-1], label, kind))
     mine = [values[s, : table[label[s]].freedom] for s in order]

@@ -10,7 +10,6 @@ others are reached by several steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -21,13 +20,14 @@ from numpy.typing import NDArray
 from langevin_xtal.symmetry.groups import SpaceGroup
 from langevin_xtal.symmetry.lattice import ANGLE_LENGTH, length_from_coordinate
 from langevin_xtal.symmetry.normaliser import normalising_shift
-from langevin_xtal.symmetry.wyckoff import shift_vectors, wyckoff_positions
+from langevin_xtal.symmetry.wyckoff import renamed, shift_vectors
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 _STEPS = np.array([0, 3, 6, 8, 9, 12, 15, 16, 18, 21])
-"""Shifts along an axis that are tried with a turn [1/24]."""
+_GRID = np.stack(np.meshgrid(_STEPS, _STEPS, _STEPS, indexing="ij"), -1).reshape(-1, 3)
+"""(1000, 3) shifts that are tried with a turn [1/24]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,22 +51,19 @@ def frames(number: int) -> Frames:
     The names form a group of permutations: those of any change at all, listed or not.
     """
     shifts, shifted = shift_vectors(number)
-    turns, renamed = [], []
-    known: dict[bytes, IntArray] = {}
-    for basis, turn, origin in _turns(number):
-        # an inversion centre is half a lattice vector: only whether its terms are odd matters
-        key = (turn % 2 if number <= 2 else turn).tobytes()
-        if key not in known:
-            known[key] = _renamed(number, turn, origin)
-        turns.append((basis, turn, origin))
-        renamed.append(known[key])
-    moved = np.array(renamed)
+    basis, turn, origin = _turns(number)
+    # an inversion centre is half a lattice vector: only whether its terms are odd matters
+    keys = turn % 2 if number <= 2 else turn
+    _, first, place = np.unique(
+        keys.reshape(len(turn), -1), axis=0, return_index=True, return_inverse=True
+    )
+    moved = renamed(number, turn[first], origin[first])[place.ravel()]
     every = shifted[:, moved].transpose(1, 0, 2)  # (M, S, W)
     names, name = np.unique(every.reshape(-1, every.shape[2]), axis=0, return_inverse=True)
     return Frames(
-        np.array([t[0] for t in turns]),
-        np.array([t[1] for t in turns]),
-        np.array([t[2] for t in turns]),
+        basis,
+        turn,
+        origin,
         moved,
         shifts,
         shifted,
@@ -139,20 +136,26 @@ def metric_of(coordinates: FloatArray) -> FloatArray:
     return cosines * np.outer(lengths, lengths)
 
 
-def _turns(number: int) -> Iterator[tuple[IntArray, IntArray, FloatArray]]:
-    """basis, turn and origin of one change in each coset, the identity first."""
+def _turns(number: int) -> tuple[IntArray, IntArray, FloatArray]:
+    """(M, 3, 3) bases and their inverses, and (M, 3) origins, of one change in each coset.
+
+    The identity comes first.
+    """
     group = SpaceGroup(number)
-    seen: set[bytes] = set()
     every = _bases(group.crystal_system)
     identity = (every == np.eye(3, dtype=np.int64)).all(axis=(1, 2))
-    for basis in np.concatenate([every[identity], every[~identity]]):
-        if basis.tobytes() in seen:
-            continue
-        seen |= {np.ascontiguousarray(basis @ r).tobytes() for r in group.rotations}
-        turn = np.rint(np.linalg.inv(basis)).astype(np.int64)
-        origin = np.zeros(3) if number <= 2 else _origin(group, turn)
-        if origin is not None:
-            yield basis, turn, origin
+    every = np.concatenate([every[identity], every[~identity]])
+    rotations = np.unique(group.rotations, axis=0)
+    # the members of a coset, each as one number: equal cosets have the same smallest one
+    members = (every[:, None] @ rotations).reshape(len(every), len(rotations), 9)
+    coset = ((members + 8) @ 17 ** np.arange(9)).min(axis=1)
+    basis = every[np.sort(np.unique(coset, return_index=True)[1])]
+    turn = np.rint(np.linalg.inv(basis)).astype(np.int64)
+    if number <= 2:
+        return basis, turn, np.zeros((len(turn), 3))
+    origins = [_origin(group, one) for one in turn]
+    kept = [k for k, origin in enumerate(origins) if origin is not None]
+    return basis[kept], turn[kept], np.array([origins[k] for k in kept])
 
 
 @cache
@@ -181,26 +184,5 @@ def _bases(system: str) -> IntArray:
 
 def _origin(group: SpaceGroup, turn: IntArray) -> FloatArray | None:
     """(3,) so that conjugation with (turn, origin) maps the group onto itself."""
-    grid = np.stack(np.meshgrid(_STEPS, _STEPS, _STEPS, indexing="ij"), -1).reshape(-1, 3)
-    shift = normalising_shift(group, turn, grid)
+    shift = normalising_shift(group, turn, _GRID)
     return None if shift is None else shift / 24.0
-
-
-def _renamed(number: int, turn: IntArray, origin: FloatArray) -> IntArray:
-    """(W,) index of every position's image."""
-    group, table = SpaceGroup(number), wyckoff_positions(number)
-    inside = np.array([0.0127, 0.0211, 0.0173])
-    found = []
-    for w in table:
-        point = turn @ (w.base + w.projector @ inside) + origin
-        images = group.rotations @ point + group.translations
-        for other in table:
-            if (other.multiplicity, other.freedom) != (w.multiplicity, w.freedom):
-                continue
-            # up to lattice vectors, which a whole parametrisation maps onto each other
-            gap = images - other.point(images[:, other.parameters])
-            if (np.abs(gap - np.rint(gap)).max(axis=1) < 1e-6).any():
-                found.append(other.index)
-                break
-    assert sorted(found) == list(range(len(table)))
-    return np.array(found, dtype=np.int64)

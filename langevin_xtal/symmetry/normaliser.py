@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langevin_xtal.symmetry.groups import SpaceGroup
-from langevin_xtal.symmetry.wyckoff import locate, origin_shifts, wyckoff_positions
+from langevin_xtal.symmetry.wyckoff import origin_shifts, renamed
 
 _METRICS = {
     "triclinic": (5.0, 7.0, 11.0, 1.3, 1.7, 2.3),
@@ -38,7 +38,7 @@ def position_permutations(number: int) -> NDArray[np.int64]:
     """
     found = {tuple(row) for row in origin_shifts(number).tolist()}
     for rotation, shift in _isometries(number):
-        found.add(_moved_positions(number, rotation, shift))
+        found.add(tuple(renamed(number, rotation[None], shift[None])[0].tolist()))
     generators = list(found)
     new = list(found)
     while new:
@@ -52,16 +52,6 @@ def position_permutations(number: int) -> NDArray[np.int64]:
 def permutations(number: int) -> tuple[tuple[int, ...], ...]:
     """The rows of :func:`position_permutations`."""
     return tuple(tuple(row) for row in position_permutations(number).tolist())
-
-
-def _moved_positions(
-    number: int, rotation: NDArray[np.int64], shift: NDArray[np.float64]
-) -> tuple[int, ...]:
-    """Index of every position's image."""
-    lattice = np.eye(3) * 50.0  # any cell: only equality up to rounding is asked for
-    inside = np.array([0.0127, 0.0211, 0.0173])
-    points = [rotation @ (w.base + w.projector @ inside) for w in wyckoff_positions(number)]
-    return tuple(locate(number, point + shift, lattice).index for point in points)
 
 
 def _isometries(number: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
@@ -90,19 +80,27 @@ def normalising_shift(
     Conjugation with both maps the group onto itself. None where no shift does.
     """
     back = np.rint(np.linalg.inv(rotation)).astype(np.int64)
-    own = {r.tobytes(): t for r, t in zip(group.rotations, group.translations24, strict=True)}
-    centring = {tuple(vector) for vector in (group.centring % 24).tolist()}
-    if {tuple(vector) for vector in ((group.centring @ rotation.T) % 24).tolist()} != centring:
+    centring = group.centring % 24
+    if {tuple(v) for v in (group.centring @ rotation.T % 24).tolist()} != {
+        tuple(v) for v in centring.tolist()
+    }:
         return None
-    for r, t in zip(group.rotations, group.translations24, strict=True):
-        image = np.ascontiguousarray(rotation @ r @ back)
-        if image.tobytes() not in own:
-            return None
-        gap = rotation @ t - own[image.tobytes()] + grid - grid @ image.T
-        fits = np.zeros(len(grid), dtype=bool)
-        for vector in centring:
-            fits |= (gap % 24 == vector).all(axis=1)
-        grid = grid[fits]
+    own = {r.tobytes(): t for r, t in zip(group.rotations, group.translations24, strict=True)}
+    rotations = np.array([np.frombuffer(r, dtype=np.int64).reshape(3, 3) for r in own])
+    translations = np.array(list(own.values()))
+    images = rotation @ rotations @ back
+    found = [own.get(image.tobytes()) for image in images]
+    if any(one is None for one in found):
+        return None
+    gaps = translations @ rotation.T - np.array(found)
+    digits = np.array([576, 24, 1])
+    is_centring = np.zeros(24**3, dtype=bool)
+    is_centring[centring @ digits] = True
+    # the first operations leave few shifts, for which all others are tried together
+    for some in (slice(0, 4), slice(4, None)):
+        turned = grid @ np.swapaxes(images[some], 1, 2)
+        gap = (gaps[some][:, None] + grid - turned) % 24
+        grid = grid[is_centring[gap @ digits].all(axis=0)]
         if not len(grid):
             return None
     return grid[0]

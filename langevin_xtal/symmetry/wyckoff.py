@@ -28,6 +28,9 @@ from langevin_xtal.symmetry.sites import stabiliser
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
+GENERIC = np.array([0.0127, 0.0211, 0.0173])
+"""A step into a representative space from its base that leads to no more special point."""
+
 _BOX = np.stack(np.meshgrid(*[np.arange(-2, 3)] * 3, indexing="ij"), -1).reshape(-1, 3)
 
 
@@ -191,28 +194,77 @@ def shift_vectors(number: int) -> tuple[FloatArray, IntArray]:
     no shift. Those along :func:`polar_directions` are a continuum, relabel nothing, and are left
     out too.
     """
-    group, positions = SpaceGroup(number), wyckoff_positions(number)
+    group = SpaceGroup(number)
     steps = np.array([0, 6, 8, 12, 16, 18]) / 24.0
     shifts = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
-    centring, polar = group.centring / 24.0, polar_directions(number)
-    lattice = np.eye(3) * 50.0  # any cell: only equality up to rounding is asked for
-    generic = [w.base + w.projector @ np.array([0.0127, 0.0211, 0.0173]) for w in positions]
-    vectors: list[FloatArray] = []
-    labels: list[list[int]] = []
-    for shift in shifts:
-        if np.abs(polar @ shift).max() > 1e-9:
-            continue
-        moved = shift @ np.swapaxes(group.rotations, 1, 2) - shift
-        gap = moved[:, None] - centring[None]
-        if not (np.abs(gap - np.rint(gap)).max(axis=2) < 1e-9).any(axis=1).all():
-            continue
-        if vectors:
-            gap = shift - np.array(vectors)[:, None] - centring[None]
-            if (np.abs(gap - np.rint(gap)).max(axis=2) < 1e-9).any():
-                continue
-        vectors.append(shift)
-        labels.append([locate(number, p + shift, lattice).index for p in generic])
-    return np.array(vectors), np.array(labels, dtype=np.int64)
+    centring = group.centring / 24.0
+    moved = np.swapaxes(shifts @ np.swapaxes(group.rotations, 1, 2), 0, 1) - shifts[:, None]
+    kept = _is_lattice_vector(moved, centring).all(axis=1)
+    kept &= np.abs(shifts @ polar_directions(number).T).max(axis=1) <= 1e-9
+    shifts = shifts[kept]
+    alike = _is_lattice_vector(shifts[:, None] - shifts, centring)
+    vectors = shifts[alike.argmax(axis=1) == np.arange(len(shifts))]
+    return vectors, renamed(number, np.eye(3, dtype=np.int64)[None], vectors)
+
+
+def _is_lattice_vector(vectors: FloatArray, centring: FloatArray) -> NDArray[np.bool_]:
+    """(...) of vectors (..., 3), with centring vectors (C, 3)."""
+    gap = vectors[..., None, :] - centring
+    found: NDArray[np.bool_] = (np.abs(gap - np.rint(gap)).max(axis=-1) < 1e-9).any(axis=-1)
+    return found
+
+
+def renamed(number: int, turn: IntArray, origin: FloatArray) -> IntArray:
+    """(M, W) what each position is called after M changes that keep the group.
+
+    Parameters
+    ----------
+    turn, origin
+        (M, 3, 3), or one for all, and (M, 3): a point at x is at ``turn x + origin`` afterwards.
+    """
+    group, positions = SpaceGroup(number), wyckoff_positions(number)
+    table = position_arrays(number)
+    inside = np.array([w.projector @ GENERIC for w in positions])
+    points = (table.base + inside) @ np.swapaxes(turn, 1, 2) + origin[:, None]
+    found = np.full(points.shape[:2], -1, dtype=np.int64)
+    kinds = np.array([(w.multiplicity, w.freedom) for w in positions])
+    for kind in np.unique(kinds, axis=0):
+        own = np.flatnonzero((kinds == kind).all(axis=1))
+        flat = points[:, own] @ group.rotations.reshape(-1, 3).T
+        images = flat.reshape(len(points), len(own), -1, 3) + group.translations
+        for other in own[::-1]:
+            # up to lattice vectors, which a whole parametrisation maps onto each other
+            gap = (images - table.base[other]) @ table.across[other].T
+            on_it = (np.abs(gap - np.rint(gap)).max(axis=3) < 1e-6).any(axis=2)
+            found[:, own] = np.where(on_it, other, found[:, own])
+    assert (np.sort(found, axis=1) == np.arange(len(positions))).all()
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class PositionArrays:
+    """The W positions of a group as arrays."""
+
+    freedom: IntArray  #: (W,)
+    axes: IntArray  #: (W, 3) coordinates that are parameters, the rest 0
+    used: FloatArray  #: (W, 3) 1 where there is a parameter
+    base: FloatArray  #: (W, 3)
+    across: FloatArray  #: (W, 3, 3) what is left of a step from the base off the position
+
+
+@cache
+def position_arrays(number: int) -> PositionArrays:
+    """The positions of group ``number`` as arrays."""
+    positions = wyckoff_positions(number)
+    axes = np.zeros((len(positions), 3), dtype=np.int64)
+    used = np.zeros((len(positions), 3))
+    across = np.tile(np.eye(3), (len(positions), 1, 1))
+    for w in positions:
+        axes[w.index, : w.freedom] = w.parameters
+        used[w.index, : w.freedom] = 1.0
+        across[w.index][:, w.parameters] -= w.directions
+    freedom = np.array([w.freedom for w in positions])
+    return PositionArrays(freedom, axes, used, np.array([w.base for w in positions]), across)
 
 
 @cache
