@@ -18,6 +18,7 @@ edges), beside products of matrices of the same shapes.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -69,7 +70,6 @@ class Worker:
         import torch
 
         from langevin_xtal.dataset.packed import PackedDataset
-        from langevin_xtal.diffusion.crystals import CrystalStore
         from langevin_xtal.diffusion.noising import NoisingConfig, noise_batch
         from langevin_xtal.graph.snapping import all_operations
         from langevin_xtal.model.checkpoint import load_model
@@ -90,7 +90,11 @@ class Worker:
         }
         self.requests = {name: requests_like(data, 512) for name, data in self.sets.items()}
         self.sample, self.options = sample, SampleOptions(workers=1)
-        store = CrystalStore(self.sets["small"])
+        try:
+            store_module = importlib.import_module("langevin_xtal.diffusion.crystals")
+        except ImportError:  # up to 0.5.0
+            store_module = importlib.import_module("langevin_xtal.train.store")
+        store = store_module.CrystalStore(self.sets["small"])
         crystals = store.batch(torch.linspace(0, len(store) - 1, batch).long())
         self.noised = noise_batch(
             crystals,

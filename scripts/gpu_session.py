@@ -248,7 +248,6 @@ def profile(session: Session) -> int:
     """Stages against the machine's limits, waits for the host, operations by time."""
     from langevin_xtal.cli.bench import table
     from langevin_xtal.report import bench as measuring
-    from langevin_xtal.sampling.samplers import Ancestral
 
     data, record, device = session.crystals(), session.record("profile"), session.device
     batch = 8 if session.rehearse else session.batch_size
@@ -264,7 +263,6 @@ def profile(session: Session) -> int:
                 device=device,
                 batch_size=batch,
                 repeat=1 if session.rehearse else 3,
-                sampler=Ancestral(),
             )
 
         with _no_checks():

@@ -66,7 +66,7 @@ def test_presets_of_sampling(name: str) -> None:
     assert given == SamplingConfig.preset(name)
     values = parsed(evaluate, "--preset", name, "--reference", "a.lxd")
     for key, value in PRESETS[name].items():
-        assert values[key] == value
+        assert str(values[key]) == str(value)  # evaluate takes several levels, as text
     assert parsed(search, "--preset", name, "--elements", "Na,Cl")["preset"] == name
 
 

@@ -21,18 +21,13 @@ from langevin_xtal.graph import CrystalArrays, build_multigraph
 from langevin_xtal.graph.batch import GraphBatch
 from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.report.bench import requests_like
+from langevin_xtal.sampling import batches as batches_module
 from langevin_xtal.sampling import chain
-from langevin_xtal.sampling import sample as sample_module
+from langevin_xtal.sampling.batches import EDGES_TO_ALL, expected_edges, packed
 from langevin_xtal.sampling.chain import Chains
 from langevin_xtal.sampling.draw_requests import MAX_ATOMS, draw_sites
 from langevin_xtal.sampling.postprocess import PostprocessConfig, Rejection, contains_group
-from langevin_xtal.sampling.sample import (
-    EDGES_TO_ALL,
-    SampleOptions,
-    expected_edges,
-    packed,
-    sample_batches,
-)
+from langevin_xtal.sampling.sample import SampleOptions, sample_batches
 from langevin_xtal.sampling.samplers import Ancestral, AnnealedLangevin, make_sampler, run
 from langevin_xtal.sampling.start import Start, start_chains
 from langevin_xtal.sampling.streams import stream_keys
@@ -687,7 +682,7 @@ class TestBatches:
     ) -> None:
         """However many chains may be in a batch; and the candidates are the same."""
         most = 2.5 * max(expected_edges(r, tiny_model) for r in MIXED)
-        monkeypatch.setitem(sample_module.MOST_EDGES, "cpu", most)
+        monkeypatch.setitem(batches_module.MOST_EDGES, "cpu", most)
         sizes = []
         start = Chains.start.__func__  # type: ignore[attr-defined]
 

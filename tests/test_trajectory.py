@@ -14,8 +14,9 @@ from langevin_xtal.cli import run
 from langevin_xtal.errors import InputError
 from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.sampling import sample as sample_module
+from langevin_xtal.sampling.batches import Outcome
 from langevin_xtal.sampling.postprocess import PostprocessConfig, contains_group
-from langevin_xtal.sampling.sample import Outcome, SampleOptions, sample_batches
+from langevin_xtal.sampling.sample import SampleOptions, sample_batches
 from langevin_xtal.sampling.samplers import Ancestral, AnnealedLangevin
 from langevin_xtal.sampling.trajectory import Trajectory, TrajectoryFile
 

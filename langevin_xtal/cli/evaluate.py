@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from langevin_xtal.evaluation.report import Report
 
 SAMPLING = ("positions", "assignment_temperature", "start", "proposals", "proposal_temperature",
-            "proposal_noise", "sampler")  # fmt: skip
+            "proposal_noise", "chains", "sampler")  # fmt: skip
 
 
 class Names(options.ParamType):

@@ -141,7 +141,7 @@ def _joined(
 
         made.append(folder.get(label, base | part.key, make))
     folder.settings[label] = {"weights": model.hash, "options": recorded}
-    return join(label, made), settings.sampler.evaluations
+    return join(label, made), settings.chains * settings.sampler.evaluations
 
 
 def key_of(targets: Sequence[Target], seed: int) -> dict[str, object]:

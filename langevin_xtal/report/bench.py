@@ -60,7 +60,7 @@ from langevin_xtal.report.roofline import (
     stage_rows,
 )
 from langevin_xtal.sampling.sample import SampleOptions, sample_batches
-from langevin_xtal.sampling.samplers import Ancestral, Sampler
+from langevin_xtal.sampling.samplers import Sampler
 from langevin_xtal.train.loop import TrainConfig, Trainer
 from langevin_xtal.version import __version__
 
@@ -161,7 +161,7 @@ def measure(
                     device=device,
                     batch_size=batch_size,
                     repeat=repeat,
-                    sampler=sampler or Ancestral(),
+                    sampler=sampler or SampleOptions().sampler,
                 )
             elif stage == "train":
                 part = report["train"] = measure_training(
@@ -180,7 +180,7 @@ def measure(
                     batch_size=batch_size,
                     repeat=repeat,
                     threads=threads,
-                    sampler=sampler or Ancestral(),
+                    sampler=sampler or SampleOptions().sampler,
                 )
         part["peak_memory"] = memory.bytes
     if progress is not None:

@@ -99,8 +99,13 @@ def remembered_types(
     count: int,
     temperature: Tensor,
     attempts: Sequence[int] | None,
+    chain: Sequence[int],
 ) -> list[Draw | None]:
-    """For every chain the crystal of a known structure type, or None for the proposal's turn."""
+    """For every chain the crystal of a known structure type, or None for the proposal's turn.
+
+    Of a setting that the model has chosen the first ``chain`` (B,) of a candidate is that of the
+    type in turn; the others are the proposal's.
+    """
     found: list[Draw | None] = [None] * len(requests)
     if model.types is None or not count:
         return found
@@ -112,7 +117,7 @@ def remembered_types(
         crystal = OpenCrystal.of_sites(request.space_group.number, sites)
         if request.choice is None:
             found[k] = drawn_type(model, crystal, float(temperature[k]), quantiles[k])
-        else:
+        elif not chain[k]:
             turn = request.choice.draw + (attempts[k] if attempts else 0)
             found[k] = type_in_turn(model, crystal, turn)
     return found

@@ -6,13 +6,13 @@ proportional to its level; ``step_size`` below is γ/σ_F².
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from langevin_xtal.config.sampling import LatticeEstimate, SamplingConfig
+from langevin_xtal.config.sampling import LatticeEstimate, SamplingConfig, Start
 from langevin_xtal.errors import InputError
 from langevin_xtal.extras import named
 from langevin_xtal.sampling.chain import Chains
@@ -22,6 +22,10 @@ Schedule = tuple[Tensor, Tensor]
 
 MOST_LEVELS = 10_000
 """Levels, and steps per level, that may be asked for by number."""
+
+
+EVALUATIONS: Mapping[Start, int] = {"proposal": 10, "noise": 20}
+"""Levels of :class:`Ancestral` by where chains start: from a proposal 20 find no more."""
 
 
 class Sampler(Protocol):
@@ -169,6 +173,7 @@ def make_sampler(
     levels: int | None = None,
     steps: int | None = None,
     lattice_estimate: LatticeEstimate = SamplingConfig.lattice_estimate,
+    start: Start = "noise",
 ) -> Sampler:
     """A sampler of :data:`SAMPLERS`, or one of your own named as ``"module:attribute"``.
 
@@ -178,6 +183,8 @@ def make_sampler(
         Noise levels, and steps per level; by default the sampler's own.
     lattice_estimate
         Of the samplers here, see :class:`~langevin_xtal.config.sampling.SamplingConfig`.
+    start
+        Where chains start, for the levels of ``ancestral`` (:data:`EVALUATIONS`).
 
     Raises
     ------
@@ -189,8 +196,10 @@ def make_sampler(
             raise InputError(f"{count} {what} were asked for; the most is {MOST_LEVELS}")
     asked = {"levels": levels, "steps": steps}
     changes: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
-    if name == "ancestral" and steps is not None:
-        raise InputError("steps per level belong to the langevin sampler; ancestral takes one")
+    if name == "ancestral":
+        if steps is not None:
+            raise InputError("steps per level belong to the langevin sampler; ancestral takes one")
+        changes.setdefault("levels", EVALUATIONS[start])
     if name in SAMPLERS:
         return SAMPLERS[name](lattice_estimate=lattice_estimate, **changes)
     make = named(name, "sampler", " or ".join(SAMPLERS), "anything that makes a sampler")

@@ -22,7 +22,7 @@ from langevin_xtal.model.scores import cell_frame
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.sampling.positions import SiteList, assign_positions, fixed_places, fixed_site
 from langevin_xtal.sampling.proposed import likeliest_proposals, remembered_types
-from langevin_xtal.sampling.streams import FIRST_DRAW, uniforms
+from langevin_xtal.sampling.streams import FIRST_DRAW, chain_keys, uniforms
 from langevin_xtal.symmetry.expansion import expand_sites
 from langevin_xtal.symmetry.groups import SpaceGroup
 from langevin_xtal.symmetry.lattice import (
@@ -93,6 +93,7 @@ def start_chains(
     keys: Tensor,
     options: StartOptions,
     attempts: Sequence[int] | None = None,
+    chain: Sequence[int] | None = None,
 ) -> list[Start]:
     """The start of every request's chain.
 
@@ -108,11 +109,16 @@ def start_chains(
         (B,) at each request before this one, 0 by default. What is likeliest may be what was
         rejected: each attempt is drawn at the square root of the temperatures of the one before,
         nearer to 1.
+    chain
+        (B,) which of the chains of a candidate it is, 0 by default. All of a candidate are on the
+        same Wyckoff positions.
     """
     share = 0.5 ** torch.tensor(attempts or [0] * len(requests), dtype=torch.float64)
     assigned = assign_positions(
         requests, model, keys, options.positions, options.assignment_temperature**share
     )
+    which = list(chain or [0] * len(requests))
+    keys = chain_keys(keys, torch.tensor(which))
     base = [
         min(options.proposal_temperature, LIKELIEST)
         if request.choice is not None and request.choice.draw == 0
@@ -121,7 +127,7 @@ def start_chains(
     ]
     temperatures = torch.tensor(base, dtype=torch.float64) ** share
     remembered = remembered_types(
-        requests, assigned, model, keys, options.proposals, temperatures, attempts
+        requests, assigned, model, keys, options.proposals, temperatures, attempts, which
     )
     starts: list[Start | None] = [None] * len(requests)
     clearance = [0.0] * len(requests)

@@ -44,6 +44,12 @@ def stream_keys(seed: int, index: Tensor, attempt: Tensor) -> Tensor:
     return key
 
 
+def chain_keys(keys: Tensor, chain: Tensor) -> Tensor:
+    """(B,) streams of chains ``chain`` (B,) of candidates ``keys`` (B,): of chain 0 the same."""
+    # the outputs of a stream before its first one, which no draw uses
+    return torch.where(chain == 0, keys, mix(keys - chain * _signed(_GOLDEN)))
+
+
 def uniforms(keys: Tensor, slots: Tensor, draw: int | Tensor) -> Tensor:
     """Numbers in (0, 1), float64.
 

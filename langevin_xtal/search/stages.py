@@ -25,8 +25,9 @@ from langevin_xtal.crystal.properties import PROPERTIES, Window, window_energy
 from langevin_xtal.errors import InputError, LangevinXtalError
 from langevin_xtal.evaluation.duplicates import group_duplicates
 from langevin_xtal.extras import named
+from langevin_xtal.sampling.batches import choice_facts
 from langevin_xtal.sampling.postprocess import Rejection
-from langevin_xtal.sampling.sample import choice_facts, sample_batches
+from langevin_xtal.sampling.sample import sample_batches
 from langevin_xtal.screen.changes import relaxation_warning
 from langevin_xtal.screen.filters import reject_reason
 from langevin_xtal.screen.phonons import PhononResult, phonon_checks

@@ -16,19 +16,13 @@ from torch import Tensor
 
 from langevin_xtal.config.training import EpochsConfig
 from langevin_xtal.dataset.packed import PackedDataset
+from langevin_xtal.model.likelihood import VARIANT_WINDOW, VARIANTS, VARIANTS_P1, assembled
 from langevin_xtal.model.prior import element_rank
-from langevin_xtal.model.proposal import (
-    Descriptions,
-    Proposal,
-    ProposalConfig,
-    lattice_features,
-    padded,
-)
+from langevin_xtal.model.proposal import Descriptions, Proposal, ProposalConfig
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.model.tensor_file import weights_hash
 from langevin_xtal.parallel import parallel_map
 from langevin_xtal.symmetry.description import Description, descriptions
-from langevin_xtal.symmetry.lattice import lattice_coordinates
 from langevin_xtal.symmetry.wyckoff import table_start
 from langevin_xtal.train.epochs import EpochConfig, EpochFit, starting_point
 from langevin_xtal.train.prior import batches, site_positions, substitution
@@ -38,13 +32,6 @@ TOGETHER = 256
 
 CHUNK = 256
 """Crystals that a worker describes at a time."""
-
-VARIANTS, VARIANTS_P1 = 8, 3
-"""Descriptions of a crystal from which the one learned is chosen; fewer in P1, where there are
-many and sites are many too."""
-
-VARIANT_WINDOW = 0.15
-"""By how much a description may be worse than the canonical one and still be learned."""
 
 _Job = tuple[
     int, NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], int
@@ -87,17 +74,9 @@ def describe_variants(
     every = list(parallel_map(_described, jobs, workers=workers, chunk=CHUNK))
     owner = np.repeat(np.arange(len(data)), [len(found) for found in every])
     found = [f for one in every for f in one]
-    numbers = [
-        data.numbers[data.sites_of(k)][f.order] for k, f in zip(owner.tolist(), found, strict=True)
-    ]
-    groups = data.group[owner].tolist()
-    result = padded(groups, numbers, [f.positions for f in found], statistics)
-    for v, f in enumerate(found):
-        for s, values in enumerate(f.parameters):
-            result.values[v, s, : len(values)] = torch.from_numpy(values)
-    cells = np.swapaxes(np.array([f.basis for f in found]), 1, 2) @ data.lattice[owner]
-    coordinates = torch.from_numpy(lattice_coordinates(cells))
-    result.lattice[:] = lattice_features(coordinates, result.size.double())
+    lattices = data.lattice[owner]
+    numbers = [data.numbers[data.sites_of(k)] for k in owner.tolist()]
+    result = assembled(found, data.group[owner].tolist(), numbers, lattices, statistics)
     return result, owner
 
 
