@@ -1,14 +1,15 @@
-"""Several chains of a target, of which the score network keeps the likeliest.
+"""Several chains of a target, of which the proposal or the score network keeps the likeliest.
 
     python scripts/judge_chains.py mp20_val.lxd --targets 200 --chains 8 --out judged_chains.json
 
 Targets are given with their Wyckoff positions. Every chain starts from uniform positions, or with
-``--start proposal`` from a proposal drawn at temperature 0.7, refined from noise of 0.25 Å. Its
-crystal is noised at six levels, with the same noise for all chains of a target (as long as no
-chain of its batch failed), and the squared errors of what the network makes of it, summed over
-all free coordinates, bound its likelihood (variational bound of a diffusion model, equal weights
-on a geometric schedule). The crystal with the least sum is the answer. Beside it: one chain, and
-whether any chain finds the target.
+``--start proposal`` from a proposal drawn at temperature 0.7, refined from noise of 0.25 Å. The
+proposal says how likely it would draw each crystal; that is what ``sample --chains`` goes by. For
+the score network a crystal is noised at six levels, with the same noise for all chains of a target
+(as long as no chain of its batch failed), and the squared errors of what the network makes of it,
+summed over all free coordinates, bound its likelihood (variational bound of a diffusion model,
+equal weights on a geometric schedule). Beside what each keeps: one chain, and whether any chain
+finds the target.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from langevin_xtal.evaluation.matching import match_pairs
 from langevin_xtal.evaluation.targets import ALL_GROUPS, choose_targets
 from langevin_xtal.graph.snapping import all_operations
 from langevin_xtal.model.checkpoint import CrystalModel, load_model
+from langevin_xtal.model.likelihood import log_likelihoods
 from langevin_xtal.sampling.sample import SampleOptions, sample_batches
 from langevin_xtal.symmetry.lattice import lattice_coordinates
 from langevin_xtal.version import __version__
@@ -92,6 +94,7 @@ def main(
 ) -> None:
     torch.set_num_threads(1)
     weights = load_model(model)
+    assert weights.precise_proposal is not None
     targets = choose_targets(PackedDataset.load(data), count, groups=ALL_GROUPS)
     requests = [target.request("letters") for target in targets]
     total = len(targets)
@@ -104,6 +107,7 @@ def main(
         workers=1,
     )
     right, error = np.zeros((chains, total), bool), np.full((chains, total), np.inf)
+    likely = np.full((chains, total), -np.inf)
     for k, rms in zip(made, apart.tolist(), strict=True):
         right[divmod(k, total)] = not np.isnan(rms)
     for chain in range(chains):
@@ -111,14 +115,19 @@ def main(
             places = range(first, min(first + BATCH, total))
             kept = [t for t in places if chain * total + t in made]
             if kept:
-                error[chain, kept] = errors(weights, [made[chain * total + t] for t in kept])
+                own = [made[chain * total + t] for t in kept]
+                error[chain, kept] = errors(weights, own)
+                likely[chain, kept] = log_likelihoods(
+                    weights.precise_proposal, weights.statistics, [c.unit for c in own]
+                )
     rows = [
         {
             "chains": n,
-            "likeliest": float(right[error[:n].argmin(0), np.arange(total)].mean()),
+            "by_proposal": float(right[likely[:n].argmax(0), np.arange(total)].mean()),
+            "by_network": float(right[error[:n].argmin(0), np.arange(total)].mean()),
             "any": float(right[:n].any(0).mean()),
         }
-        for n in (1, 2, 4, 8, 16)
+        for n in (1, 2, 4, 8, 16, 32)
         if n <= chains
     ]
     record = {

@@ -18,6 +18,7 @@ from langevin_xtal.model.checkpoint import CrystalModel, load_model
 from langevin_xtal.model.likelihood import log_likelihoods
 from langevin_xtal.model.proposal import Proposal, Sites, draw
 from langevin_xtal.model.scores import cell_frame
+from langevin_xtal.sampling.batches import MOST_EDGES
 from langevin_xtal.sampling.postprocess import PostprocessConfig
 from langevin_xtal.sampling.sample import SampleOptions, sample_batches
 from langevin_xtal.sampling.samplers import Ancestral
@@ -89,6 +90,28 @@ class TestSampling:
         for k, candidate in one.items():
             assert np.array_equal(candidate.lattice, other[k].lattice)
             assert np.array_equal(candidate.frac, other[k].frac)
+
+    @pytest.mark.parametrize("most", [1, 400])
+    def test_chains_run_in_parts(
+        self, proposing_model: CrystalModel, monkeypatch: pytest.MonkeyPatch, most: int
+    ) -> None:
+        """Where those of a single candidate are too many to run side by side."""
+        one = sampled(proposing_model, 5)
+        monkeypatch.setitem(MOST_EDGES, "cpu", most)
+        outcomes = list(
+            sample_batches(
+                REQUESTS, proposing_model, 5, options=options(chains=5), trajectory_every=2
+            )
+        )
+        other = {c.index: c for o in outcomes for c in o.candidates}
+        assert one.keys() == other.keys()
+        for k, candidate in one.items():
+            assert np.array_equal(candidate.frac, other[k].frac)
+        frames = [t for o in outcomes for t in o.trajectories]
+        assert len(frames) == len(other)
+        for t in frames:
+            assert t.candidate is other[t.candidate.index]
+            assert np.allclose(t.lattice[-1], t.candidate.lattice)
 
     def test_one_wyckoff_position_of_each_site(self, proposing_model: CrystalModel) -> None:
         keys = stream_keys(3, torch.arange(6), torch.zeros(6, dtype=torch.int64))

@@ -42,6 +42,9 @@ Progress = Callable[[int, int], None]
 Attempt = tuple[int, int]
 """Index of a request and attempt at it."""
 
+Row = tuple[int, int, int]
+"""The same, and which of the chains of a candidate it is."""
+
 POLL_SECONDS = 0.2
 
 MOST_EDGES = {"cpu": 20_000, "cuda": 1_000_000}
@@ -105,7 +108,8 @@ class Batches:
                     # small batches cost nearly as much as full ones: rejected attempts wait
                     if len(waiting) >= self.options.batch_size or len(running) < self.workers:
                         for batch in self._split(waiting):
-                            self.levels_planned += self.options.sampler.levels
+                            parts = len(self._parts(batch))
+                            self.levels_planned += parts * self.options.sampler.levels
                             running.add(pool.submit(self._sample, batch))
                         waiting = []
                     done, running = wait(running, POLL_SECONDS, FIRST_COMPLETED)
@@ -155,7 +159,8 @@ class Batches:
         if self.device != "cpu":
             torch.cuda.empty_cache()
         with self.lock:
-            self.levels_planned += self.options.sampler.levels + done
+            parts = len(self._parts(batch))
+            self.levels_planned += parts * self.options.sampler.levels + done
         whole = Outcome()
         middle = len(batch) // 2
         for half in (batch[:middle], batch[middle:]):
@@ -166,8 +171,45 @@ class Batches:
         return whole
 
     def _attempt(self, batch: list[Attempt], level_done: Callable[[], None]) -> Outcome:
-        model, sampler, each = self.model, self.options.sampler, self.options.chains
+        outcome, results = Outcome(), list[Candidate | Rejection]()
+        frames: dict[int, Trajectory] = {}
+        for part in self._parts(batch):
+            found = self._run(part, level_done)
+            if found is None:
+                return outcome
+            ends, recorder = found
+            if recorder is not None:
+                kept = [(k, end) for k, end in enumerate(ends) if isinstance(end, Candidate)]
+                places = [len(results) + k for k, _ in kept]
+                frames |= dict(zip(places, recorder.trajectories(kept), strict=True))
+            results += ends
+        each = self.options.chains
+        for first in range(0, len(results), each):
+            own = dict(enumerate(results[first : first + each], first))
+            crystals = {k: one for k, one in own.items() if isinstance(one, Candidate)}
+            if not crystals:
+                outcome.rejections += [r for r in own.values() if isinstance(r, Rejection)][:1]
+                continue
+            place = self._likeliest(crystals)
+            outcome.candidates.append(crystals[place])
+            outcome.trajectories += [frames[place]] if place in frames else []
+        return outcome
+
+    def _parts(self, batch: list[Attempt]) -> list[list[Row]]:
+        """The chains of a batch, in parts where those of a single candidate are too many."""
+        each = self.options.chains
         rows = [(index, attempt, c) for index, attempt in batch for c in range(each)]
+        if each == 1:
+            return [rows]
+        edges = [expected_edges(self.request_of[index], self.model) for index, _, _ in rows]
+        places = packed(edges, math.ceil(sum(edges) / self.most_edges), len(rows))
+        return [[rows[k] for k in part] for part in places]
+
+    def _run(
+        self, rows: Sequence[Row], level_done: Callable[[], None]
+    ) -> tuple[list[Candidate | Rejection], Recorder | None] | None:
+        """What chains end in, side by side; None where all is to stop."""
+        model, sampler = self.model, self.options.sampler
         indices, attempts, which = (list(column) for column in zip(*rows, strict=True))
         keys = stream_keys(self.seed, torch.tensor(indices), torch.tensor(attempts))
         asked = [self.request_of[index] for index in indices]
@@ -184,26 +226,13 @@ class Batches:
                 recorder.after(done)
             level_done()
             if self.stop.is_set():
-                return Outcome()
-        results = self._finished(rows, starts, chains)
-        outcome, accepted = Outcome(), []
-        for first in range(0, len(rows), each):
-            own = dict(enumerate(results[first : first + each], first))
-            crystals = {k: one for k, one in own.items() if isinstance(one, Candidate)}
-            if not crystals:
-                outcome.rejections += [r for r in own.values() if isinstance(r, Rejection)][:1]
-                continue
-            place = self._likeliest(crystals)
-            outcome.candidates.append(crystals[place])
-            accepted.append((place, crystals[place]))
-        if recorder is not None:
-            outcome.trajectories = recorder.trajectories(accepted)
-        return outcome
+                return None
+        return self._finished(rows, starts, chains), recorder
 
     def _finished(
-        self, rows: Sequence[tuple[int, int, int]], starts: Sequence[Start], chains: Chains
+        self, rows: Sequence[Row], starts: Sequence[Start], chains: Chains
     ) -> list[Candidate | Rejection]:
-        """Of every chain, an index, an attempt and which of its chains it is, what it ends in."""
+        """What every chain ends in."""
         lattice, frac = chains.lattice.cpu().numpy(), chains.frac.cpu().numpy()
         first = chains.crystals.site_start.tolist()
         diverged = chains.diverged.tolist()
