@@ -29,7 +29,14 @@ from langevin_xtal.graph.backends import build_multigraph
 from langevin_xtal.graph.batch import GraphBatch, lay_out, snap_radius
 from langevin_xtal.graph.contract import CrystalArrays, GraphSettings
 from langevin_xtal.graph.equivalence import Messages, distinct_images, edge_messages
-from langevin_xtal.graph.snapping import Operations, SitePairs, site_pairs, snap_sites
+from langevin_xtal.graph.snapping import (
+    Operations,
+    SitePairs,
+    Snapped,
+    site_pairs,
+    snap_sites,
+    snap_some,
+)
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.scores import cell_frame
 from langevin_xtal.symmetry.groups import operation_table
@@ -248,6 +255,7 @@ def noise_batch(
         dtype,
         pairs=pairs,
         builder=builder,
+        home=home,
     )
     return Noised(
         graph=graph,
@@ -281,18 +289,23 @@ def graph_of(
     *,
     pairs: SitePairs,
     builder: Builder | None = None,
+    home: Snapped | None = None,
 ) -> GraphBatch:
     """Snap, build and lay out the multigraph of positions noised by ``sigma_pos`` (B,) [Å].
 
     Sites of crystals that are ``confined`` (B,) stay where they are. The builder is ``torch`` for
-    tensors on CUDA and ``host`` otherwise, unless given.
+    tensors on CUDA and ``host`` otherwise, unless given. With the sites before they were noised,
+    ``home``, those of confined crystals need not be looked at again.
     """
     site_crystal = crystals.site_crystal
     on_host = _on_host(builder, frac.device)
     radius: Tensor | None = None
     if frac.is_cuda or not bool(confined.all()):  # a device is not waited for
         radius = torch.where(confined, 0.0, snap_radius(sigma_pos))[site_crystal]
-    snapped = snap_sites(frac, lattice, site_crystal, pairs, operations, radius, ask=on_host)
+    if home is None or radius is None or not on_host:
+        snapped = snap_sites(frac, lattice, site_crystal, pairs, operations, radius, ask=on_host)
+    else:
+        snapped = snap_some(frac, lattice, site_crystal, pairs, operations, radius, home)
     messages: Messages | None = None
     if not on_host:
         given: dict[str, Tensor] = {

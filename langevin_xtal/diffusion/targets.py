@@ -152,12 +152,15 @@ def _confined(
 
     ``cell``, ``sigma`` and ``projector`` are of all sites.
     """
-    steps = _box(delta) @ cell  # (A, S, 3) lattice vectors [Å]
-    across = torch.eye(3, dtype=cell.dtype, device=cell.device) - projector
-    start = (delta.unsqueeze(1) @ cell[site]).squeeze(1)
-    off = (start.unsqueeze(1) @ across[site]) - (steps @ across)[site]
-    pair, step = (off.square().sum(2) <= IDENTICAL**2).nonzero(as_tuple=True)
-    cart = start[pair] - steps[site[pair], step]
+    box = _box(delta)
+    across = cell @ (torch.eye(3, dtype=cell.dtype, device=cell.device) - projector)
+    metric = across @ across.transpose(1, 2)  # (A, 3, 3) of what lies across the subspace
+    inner = delta.unsqueeze(1) @ metric[site]
+    square = ((box @ metric) * box).sum(2)
+    # |δ − s|² across it, for all lattice vectors s
+    off = (inner @ delta.unsqueeze(2)).squeeze(2) - 2 * (inner.squeeze(1) @ box.T) + square[site]
+    pair, step = (off <= IDENTICAL**2).nonzero(as_tuple=True)
+    cart = ((delta[pair] - box[step]).unsqueeze(1) @ cell[site[pair]]).squeeze(1)
     log_each = -0.5 * (cart / sigma[site[pair]].unsqueeze(1)).square().sum(1)
     none = torch.full_like(delta[:, 0], UNREACHED)
     top = none.scatter_reduce(0, pair, log_each, "amax")

@@ -111,10 +111,9 @@ def snap_sites(
         current = _nearest_special(frac, cell, frame, pairs, operations, radius)
     elif radius is not None:
         free = radius > 0
-        own, part = free.nonzero().squeeze(1), free[pairs.site].nonzero().squeeze(1)
-        of_free = SitePairs((free.cumsum(0) - 1)[pairs.site[part]], pairs.op[part])
+        own = free.nonzero().squeeze(1)
         moved = _nearest_special(
-            frac[own], cell[own], frame[own], of_free, operations, radius[own]
+            frac[own], cell[own], frame[own], _pairs_of(free, pairs), operations, radius[own]
         )
         current = frac.index_copy(0, own, moved)
     u = _displacements(current, w, t, pairs.site)
@@ -130,6 +129,35 @@ def snap_sites(
         projector=frame @ turn.transpose(1, 2) @ cell,
         stabiliser_order=order.round().long(),
     )
+
+
+def snap_some(
+    frac: Tensor,
+    lattice: Tensor,
+    site_crystal: Tensor,
+    pairs: SitePairs,
+    operations: Operations,
+    radius: Tensor,
+    home: Snapped,
+) -> Snapped:
+    """As :func:`snap_sites`, but sites without a radius are not looked at.
+
+    They have the projectors and stabilisers of ``home``: the same sites before they moved along
+    the directions that they are free in, in the same cells.
+    """
+    free = radius > 0
+    own = free.nonzero().squeeze(1)
+    some = snap_sites(
+        frac[own], lattice, site_crystal[own], _pairs_of(free, pairs), operations, radius[own]
+    )
+    rest = home._replace(frac=frac, displacement=torch.zeros_like(frac))
+    return Snapped(*(x.index_copy(0, own, moved) for x, moved in zip(rest, some, strict=True)))
+
+
+def _pairs_of(chosen: Tensor, pairs: SitePairs) -> SitePairs:
+    """The pairs of the sites ``chosen`` (A,) bool, these alone being counted."""
+    part = chosen[pairs.site].nonzero().squeeze(1)
+    return SitePairs((chosen.cumsum(0) - 1)[pairs.site[part]], pairs.op[part])
 
 
 def _nearest_special(

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from langevin_xtal.graph.batch import GraphBatch, make_batch, snap_radius
 from langevin_xtal.graph.contract import CrystalArrays
-from langevin_xtal.graph.snapping import Snapped, all_operations, site_pairs, snap_sites
+from langevin_xtal.graph.snapping import (
+    Snapped,
+    all_operations,
+    site_pairs,
+    snap_sites,
+    snap_some,
+)
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
 from langevin_xtal.model.scores import lattice_noise, position_noise
 from langevin_xtal.symmetry import (
@@ -23,6 +29,7 @@ from langevin_xtal.symmetry import (
     snap_site,
     stabiliser,
 )
+from langevin_xtal.symmetry.groups import operation_table
 from langevin_xtal.symmetry.sites import image_displacements
 from tests.crystals import random_crystal, random_lattice
 
@@ -142,6 +149,26 @@ def test_radius_zero_leaves_points(number):
     assert (moved < 1e-3).all()
     eye = np.broadcast_to(np.eye(3), (general.sum(), 3, 3))
     np.testing.assert_allclose(snapped.projector.numpy()[general], eye, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("number", ALL_GROUPS)
+def test_some_sites_alone(number):
+    """Sites that moved along their free directions need not be looked at again."""
+    case = Case(number)
+    n = len(case.points)
+    home = case.snap_all(case.points, case.radius)
+    rng = np.random.default_rng(number)
+    step = 0.3 * torch.from_numpy(rng.normal(size=(n, 1, 3))) @ home.projector
+    moved = home.frac + (step @ torch.from_numpy(case.frame)).squeeze(1)
+    radius = torch.from_numpy(np.where(np.arange(n) % 2, case.radius, 0.0))
+    crystal = torch.zeros(n, dtype=torch.int64)
+    start = operation_table().start
+    count = start[number] - start[number - 1]
+    pairs = site_pairs(crystal, torch.tensor([start[number - 1]]), torch.tensor([count]))
+    given = (moved, torch.from_numpy(case.lattice)[None], crystal, pairs, all_operations(), radius)
+    whole, some = snap_sites(*given), snap_some(*given, home)
+    for name, values in whole._asdict().items():
+        torch.testing.assert_close(getattr(some, name), values, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("number", ALL_GROUPS)
