@@ -152,7 +152,7 @@ def lay_out(
     frac = _times(vec, torch.linalg.inv_ex(lattice).inverse[crystal])
     # R_h⁻¹(−d_e): the way back seen by the stored target
     w = inverse[crystals["op_start"][crystal] + graph["edge_op"]]
-    turned = _times((w * -frac.unsqueeze(1)).sum(2), lattice[crystal])
+    turned = _times(_times(-frac, w.transpose(1, 2)), lattice[crystal])
     edges = {
         "source": source,
         "target": target,
@@ -179,7 +179,8 @@ def lay_out(
 
 def _times(rows: Tensor, matrices: Tensor) -> Tensor:
     """(N, 3) rows times (N, 3, 3) matrices, term by term: the same bits in any batch."""
-    return (rows.unsqueeze(2) * matrices).sum(1)
+    terms = [rows[:, k, None] * matrices[:, k] for k in range(3)]
+    return terms[0] + terms[1] + terms[2]
 
 
 def assemble(

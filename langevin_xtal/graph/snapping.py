@@ -100,7 +100,8 @@ def snap_sites(
     radius
         (A,) largest displacement of each site [Å]; None only removes rounding, as 0 does.
     ask
-        Ask which radii are 0, to leave those sites out: faster, except on a GPU.
+        Ask which radii are 0, to leave those sites out, and whether any still moves: faster,
+        except on a GPU.
     """
     cell = lattice[site_crystal]  # (A, 3, 3)
     frame = torch.linalg.inv_ex(cell)[0]  # inv would wait for the device
@@ -113,7 +114,7 @@ def snap_sites(
         free = radius > 0
         own = free.nonzero().squeeze(1)
         moved = _nearest_special(
-            frac[own], cell[own], frame[own], _pairs_of(free, pairs), operations, radius[own]
+            frac[own], cell[own], frame[own], _pairs_of(free, pairs), operations, radius[own], ask
         )
         current = frac.index_copy(0, own, moved)
     u = _displacements(current, w, t, pairs.site)
@@ -147,8 +148,9 @@ def snap_some(
     """
     free = radius > 0
     own = free.nonzero().squeeze(1)
+    part = _pairs_of(free, pairs)
     some = snap_sites(
-        frac[own], lattice, site_crystal[own], _pairs_of(free, pairs), operations, radius[own]
+        frac[own], lattice, site_crystal[own], part, operations, radius[own], ask=True
     )
     rest = home._replace(frac=frac, displacement=torch.zeros_like(frac))
     return Snapped(*(x.index_copy(0, own, moved) for x, moved in zip(rest, some, strict=True)))
@@ -167,6 +169,7 @@ def _nearest_special(
     pairs: SitePairs,
     operations: Operations,
     radius: Tensor,
+    ask: bool = False,
 ) -> Tensor:
     """(A, 3) the most special positions within ``radius`` (A,) of sites in ``cell`` (A, 3, 3)."""
     n = len(frac)
@@ -190,6 +193,8 @@ def _nearest_special(
         distance = torch.where(usable, distance, torch.inf)
         nearest = inf.scatter_reduce(0, pairs.site, distance, "amin")
         moving = moving & (nearest <= radius)
+        if ask and not moving.any():
+            break
         is_nearest = usable & (distance == nearest[pairs.site])
         pick = none.scatter_reduce(
             0, pairs.site, torch.where(is_nearest, index, len(index)), "amin"
