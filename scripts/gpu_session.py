@@ -392,18 +392,18 @@ def _counted_waits(waits: Counter[str]) -> Iterator[None]:
 @contextmanager
 def _no_checks() -> Iterator[None]:
     """Without spglib no finished structure can be checked: leave that out of sampling."""
-    from langevin_xtal.sampling import sample
+    from langevin_xtal.sampling import batches
     from langevin_xtal.sampling.postprocess import Rejection
 
     def unchecked(request: Any, *_: Any, index: int, attempt: int, **__: Any) -> Rejection:
         return Rejection(request, index, attempt, "not checked")
 
-    genuine = sample.finish
-    sample.finish = unchecked  # type: ignore[assignment]
+    genuine = batches.finish
+    batches.finish = unchecked  # type: ignore[assignment]
     try:
         yield
     finally:
-        sample.finish = genuine
+        batches.finish = genuine
 
 
 def _training_rate(session: Session) -> float:
