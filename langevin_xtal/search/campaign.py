@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -337,9 +337,10 @@ class Campaign:
             "weights": plan.model.hash,
             "model_settings": plan.model.settings_hash,
             **{
-                option.name: _setting(getattr(plan.sampling, option.name))
-                for option in fields(plan.sampling)
-                if option.name not in ("batch_size", "workers")  # they change no candidate
+                name: _setting(value)
+                for name, value in vars(plan.sampling).items()
+                # the first two change no candidate; one chain is as before there could be more
+                if name not in ("batch_size", "workers") and (name, value) != ("chains", 1)
             },
             "filters": repr(plan.filters),
             "relax": relax,
