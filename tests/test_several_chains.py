@@ -53,9 +53,9 @@ def sampled(model: CrystalModel, chains: int, **changes: object) -> dict[int, Ca
 
 
 def likely(model: CrystalModel, candidates: Sequence[Candidate]) -> list[float]:
-    assert model.proposal is not None
+    assert model.precise_proposal is not None
     units = [c.unit for c in candidates]
-    return log_likelihoods(model.proposal.double(), model.statistics, units).tolist()
+    return log_likelihoods(model.precise_proposal, model.statistics, units).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -236,13 +236,13 @@ class TestLikelihood:
 
     def test_members_are_averaged(self, model: CrystalModel) -> None:
         units, _ = self.drawn(model, 1)
-        first = model.proposal
+        first = model.precise_proposal
         assert first is not None
         torch.manual_seed(0)
-        second = Proposal(first.config).eval().requires_grad_(False)
+        second = Proposal(first.config).double().eval().requires_grad_(False)
         both = Proposal.of_members([first, second])
         one, other, mean = (
-            log_likelihoods(p.double(), model.statistics, units) for p in (first, second, both)
+            log_likelihoods(p, model.statistics, units) for p in (first, second, both.double())
         )
         # of one description each, the mean lies between the halves and the larger
         assert (mean <= np.maximum(one, other) + 1e-6).all()
