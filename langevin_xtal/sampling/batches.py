@@ -150,9 +150,11 @@ class Batches:
             return self._attempt(batch, level_done)
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
+                each = self.options.chains
+                what, less = ("a single chain", "sites") if each == 1 else ("its chains", "chains")
                 raise SamplingError(
-                    f"{self.request_of[batch[0][0]]}: the device has too little memory for a "
-                    f"single chain ({str(error).splitlines()[0]}); ask for fewer sites, or "
+                    f"{self.request_of[batch[0][0]]}: the device has too little memory for "
+                    f"{what} ({str(error).splitlines()[0]}); ask for fewer {less}, or "
                     "sample on a CPU"
                 ) from None
         # the error and the tensors its frames held are gone only here
