@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
 from langevin_xtal.cli import run
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError
 from langevin_xtal.model import network as network_module
-from langevin_xtal.model.checkpoint import load_model
+from langevin_xtal.model.checkpoint import CrystalModel, load_model
 from langevin_xtal.model.properties import load_properties, shipped_properties
+from langevin_xtal.model.tensor_file import weights_hash
 from langevin_xtal.train import recipe as recipes
 from langevin_xtal.train.epochs import EpochFit
 from langevin_xtal.train.fit import Fit
@@ -231,6 +233,94 @@ def stopping(
         advance(fit, batch)
 
     return step
+
+
+ONWARD = """
+name = "onward"
+statistics = "known"
+start = "START"
+licence = "CC0-1.0"
+attribution = "nobody"
+joined = ["proposal"]
+
+[sources.known]
+what = "some crystals"
+
+[[fit]]
+part = "prior"
+data = "known"
+epochs = 1
+
+[[fit]]
+part = "proposal"
+data = "known"
+epochs = 2
+seed = 7
+
+[[fit]]
+part = "proposal"
+data = "known"
+epochs = 1
+"""
+
+
+def test_on_from_a_model(files: dict[str, Path], whole: Path, tmp_path: Path) -> None:
+    """What no fit makes is the start's; what is fitted knows nothing of it but for members."""
+    start = load_model(whole / "model.safetensors")
+    model = onward(ONWARD, whole, files, tmp_path / "run").run()
+    assert isinstance(model, CrystalModel)
+    assert weights(model.network) == weights(start.network)
+    assert weights(model.ranker) == weights(start.ranker)
+    assert weights(model.settings) == weights(start.settings)
+    assert weights(model.prior) != weights(start.prior)
+    assert model.proposal is not None
+    assert start.proposal is not None
+    singles = [weights(p) for p in model.proposal.singles()]
+    assert singles[:2] == [weights(p) for p in start.proposal.singles()]
+    assert len(singles) == 3
+    assert model.card["started_from"] == start.hash
+    assert "steps" not in model.card
+    assert start.hash in (tmp_path / "run" / "card.md").read_text(encoding="utf-8")
+
+    fits = [json.loads(p.read_text()) for p in sorted((tmp_path / "run").rglob("config.json"))]
+    assert [fit["init"] is None for fit in fits] == [True, True, False]
+    apart = ONWARD.replace('joined = ["proposal"]', "")
+    alone = onward(apart, whole, files, tmp_path / "alone").run()
+    assert isinstance(alone, CrystalModel)
+    assert weights(alone.proposal) == singles[2]
+
+
+def onward(text: str, whole: Path, files: dict[str, Path], out: Path) -> RecipeRun:
+    recipe = parse_recipe(text.replace("START", str(whole / "model.safetensors")))
+    return RecipeRun(recipe, prepared(recipe, {"known": files["known"]}), out)
+
+
+def weights(part: nn.Module | None) -> str:
+    assert part is not None
+    return weights_hash(part.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (('joined = ["proposal"]', 'joined = ["prior"]'), ("joined", "'prior'", "settings")),
+        (('joined = ["proposal"]', 'joined = ["settings"]'), ("joined", "'settings'", "fit")),
+        (('start = "START"\n', "", 'joined = ["proposal"]', ""), ("first fit", "score")),
+        (('"START"', '"nowhere"'), ("nowhere",)),
+    ],
+)
+def test_recipes_that_cannot_go_on(
+    files: dict[str, Path], whole: Path, tmp_path: Path, change: tuple[str, ...],
+    words: tuple[str, ...],
+) -> None:  # fmt: skip
+    text = ONWARD
+    for old, new in zip(change[::2], change[1::2], strict=True):
+        assert old in text
+        text = text.replace(old, new)
+    with pytest.raises(InputError) as refusal:
+        onward(text, whole, files, tmp_path / "run")
+    for word in words:
+        assert word in str(refusal.value)
 
 
 def test_time_over_and_on(files: dict[str, Path], whole: Path, tmp_path: Path) -> None:

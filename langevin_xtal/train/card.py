@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-FACTS = ("data", "split", "licence", "attribution", "command", "recipe", "revision", "weights",
-         "steps", "crystals_seen", "training_seconds", "data_hash")  # fmt: skip
+FACTS = ("data", "split", "licence", "attribution", "command", "recipe", "revision",
+         "started_from", "weights", "steps", "crystals_seen",
+         "training_seconds", "data_hash")  # fmt: skip
 """Entries of a card that are a line each, in this order."""
 
 

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -29,9 +29,11 @@ from langevin_xtal.dataset.join import join, near_duplicates, split
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.errors import InputError
 from langevin_xtal.files import write_text
-from langevin_xtal.model.checkpoint import CrystalModel, load_model, save_model
+from langevin_xtal.model.checkpoint import CrystalModel, Part, load_model, save_model
 from langevin_xtal.model.network import SIZES
 from langevin_xtal.model.properties import PropertyModel, save_properties
+from langevin_xtal.model.proposal import Proposal
+from langevin_xtal.model.settings import SettingModel
 from langevin_xtal.model.statistics import Statistics
 from langevin_xtal.train.card import page
 from langevin_xtal.train.distributed import join as join_team
@@ -49,6 +51,8 @@ CARD = "card.md"
 RECORD = "recipe.json"
 HELD_OUT = 0.05
 """Share of a single file that is held out."""
+MEMBERED = ("settings", "proposal")
+"""Parts that may have several members, whose predictions are averaged."""
 NOTHING = PartEpochs(**dict.fromkeys(PARTS, 0))
 
 
@@ -138,7 +142,10 @@ class Recipe:
     size: str = "small"
     """Of the score network."""
     start: str = ""
-    """Model whose score network a property model starts from: a shipped name or a file."""
+    """Model to go on from: a shipped name or a file. A property model's fit starts from its score
+    network; another model has all of it that no fit makes."""
+    joined: Sequence[str] = ()
+    """Parts whose members go behind those of the model that is started from."""
     halve: Sequence[str] = ()
     """Parts rounded to half precision in the end, which take half the space."""
     weaknesses: Sequence[str] = ()
@@ -155,10 +162,18 @@ class Recipe:
                     f"a fit of {PROPERTY_FIT} must be the only one, and start from a model: "
                     'start = "mp20"'
                 )
-        elif not self.fit or self.fit[0].part != SCORE:
-            raise InputError(f"the first fit must be of the {SCORE} network")
-        elif self.start:
-            raise InputError(f"start is of fits of {PROPERTY_FIT}; leave it out")
+        elif not self.fit or (self.fit[0].part != SCORE and not self.start):
+            raise InputError(
+                f"the first fit must be of the {SCORE} network, unless the recipe takes that of a "
+                'model: start = "mp20"'
+            )
+        fitted = {fit.part for fit in self.fit}
+        for part in self.joined:
+            if part not in MEMBERED or part not in fitted or not self.start:
+                raise InputError(
+                    f"joined: {part!r} must be {' or '.join(MEMBERED)} and have a fit, and the "
+                    "recipe a start, whose members go before"
+                )
         for part in self.halve:
             if part not in (*PARTS, PROPERTY_FIT):
                 known_parts = ", ".join((*PARTS, PROPERTY_FIT))
@@ -347,7 +362,17 @@ class RecipeRun:
         self.name = name or recipe.name
         self.fits = [step.scaled(scale) for step in recipe.fit]
         self.leads = join_team(device)[0].leads
-        self._claim({"recipe": recipe.hash, "sources": dict(data.sources), "scale": scale})
+        self.start = load_model(recipe.start) if recipe.start else None
+        record = {"recipe": recipe.hash, "sources": dict(data.sources), "scale": scale}
+        if self.start is not None:
+            record["start"] = self.start.hash
+            for part in recipe.joined:
+                if part not in self.start.parts():
+                    raise InputError(
+                        f"joined: model {self.start.name} has no {part}, behind whose members "
+                        "others could go"
+                    )
+        self._claim(record)
 
     def _claim(self, record: Mapping[str, object]) -> None:
         """Take the folder for this run, unless it holds another."""
@@ -388,7 +413,8 @@ class RecipeRun:
             Called with the title of a fit, what is done of it and how much there is.
         """
         until = time.perf_counter() + max_seconds
-        model: CrystalModel | None = None
+        model = self.start
+        made: set[str] = set()
         for k, step in enumerate(self.fits):
             title = f"fit {k + 1} of {len(self.fits)}: {step.part}"
             report = None if progress is None else _titled(progress, title)
@@ -401,8 +427,9 @@ class RecipeRun:
                 elif not self.leads:
                     return None
                 else:
-                    assert model is not None  # the first fit is of the score network
-                    model = self._part(step, folder, model, until, report)
+                    assert model is not None  # of the first fit, or where the recipe starts
+                    model = self._part(step, folder, model, made, until, report)
+                    made.add(step.part)
             except TimeIsOverError:
                 return None
         assert model is not None
@@ -457,9 +484,11 @@ class RecipeRun:
         step: FitStep,
         folder: Path,
         model: CrystalModel,
+        made: Container[str],
         until: float,
         progress: Callable[[int, int], None] | None,
     ) -> CrystalModel:
+        """The model with a part fitted; from random weights, unless an earlier fit made some."""
         path = folder / MODEL
         kept = load_model(path).parts().get(step.part) if path.exists() else None
         if kept is not None and getattr(kept.config, "members", 1) >= step.members:
@@ -475,7 +504,7 @@ class RecipeRun:
                 settings_members=step.members,
             ),
             done=done if kept is None else done | {step.part: kept},
-            given=model.parts(),
+            given={name: part for name, part in model.parts().items() if name in made},
             seed=step.seed,
             device=self.device,
             folder=folder,
@@ -497,19 +526,19 @@ class RecipeRun:
         progress: Callable[[int, int], None] | None,
     ) -> PropertyModel:
         """The property model with its card, in the folder."""
-        start = load_model(self.recipe.start)
+        assert self.start is not None  # as recipes of property models must have it
         fitted = fit_properties(
             self._learned(step),
             seed=step.seed,
             epochs=step.epochs,
-            init=start.network,
+            init=self.start.network,
             on_epoch=None if progress is None else lambda e, *_: progress(e, step.epochs),
             out=folder,
             until=until,
             halved=PROPERTY_FIT in self.recipe.halve,
         )
         fitted = replace(fitted, name=self.name)
-        card = self._card() | {"weights": fitted.hash, "started_from": start.hash}
+        card = self._card() | {"weights": fitted.hash}
         fitted = replace(fitted, card=card)
         save_properties(self.out / MODEL, fitted)
         write_text(self.out / CARD, page(self.name, fitted.card))
@@ -526,6 +555,8 @@ class RecipeRun:
         if not self.leads:
             return None
         parts = {name: copy.deepcopy(part) for name, part in model.parts().items()}
+        for name in self.recipe.joined:
+            parts[name] = self._behind(name, parts[name])
         for name in self.recipe.halve:
             part = parts.get(name)
             for weights in part.parameters() if isinstance(part, nn.Module) else ():
@@ -538,6 +569,15 @@ class RecipeRun:
         write_text(self.out / CARD, page(self.name, model.card))
         return model
 
+    def _behind(self, name: str, part: Part) -> Part:
+        """All members of the part of the start, then those of the part."""
+        assert self.start is not None  # as recipes with joined parts must have it
+        before = self.start.parts()[name]
+        if isinstance(before, Proposal):
+            return Proposal.of_members([*before.singles(), *cast(Proposal, part).singles()])
+        assert isinstance(before, SettingModel)
+        return SettingModel.of_members([*before.singles(), *cast(SettingModel, part).singles()])
+
     def _card(self) -> dict[str, object]:
         """What went into the model, from the recipe and the logs of the run."""
         recipe, fits = self.recipe, list(self._fits())
@@ -549,6 +589,8 @@ class RecipeRun:
         split_text = "validation of the score network: " + (
             ", ".join(dict.fromkeys(s.validation for s in scores if s.validation)) or "none"
         )
+        if not scores:
+            split_text = "the card of the model that is started from says it of the score network"
         if left_out and "" not in self.data.sources:
             split_text += (
                 "; left out is what has the formula, group and volume (within 12 %) of a crystal "
@@ -559,7 +601,7 @@ class RecipeRun:
             split_text = f"{share:g} % of the crystals were not learned, but scale the error bars"
         if self.data.note:
             split_text += f"; {self.data.note}"
-        taken = (
+        taken: dict[str, object] = (
             {
                 "steps": sum(s.steps if s.stop_at is None else s.stop_at for s in scores),
                 "crystals_seen": sum(
@@ -569,6 +611,8 @@ class RecipeRun:
             if scores
             else {}
         )
+        if self.start is not None:
+            taken["started_from"] = self.start.hash
         return {
             "data": "; ".join(
                 f"{name}: {len(data):,} crystals, {data.content_hash[:16]}"
