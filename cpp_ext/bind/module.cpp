@@ -9,6 +9,7 @@
 
 #include "edge_network.hpp"
 #include "multigraph.hpp"
+#include "sites.hpp"
 
 namespace py = pybind11;
 namespace lx = langevin_xtal;
@@ -147,6 +148,61 @@ py::tuple distinct_images(const Doubles& lattice, const Doubles& frac, const Int
     }
     const auto count = static_cast<py::ssize_t>(site.size());
     return py::make_tuple(to_numpy(std::move(site), {count}), to_numpy(std::move(op), {count}));
+}
+
+/// A table of a matrix for every operation, or throws.
+const double* operation_matrices(const Doubles& table, const Doubles& translations) {
+    require(table.size() == 3 * translations.size(), "tables of operations must be (O, 3, 3)");
+    return table.data();
+}
+
+py::dict snap_sites(const Doubles& lattice, const Doubles& frac, const Integers& site_start,
+                    const Integers& rotations, const Doubles& translations,
+                    const Integers& op_start, const Integers& op_count, const Integers& orbit,
+                    const Doubles& inverse, const Doubles& fixed, const Doubles& radius,
+                    double identical) {
+    const lx::CrystalView view =
+        crystal_view(lattice, frac, site_start, rotations, translations, op_start, op_count, orbit);
+    const lx::OperationView operations{operation_matrices(inverse, translations),
+                                       operation_matrices(fixed, translations)};
+    require(radius.size() == view.sites || radius.size() == 0, "radius must be (A,) or empty");
+    lx::SnappedSites found;
+    {
+        py::gil_scoped_release release;
+        found =
+            lx::snap_sites(view, operations, radius.size() ? radius.data() : nullptr, identical);
+    }
+    const auto sites = static_cast<py::ssize_t>(view.sites);
+    py::dict out;
+    out["frac"] = to_numpy(std::move(found.frac), {sites, 3});
+    out["displacement"] = to_numpy(std::move(found.displacement), {sites, 3});
+    out["projector"] = to_numpy(std::move(found.projector), {sites, 3, 3});
+    out["stabiliser_order"] = to_numpy(std::move(found.stabiliser_order), {sites});
+    return out;
+}
+
+py::array orbit_noise(const Doubles& lattice, const Doubles& frac, const Integers& site_start,
+                      const Integers& rotations, const Doubles& translations,
+                      const Integers& op_start, const Integers& op_count, const Integers& orbit,
+                      const Doubles& noised, const Doubles& sigma, const Booleans& confined,
+                      const Doubles& projector, std::int64_t axis_images, std::int64_t box_images,
+                      double identical, double unreached) {
+    const lx::CrystalView view =
+        crystal_view(lattice, frac, site_start, rotations, translations, op_start, op_count, orbit);
+    require(noised.size() == 3 * view.sites, "noised must be (A, 3)");
+    require(sigma.size() == view.crystals, "sigma must be (B,)");
+    require(confined.size() == view.sites, "confined must be (A,)");
+    require(projector.size() == 9 * view.sites, "projector must be (A, 3, 3)");
+    const lx::NoisedView given{
+        noised.data(),    sigma.data(), reinterpret_cast<const std::uint8_t*>(confined.data()),
+        projector.data(), axis_images,  box_images,
+        identical,        unreached};
+    std::vector<double> found;
+    {
+        py::gil_scoped_release release;
+        found = lx::orbit_noise(view, given);
+    }
+    return to_numpy(std::move(found), {static_cast<py::ssize_t>(view.sites), 3});
 }
 
 py::dict lay_out_triplets(const Integers& source, const Integers& target, const Doubles& vec,
@@ -366,6 +422,17 @@ PYBIND11_MODULE(_multigraph, m) {
           py::arg("site_start"), py::arg("rotations"), py::arg("translations"), py::arg("op_start"),
           py::arg("op_count"), py::arg("orbit"), py::kw_only(), py::arg("identical"),
           "Site and operation of every distinct image, (P,) each.");
+    m.def("snap_sites", &snap_sites, py::arg("lattice"), py::arg("frac"), py::arg("site_start"),
+          py::arg("rotations"), py::arg("translations"), py::arg("op_start"), py::arg("op_count"),
+          py::arg("orbit"), py::kw_only(), py::arg("inverse"), py::arg("fixed"), py::arg("radius"),
+          py::arg("identical"),
+          "Sites on their special positions, as a dict of arrays; the GIL is released.");
+    m.def("orbit_noise", &orbit_noise, py::arg("lattice"), py::arg("frac"), py::arg("site_start"),
+          py::arg("rotations"), py::arg("translations"), py::arg("op_start"), py::arg("op_count"),
+          py::arg("orbit"), py::kw_only(), py::arg("noised"), py::arg("sigma"), py::arg("confined"),
+          py::arg("projector"), py::arg("axis_images"), py::arg("box_images"), py::arg("identical"),
+          py::arg("unreached"),
+          "Noise of every site, averaged over equivalent images, (A, 3); the GIL is released.");
     m.def("lay_out_triplets", &lay_out_triplets, py::arg("source"), py::arg("target"),
           py::arg("vec"), py::arg("turned"), py::arg("dist"), py::arg("sends"),
           py::arg("first_edge"), py::arg("message"), py::kw_only(), py::arg("sites"),

@@ -1,35 +1,12 @@
 // Edges that site symmetry turns into one another.
-#include <array>
 #include <cmath>
 
-#include "lattice_search.hpp"
 #include "multigraph.hpp"
+#include "small_matrix.hpp"
 
 namespace langevin_xtal {
 
 namespace {
-
-using Mat3 = std::array<double, 9>;
-
-/// Rows of the inverse, so that a row vector v [Å] has fractions v · inverse.
-Mat3 inverse_of(const double* m) {
-    Mat3 out{};
-    const double det = m[0] * (m[4] * m[8] - m[5] * m[7]) - m[1] * (m[3] * m[8] - m[5] * m[6]) +
-                       m[2] * (m[3] * m[7] - m[4] * m[6]);
-    for (int r = 0; r < 3; ++r)
-        for (int c = 0; c < 3; ++c) {
-            const int a = (c + 1) % 3, b = (c + 2) % 3, p = (r + 1) % 3, q = (r + 2) % 3;
-            out[3 * r + c] = (m[3 * a + p] * m[3 * b + q] - m[3 * a + q] * m[3 * b + p]) / det;
-        }
-    return out;
-}
-
-Vec3 times(const double* row, const double* matrix) {
-    Vec3 out{};
-    for (int c = 0; c < 3; ++c)
-        out[c] = row[0] * matrix[c] + row[1] * matrix[3 + c] + row[2] * matrix[6 + c];
-    return out;
-}
 
 bool is_identity(const std::int64_t* w) {
     for (int k = 0; k < 9; ++k)
@@ -45,25 +22,12 @@ void site_symmetry(const CrystalView& all, std::int64_t b, const double* x, cons
     for (std::int64_t op = 0; op < all.op_count[b]; ++op) {
         const std::int64_t* w = all.rotations + 9 * (all.op_start[b] + op);
         if (is_identity(w)) continue;
-        const double* t = all.translations + 3 * (all.op_start[b] + op);
-        Vec3 moved{};
-        for (int r = 0; r < 3; ++r) {
-            moved[r] = t[r] - x[r];
-            for (int c = 0; c < 3; ++c) moved[r] += static_cast<double>(w[3 * r + c]) * x[c];
-            moved[r] -= std::round(moved[r]);
-        }
-        const Vec3 step = times(moved.data(), cell);
-        if (norm(step[0], step[1], step[2]) > close) continue;
-        double transposed[9];
-        for (int r = 0; r < 3; ++r)
-            for (int c = 0; c < 3; ++c) transposed[3 * r + c] = static_cast<double>(w[3 * c + r]);
-        Mat3 turn{};
-        for (int r = 0; r < 3; ++r) {
-            const Vec3 half = times(inverse.data() + 3 * r, transposed);
-            const Vec3 row = times(half.data(), cell);
-            for (int c = 0; c < 3; ++c) turn[3 * r + c] = row[c];
-        }
-        found.push_back(turn);
+        const Vec3 moved = image_of(all, all.op_start[b] + op, x);
+        if (norm(times(wrapped_step(x, moved).data(), cell)) > close) continue;
+        Mat3 back{};
+        for (int k = 0; k < 9; ++k) back[k] = static_cast<double>(w[3 * (k % 3) + k / 3]);
+        const Mat3 half = product(inverse.data(), back.data());
+        found.push_back(product(half.data(), cell));
     }
 }
 

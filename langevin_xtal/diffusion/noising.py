@@ -23,19 +23,19 @@ from torch import Tensor
 
 from langevin_xtal.config.training import Target, TrainingConfig
 from langevin_xtal.crystal.batch import CrystalBatch
-from langevin_xtal.diffusion.targets import orbit_noise
+from langevin_xtal.diffusion.targets import orbit_noise, orbit_noise_of_arrays
 from langevin_xtal.graph import torch_builder
 from langevin_xtal.graph.backends import build_multigraph
 from langevin_xtal.graph.batch import GraphBatch, lay_out, snap_radius
 from langevin_xtal.graph.contract import CrystalArrays, GraphSettings
-from langevin_xtal.graph.equivalence import Messages, distinct_images, edge_messages
+from langevin_xtal.graph.equivalence import Messages, edge_messages
 from langevin_xtal.graph.snapping import (
     Operations,
     SitePairs,
     Snapped,
     site_pairs,
+    snap_arrays,
     snap_sites,
-    snap_some,
 )
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.model.scores import cell_frame
@@ -194,6 +194,7 @@ def noise_batch(
     site_crystal = crystals.site_crystal
     pairs = site_pairs(site_crystal, crystals.op_start, crystals.op_count)
     device = crystals.frac.device
+    on_host = _on_host(builder, device)
 
     source: Any = {"generator": generator, "device": generator.device}
 
@@ -218,7 +219,7 @@ def noise_batch(
     lattice = cell_frame(coordinates).rows
 
     noise = normal(n_sites, 3)[own_sites].to(device)
-    home = snap_sites(crystals.frac, lattice, site_crystal, pairs, operations)
+    home = _snapped(crystals.frac, lattice, crystals, operations, None, pairs, on_host)
     kept = uniform() < config.confined
     confined = kept[site_crystal]
     inside = (noise.unsqueeze(1) @ home.projector).squeeze(1)
@@ -229,20 +230,24 @@ def noise_batch(
     noised = home.frac + (cart.unsqueeze(1) @ frame).squeeze(1)
     target = noise
     if config.target == "orbit":
-        images = pairs
-        if _on_host(builder, device):
+        found = None
+        if on_host:
             arrays = crystal_arrays(home.frac, lattice, crystals, operations)
-            images = distinct_images(arrays) or pairs
-        target = orbit_noise(
-            noised,
-            home.frac,
-            lattice,
-            site_crystal,
-            sigma_pos,
-            images,
-            operations,
-            confined,
-            home.projector,
+            found = orbit_noise_of_arrays(arrays, noised, sigma_pos, confined, home.projector)
+        target = (
+            orbit_noise(
+                noised,
+                home.frac,
+                lattice,
+                site_crystal,
+                sigma_pos,
+                pairs,
+                operations,
+                confined,
+                home.projector,
+            )
+            if found is None
+            else found
         )
     graph = graph_of(
         noised,
@@ -255,7 +260,6 @@ def noise_batch(
         dtype,
         pairs=pairs,
         builder=builder,
-        home=home,
     )
     return Noised(
         graph=graph,
@@ -289,23 +293,18 @@ def graph_of(
     *,
     pairs: SitePairs,
     builder: Builder | None = None,
-    home: Snapped | None = None,
 ) -> GraphBatch:
     """Snap, build and lay out the multigraph of positions noised by ``sigma_pos`` (B,) [Å].
 
     Sites of crystals that are ``confined`` (B,) stay where they are. The builder is ``torch`` for
-    tensors on CUDA and ``host`` otherwise, unless given. With the sites before they were noised,
-    ``home``, those of confined crystals need not be looked at again.
+    tensors on CUDA and ``host`` otherwise, unless given.
     """
     site_crystal = crystals.site_crystal
     on_host = _on_host(builder, frac.device)
     radius: Tensor | None = None
     if frac.is_cuda or not bool(confined.all()):  # a device is not waited for
         radius = torch.where(confined, 0.0, snap_radius(sigma_pos))[site_crystal]
-    if home is None or radius is None or not on_host:
-        snapped = snap_sites(frac, lattice, site_crystal, pairs, operations, radius, ask=on_host)
-    else:
-        snapped = snap_some(frac, lattice, site_crystal, pairs, operations, radius, home)
+    snapped = _snapped(frac, lattice, crystals, operations, radius, pairs, on_host)
     messages: Messages | None = None
     if not on_host:
         given: dict[str, Tensor] = {
@@ -354,6 +353,25 @@ def clean_graph(crystals: Crystals, settings: GraphSettings, operations: Operati
         pairs=site_pairs(site_crystal, crystals.op_start, crystals.op_count),
         builder="host",
     )
+
+
+def _snapped(
+    frac: Tensor,
+    lattice: Tensor,
+    crystals: Crystals,
+    operations: Operations,
+    radius: Tensor | None,
+    pairs: SitePairs,
+    on_host: bool,
+) -> Snapped:
+    """Sites on special positions, by the C++ extension where it can."""
+    found = None
+    if on_host:
+        arrays = crystal_arrays(frac, lattice, crystals, operations)
+        found = snap_arrays(arrays, operations, radius)
+    if found is not None:
+        return found
+    return snap_sites(frac, lattice, crystals.site_crystal, pairs, operations, radius)
 
 
 def _on_host(builder: Builder | None, device: torch.device) -> bool:

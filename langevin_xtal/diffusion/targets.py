@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from langevin_xtal.graph.contract import CrystalArrays
 from langevin_xtal.graph.snapping import Operations, SitePairs
 from langevin_xtal.symmetry.sites import IDENTICAL
 
@@ -29,6 +30,28 @@ BOX_IMAGES = 2
 
 UNREACHED = -1e30
 """Log weight of an image that noise cannot reach."""
+
+
+def orbit_noise_of_arrays(
+    crystals: CrystalArrays, noised: Tensor, sigma: Tensor, confined: Tensor, projector: Tensor
+) -> Tensor | None:
+    """:func:`orbit_noise` of clean ``crystals`` on the host; None without the C++ extension."""
+    try:
+        from langevin_xtal.graph import _multigraph
+    except ImportError:
+        return None
+    found = _multigraph.orbit_noise(
+        *crystals.in_order(),
+        noised=noised.numpy(),
+        sigma=sigma.numpy(),
+        confined=confined.numpy(),
+        projector=projector.numpy(),
+        axis_images=AXIS_IMAGES,
+        box_images=BOX_IMAGES,
+        identical=IDENTICAL,
+        unreached=UNREACHED,
+    )
+    return torch.from_numpy(found)
 
 
 def orbit_noise(

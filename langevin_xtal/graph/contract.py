@@ -28,7 +28,7 @@ Builders that implement this: :mod:`~langevin_xtal.graph.reference` (the specifi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -135,6 +135,10 @@ class CrystalArrays:
 
     def __len__(self) -> int:
         return len(self.lattice)
+
+    def in_order(self) -> tuple[FloatArray | IntArray, ...]:
+        """All arrays, as the C++ extension takes them."""
+        return tuple(getattr(self, f.name) for f in fields(self))
 
     def operations(self, b: int) -> tuple[IntArray, FloatArray]:
         """(G, 3, 3) and (G, 3): the operations of crystal ``b``."""

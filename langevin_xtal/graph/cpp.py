@@ -21,14 +21,7 @@ def build(
     crystals.check()
     try:
         arrays = _multigraph.build(
-            crystals.lattice,
-            crystals.frac,
-            crystals.site_start,
-            crystals.rotations,
-            crystals.translations,
-            crystals.op_start,
-            crystals.op_count,
-            crystals.orbit,
+            *crystals.in_order(),
             cutoff=settings.cutoff,
             k_min=settings.k_min,
             k_max=settings.k_max,

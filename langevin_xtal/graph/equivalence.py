@@ -39,7 +39,7 @@ def distinct_images(crystals: CrystalArrays) -> SitePairs | None:
         from langevin_xtal.graph import _multigraph
     except ImportError:
         return None
-    site, op = _multigraph.distinct_images(*_arrays(crystals), identical=IDENTICAL)
+    site, op = _multigraph.distinct_images(*crystals.in_order(), identical=IDENTICAL)
     return SitePairs(torch.from_numpy(site), torch.from_numpy(op))
 
 
@@ -62,24 +62,11 @@ def equivalent_edges(crystals: CrystalArrays, graph: SymmetryMultigraph) -> IntA
     except ImportError:
         return np.arange(len(graph.edge_dist))
     return _multigraph.equivalent_edges(
-        *_arrays(crystals),
+        *crystals.in_order(),
         edge_index=graph.edge_index,
         edge_vec=graph.edge_vec,
         edge_dist=graph.edge_dist,
         edge_is_long_range=graph.edge_is_long_range,
         edge_start=graph.edge_start,
         close=CLOSE,
-    )
-
-
-def _arrays(crystals: CrystalArrays) -> tuple[np.ndarray, ...]:
-    return (
-        crystals.lattice,
-        crystals.frac,
-        crystals.site_start,
-        crystals.rotations,
-        crystals.translations,
-        crystals.op_start,
-        crystals.op_count,
-        crystals.orbit,
     )

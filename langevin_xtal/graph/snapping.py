@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from langevin_xtal.graph.contract import CrystalArrays
 from langevin_xtal.symmetry.groups import operation_table
 from langevin_xtal.symmetry.sites import IDENTICAL, fixed_projector, group_inverse
 
@@ -79,6 +80,24 @@ class Snapped(NamedTuple):
     stabiliser_order: Tensor  #: (A,) operations that leave the snapped site in place
 
 
+def snap_arrays(
+    crystals: CrystalArrays, operations: Operations, radius: Tensor | None = None
+) -> Snapped | None:
+    """:func:`snap_sites` on the host, in one pass; None without the C++ extension."""
+    try:
+        from langevin_xtal.graph import _multigraph
+    except ImportError:
+        return None
+    found = _multigraph.snap_sites(
+        *crystals.in_order(),
+        inverse=operations.inverse.numpy(),
+        fixed=operations.fixed.numpy(),
+        radius=np.empty(0) if radius is None else radius.numpy(),
+        identical=IDENTICAL,
+    )
+    return Snapped(**{name: torch.from_numpy(array) for name, array in found.items()})
+
+
 def snap_sites(
     frac: Tensor,
     lattice: Tensor,
@@ -86,8 +105,6 @@ def snap_sites(
     pairs: SitePairs,
     operations: Operations,
     radius: Tensor | None = None,
-    *,
-    ask: bool = False,
 ) -> Snapped:
     """Move every site to the most special position within its radius.
 
@@ -99,24 +116,14 @@ def snap_sites(
         (B, 3, 3) rows [Å], float64.
     radius
         (A,) largest displacement of each site [Å]; None only removes rounding, as 0 does.
-    ask
-        Ask which radii are 0, to leave those sites out, and whether any still moves: faster,
-        except on a GPU.
     """
     cell = lattice[site_crystal]  # (A, 3, 3)
     frame = torch.linalg.inv_ex(cell)[0]  # inv would wait for the device
     w, t = operations.rotations[pairs.op], operations.translations[pairs.op]
     pair_cell = cell[pairs.site]
     current = frac
-    if radius is not None and not ask:
+    if radius is not None:
         current = _nearest_special(frac, cell, frame, pairs, operations, radius)
-    elif radius is not None:
-        free = radius > 0
-        own = free.nonzero().squeeze(1)
-        moved = _nearest_special(
-            frac[own], cell[own], frame[own], _pairs_of(free, pairs), operations, radius[own], ask
-        )
-        current = frac.index_copy(0, own, moved)
     u = _displacements(current, w, t, pairs.site)
     stays = (_length(u, pair_cell) < IDENTICAL).to(frac.dtype)
     order = torch.zeros_like(frac[:, 0]).index_add(0, pairs.site, stays)
@@ -132,36 +139,6 @@ def snap_sites(
     )
 
 
-def snap_some(
-    frac: Tensor,
-    lattice: Tensor,
-    site_crystal: Tensor,
-    pairs: SitePairs,
-    operations: Operations,
-    radius: Tensor,
-    home: Snapped,
-) -> Snapped:
-    """As :func:`snap_sites`, but sites without a radius are not looked at.
-
-    They have the projectors and stabilisers of ``home``: the same sites before they moved along
-    the directions that they are free in, in the same cells.
-    """
-    free = radius > 0
-    own = free.nonzero().squeeze(1)
-    part = _pairs_of(free, pairs)
-    some = snap_sites(
-        frac[own], lattice, site_crystal[own], part, operations, radius[own], ask=True
-    )
-    rest = home._replace(frac=frac, displacement=torch.zeros_like(frac))
-    return Snapped(*(x.index_copy(0, own, moved) for x, moved in zip(rest, some, strict=True)))
-
-
-def _pairs_of(chosen: Tensor, pairs: SitePairs) -> SitePairs:
-    """The pairs of the sites ``chosen`` (A,) bool, these alone being counted."""
-    part = chosen[pairs.site].nonzero().squeeze(1)
-    return SitePairs((chosen.cumsum(0) - 1)[pairs.site[part]], pairs.op[part])
-
-
 def _nearest_special(
     frac: Tensor,
     cell: Tensor,
@@ -169,7 +146,6 @@ def _nearest_special(
     pairs: SitePairs,
     operations: Operations,
     radius: Tensor,
-    ask: bool = False,
 ) -> Tensor:
     """(A, 3) the most special positions within ``radius`` (A,) of sites in ``cell`` (A, 3, 3)."""
     n = len(frac)
@@ -193,8 +169,6 @@ def _nearest_special(
         distance = torch.where(usable, distance, torch.inf)
         nearest = inf.scatter_reduce(0, pairs.site, distance, "amin")
         moving = moving & (nearest <= radius)
-        if ask and not moving.any():
-            break
         is_nearest = usable & (distance == nearest[pairs.site])
         pick = none.scatter_reduce(
             0, pairs.site, torch.where(is_nearest, index, len(index)), "amin"

@@ -15,8 +15,8 @@ from langevin_xtal.graph.snapping import (
     Snapped,
     all_operations,
     site_pairs,
+    snap_arrays,
     snap_sites,
-    snap_some,
 )
 from langevin_xtal.model.network import EdgeNetwork, NetworkConfig
 from langevin_xtal.model.scores import lattice_noise, position_noise
@@ -29,7 +29,6 @@ from langevin_xtal.symmetry import (
     snap_site,
     stabiliser,
 )
-from langevin_xtal.symmetry.groups import operation_table
 from langevin_xtal.symmetry.sites import image_displacements
 from tests.crystals import random_crystal, random_lattice
 
@@ -75,23 +74,22 @@ class Case:
 def snap_batch(
     numbers: list[int], lattice: np.ndarray, points: list[np.ndarray], radius: np.ndarray
 ) -> Snapped:
-    crystal = torch.repeat_interleave(
-        torch.arange(len(points)), torch.tensor([len(p) for p in points])
-    )
+    """Snapped by torch, and alike by the C++ extension where it is there."""
+    counts = [len(p) for p in points]
+    crystal = torch.repeat_interleave(torch.arange(len(points)), torch.tensor(counts))
     arrays = CrystalArrays.of_groups(
-        lattice, np.concatenate(points), np.zeros(1, dtype=int), np.array(numbers)
+        lattice, np.concatenate(points), np.cumsum([0, *counts]), np.array(numbers)
     )
     pairs = site_pairs(
         crystal, torch.from_numpy(arrays.op_start), torch.from_numpy(arrays.op_count)
     )
-    return snap_sites(
-        torch.from_numpy(arrays.frac),
-        torch.from_numpy(arrays.lattice),
-        crystal,
-        pairs,
-        all_operations(),
-        torch.from_numpy(radius),
-    )
+    radii, operations = torch.from_numpy(radius), all_operations()
+    frac, cells = torch.from_numpy(arrays.frac), torch.from_numpy(arrays.lattice)
+    snapped = snap_sites(frac, cells, crystal, pairs, operations, radii)
+    alike = snap_arrays(arrays, operations, radii)
+    for found, expected in zip(alike or (), snapped, strict=bool(alike)):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
+    return snapped
 
 
 @pytest.mark.parametrize("number", ALL_GROUPS)
@@ -149,26 +147,6 @@ def test_radius_zero_leaves_points(number):
     assert (moved < 1e-3).all()
     eye = np.broadcast_to(np.eye(3), (general.sum(), 3, 3))
     np.testing.assert_allclose(snapped.projector.numpy()[general], eye, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("number", ALL_GROUPS)
-def test_some_sites_alone(number):
-    """Sites that moved along their free directions need not be looked at again."""
-    case = Case(number)
-    n = len(case.points)
-    home = case.snap_all(case.points, case.radius)
-    rng = np.random.default_rng(number)
-    step = 0.3 * torch.from_numpy(rng.normal(size=(n, 1, 3))) @ home.projector
-    moved = home.frac + (step @ torch.from_numpy(case.frame)).squeeze(1)
-    radius = torch.from_numpy(np.where(np.arange(n) % 2, case.radius, 0.0))
-    crystal = torch.zeros(n, dtype=torch.int64)
-    start = operation_table().start
-    count = start[number] - start[number - 1]
-    pairs = site_pairs(crystal, torch.tensor([start[number - 1]]), torch.tensor([count]))
-    given = (moved, torch.from_numpy(case.lattice)[None], crystal, pairs, all_operations(), radius)
-    whole, some = snap_sites(*given), snap_some(*given, home)
-    for name, values in whole._asdict().items():
-        torch.testing.assert_close(getattr(some, name), values, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("number", ALL_GROUPS)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from langevin_xtal.diffusion import noising
 from langevin_xtal.diffusion.noising import Crystals, NoisingConfig, noise_batch
-from langevin_xtal.diffusion.targets import orbit_noise
-from langevin_xtal.graph.contract import GraphSettings
+from langevin_xtal.diffusion.targets import orbit_noise, orbit_noise_of_arrays
+from langevin_xtal.graph.contract import CrystalArrays, GraphSettings
 from langevin_xtal.graph.snapping import SitePairs, all_operations, site_pairs, snap_sites
 from langevin_xtal.model.levels import NoiseLevels
 from langevin_xtal.symmetry import (
@@ -76,17 +76,30 @@ class Sites:
         return self.clean + sigma * noise @ torch.linalg.inv(self.lattice[0])
 
     def target(self, noised: Tensor, sigma: float, confined: bool = False) -> Tensor:
-        return orbit_noise(
+        """By torch, and alike by the C++ extension where it is there."""
+        sigmas = torch.tensor([sigma], dtype=torch.float64)
+        bound = torch.full((len(noised),), confined)
+        found = orbit_noise(
             noised,
             self.clean,
             self.lattice,
             self.crystal,
-            torch.tensor([sigma], dtype=torch.float64),
+            sigmas,
             self.pairs,
             all_operations(),
-            torch.full((len(noised),), confined),
+            bound,
             self.projector,
         )
+        arrays = CrystalArrays.of_groups(
+            self.lattice.numpy(),
+            self.clean.numpy(),
+            np.array([0, len(noised)]),
+            np.array([self.group.number]),
+        )
+        alike = orbit_noise_of_arrays(arrays, noised, sigmas, bound, self.projector)
+        if alike is not None:
+            torch.testing.assert_close(alike, found, rtol=0, atol=1e-9)
+        return found
 
     def expected(self, noised: Tensor, sigma: float, confined: bool = False) -> Tensor:
         """−σ ∇ log Σ exp(−|x̃ − image|² / 2σ²), by autograd, over operations and a big box."""
