@@ -488,9 +488,13 @@ class Trainer(Fit[LogRow, Noised]):
             self.team.add_gradients(self.weights)
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.config.clip)
         self._changing = True
-        # tells the optimiser, where the weights are, to leave them and its moments as they are
-        self.optimiser.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
-        self.optimiser.step()
+        finite = torch.isfinite(norm)
+        if norm.device.type != "cpu":
+            # tells the optimiser, where the weights are, to leave them and its moments as they are
+            self.optimiser.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            self.optimiser.step()
+        elif finite:
+            self.optimiser.step()
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(self.averages, [*self.weights], 1 - decay)
