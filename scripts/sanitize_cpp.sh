@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the C++ extension with the address and undefined-behaviour sanitizers, beside the normal
-# one, and runs the tests of the multigraph and the kernels on it. Needs gcc or clang on Linux.
+# one, and runs the tests of the multigraph, of sites and of the kernels on it. Needs gcc or clang
+# on Linux.
 #
 #     PYTHON=.venv/bin/python scripts/sanitize_cpp.sh [tests...]
 set -euo pipefail
@@ -24,7 +25,8 @@ export PYTHONPATH=$copy LANGEVIN_XTAL_BACKEND=cpp OMP_NUM_THREADS=1
 tests=("$@")
 # code that numba compiles is none of the extension's, and takes longest
 [[ ${#tests[@]} -gt 0 ]] ||
-    tests=(tests/test_builders.py tests/test_equivalence.py tests/test_fused.py -k "not numba")
+    tests=(tests/test_builders.py tests/test_equivalence.py tests/test_fused.py
+        tests/laws/test_snapping.py tests/laws/test_targets.py -k "not numba")
 LD_PRELOAD="$asan $stdcpp" "$python" -c "
 from langevin_xtal.graph import _multigraph
 assert _multigraph.__file__.startswith('$copy'), _multigraph.__file__
