@@ -280,7 +280,6 @@ def test_a_recipe_makes_model_and_card(
     [
         (('start = "{start}"', ""), "start from a model"),
         (("epochs = 2", "steps = 2"), "give epochs"),
-        (('part = "properties"', 'part = "score"\nsteps = 2'), "start is of fits of properties"),
     ],
 )
 def test_bad_property_recipes(change: tuple[str, str], words: str) -> None:

@@ -194,9 +194,21 @@ class Recipe:
 
     @property
     def hash(self) -> str:
-        """16 hexadecimal digits over all of it."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """16 hexadecimal digits over all that it says; what it leaves out may gain defaults."""
+        text = json.dumps(_said(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _said(value: object) -> object:
+    """As JSON, without what is as it is by default."""
+    if dataclasses.is_dataclass(value):
+        own = {f: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {f.name: _said(v) for f, v in own.items() if v != f.default}
+    if isinstance(value, Mapping):
+        return {k: _said(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_said(v) for v in value]
+    return value
 
 
 def shipped_recipes() -> tuple[str, ...]:
