@@ -327,7 +327,7 @@ def test_recipes_that_cannot_go_on(
 def test_what_a_recipe_says_names_it() -> None:
     """Not its comments, nor what it leaves to the defaults."""
     recipe = parse_recipe(TEXT)
-    assert parse_recipe("# told\n" + TEXT).hash == recipe.hash
+    assert parse_recipe("# a comment\n" + TEXT).hash == recipe.hash
     said = TEXT.replace("seed = 5", f"seed = 5\nbatch_size = {FitStep.batch_size}")
     assert parse_recipe(said).hash == recipe.hash
     assert parse_recipe(TEXT.replace("seed = 5", "seed = 6")).hash != recipe.hash
