@@ -95,7 +95,7 @@ class Images {
         }
     }
 
-    /// Leaves what lies across the free directions of a site: (S + 1, 3), the last for the cell.
+    /// Takes the free directions of a site, for confined().
     void confine(const double* projector) {
         for (int r = 0; r < 3; ++r)
             for (int c = 0; c < 3; ++c) across_[3 * r + c] = (r == c) - projector[3 * r + c];

@@ -489,11 +489,12 @@ class Trainer(Fit[LogRow, Noised]):
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.config.clip)
         self._changing = True
         finite = torch.isfinite(norm)
-        if norm.device.type != "cpu":
+        if self.builder == "host" and norm.device.type == "cpu":
+            if finite:
+                self.optimiser.step()
+        else:
             # tells the optimiser, where the weights are, to leave them and its moments as they are
             self.optimiser.found_inf = (~finite).float()  # type: ignore[attr-defined]
-            self.optimiser.step()
-        elif finite:
             self.optimiser.step()
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
