@@ -20,6 +20,9 @@ inline std::int64_t ceil_int(double x) {
 }
 
 inline double norm(double x, double y, double z) { return std::sqrt(x * x + y * y + z * z); }
+inline double dot(const double* u, const double* v) {
+    return u[0] * v[0] + u[1] * v[1] + u[2] * v[2];
+}
 
 /// One cell: its rows a, b, c [Å] and their triangular factor, seen from c.
 ///

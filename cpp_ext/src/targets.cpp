@@ -21,8 +21,6 @@ struct Summed {
 
 enum class Shape { rectangular, hexagonal, general };
 
-double dot(const double* u, const double* v) { return u[0] * v[0] + u[1] * v[1] + u[2] * v[2]; }
-
 Shape shape_of(const double* cell) {
     const double *a = cell, *b = cell + 3, *c = cell + 6;
     const double aa = dot(a, a), bb = dot(b, b), cc = dot(c, c), ab = dot(a, b);
