@@ -1,4 +1,4 @@
-"""Several chains of a target, of which the proposal or the score network keeps the likeliest.
+"""Several chains of a target, of which one is kept: the likeliest, or the one most agree with.
 
     python scripts/judge_chains.py mp20_val.lxd --targets 200 --chains 8 --out judged_chains.json
 
@@ -8,16 +8,20 @@ proposal says how likely it would draw each crystal; that is what ``sample --cha
 the score network a crystal is noised at six levels, with the same noise for all chains of a target
 (as long as no chain of its batch failed), and the squared errors of what the network makes of it,
 summed over all free coordinates, bound its likelihood (variational bound of a diffusion model,
-equal weights on a geometric schedule). Beside what each keeps: one chain, and whether any chain
-finds the target.
+equal weights on a geometric schedule). With ``--agreement`` also the crystal that most others
+match by the evaluation's StructureMatcher, of equals the nearest to them: the best guess there
+is, if the chains are fair samples. With ``--mode formula`` each chain draws its Wyckoff positions
+as well; likelihoods cannot be compared then, and are left out. Beside what each keeps: one chain,
+and whether any chain finds the target.
 """
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import click
@@ -25,6 +29,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from langevin_xtal.config.evaluation import Mode
 from langevin_xtal.config.sampling import Start
 from langevin_xtal.crystal.candidate import Candidate
 from langevin_xtal.dataset.packed import PackedDataset
@@ -81,36 +86,67 @@ def errors(model: CrystalModel, candidates: Sequence[Candidate]) -> NDArray[np.f
     return found
 
 
+def likeness(
+    made: Mapping[int, Candidate], chains: int, total: int, cache: Cache
+) -> NDArray[np.float64]:
+    """(C, C, T) of chains of a target: 0 where they do not match, up to 1 for the same crystal."""
+    pairs = [
+        (a, b, t)
+        for t in range(total)
+        for a, b in combinations(range(chains), 2)
+        if a * total + t in made and b * total + t in made
+    ]
+    cells = [(made[a * total + t].cell, made[b * total + t].cell) for a, b, t in pairs]
+    found = np.zeros((chains, chains, total))
+    for (a, b, t), rms in zip(pairs, match_pairs(cells, cache=cache, workers=1), strict=True):
+        if not np.isnan(rms):
+            # every match counts, then how near it is
+            found[a, b, t] = found[b, a, t] = 1.0 - 0.01 * rms
+    for k in made:
+        found[k // total, k // total, k % total] = 1.0
+    return found
+
+
 @click.command(help=__doc__)
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.option("--model", default="small", show_default=True)
 @click.option("--targets", "count", type=int, default=200, show_default=True)
 @click.option("--chains", type=int, default=8, show_default=True)
 @click.option("--start", type=click.Choice(["noise", "proposal"]), default="noise")
+@click.option("--mode", type=click.Choice(["letters", "formula"]), default="letters")
+@click.option("--agreement", is_flag=True, help="Compare chains with each other, which is slow.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Of comparisons.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(
-    data: Path, model: str, count: int, chains: int, start: Start, cache: Path | None, out: Path
+    data: Path,
+    model: str,
+    count: int,
+    chains: int,
+    start: Start,
+    mode: Mode,
+    agreement: bool,
+    cache: Path | None,
+    out: Path,
 ) -> None:
     torch.set_num_threads(1)
     weights = load_model(model)
     assert weights.precise_proposal is not None
     targets = choose_targets(PackedDataset.load(data), count, groups=ALL_GROUPS)
-    requests = [target.request("letters") for target in targets]
+    requests = [target.request(mode) for target in targets]
     total = len(targets)
     made: dict[int, Candidate] = {}
     for outcome in sample_batches(requests * chains, weights, 0, options=OPTIONS[start]):
         made |= {c.index: c for c in outcome.candidates}
+    compared = Cache(cache or out.parent / "judge-cache")
     apart = match_pairs(
-        [(c.cell, targets[k % total].cell()) for k, c in made.items()],
-        cache=Cache(cache or out.parent / "judge-cache"),
-        workers=1,
+        [(c.cell, targets[k % total].cell()) for k, c in made.items()], cache=compared, workers=1
     )
     right, error = np.zeros((chains, total), bool), np.full((chains, total), np.inf)
     likely = np.full((chains, total), -np.inf)
     for k, rms in zip(made, apart.tolist(), strict=True):
         right[divmod(k, total)] = not np.isnan(rms)
-    for chain in range(chains):
+    alike = likeness(made, chains, total, compared) if agreement else None
+    for chain in range(chains if mode == "letters" else 0):
         for first in range(0, total, BATCH):
             places = range(first, min(first + BATCH, total))
             kept = [t for t in places if chain * total + t in made]
@@ -120,19 +156,21 @@ def main(
                 likely[chain, kept] = log_likelihoods(
                     weights.precise_proposal, weights.statistics, [c.unit for c in own]
                 )
-    rows = [
-        {
-            "chains": n,
-            "by_proposal": float(right[likely[:n].argmax(0), np.arange(total)].mean()),
-            "by_network": float(right[error[:n].argmin(0), np.arange(total)].mean()),
-            "any": float(right[:n].any(0).mean()),
-        }
-        for n in (1, 2, 4, 8, 16, 32)
-        if n <= chains
-    ]
+    rows = []
+    for n in (1, 2, 4, 8, 16, 32):
+        if n > chains:
+            break
+        picked = {}
+        if mode == "letters":
+            picked = {"by_proposal": likely[:n].argmax(0), "by_network": error[:n].argmin(0)}
+        if alike is not None:
+            picked["by_agreement"] = alike[:n, :n].sum(1).argmax(0)
+        shares = {how: float(right[own, np.arange(total)].mean()) for how, own in picked.items()}
+        rows.append({"chains": n} | shares | {"any": float(right[:n].any(0).mean())})
     record = {
         "command": f"python scripts/judge_chains.py {data.name} --model {model} "
-        f"--targets {count} --chains {chains} --start {start} --out {out.name}",
+        f"--targets {count} --chains {chains} --start {start} --mode {mode} "
+        f"{'--agreement ' if agreement else ''}--out {out.name}",
         "version": __version__,
         "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "model": {"name": weights.name, "weights": weights.hash},

@@ -18,6 +18,7 @@ from langevin_xtal.crystal.request import Choice, Request
 from langevin_xtal.errors import InputError, RequestError
 from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.model.settings import SettingModel, group_mask
+from langevin_xtal.sampling.positions import ranked_assignments
 from langevin_xtal.sampling.postprocess import PostprocessConfig
 from langevin_xtal.sampling.sample import SampleOptions, sample_batches
 from langevin_xtal.sampling.spread import (
@@ -330,6 +331,71 @@ class TestSupport:
         assert {sum(r.counts.values()) for r in made} == {12}
         primitive = {12 // len(SpaceGroup(r.space_group.number).centring) for r in made}
         assert len(primitive) > 1
+
+
+class TestFormulasInAGroup:
+    """Their Wyckoff positions are all that is left to choose."""
+
+    # P, A, C, F, I and R cells; one formula that is no reduced one
+    ASKED = (
+        Request(62, formula="TiO2", z=4),
+        Request(38, formula="NaCl", z=4),
+        Request(12, formula="Ti2O4", z=4),
+        Request(225, formula="TiO2", z=4),
+        Request(139, formula="ClNa", z=4),
+        Request(166, formula="TiO2", z=3),
+    )
+
+    @pytest.mark.parametrize("asked", ASKED, ids=str)
+    def test_assignments_likeliest_first(self, open_model: CrystalModel, asked: Request) -> None:
+        ranked = ranked_assignments(
+            open_model.ranker,
+            open_model.prior,
+            asked.space_group.number,
+            tuple(SYMBOLS.index(symbol) for symbol in asked.counts),
+            tuple(asked.counts.values()),
+        )
+        assert ranked is not None
+        found = list(settings_of(asked, open_model))
+        assert [s.assignment for s in found] == ranked[0]
+        assert np.allclose([s.probability for s in found], np.exp(ranked[1]))
+        assert sum(s.probability for s in found) == pytest.approx(1.0)
+        assert {s.group_probability for s in found} == {1.0}
+        made = settled([asked] * 5, open_model)
+        for request in made:
+            assert (request.formula, request.z) == (asked.formula, asked.z)
+            assert request.space_group == asked.space_group
+            assert not request.leaves_choice
+        assert made[0].assignment == ranked[0][0]
+        assert made == settled([asked] * 8, open_model)[:5]
+
+    def test_samples_differ_in_their_positions(self, open_model: CrystalModel) -> None:
+        """A setting without free coordinates is hardly drawn twice."""
+        asked = Request(47, formula="NaCl", z=1)
+        every = list(settings_of(asked, open_model))
+        assert not any(s.freedom for s in every)
+        assert len(every) > 3
+        made = settled([asked] * len(every), open_model)
+        assert len({r.assignment for r in made}) > 0.6 * len(every)
+
+    def test_a_model_without_settings(self, open_model: CrystalModel) -> None:
+        bare = dataclasses.replace(open_model, settings=None)
+        for asked in self.ASKED:
+            assert settled([asked] * 3, bare) == settled([asked] * 3, open_model)
+        found = drawn(bare, [self.ASKED[0]] * 3)
+        assert same(found, drawn(open_model, [self.ASKED[0]] * 3))
+        assert found
+
+    def test_what_is_kept(self, open_model: CrystalModel) -> None:
+        cell = (4.6, 4.6, 2.9)
+        (made,) = settled([Request(136, formula="TiO2", z=2, lattice=cell)], open_model)
+        assert made.lattice == (*cell, 90.0, 90.0, 90.0)
+        placed = Request(136, formula="TiO2", z=2, fixed=[("Ti", (0.0, 0.0, 0.0))])
+        named = Request(136, formula="TiO2", z=2, assignment=[["2a"], ["4f"]])
+        sites = Request(136, {"Ti": 1, "O": 1})
+        others = [placed, named, sites]
+        assert settled(others, open_model) == others
+        assert not any(request.leaves_choice for request in others)
 
 
 class TestDeNovo:

@@ -307,7 +307,7 @@ def _can_start(
     from langevin_xtal.sampling.start import start_chains
     from langevin_xtal.sampling.streams import stream_keys
 
-    if request.is_open:
+    if request.leaves_choice:
         if not request.is_empty:
             settled([request], model, known=spreads)
         return request

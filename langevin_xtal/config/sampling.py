@@ -30,7 +30,8 @@ class SamplingConfig:
     )
     assignment_temperature: float = setting(
         1.0,
-        "Below 1, likelier Wyckoff positions are drawn more often: fewer different crystals.",
+        "Below 1, likelier Wyckoff positions of sites are drawn more often: fewer different "
+        "crystals. Samples of a formula are spread over its own, the likeliest first.",
         low=0.01,
     )
     start: Start = setting(

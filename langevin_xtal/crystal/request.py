@@ -237,6 +237,16 @@ class Request:
         return self.space_group is None or bool(self.chemical_system)
 
     @property
+    def lacks_assignment(self) -> bool:
+        """Whether the model has to choose the Wyckoff positions of a formula in a group."""
+        return bool(self.counts) and self.assignment is None and not self.fixed
+
+    @property
+    def leaves_choice(self) -> bool:
+        """Whether its samples are spread over settings: it is open, or lacks an assignment."""
+        return self.is_open or self.lacks_assignment
+
+    @property
     def is_empty(self) -> bool:
         """Whether nothing is named but, perhaps, the groups that may be chosen."""
         return self.space_group is None and not self.elements

@@ -375,7 +375,7 @@ class _Search:
         self, request: Request, model: CrystalModel, seed: int, options: SolveOptions
     ) -> None:
         self.request, self.options = request, options
-        self.spread = Spread(request, model, options.spread) if request.is_open else None
+        self.spread = Spread(request, model, options.spread) if request.leaves_choice else None
         self.next = 0
         self.value: dict[Request, float] = {}
         self.draws: dict[Request, int] = {}

@@ -257,7 +257,7 @@ def predict_trial(
     for place, target in enumerate(targets):
         try:
             request = target.request(mode)
-            if request.is_open:
+            if request.leaves_choice:
                 request = _spread(request, model)[trial]
         except InputError as error:
             reason[first + place] = str(error)
@@ -361,7 +361,7 @@ def _sampled(
 
 @lru_cache(maxsize=20_000)
 def _spread(request: Request, model: CrystalModel) -> Spread:
-    """Samples of an open request, which go on from trial to trial.
+    """Samples of a request that leaves a choice, which go on from trial to trial.
 
     Settings of training crystals of the very composition get no share of their own: those held out
     are other crystals than those.

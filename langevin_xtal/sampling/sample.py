@@ -40,7 +40,8 @@ class SampleOptions:
     ``free``: sites find their positions as they go, as in the paper. A model without a prior
     samples freely."""
     assignment_temperature: float = SamplingConfig.assignment_temperature
-    """Below 1, likelier assignments of Wyckoff positions are drawn more often."""
+    """Below 1, likelier Wyckoff positions are drawn more often, of sites and beside fixed ones.
+    Those of a formula are the model's choice, see :func:`sample`."""
     start: Start = SamplingConfig.start
     """``proposal``: chains with Wyckoff positions start from the model's proposal, at a middle
     noise level; ``noise``: from uniform positions at the largest, as in the paper. A model
@@ -166,9 +167,10 @@ def sample(
     Parameters
     ----------
     requests
-        What to sample; they may differ in elements, sites and groups. Open ones, without a group
-        or a stoichiometry, are answered by settings that the model chooses: equal ones by one
-        after the other, the likeliest first (:mod:`langevin_xtal.sampling.spread`).
+        What to sample; they may differ in elements, sites and groups. Those without a group or a
+        stoichiometry, and formulas whose Wyckoff positions are not named, are answered by
+        settings that the model chooses: equal ones by one after the other, the likeliest first
+        (:mod:`langevin_xtal.sampling.spread`).
     model
         From :func:`langevin_xtal.load_model`, or the name of a shipped model.
     device
@@ -212,7 +214,8 @@ def sample_batches(
     ----------
     requests
         As for :func:`sample`, but none of them open:
-        :func:`~langevin_xtal.sampling.spread.settled` makes them so.
+        :func:`~langevin_xtal.sampling.spread.settled` makes them so. Wyckoff positions of a
+        formula that was not settled are drawn at the assignment temperature.
     indices
         The stream of each request, 0, 1, … by default; part of a list gives the same candidates as
         the whole list when their indices are kept.

@@ -1,10 +1,11 @@
 """Requests that leave the setting open: which settings they have, and how samples are spread.
 
-A request without a space group, or without a stoichiometry, is answered by requests that name
-everything discrete: space group, formula units, Wyckoff positions. Settings are enumerated best
-first: cell contents and groups by the model's :class:`~langevin_xtal.model.settings.SettingModel`,
-then the assignments of each as its ranker orders them. No setting's assignments are looked at
-before the group itself is likelier than everything found so far.
+A request without a space group or a stoichiometry, or for a formula in a group, is answered by
+requests that name everything discrete: space group, formula units, Wyckoff positions. Settings
+are enumerated best first: cell contents and groups by the model's
+:class:`~langevin_xtal.model.settings.SettingModel`, unless they are given, then the assignments
+of each as its ranker orders them. No setting's assignments are looked at before the group itself
+is likelier than everything found so far.
 
 The first sample is the likeliest setting; each further one goes where it is likeliest to find
 something new. The first draw of a setting finds its crystal with a chance that falls with the
@@ -30,7 +31,7 @@ from langevin_xtal.crystal.request import CENTRINGS, MAX_ATOMS, Choice, Request
 from langevin_xtal.errors import RequestError
 from langevin_xtal.model.checkpoint import CrystalModel
 from langevin_xtal.model.settings import MOST_UNITS, Composition, SettingModel
-from langevin_xtal.sampling.positions import ranked_assignments
+from langevin_xtal.sampling.positions import MOST_ASSIGNMENTS, ranked_assignments
 from langevin_xtal.symmetry import SpaceGroup
 from langevin_xtal.symmetry.assignments import Assignment
 from langevin_xtal.symmetry.wyckoff import wyckoff_positions
@@ -52,7 +53,7 @@ AGREEMENT = 0.01
 SMALLEST = 1e-6
 """Probability of a cell content and group that is not looked into."""
 ENUMERATED = 200
-"""Assignments of one group that are ranked, beside those that training crystals have."""
+"""Assignments of one group of many that are ranked, beside those that training crystals have."""
 BEAM = 32
 """Width of the search for likely assignments where there are more."""
 PER_COMPOSITION = 8
@@ -105,7 +106,7 @@ class SpreadOptions:
 def settings_of(
     request: Request, model: CrystalModel, options: SpreadOptions | None = None
 ) -> Iterator[Setting]:
-    """Settings of an open request, likeliest first, made as they are asked for.
+    """Settings of a request that leaves a choice, likeliest first, made as they are asked for.
 
     Raises
     ------
@@ -117,7 +118,7 @@ def settings_of(
 
 
 class Spread:
-    """Concrete requests for the samples of one open request, in their order."""
+    """Concrete requests for the samples of one that leaves a choice, in their order."""
 
     def __init__(
         self, request: Request, model: CrystalModel, options: SpreadOptions | None = None
@@ -181,18 +182,19 @@ def settled(
     options: SpreadOptions | None = None,
     known: dict[Request, Spread] | None = None,
 ) -> list[Request]:
-    """Requests with every open one replaced by a concrete one.
+    """Requests with every one that leaves a choice replaced by a concrete one.
 
-    The k-th of several equal requests gets the k-th sample of their :class:`Spread`. Requests that
-    name nothing at all are drawn at random, from ``seed`` and their place in the list. Spreads
-    made on the way are kept in ``known`` for further calls with this model and these options.
+    The k-th of several equal requests gets the k-th sample of their :class:`Spread`: open ones,
+    and formulas whose Wyckoff positions are the model's to choose. Requests that name nothing at
+    all are drawn at random, from ``seed`` and their place in the list. Spreads made on the way are
+    kept in ``known`` for further calls with this model and these options.
 
     Raises
     ------
     RequestError
-        Where an open request cannot be answered.
+        Where a request cannot be answered.
     """
-    if not any(request.is_open for request in requests):
+    if not any(request.leaves_choice for request in requests):
         return list(requests)
     known = {} if known is None else known
     places: dict[Request, Iterator[int]] = {}
@@ -201,7 +203,7 @@ def settled(
     torch.set_num_threads(1)  # small tensors gain nothing from more
     try:
         for place, request in enumerate(requests):
-            if not request.is_open:
+            if not request.leaves_choice:
                 result.append(request)
             elif request.is_empty:
                 result.append(de_novo(request, model, seed, place))
@@ -290,12 +292,15 @@ def _gain(freedom: int, draws: int) -> float:
 
 def _concrete(request: Request, setting: Setting, draw: int) -> Request:
     group = SpaceGroup(setting.group)
-    counts = {SYMBOLS[z]: n for z, n in zip(*setting.composition, strict=True)}
-    formula = "".join(f"{s}{n if n > 1 else ''}" for s, n in counts.items())
+    formula, z = request.formula, request.z
+    if request.is_open:
+        counts = {SYMBOLS[z]: n for z, n in zip(*setting.composition, strict=True)}
+        formula = "".join(f"{s}{n if n > 1 else ''}" for s, n in counts.items())
+        z = setting.units * len(group.centring)
     return Request(
         group,
         formula=formula,
-        z=setting.units * len(group.centring),
+        z=z,
         assignment=setting.assignment,
         choice=Choice(
             probability=setting.probability,
@@ -322,8 +327,11 @@ class _Search:
 
     def __init__(self, request: Request, model: CrystalModel, options: SpreadOptions) -> None:
         self.request, self.model, self.options = request, model, options
-        self.settings = _settings_model(model)
         self.left_out = 1.0
+        if request.lacks_assignment:
+            self.groups = [_given_group(request)]
+            return
+        self.settings = _settings_model(model)
         self.as_new = options.known_share > 0
         # of reduced formula units
         self.z = None if request.z is None else request.z * gcd(*request.units.values())
@@ -367,7 +375,7 @@ class _Search:
             group.number,
             elements,
             tuple(group.units * centring * n for n in counts),
-            limit=ENUMERATED,
+            limit=MOST_ASSIGNMENTS if self.request.lacks_assignment else ENUMERATED,
             beam=BEAM,
         )
         if ranked is None:
@@ -511,3 +519,15 @@ class _Group:
     units: int
     number: int
     probability: float
+
+
+def _given_group(request: Request) -> _Group:
+    """Of a formula in a group, in the order of the formula."""
+    group = request.space_group
+    counts = tuple(request.counts.values())
+    units = gcd(*counts)
+    composition = Composition(
+        tuple(atomic_number(symbol) for symbol in request.counts),
+        tuple(n // units for n in counts),
+    )
+    return _Group(composition, units // len(group.centring), group.number, 1.0)
