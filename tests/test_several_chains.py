@@ -205,8 +205,8 @@ class TestLikelihood:
     def test_of_what_was_drawn(self, model: CrystalModel) -> None:
         """Drawing, site after site, and judging, all at once, say the same.
 
-        Only where what is drawn, at random, is among the descriptions that are considered: in these
-        groups two general positions mostly are, elsewhere less often.
+        Only where what is drawn, at random, is among the descriptions that are considered: in
+        these groups two general positions mostly are, elsewhere less often.
         """
         assert model.precise_proposal is not None
         equal = total = 0
