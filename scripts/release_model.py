@@ -3,8 +3,7 @@
     python scripts/release_model.py run/model.safetensors --name small --validation formula.json
 
 A model made by a recipe (langevin-xtal train --recipe) says itself what it was made of; here its
-validation is added. With --beside weights that a shipped model holds are left out: release that
-model first. The name of a property model ends with -properties.
+validation is added. The name of a property model ends with -properties.
 """
 
 import dataclasses
@@ -35,20 +34,17 @@ def checked(card: dict[str, object]) -> dict[str, object]:
 @click.option(
     "--validation", type=click.Path(path_type=Path, exists=True), multiple=True, required=True
 )
-@click.option("--beside", help="Shipped model whose equal weights are left out.")
-def main(run: Path, name: str, validation: tuple[Path, ...], beside: str | None) -> None:
+def main(run: Path, name: str, validation: tuple[Path, ...]) -> None:
     metrics = {path.stem: json.loads(path.read_text()) for path in validation}
     target = WEIGHTS / f"{name}{SUFFIX}"
     if target.name.endswith(PROPERTIES_SUFFIX):
-        if beside:
-            raise click.UsageError("--beside is not of property models")
         fitted = load_properties(run)
         card = checked({**fitted.card, "metrics": metrics})
         save_properties(target, dataclasses.replace(fitted, name=name, card=card))
     else:
         model = load_model(run)
         card = checked({**model.card, "metrics": metrics})
-        save_model(target, dataclasses.replace(model, name=name, card=card), base=beside)
+        save_model(target, dataclasses.replace(model, name=name, card=card))
     (WEIGHTS / f"{name}.md").write_text(page(name, card))
 
 

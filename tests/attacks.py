@@ -522,7 +522,7 @@ WORDS = (
     *("62", "Fm-3m", "all", "common", "cubic", "1-230", "0", "231", "Cu", "Cu,Si", "Xx", "Cu:2"),
     *("NaCl", "Na0Cl", "Cu2KSi", "Cu:1,Si:1", "1,2", "4.0,4.0,4.0", "Cu:0,0,0", "env", "chgnet"),
     *("ase.calculators.emt:EMT", "os:system", "no.such:thing", "/dev/null", "/dev/full", "."),
-    *("/no/such/folder/x", "small", "base", *ADDRESSES[:3], *NAMES[:10]),
+    *("/no/such/folder/x", "small", "mp20", *ADDRESSES[:3], *NAMES[:10]),
 )
 
 

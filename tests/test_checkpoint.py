@@ -428,8 +428,8 @@ class TestWhatElseDecides:
 
 class TestNames:
     def test_an_unknown_name_lists_the_shipped_ones(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(checkpoint, "shipped_models", lambda: ("base", "small"))
-        with pytest.raises(CheckpointError, match=r"'huge' is neither shipped \(base, small\)"):
+        monkeypatch.setattr(checkpoint, "shipped_models", lambda: ("mp20", "small"))
+        with pytest.raises(CheckpointError, match=r"'huge' is neither shipped \(mp20, small\)"):
             load_model("huge")
 
     def test_shipped_models_are_files_of_the_package(self) -> None:

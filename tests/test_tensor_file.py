@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from langevin_xtal.errors import CheckpointError
-from langevin_xtal.model.checkpoint import CrystalModel, load_model, save_model, shipped_models
+from langevin_xtal.model.checkpoint import shipped_models
 from langevin_xtal.model.tensor_file import (
     HEADER,
     HEADER_CHECKSUM,
@@ -104,82 +103,6 @@ def test_a_damaged_table_is_refused(tmp_path: Path, how: object, data: bytes | N
         tensors = {"t": torch.from_numpy(np.frombuffer(data, np.uint8).copy())}
     save_file(tensors, tmp_path / "b", metadata={HEADER: json.dumps(header)})
     assert "is damaged" in refusal(tmp_path / "b")
-
-
-class TestLeftOut:
-    """What another file holds."""
-
-    OF_BASE: dict[str, torch.Tensor] = {  # noqa: RUF012
-        "same": torch.linspace(0, 1, 500),
-        "halved": torch.linspace(0, 3, 500),
-        "table": TABLE,
-        "other": torch.ones(3),
-    }
-    OWN: dict[str, torch.Tensor] = OF_BASE | {
-        "halved": torch.linspace(0, 3, 500).half(),
-        "other": torch.ones(4),
-        "new": torch.zeros(2),
-    }
-
-    @pytest.fixture
-    def base(self, tmp_path: Path) -> Path:
-        write_tensors(tmp_path / "base", self.OF_BASE, {"format": "another"}, deflate=True)
-        return tmp_path / "base"
-
-    @pytest.fixture
-    def path(self, base: Path, tmp_path: Path) -> Path:
-        path = tmp_path / "own"
-        write_tensors(path, self.OWN, {"format": FORMAT}, deflate=True, beside=("base", base))
-        return path
-
-    def test_comes_back(self, base: Path, path: Path) -> None:
-        assert set(load_file(path)) == {"other", "new"}
-        asked = []
-        read, header = read_tensors(path, FORMAT, bases=lambda name: (asked.append(name), base)[1])
-        assert asked == ["base"]
-        assert weights_hash(read) == weights_hash(self.OWN) == header["checksum"]
-        assert "base" not in header
-
-    def test_another_version_of_the_base_is_refused(self, base: Path, path: Path) -> None:
-        changed = self.OF_BASE | {"other": torch.zeros(3)}
-        write_tensors(base, changed, {"format": "another"})
-        assert "another version of the model 'base'" in refusal(path, bases=lambda _: base)
-
-    def test_a_damaged_base_is_refused(self, base: Path, path: Path) -> None:
-        tensors = load_file(base) | {"same": torch.linspace(0, 2, 500)}
-        save_file(tensors, base, metadata={HEADER: json.dumps(stored_header(base))})
-        assert "checksum does not match" in refusal(path, bases=lambda _: base)
-
-    def test_only_models_may(self, path: Path) -> None:
-        assert "which only models may do" in refusal(path)
-
-    @pytest.mark.parametrize(
-        ("change", "words"),
-        [
-            (lambda entry: 3, "does not say what it leaves out"),
-            (lambda entry: entry | {"same": None}, "does not say what it leaves out"),
-            (lambda entry: entry | {"same": ["missing"]}, "does not fit the model 'base'"),
-            (lambda entry: entry | {"halved": [["a"]]}, "does not fit the model 'base'"),
-        ],
-    )
-    def test_a_strange_entry_is_refused(
-        self, base: Path, path: Path, change: Callable[[Any], Any], words: str
-    ) -> None:
-        header = stored_header(path)
-        header["base"] = change(header["base"])
-        header.pop(HEADER_CHECKSUM)
-        save_file(load_file(path), path, metadata={HEADER: json.dumps(header)})
-        assert words in refusal(path, bases=lambda _: base)
-
-    def test_a_model_beside_a_shipped_one(self, tiny_model: CrystalModel, tmp_path: Path) -> None:
-        small = load_model("small")
-        path = tmp_path / "m.safetensors"
-        save_model(path, small, base="small")
-        assert path.stat().st_size < 200_000
-        loaded = load_model(path)
-        assert (loaded.hash, loaded.settings_hash) == (small.hash, small.settings_hash)
-        with pytest.raises(CheckpointError, match="no model 'none' is shipped"):
-            save_model(path, tiny_model, base="none")
 
 
 def test_shipped_models_are_of_moderate_size() -> None:

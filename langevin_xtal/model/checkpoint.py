@@ -37,7 +37,7 @@ from langevin_xtal.model.tensor_file import compact, read_tensors, weights_hash,
 
 MODEL_FORMAT = "langevin-xtal model 3"
 OLDER_FORMATS = ("langevin-xtal model 2",)
-"""That are read as well; they deflate nothing and leave nothing out."""
+"""That are read as well; they deflate nothing."""
 SUFFIX = ".safetensors"
 PROPERTIES_SUFFIX = "-properties.safetensors"
 """Of shipped files of :mod:`langevin_xtal.model.properties`, which are no models to sample."""
@@ -189,15 +189,8 @@ def config_from_dict(kind: type[ConfigT], values: object, where: str) -> ConfigT
         raise CheckpointError(f"{where}: {error}") from None
 
 
-def save_model(path: Path, model: CrystalModel, base: str | None = None) -> None:
-    """Write a model file; numbers that half the bytes hold exactly take no more.
-
-    Parameters
-    ----------
-    base
-        A shipped model; weights equal to its own are left out. Such a file is read only where
-        that model is installed.
-    """
+def save_model(path: Path, model: CrystalModel) -> None:
+    """Write a model file; numbers that half the bytes hold exactly take no more."""
     tensors = {f"network.{k}": v for k, v in model.network.state_dict().items()}
     tensors |= model._part_tensors()
     tensors = {k: compact(v) for k, v in tensors.items()}
@@ -209,8 +202,7 @@ def save_model(path: Path, model: CrystalModel, base: str | None = None) -> None
         **_settings(model),
         "card": model.card,
     }
-    beside = None if base is None else (base, _shipped_path(base))
-    write_tensors(path, tensors, header, deflate=True, beside=beside)
+    write_tensors(path, tensors, header, deflate=True)
 
 
 def _settings(model: CrystalModel) -> dict[str, object]:
@@ -238,7 +230,8 @@ def load_model(name_or_path: str | Path = "small") -> CrystalModel:
     """
     text = str(name_or_path)
     if text in shipped_models():
-        return _read_model(_shipped_path(text))
+        inside = resources.files("langevin_xtal.weights").joinpath(text + SUFFIX)
+        return _read_model(Path(str(inside)))
     if not os.path.exists(text) and not text.endswith(SUFFIX):
         raise CheckpointError(
             f"model {text!r} is neither shipped ({', '.join(shipped_models()) or 'none'}) nor a "
@@ -255,21 +248,8 @@ def shipped_models() -> tuple[str, ...]:
     return tuple(sorted(n.removesuffix(SUFFIX) for n in own))
 
 
-def _shipped_path(name: str) -> Path:
-    """File of a model inside the package.
-
-    Raises
-    ------
-    CheckpointError
-        When there is no such model.
-    """
-    if name not in shipped_models():
-        raise CheckpointError(f"no model {name!r} is shipped ({', '.join(shipped_models())})")
-    return Path(str(resources.files("langevin_xtal.weights").joinpath(name + SUFFIX)))
-
-
 def _read_model(path: Path) -> CrystalModel:
-    tensors, header = read_tensors(path, MODEL_FORMAT, *OLDER_FORMATS, bases=_shipped_path)
+    tensors, header = read_tensors(path, MODEL_FORMAT, *OLDER_FORMATS)
     where = f"checkpoint {path}"
     card = header.get("card", {})
     if not isinstance(card, dict):

@@ -1,9 +1,7 @@
 """Tensors in a file: safetensors with a JSON header entry. Data, never code.
 
-A header names the format of the file and holds checksums of the tensors and of itself. Two things
-keep files small without changing a number: large tables of whole numbers are deflated (RFC 1951),
-and tensors that another file holds, exactly or rounded to half precision, may be left out; the
-header entry ``base`` then names that file and these tensors.
+A header names the format of the file and holds checksums of the tensors and of itself. Large
+tables of whole numbers may be deflated (RFC 1951), which changes no number.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -69,12 +67,7 @@ def compact(values: torch.Tensor) -> torch.Tensor:
 
 
 def write_tensors(
-    path: Path,
-    tensors: Tensors,
-    header: Mapping[str, object],
-    *,
-    deflate: bool = False,
-    beside: tuple[str, Path] | None = None,
+    path: Path, tensors: Tensors, header: Mapping[str, object], *, deflate: bool = False
 ) -> None:
     """Write a safetensors file, complete or not at all, with checksums in its header.
 
@@ -82,9 +75,6 @@ def write_tensors(
     ----------
     deflate
         Deflate large tables of whole numbers.
-    beside
-        Leave out what this file holds; the name is that by which ``bases`` of
-        :func:`read_tensors` finds it.
 
     Raises
     ------
@@ -93,41 +83,18 @@ def write_tensors(
     """
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     header = {**header, "checksum": weights_hash(contiguous)}
-    left_out: set[str] = set()
-    if beside is not None:
-        header["base"], left_out = _left_out(contiguous, *beside)
-    stored = {k: v for k, v in contiguous.items() if k not in left_out}
-    tables = {k: _deflate(v) for k, v in stored.items() if deflate and _is_large_table(v)}
+    tables = {k: _deflate(v) for k, v in contiguous.items() if deflate and _is_large_table(v)}
     if tables:
-        stored |= tables
         header["deflated"] = {k: _kind_and_shape(contiguous[k]) for k in tables}
     header[HEADER_CHECKSUM] = _header_hash(header)
     try:
         # save_file would make a file that others may not read, whatever the user's umask
-        data = save(stored, {HEADER: json.dumps(header, sort_keys=True)})
+        data = save(contiguous | tables, {HEADER: json.dumps(header, sort_keys=True)})
         write_bytes(path, data, durable=True)
     except OSError as error:
         raise unwritable(f"checkpoint {path}", error, CheckpointError) from None
     except (SafetensorError, InputError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be written ({error})") from None
-
-
-def _left_out(tensors: Tensors, name: str, path: Path) -> tuple[dict[str, object], set[str]]:
-    """The header entry of what the file ``path`` holds, and the names of these tensors."""
-    held, header = _read(path)
-    common = {k: v for k, v in tensors.items() if k in held}
-    same = [k for k, v in common.items() if _is_equal(held[k], v)]
-    halved = [
-        k
-        for k, v in common.items()
-        if v.dtype == torch.float16 and k not in same and _is_equal(held[k].half(), v)
-    ]
-    entry = {"name": name, "checksum": header["checksum"], "same": same, "halved": halved}
-    return entry, {*same, *halved}
-
-
-def _is_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.dtype == b.dtype and torch.equal(a, b)
 
 
 def _kind_and_shape(values: torch.Tensor) -> list[object]:
@@ -165,34 +132,19 @@ def _inflate(data: torch.Tensor, how: Any) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(raw, order).astype(kind).reshape(shape))
 
 
-def read_tensors(
-    path: Path, *formats: str, bases: Callable[[str], Path] | None = None
-) -> tuple[Tensors, dict[str, Any]]:
+def read_tensors(path: Path, *formats: str) -> tuple[Tensors, dict[str, Any]]:
     """Tensors and header of a file written by :func:`write_tensors`.
 
     Parameters
     ----------
     formats
         What the header may name.
-    bases
-        Finds the file that holds the tensors left out, by its name; raises CheckpointError for
-        names unknown to it. Without it files that leave tensors out are refused.
 
     Raises
     ------
     CheckpointError
         When the file is missing, truncated, foreign or of another format.
     """
-    tensors, header = _read(path, *formats)
-    if "base" in header:
-        tensors |= _from_base(path, header.pop("base"), bases)
-    if "checksum" in header and header["checksum"] != weights_hash(tensors):
-        raise CheckpointError(f"checkpoint {path} is damaged: its checksum does not match")
-    return tensors, header
-
-
-def _read(path: Path, *formats: str) -> tuple[Tensors, dict[str, Any]]:
-    """What a file itself holds, tables inflated."""
     if not os.path.isfile(path):
         what = "is not a file" if os.path.exists(path) else "does not exist"
         raise CheckpointError(f"checkpoint {path} {what}")
@@ -222,29 +174,9 @@ def _read(path: Path, *formats: str) -> tuple[Tensors, dict[str, Any]]:
             tensors[name] = _inflate(tensors[name], how)
     except _DAMAGE as error:
         raise CheckpointError(f"checkpoint {path} is damaged: {error}") from None
+    if "checksum" in header and header["checksum"] != weights_hash(tensors):
+        raise CheckpointError(f"checkpoint {path} is damaged: its checksum does not match")
     return tensors, header
-
-
-def _from_base(path: Path, base: Any, bases: Callable[[str], Path] | None) -> Tensors:
-    """The tensors that a file leaves to another."""
-    where = f"checkpoint {path}"
-    if bases is None:
-        raise CheckpointError(f"{where} leaves tensors to another file, which only models may do")
-    try:
-        name, checksum = base["name"], base["checksum"]
-        same, halved = list(base["same"]), list(base["halved"])
-    except _DAMAGE as error:
-        raise CheckpointError(f"{where} does not say what it leaves out ({error})") from None
-    held, header = _read(bases(name))
-    if header.get("checksum") != checksum:
-        raise CheckpointError(
-            f"{where} was made beside another version of the model {name!r} than the one "
-            "installed; use both from one version of langevin-xtal"
-        )
-    try:
-        return {k: held[k] for k in same} | {k: held[k].half() for k in halved}
-    except _DAMAGE as error:
-        raise CheckpointError(f"{where} does not fit the model {name!r} ({error})") from None
 
 
 def _header_hash(header: Mapping[str, object]) -> str:
