@@ -108,13 +108,13 @@ class Session:
         return reference_dataset() if self.data is None else PackedDataset.load(self.data)
 
     def model(self, size: str) -> Any:
-        """The shipped small; or base, with the network trained here or else a random one."""
+        """The shipped small; as base, with the network trained here or else a random one."""
         import torch
 
         from langevin_xtal.model.checkpoint import load_model
         from langevin_xtal.model.network import SIZES, EdgeNetwork
 
-        shipped = load_model(size)
+        shipped = load_model("small")
         if size == "small":
             network, name = shipped.network, "small"
         elif (self.work / "run" / "model.safetensors").exists():

@@ -55,8 +55,7 @@ class Given:
 @options.output_folder("run")
 @click.option(
     "--recipe",
-    help="Make a model from nothing by a recipe, card included: small, mp20, base, or a .toml "
-    "file.",
+    help="Make a model by a recipe, card included: small, mp20, mp20-properties, or a .toml file.",
     metavar="NAME",
 )
 @click.option(
