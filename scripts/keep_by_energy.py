@@ -1,6 +1,7 @@
-"""What is gained where a potential chooses among the first samples of a target.
+r"""What is gained where a potential chooses among the first samples of a target.
 
-    python scripts/keep_by_energy.py mp20_val.lxd --mode formula --targets 400 --out kept.json
+    python scripts/keep_by_energy.py mp20_val.lxd --mode formula --mode composition \
+        --temperature 0.05 --cache cache --out kept_by_energy.json
 
 Samples go over settings as those of ``sample`` do, the likeliest first. The energies are those of
 the samples as they stand, nothing is relaxed. Kept is, of the first few samples, that of the
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -27,7 +29,7 @@ from langevin_xtal.crystal.request import Request
 from langevin_xtal.dataset.packed import PackedDataset
 from langevin_xtal.evaluation.cache import Cache
 from langevin_xtal.evaluation.matching import match_pairs
-from langevin_xtal.evaluation.targets import ALL_GROUPS, choose_targets
+from langevin_xtal.evaluation.targets import ALL_GROUPS, Target, choose_targets
 from langevin_xtal.model.checkpoint import CrystalModel, load_model
 from langevin_xtal.sampling.sample import SampleOptions, sample_batches
 from langevin_xtal.sampling.spread import Spread, SpreadOptions
@@ -44,45 +46,27 @@ def concrete(asked: Request, model: CrystalModel, samples: int) -> list[Request]
     return [spread[k] for k in range(samples)]
 
 
-@click.command(help=__doc__)
-@click.argument("data", type=click.Path(path_type=Path, exists=True))
-@click.option("--model", default="small", show_default=True)
-@click.option("--mode", type=click.Choice(list(get_args(Mode))), default="formula")
-@click.option("--skip", default=0, help="Targets before those that are taken.")
-@click.option("--targets", "count", default=400, show_default=True)
-@click.option("--samples", default=8, show_default=True)
-@click.option("--proposal-temperature", default=0.7, show_default=True)
-@click.option("--potential", default="chgnet", show_default=True)
-@click.option("--temperature", multiple=True, type=float, help="T [eV/atom]; repeatable.")
-@click.option("--cache", type=click.Path(path_type=Path), required=True, help="Of comparisons.")
-@click.option("--out", type=click.Path(path_type=Path), required=True)
-def main(
-    data: Path,
-    model: str,
+def rates(
+    targets: Sequence[Target],
     mode: Mode,
-    skip: int,
-    count: int,
+    model: CrystalModel,
     samples: int,
     proposal_temperature: float,
     potential: str,
-    temperature: tuple[float, ...],
-    cache: Path,
-    out: Path,
-) -> None:
-    torch.set_num_threads(1)
-    weights = load_model(model)
-    targets = choose_targets(PackedDataset.load(data), skip + count, groups=ALL_GROUPS)[skip:]
-    asked = [concrete(target.request(mode), weights, samples) for target in targets]
+    temperatures: Sequence[float],
+    cache: Cache,
+) -> list[dict[str, float]]:
+    """Match rates of what is kept, of ever more samples."""
+    count = len(targets)
+    asked = [concrete(target.request(mode), model, samples) for target in targets]
     requests = [own[k] for k in range(samples) for own in asked]
     options = SampleOptions.preset("accurate", proposal_temperature=proposal_temperature)
     made: dict[int, Candidate] = {}
-    for outcome in sample_batches(requests, weights, 0, options=options):
+    for outcome in sample_batches(requests, model, 0, options=options):
         made |= {c.index: c for c in outcome.candidates}
     there, right = np.zeros((2, samples, count), bool)
     apart = match_pairs(
-        [(c.cell, targets[k % count].cell()) for k, c in made.items()],
-        cache=Cache(cache),
-        workers=1,
+        [(c.cell, targets[k % count].cell()) for k, c in made.items()], cache=cache, workers=1
     )
     for k, rms in zip(made, apart.tolist(), strict=True):
         there[divmod(k, count)], right[divmod(k, count)] = True, not np.isnan(rms)
@@ -99,24 +83,63 @@ def main(
         if n > samples:
             break
         row: dict[str, float] = {"samples": n, "first": float(right[0].mean())}
-        for name, t in [("lowest", 0.0), *((f"{t:g}", t) for t in temperature)]:
+        for name, t in [("lowest", 0.0), *((f"{t:g}", t) for t in temperatures)]:
             score = np.where(there, energy - t * log_p, np.inf)[:n]
             row[name] = float(right[score.argmin(0), every].mean())
         rows.append(row | {"any": float(right[:n].any(0).mean())})
-    record = {
-        "command": f"python scripts/keep_by_energy.py {data.name} --model {model} --mode {mode} "
-        f"--skip {skip} --targets {count} --samples {samples} "
+    return rows
+
+
+@click.command(help=__doc__)
+@click.argument("data", type=click.Path(path_type=Path, exists=True))
+@click.option("--model", default="small", show_default=True)
+@click.option(
+    "--mode", "modes", type=click.Choice(list(get_args(Mode))), multiple=True, default=["formula"]
+)
+@click.option("--skip", default=0, help="Targets before those that are taken.")
+@click.option("--targets", "count", default=1000, show_default=True)
+@click.option("--samples", default=8, show_default=True)
+@click.option("--proposal-temperature", default=0.7, show_default=True)
+@click.option("--potential", default="chgnet", show_default=True)
+@click.option("--temperature", multiple=True, type=float, help="T [eV/atom]; repeatable.")
+@click.option("--cache", type=click.Path(path_type=Path), required=True, help="Of comparisons.")
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+def main(
+    data: Path,
+    model: str,
+    modes: tuple[Mode, ...],
+    skip: int,
+    count: int,
+    samples: int,
+    proposal_temperature: float,
+    potential: str,
+    temperature: tuple[float, ...],
+    cache: Path,
+    out: Path,
+) -> None:
+    torch.set_num_threads(1)
+    weights = load_model(model)
+    targets = choose_targets(PackedDataset.load(data), skip + count, groups=ALL_GROUPS)[skip:]
+    compared = Cache(cache)
+    said = "".join(f"--mode {mode} " for mode in modes)
+    said += f"--skip {skip} --targets {count} --samples {samples} "
+    said += "".join(f"--temperature {t:g} " for t in temperature)
+    record: dict[str, object] = {
+        "command": f"python scripts/keep_by_energy.py {data.name} --model {model} {said}"
         f"--proposal-temperature {proposal_temperature:g} --potential {potential} "
-        + "".join(f"--temperature {t:g} " for t in temperature)
-        + f"--out {out.name}",
+        f"--out {out.name}",
         "version": __version__,
         "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "model": {"name": weights.name, "weights": weights.hash},
         "potential": load_potential(potential).version,
-        "rows": rows,
     }
+    for mode in modes:
+        rows = rates(
+            targets, mode, weights, samples, proposal_temperature, potential, temperature, compared
+        )
+        record[mode] = rows
+        click.echo(f"{mode}: {json.dumps(rows)}")
     out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    click.echo(json.dumps(rows))
 
 
 if __name__ == "__main__":
