@@ -49,6 +49,19 @@ def assembled(
     return result
 
 
+def considered(crystal: AsymmetricUnit) -> list[Description]:
+    """The descriptions of a crystal of which the likeliest counts."""
+    return descriptions(
+        crystal.group,
+        [position.index for position in crystal.positions],
+        crystal.frac,
+        element_rank()[crystal.numbers].tolist(),
+        crystal.lattice,
+        most=VARIANTS_P1 if crystal.group == 1 else VARIANTS,
+        window=VARIANT_WINDOW,
+    )
+
+
 @torch.inference_mode()
 def log_likelihoods(
     proposal: Proposal, statistics: Statistics, crystals: Sequence[AsymmetricUnit]
@@ -62,15 +75,7 @@ def log_likelihoods(
     found: list[Description] = []
     owner: list[int] = []
     for k, crystal in enumerate(crystals):
-        variants = descriptions(
-            crystal.group,
-            [position.index for position in crystal.positions],
-            crystal.frac,
-            element_rank()[crystal.numbers].tolist(),
-            crystal.lattice,
-            most=VARIANTS_P1 if crystal.group == 1 else VARIANTS,
-            window=VARIANT_WINDOW,
-        )
+        variants = considered(crystal)
         found += variants
         owner += [k] * len(variants)
     described = assembled(
