@@ -1,7 +1,7 @@
 r"""What is gained where a potential chooses among the first samples of a target.
 
     python scripts/keep_by_energy.py mp20_val.lxd --mode formula --mode composition \
-        --temperature 0.05 --cache cache --out kept_by_energy.json
+        --temperature 0.05 --out kept_by_energy.json
 
 Samples go over settings as those of ``sample`` do, the likeliest first. The energies are those of
 the samples as they stand, nothing is relaxed. Kept is, of the first few samples, that of the
@@ -102,7 +102,7 @@ def rates(
 @click.option("--proposal-temperature", default=0.7, show_default=True)
 @click.option("--potential", default="chgnet", show_default=True)
 @click.option("--temperature", multiple=True, type=float, help="T [eV/atom]; repeatable.")
-@click.option("--cache", type=click.Path(path_type=Path), required=True, help="Of comparisons.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Of comparisons.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(
     data: Path,
@@ -114,13 +114,13 @@ def main(
     proposal_temperature: float,
     potential: str,
     temperature: tuple[float, ...],
-    cache: Path,
+    cache: Path | None,
     out: Path,
 ) -> None:
     torch.set_num_threads(1)
     weights = load_model(model)
     targets = choose_targets(PackedDataset.load(data), skip + count, groups=ALL_GROUPS)[skip:]
-    compared = Cache(cache)
+    compared = Cache(cache or out.parent / "judge-cache")
     said = "".join(f"--mode {mode} " for mode in modes)
     said += f"--skip {skip} --targets {count} --samples {samples} "
     said += "".join(f"--temperature {t:g} " for t in temperature)
