@@ -12,8 +12,8 @@ tests    pytest -m cuda
 bench    multigraphs, training (builders, precisions, batch sizes) and sampling, small and base
 train    base, for --minutes of --total-minutes; say it again to go on
 profile  where the time goes, arithmetic and bytes, waits for the host; operations by time
-starts   the proposal of the trained network, two members, on the device; prior and ranker beside
-         it; say it again to go on
+starts   the proposal of the trained network, on the device; prior and ranker beside it; say it
+         again to go on
 collect  copies what is worth keeping to --out
 
 Everything lies in --work until it is collected; what is measured already is not measured again.
@@ -285,7 +285,6 @@ def starts(session: Session) -> int:
     epochs = ("1", "1", "1") if session.rehearse else ("12", "4", "20")
     arguments = ["--steps", "0", "--init", str(model), "--out", str(session.work / "starts")]
     arguments += ["--size", session.size, "--name", session.size, "--device", session.device]
-    arguments += ["--proposal-members", "1" if session.rehearse else "2"]
     for option, count in zip(("--prior", "--ranker", "--proposal"), epochs, strict=True):
         arguments += [f"{option}-epochs", count]
     arguments += ["--data", str(session.data)] if session.data is not None else []
